@@ -1,0 +1,1 @@
+"""Bounded logit attention: image classifiers that show what they looked at."""

@@ -1,0 +1,218 @@
+"""The result: a prediction and the cells that alone made it. Frozen, versioned, saved all or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SCHEMA_VERSION = 1
+
+FloatMap = npt.NDArray[np.float32]
+BoolMap = npt.NDArray[np.bool_]
+
+
+class ExplanationError(ValueError):
+    """An explanation that contradicts itself, or a file that does not hold one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prediction:
+    """A class and the probability that the classifier gives it."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Explanation:
+    """A prediction with the subset of the feature map that it was made from.
+
+    Attributes
+    ----------
+    image: the photo's path, or a name for an image that has none.
+    prediction: the class predicted from the selected cells alone; ``top`` lists the best five.
+    method, model, setup: what explained, which classifier, and how the explainer was trained.
+    target: the class that was asked about; None for a class-agnostic explanation.
+    grid: ``(H, W)``, the cells of the feature map.
+    unbounded: ``(H, W)``, -u: ranks the cells, larger is more relevant.
+    scores: ``(H, W)``, z <= 0: the bounded scores; a cell at the bound has 0.
+    soft: ``(H, W)`` relaxed weights, or None where a method has none.
+    selected: ``(H, W)`` booleans: the explanation; ``size`` counts them.
+    region: ``(left, top, right, bottom)`` in pixels of the upright photo: the part that the grid covers.
+
+    Raises
+    ------
+    ExplanationError
+        If shapes, size, region, probabilities or finiteness contradict one another.
+
+    Examples
+    --------
+    >>> cat = Prediction(281, "tabby", 0.9)
+    >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
+    >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)
+    >>> why.size, why.selected.tolist()
+    (1, [[True, False]])
+    >>> Explanation.from_dict(why.to_dict()) == why
+    True
+    """
+
+    image: str
+    prediction: Prediction
+    top: tuple[Prediction, ...]
+    method: str
+    grid: tuple[int, int]
+    unbounded: FloatMap
+    scores: FloatMap
+    soft: FloatMap | None
+    selected: BoolMap
+    region: tuple[float, float, float, float]
+    target: int | None = None
+    model: str = ""
+    setup: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        grid = (int(self.grid[0]), int(self.grid[1]))
+        object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "top", tuple(self.top))
+        object.__setattr__(self, "region", tuple(float(side) for side in self.region))
+        for name in ("unbounded", "scores", "soft"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _read_only_map(name, value, np.float32, grid))
+        object.__setattr__(self, "selected", _read_only_map("selected", self.selected, np.bool_, grid))
+        if not self.selected.any():
+            raise ExplanationError("expected at least one selected cell, got none")
+        if self.schema_version != SCHEMA_VERSION:
+            raise ExplanationError(
+                f"expected schema_version {SCHEMA_VERSION}, got {self.schema_version}: "
+                "explain the image again with this version of bla"
+            )
+        left, top, right, bottom = self.region
+        if not (left < right and top < bottom):
+            raise ExplanationError(f"expected a region with left < right and top < bottom, got {self.region}")
+        for guess in (self.prediction, *self.top):
+            if not 0.0 <= guess.probability <= 1.0:
+                raise ExplanationError(f"expected a probability in [0, 1], got {guess.probability}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Explanation) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # equality is by value, and the maps are arrays
+
+    @property
+    def size(self) -> int:
+        """The number of selected cells."""
+        return int(self.selected.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of ``bla explain --json``."""
+        return {
+            "schema_version": self.schema_version,
+            "image": self.image,
+            "prediction": dataclasses.asdict(self.prediction),
+            "top": [dataclasses.asdict(guess) for guess in self.top],
+            "method": self.method,
+            "target": self.target,
+            "grid": list(self.grid),
+            "unbounded": _rows(self.unbounded),
+            "scores": _rows(self.scores),
+            "soft": None if self.soft is None else _rows(self.soft),
+            "selected": self.selected.astype(int).tolist(),
+            "size": self.size,
+            "region": list(self.region),
+            "model": self.model,
+            "setup": self.setup,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Explanation:
+        """The inverse of :meth:`to_dict`.
+
+        Raises
+        ------
+        ExplanationError
+            Naming the keys that are missing or unknown, or what contradicts itself.
+        """
+        keys = {field.name for field in dataclasses.fields(cls)} | {"size"}
+        if set(record) != keys:
+            missing, unknown = sorted(keys - set(record)), sorted(set(record) - keys)
+            raise ExplanationError(f"expected an explanation's keys; missing {missing}, unknown {unknown}")
+        values = dict(record)
+        size = values.pop("size")
+        try:
+            values["prediction"] = Prediction(**values["prediction"])
+            values["top"] = tuple(Prediction(**guess) for guess in values["top"])
+            explanation = cls(**values)
+        except (TypeError, IndexError) as error:
+            raise ExplanationError(f"expected an explanation, got a malformed one: {error}") from error
+        if explanation.size != size:
+            raise ExplanationError(f"expected size {explanation.size}, the selected cells, got {size}")
+        return explanation
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write as JSON, all or nothing: the file appears whole or not at all."""
+        return write_atomically(Path(path), json.dumps(self.to_dict(), indent=1).encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Explanation:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ExplanationError
+            If the file is not JSON or does not hold an explanation.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ExplanationError(f"expected an explanation in {path}, got no JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ExplanationError(f"expected an explanation in {path}, got a JSON {type(record).__name__}")
+        return cls.from_dict(record)
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Write ``content`` beside ``path`` and move it into place by one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files; a result is as readable as any file that the user writes
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _read_only_map(
+    name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple[int, int]
+) -> npt.NDArray[Any]:
+    array = np.array(value, dtype=kind)
+    if array.shape != grid:
+        raise ExplanationError(f"expected {name} of shape {grid}, the grid's, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ExplanationError(f"expected finite {name}, got NaN or infinity")
+    array.setflags(write=False)
+    return array
+
+
+def _rows(values: FloatMap) -> Sequence[Sequence[float]]:
+    # The shortest decimal that gives the float32 back: exact, and a third of the length of the float64's.
+    return [[float(str(value + 0.0)) for value in row] for row in values]  # + 0.0: no "-0.0"
