@@ -181,6 +181,18 @@ class Explanation:
         return cls.from_dict(record)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unexplained:
+    """A photo that could not be explained, and why."""
+
+    image: str
+    error: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of ``bla explain --json`` for a photo that failed."""
+        return dataclasses.asdict(self)
+
+
 def write_atomically(path: Path, content: bytes) -> Path:
     """Write ``content`` beside ``path`` and move it into place by one rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,9 +213,7 @@ def write_atomically(path: Path, content: bytes) -> Path:
     return path
 
 
-def _read_only_map(
-    name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple[int, int]
-) -> npt.NDArray[Any]:
+def _read_only_map(name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple[int, int]) -> npt.NDArray[Any]:
     array = np.array(value, dtype=kind)
     if array.shape != grid:
         raise ExplanationError(f"expected {name} of shape {grid}, the grid's, got {array.shape}")

@@ -1,0 +1,350 @@
+"""Feature cache on disk: the trunk runs once, training reads. Keyed by weights, transform and data."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from bla.classifier import ExplainableClassifier, prefetch
+from bla.data import DataError, ImageSet, Photo, Transform
+from bla.explanation import write_atomically
+
+FORMAT = 1
+BATCH = 16
+CHUNK = 256
+"""Rows between two checkpoints of a build, and under one checksum."""
+
+CacheType = Literal["float16", "float32"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, and out of how much; out of 0: a remark."""
+
+
+def silent(title: str, done: int, total: int) -> None:
+    """Show no progress."""
+
+
+class CacheError(ValueError):
+    """A cache that cannot be built or is damaged."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureCache:
+    """The features of an image set, on disk, memory-mapped: reading takes no memory that grows with the set.
+
+    Row i belongs to image i of the set; it is zero for an image in ``failures``.
+    """
+
+    folder: Path
+    features: npt.NDArray[np.floating[Any]]
+    """(N, H, W, C), memory-mapped."""
+    pooled: npt.NDArray[np.float32]
+    """(N, C): the average over the cells, before any rounding; memory-mapped."""
+    failures: tuple[tuple[str, str], ...]
+    """(image, reason) for each that could not be read."""
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Features (B, C, H, W) of these rows, float32, channels last."""
+        return torch.from_numpy(self.features[rows]).float().permute(0, 3, 1, 2)
+
+    def pooled_batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Average-pooled features (B, C) of these rows, float32."""
+        return torch.from_numpy(self.pooled[rows])
+
+
+def default_root() -> Path:
+    """Where caches are kept: ``$BLA_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get("BLA_CACHE") or platformdirs.user_cache_path("bla"))
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over a module's state: names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
+        digest.update(memoryview(array.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def cached_features(
+    classifier: ExplainableClassifier,
+    images: ImageSet,
+    *,
+    root: Path | None = None,
+    kind: CacheType = "float16",
+    report: Progress = silent,
+) -> FeatureCache:
+    """The features that the classifier's trunk gives for every image, computed where the cache lacks them.
+
+    A build that was interrupted goes on where it stopped; of two that start at once, one builds and the other
+    waits for it. An image that cannot be read is listed in ``failures`` and takes no part.
+
+    Parameters
+    ----------
+    kind: the type on disk. float16 halves the size and the reading.
+    root: the folder of all caches, by default :func:`default_root`.
+
+    Raises
+    ------
+    CacheError
+        If no image can be read, features do not fit ``kind``, or the cache on disk is damaged.
+    """
+    root = default_root() if root is None else root
+    folder = root / _key(classifier, images, kind)
+    if not (folder / "manifest.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0.1)
+        if not lock.is_locked:
+            report("waiting for another run that is caching the same features", 0, 0)
+        with lock:
+            if not (folder / "manifest.json").exists():
+                _build(folder, classifier, images, kind, report)
+        lock.release(force=True)
+    cache = _opened(folder)
+    _probe(cache, classifier, images)
+    return cache
+
+
+def listed(root: Path | None = None) -> list[dict[str, Any]]:
+    """What is cached under ``root``: ``key``, ``bytes``, ``complete`` and what the build noted, one each."""
+    found = []
+    for folder in sorted((root or default_root()).glob("*/")):
+        for name in ("manifest.json", "progress.json"):
+            if (folder / name).exists():
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                entry = {"key": folder.name, "bytes": size, "complete": name == "manifest.json"}
+                found.append(entry | _read(folder / name))
+                break
+    return found
+
+
+def remove(keys: Sequence[str], root: Path | None = None) -> list[str]:
+    """Remove caches by key or by the beginning of one; returns the keys removed.
+
+    Raises
+    ------
+    CacheError
+        If a key matches none, or a run is building the cache; nothing is removed then.
+    """
+    root = root or default_root()
+    present = [entry["key"] for entry in listed(root)]
+    chosen: list[str] = []
+    for key in keys:
+        matches = [known for known in present if key and known.startswith(key)]
+        if not matches:
+            raise CacheError(f"expected the key of a cache in {root}, got {key!r}: `bla cache list` shows them")
+        chosen += [match for match in matches if match not in chosen]
+    with contextlib.ExitStack() as locks:
+        for key in chosen:
+            try:
+                locks.enter_context(FileLock(root / f"{key}.lock", timeout=0))
+            except Timeout as error:
+                raise CacheError(f"expected cache {key[:12]} to be idle, but a run is building it") from error
+        for key in chosen:
+            shutil.rmtree(root / key)
+            (root / f"{key}.lock").unlink(missing_ok=True)
+    return chosen
+
+
+def damaged(folder: Path) -> list[str]:
+    """The files of a complete cache that differ from their checksums; reads all of them."""
+    manifest = _read(folder / "manifest.json")
+    bad = []
+    for file, (dtype, shape) in _layout(manifest).items():
+        try:
+            rows = np.memmap(folder / file, dtype, "r", shape=shape)
+        except (OSError, ValueError):
+            bad.append(file)
+            continue
+        chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+        if [_checksum(chunk) for chunk in chunks] != manifest["checksums"][file]:
+            bad.append(file)
+    return bad
+
+
+def _key(classifier: ExplainableClassifier, images: ImageSet, kind: CacheType) -> str:
+    weights, transform = weights_digest(classifier.trunk), classifier.transform.to_dict()
+    parts = [FORMAT, kind, classifier.name, weights, transform, images.digest()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _layout(manifest: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    images, (height, width, channels) = manifest["images"], manifest["shape"]
+    return {
+        "features": (manifest["kind"], (images, height, width, channels)),
+        "pooled": ("float32", (images, channels)),
+    }
+
+
+def _build(
+    folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
+) -> None:
+    state = _resumable(folder, images, classifier.name, kind)
+    title = f"caching features of {len(images)} images"
+    report(title, state["done"], len(images))
+    files = {file: (folder / file).open("ab") for file in ("features", "pooled")}
+    with contextlib.ExitStack() as stack:
+        for handle in files.values():
+            stack.enter_context(handle)
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        todo = range(state["done"], len(images))
+        read = prefetch(pool, lambda row: _try_read(images, row, classifier.transform), todo, ahead=4 * BATCH)
+        while state["done"] < len(images):
+            chunk = range(state["done"], min(state["done"] + CHUNK, len(images)))
+            sums = dict.fromkeys(files, 0)
+            for start in range(chunk.start, chunk.stop, BATCH):
+                rows = range(start, min(start + BATCH, chunk.stop))
+                photos = list(itertools.islice(read, len(rows)))
+                arrays = _features(classifier, photos, kind, state)
+                state["failures"] += [
+                    [images.names[row], photo]
+                    for row, photo in zip(rows, photos, strict=True)
+                    if isinstance(photo, str)
+                ]
+                for file, array in arrays.items():
+                    files[file].write(array.data)
+                    sums[file] = zlib.crc32(array.data, sums[file])
+                report(title, rows.stop, len(images))
+            for file, handle in files.items():
+                handle.flush()
+                os.fsync(handle.fileno())
+                state["checksums"][file].append(sums[file])
+            state["done"] = chunk.stop
+            write_atomically(folder / "progress.json", json.dumps(state).encode())
+    if len(state["failures"]) == len(images):
+        shutil.rmtree(folder)
+        raise CacheError(f"expected images that can be read, got none of {len(images)}: {state['failures'][0][1]}")
+    write_atomically(folder / "manifest.json", json.dumps(state, indent=1).encode())
+    (folder / "progress.json").unlink()
+
+
+def _resumable(folder: Path, images: ImageSet, name: str, kind: CacheType) -> dict[str, Any]:
+    """The state of a build that stopped, its files cut back to the last whole chunk; or a new state."""
+    state: dict[str, Any] = {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "classifier": name,
+        "data": images.root.name,
+        "images": len(images),
+        "kind": kind,
+        "done": 0,
+        "shape": None,
+        "failures": [],
+        "checksums": {"features": [], "pooled": []},
+    }
+    if (folder / "progress.json").exists():
+        state = _read(folder / "progress.json")
+    for file in ("features", "pooled"):
+        row_bytes = 0
+        if state["shape"]:
+            dtype, shape = _layout(state)[file]
+            row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape[1:]))
+        whole = state["done"] * row_bytes
+        path = folder / file
+        path.touch()
+        if path.stat().st_size < whole:
+            raise CacheError(f"expected {whole} bytes in {path}, got {path.stat().st_size}: `bla cache remove` it")
+        os.truncate(path, whole)
+    return state
+
+
+def _features(
+    classifier: ExplainableClassifier, photos: list[Photo | str], kind: CacheType, state: dict[str, Any]
+) -> dict[str, npt.NDArray[Any]]:
+    """Rows for the two files; zeros for a photo that could not be read or whose features are not finite."""
+    readable = [index for index, photo in enumerate(photos) if not isinstance(photo, str)]
+    if readable or state["shape"] is None:
+        pixels = [photo.pixels for photo in photos if not isinstance(photo, str)]
+        # where a first batch is all broken, a grey photo tells the shape of the features
+        grey = np.full((1, *classifier.transform.size, 3), 127, np.uint8)
+        with torch.inference_mode():
+            features = classifier.trunk(classifier.pixels(np.stack(pixels) if pixels else grey)).float()
+            pooled = features.mean(dim=(2, 3)).cpu().numpy()
+            maps = features.permute(0, 2, 3, 1).cpu().numpy()
+        state["shape"] = list(maps.shape[1:])
+    height, width, channels = state["shape"]
+    rows = {
+        "features": np.zeros((len(photos), height, width, channels), kind),
+        "pooled": np.zeros((len(photos), channels), np.float32),
+    }
+    limit = float(np.finfo(kind).max)
+    for source, index in enumerate(readable):
+        largest = np.abs(maps[source]).max()
+        if not np.isfinite(largest):
+            photos[index] = "expected finite features, got NaN or infinity from the classifier"
+        elif largest > limit:
+            raise CacheError(f"expected features of at most {limit:g} for {kind}, got {largest:.3g}: cache float32")
+        else:
+            rows["features"][index], rows["pooled"][index] = maps[source], pooled[source]
+    return rows
+
+
+def _try_read(images: ImageSet, row: int, transform: Transform) -> Photo | str:
+    try:
+        return transform.read(images.path(row))
+    except DataError as error:
+        return str(error)
+
+
+def _opened(folder: Path) -> FeatureCache:
+    manifest = _read(folder / "manifest.json")
+    remedy = f"remove it with `bla cache remove {folder.name[:12]}` and run again"
+    if manifest["format"] != FORMAT:
+        raise CacheError(f"expected a cache of format {FORMAT}, got {manifest['format']} in {folder}: {remedy}")
+    maps = {}
+    for file, (dtype, shape) in _layout(manifest).items():
+        expected = np.dtype(dtype).itemsize * int(np.prod(shape))
+        size = (folder / file).stat().st_size if (folder / file).exists() else 0
+        if size != expected:
+            raise CacheError(f"expected {expected} bytes in {folder / file}, got {size}: {remedy}")
+        maps[file] = np.memmap(folder / file, dtype, "r", shape=shape)
+        last = len(manifest["checksums"][file]) - 1
+        for chunk in {0, last}:
+            if _checksum(maps[file][chunk * CHUNK : (chunk + 1) * CHUNK]) != manifest["checksums"][file][chunk]:
+                raise CacheError(f"expected the features that were written, got a damaged {folder / file}: {remedy}")
+    failures = tuple((image, reason) for image, reason in manifest["failures"])
+    return FeatureCache(folder, maps["features"], maps["pooled"], failures)
+
+
+def _probe(cache: FeatureCache, classifier: ExplainableClassifier, images: ImageSet) -> None:
+    """Run the trunk on one image: code can change where weights do not."""
+    failed = {image for image, _ in cache.failures}
+    row = next(index for index, image in enumerate(images.names) if image not in failed)
+    pixels = classifier.pixels(classifier.transform.read(images.path(row)).pixels[None])
+    with torch.inference_mode():
+        fresh = classifier.trunk(pixels).float().cpu()
+    stored = cache.batch(np.array([row]))
+    if fresh.shape != stored.shape or not (fresh - stored).abs().max() <= 0.02 * stored.abs().max():
+        raise CacheError(
+            f"expected the cached features of {images.names[row]} from this classifier, got others; its code has "
+            f"changed since: `bla cache remove {cache.folder.name[:12]}` and run again"
+        )
+
+
+def _checksum(rows: npt.NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(rows).data)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record

@@ -1,0 +1,57 @@
+"""Cross entropy and top-k accuracy, batch by batch, counted exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclasses.dataclass
+class Accuracy:
+    r"""Mean cross entropy, and the share of images whose class is among the one or five best logits.
+
+    .. math:: \mathrm{loss} = -\tfrac1n \sum_i \log \mathrm{softmax}(l_i)_{y_i}
+
+    Every image counts once, whatever the batches. With fewer than five classes top-5 counts all of them. A logit
+    that ties with the class's own and comes first counts as better.
+
+    Examples
+    --------
+    >>> import torch
+    >>> accuracy = Accuracy()
+    >>> accuracy.update(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
+    >>> accuracy.result()["top1"], round(accuracy.result()["loss"], 4)
+    (0.5, 1.1269)
+    """
+
+    images: int = 0
+    _loss: float = 0.0
+    _top1: int = 0
+    _top5: int = 0
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Count a batch: logits (B, K), class indices (B,)."""
+        wide = logits.double()
+        best = wide.topk(min(5, wide.shape[-1])).indices == targets[:, None]
+        self._loss += functional.cross_entropy(wide, targets, reduction="sum").item()
+        self._top1 += int(best[:, 0].sum())
+        self._top5 += int(best.sum())
+        self.images += len(targets)
+
+    def result(self) -> dict[str, float]:
+        """``loss`` (nats an image), ``top1`` and ``top5`` (shares).
+
+        Raises
+        ------
+        ValueError
+            If nothing was counted.
+        """
+        if not self.images:
+            raise ValueError("expected at least one image, got none")
+        return {
+            "loss": self._loss / self.images,
+            "top1": self._top1 / self.images,
+            "top5": self._top5 / self.images,
+        }

@@ -1,0 +1,160 @@
+"""Logits to weights: bounded logits and its fixed-size rival. Tensors in, tensors out.
+
+Every function works on the last dimension, the N cells (items) of one map, and takes logits ``a`` of shape
+(..., N), larger being more relevant. In the paper's signs ``a = -u`` for the score ``u`` that the network gives.
+Weights have the logits' dtype; half precision is computed in float32 inside. A map that holds a NaN gives
+NaN weights throughout, so that nothing computed from it can pass for a result.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+GumbelVariant = Literal["official", "corrected"]
+
+AUTO_THRESHOLD_MASS = 0.98
+"""The paper's threshold for N cells is 0.98 / N: just under the weight of a cell among N equal ones."""
+
+
+def bound(logits: Tensor) -> Tensor:
+    r"""Bound the logits above by zero: :math:`z_n = -\mathrm{relu}(-a_n) = \min(a_n, 0)`.
+
+    Cells with :math:`a_n \ge 0` are at the bound: they tie at 0 and pass no gradient.
+    Source: arXiv 2105.14824, the beta activation.
+
+    >>> bound(torch.tensor([2.0, 0.0, -3.0]))
+    tensor([ 0.,  0., -3.])
+    """
+    return 0.0 - torch.relu(-logits)  # 0 - x, not -x: the bound is +0.0
+
+
+def bound_at_size(logits: Tensor, size: int) -> Tensor:
+    r"""Move the bound to the ``size`` largest logits: :math:`z_n = \min(a_n - t, 0)`, t the size-th largest.
+
+    The size dial: exactly the cells with :math:`a_n \ge t` are at the bound, ``size`` of them unless logits tie.
+
+    >>> bound_at_size(torch.tensor([2.0, 0.0, -3.0]), 2)
+    tensor([ 0.,  0., -3.])
+    >>> bound_at_size(torch.tensor([2.0, 0.0, -3.0]), 1)
+    tensor([ 0., -2., -5.])
+
+    Raises
+    ------
+    ValueError
+        If ``size`` is not in 1..N.
+    """
+    _check_size(size, logits.shape[-1])
+    return bound(logits - logits.topk(size, dim=-1).values[..., -1:])
+
+
+def bounded_soft(
+    scores: Tensor, *, temperature: float = 0.1, threshold: float | Literal["auto"] = 0.0, gate: bool = False
+) -> Tensor:
+    r"""The relaxed selection that training uses.
+
+    .. math:: g = \mathrm{relu}(\mathrm{softmax}(\tau z) - \gamma), \qquad
+              \text{or, gated, } g = \sigma(\tau z)
+
+    Parameters
+    ----------
+    scores: bounded scores z <= 0, (..., N).
+    temperature: tau, which multiplies. The smaller, the flatter.
+    threshold: gamma, taken off every weight; the weights are not normalised again. ``"auto"`` is 0.98 / N.
+    gate: the sigmoid gate, each cell by itself: 1/2 at the bound, not normalised. Takes no threshold.
+
+    Source: arXiv 2105.14824, BLA and BLA-T; the gate is an option of the authors' code.
+
+    >>> bounded_soft(torch.zeros(4))
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    >>> bounded_soft(torch.zeros(4), threshold="auto")
+    tensor([0.0050, 0.0050, 0.0050, 0.0050])
+    """
+    if gate and threshold:
+        raise ValueError(f"expected no threshold with the sigmoid gate, got {threshold}: leave one of them out")
+    wide = _at_least_float32(scores)
+    if gate:
+        return torch.sigmoid(temperature * wide).to(scores.dtype)
+    weights = torch.softmax(temperature * wide, dim=-1)
+    gamma = AUTO_THRESHOLD_MASS / scores.shape[-1] if threshold == "auto" else threshold
+    if gamma:
+        weights = torch.relu(weights - gamma)
+    return weights.to(scores.dtype)
+
+
+def bounded_hard(scores: Tensor, *, gate: bool = False) -> Tensor:
+    r"""The subset that is used at test time: :math:`1/m` on the m cells where z equals its maximum, else 0.
+
+    Those are the cells at the bound; where none reaches it, the largest one (with its ties). With the gate each
+    selected cell has weight 1, as nothing is normalised there.
+
+    >>> bounded_hard(torch.tensor([[0.0, -1.0, 0.0, -9.0], [-2.0, -1.0, -3.0, -9.0]]))
+    tensor([[0.5000, 0.0000, 0.5000, 0.0000],
+            [0.0000, 1.0000, 0.0000, 0.0000]])
+    """
+    chosen = (scores == scores.amax(dim=-1, keepdim=True)).to(_at_least_float32(scores).dtype)
+    count = chosen.sum(dim=-1, keepdim=True)
+    # 0 / 0 where a NaN left nothing equal to the maximum: NaN, for the gate as well
+    return (chosen * (count / count) if gate else chosen / count).to(scores.dtype)
+
+
+def gumbel_soft(
+    logits: Tensor,
+    size: int,
+    *,
+    temperature: float = 0.1,
+    variant: GumbelVariant = "official",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""L2X's relaxed subset of fixed size: the maximum over ``size`` draws of a Gumbel softmax.
+
+    .. math:: g_n = \max_{j \le k} \mathrm{softmax}(\tau (a + G^j))_n \;(\text{official}), \qquad
+              \max_{j \le k} \mathrm{softmax}((a + G^j) / \tau)_n \;(\text{corrected})
+
+    The ``official`` form multiplies by the temperature, as the bounded-logit authors' code does, which makes the
+    draws nearly uniform; the ``corrected`` form divides, as learning-to-explain does, which makes them nearly
+    one-hot. The weights are not normalised: their sum lies between 1 and ``size``.
+
+    Source: Chen et al. 2018 (arXiv 1802.07814), section 3.2.
+
+    Raises
+    ------
+    ValueError
+        If ``size`` is not in 1..N, or the variant is unknown.
+    """
+    _check_size(size, logits.shape[-1])
+    if variant not in ("official", "corrected"):
+        raise ValueError(f"expected variant 'official' or 'corrected', got {variant!r}")
+    wide = _at_least_float32(logits)
+    noise = torch.empty((size, *wide.shape), dtype=wide.dtype, device=wide.device)
+    noise.exponential_(generator=generator).log_().neg_()
+    scale = temperature if variant == "official" else 1 / temperature
+    return torch.softmax(scale * (wide + noise), dim=-1).amax(dim=0).to(logits.dtype)
+
+
+def top_hard(logits: Tensor, size: int) -> Tensor:
+    """Exactly ``size`` cells: 1/size on the largest logits, else 0. Ties go to the cell that comes first.
+
+    >>> top_hard(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
+    tensor([0.0000, 0.5000, 0.5000, 0.0000])
+
+    Raises
+    ------
+    ValueError
+        If ``size`` is not in 1..N.
+    """
+    _check_size(size, logits.shape[-1])
+    best = logits.argsort(dim=-1, descending=True, stable=True)[..., :size]
+    weights = torch.zeros_like(logits).scatter(-1, best, 1 / size)
+    return weights.masked_fill(logits.isnan().any(dim=-1, keepdim=True), torch.nan)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _check_size(size: int, cells: int) -> None:
+    if not 1 <= size <= cells:
+        raise ValueError(f"expected a size from 1 to {cells}, the number of cells, got {size}")

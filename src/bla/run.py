@@ -1,0 +1,543 @@
+"""A run folder: trained, measured, loaded. What was trained is in it; the classifier stays where it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save
+from torch import nn
+
+from bla import embedded
+from bla.attention import BoundedLogitAttention, weighted_sum
+from bla.backbones import LITE0, load_backbone
+from bla.cache import FeatureCache, Progress, cached_features, default_root, silent, weights_digest
+from bla.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
+from bla.data import DataError, ImageSet, Splits, Transform, image_folder, open_photo, stratified_split
+from bla.evaluation import Accuracy, size_summary
+from bla.explanation import write_atomically
+from bla.training import (
+    SETUPS,
+    Examples,
+    Networks,
+    Settings,
+    TrainingError,
+    chunks,
+    clear_checkpoints,
+    new_head,
+    train_networks,
+)
+
+SCHEMA_VERSION = 1
+SHIPPED = Path(__file__).parent / "explainers"
+EMBEDDED = "embedded"
+"""The name of the data set that comes with the package: :mod:`bla.embedded`."""
+
+
+class RunError(ValueError):
+    """A run folder that is missing, incomplete, or does not fit what it is used for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """A trained explainer: the record in run.json, the classifier that explains, and the networks to measure."""
+
+    record: dict[str, Any]
+    classifier: ExplainableClassifier
+    networks: Networks
+
+
+def train(
+    data: str | Path,
+    out: str | Path,
+    settings: Settings | None = None,
+    *,
+    model: str | nn.Module = LITE0,
+    weights: str | Path | None = None,
+    mode: Literal["squash", "crop"] = "squash",
+    device: str = "auto",
+    cache: Path | None = None,
+    report: Progress = silent,
+) -> Run:
+    """Train an explainer on a folder of images and write a run folder; go on where an earlier call stopped.
+
+    Features of the frozen trunk are cached once; then come the stages of :func:`bla.training.train_networks`, and
+    the metrics on the test images. A folder that already holds this run is returned as it is.
+
+    Parameters
+    ----------
+    data: a folder as :func:`bla.data.image_folder` reads it, or ``"embedded"``.
+    model: a name as :func:`bla.backbones.load_backbone` takes it, or a classifier.
+    mode: whether the model sees the whole photo squashed, or the classifier's own resize and crop.
+    cache: where features are kept, by default :func:`bla.cache.default_root`.
+
+    Raises
+    ------
+    DataError, ClassifierError, CacheError, TrainingError
+        If data, classifier, cache or settings do not serve; each says what was expected.
+    """
+    settings = settings or Settings()
+    out = Path(out)
+    if out.is_file():
+        raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
+    splits = _read_data(data, settings.seed, cache)
+    wrapped = _wrapped(model, weights, mode, device)
+    source = str(data) if str(data) == EMBEDDED else str(Path(data).resolve())
+    origin = _origin(model, weights)
+    return _train(wrapped, splits, settings, out, source=source, origin=origin, cache=cache, report=report)
+
+
+def fit(
+    wrapped: ExplainableClassifier,
+    images: str | Path | ImageSet | Sequence[ImageLike],
+    *,
+    targets: Literal["labels", "predictions"] = "predictions",
+    epochs: int = 5,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    validation: float = 0.0,
+    patience: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    report: Progress = silent,
+) -> dict[str, Any]:
+    """Train the attention of a wrapped classifier, in place and post hoc: the classifier stays as it is.
+
+    Learns to predict the classifier's own predictions from a subset of its features, or the labels of an image
+    folder whose classes are the classifier's. A fifth of the images (or the folder's test images) is held out.
+
+    Parameters
+    ----------
+    images: a folder, an image set, or a list of photos (paths, PIL images or arrays).
+
+    Returns
+    -------
+    The metrics on the images held out, as in ``bla evaluate --json``.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, bla
+    >>> stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=16), nn.ReLU())
+    >>> wrapped = bla.explainable(nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)))
+    >>> photos = [np.random.default_rng(i).integers(0, 255, (60, 80, 3), dtype=np.uint8) for i in range(10)]
+    >>> with tempfile.TemporaryDirectory() as cache:
+    ...     metrics = bla.fit(wrapped, photos, epochs=1, cache=Path(cache))
+    >>> metrics["images"], len(wrapped.explain(photos[0]))
+    (2, 1)
+    """
+    settings = Settings(
+        setup="bla-ph" if isinstance(wrapped.attention, BoundedLogitAttention) else "l2x-f",
+        head="own",
+        targets=targets,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        validation=validation,
+        patience=patience,
+        seed=seed,
+    )
+    if not wrapped.frozen_head:
+        raise ClassifierError(
+            "expected a wrapped classifier with its own head, got one with a head of its own training"
+        )
+    with _image_splits(images, seed) as splits:
+        networks = Networks(wrapped.attention, wrapped.head, own_head=True)
+        parts = _examples(wrapped, splits, settings, cache, report)
+        train_networks(networks, settings, parts.train, parts.validation, report=report)
+        wrapped.fitted = True
+        return measure(networks, parts.test, report)
+
+
+def load(run: str | Path, *, model: nn.Module | None = None, device: str = "auto") -> ExplainableClassifier:
+    """The classifier of a run folder, or of a shipped explainer by name, ready to predict and explain.
+
+    Parameters
+    ----------
+    model: the classifier, for a run that was trained on one given as an object.
+
+    Raises
+    ------
+    RunError
+        If the folder holds no complete run of this schema, or the classifier is not the one it was trained on.
+    """
+    return open_run(run, model=model, device=device).classifier
+
+
+def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "auto") -> Run:
+    """As :func:`load`, with the record and the networks to measure."""
+    folder = _run_folder(run)
+    record = _read_record(folder)
+    settings = Settings(**record["settings"])
+    transform = Transform.from_dict(record["transform"])
+    backbone = record["backbone"]
+    if model is None:
+        if backbone["name"] is None:
+            raise RunError(f"{folder}: expected model=, the classifier it was trained on, which came as an object")
+        model = load_backbone(backbone["name"], backbone["weights"])
+    wrapped = explainable(model, transform=transform, name=record["model"]).to(pick_device(device))
+    if weights_digest(wrapped.trunk) != backbone["digest"]:
+        raise RunError(
+            f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
+            "an explanation is of one classifier; train anew for this one"
+        )
+    classifier, networks = _assembled(wrapped, settings, record["classes"])
+    networks.restore(load_file(folder / "model.safetensors"))
+    classifier.fitted = True
+    return Run(record, classifier.eval(), networks)
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    model: nn.Module | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
+    report: Progress = silent,
+) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+    """Measure a run on the test images of its own data, or of other data with the same classes.
+
+    Returns
+    -------
+    The metrics object, and (image, reason) for each image that could not be read.
+
+    Raises
+    ------
+    RunError, DataError
+        If there is no such run, its data have moved, or the data's classes are not the run's.
+    """
+    opened = open_run(run, model=model, device=device)
+    settings = Settings(**opened.record["settings"])
+    source = data if data is not None else opened.record["data"]["root"]
+    splits = _read_data(source, settings.seed, cache)
+    images = _relabelled(splits.test, opened.classifier.classes, settings)
+    features = cached_features(opened.classifier, images, root=cache, report=report)
+    examples = _readable(features, images, settings)
+    return measure(opened.networks, examples, report), features.failures
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"expected device auto, cpu or a CUDA device that is present, got {name!r}: {reason}") from error
+    return device
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Parts:
+    train: Examples
+    validation: Examples | None
+    test: Examples
+    failures: tuple[tuple[str, str], ...]
+
+
+def _train(
+    wrapped: ExplainableClassifier,
+    splits: Splits,
+    settings: Settings,
+    out: Path,
+    *,
+    source: str,
+    origin: dict[str, Any],
+    cache: Path | None,
+    report: Progress,
+) -> Run:
+    classes = list(wrapped.classes if settings.head == "own" else splits.train.classes)
+    if settings.head == "new" and splits.train.labels is None:
+        raise DataError(
+            f"{splits.train.root}: expected class folders to train a new head on, got images without classes; for the "
+            "classifier's own classes use head='own' and targets='predictions'"
+        )
+    identity: dict[str, Any] = {
+        "backbone": origin | {"digest": weights_digest(wrapped.trunk)},
+        "transform": wrapped.transform.to_dict(),
+        "data": {"train": splits.train.digest(), "test": splits.test.digest()},
+        "classes": classes,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        done = _finished(out, settings, identity)
+        if done is not None:
+            report(f"{out} already holds this run", 0, 0)
+            classifier, networks = _assembled(wrapped, settings, classes)
+            networks.restore(load_file(out / "model.safetensors"))
+            classifier.fitted = True
+            return Run(done, classifier.eval(), networks)
+        started = time.monotonic()
+        parts = _examples(wrapped, splits, settings, cache, report)
+        classifier, networks = _assembled(wrapped, settings, classes)
+        outcome = train_networks(
+            networks, settings, parts.train, parts.validation, folder=out, identity=identity, report=report
+        )
+        counts = {
+            "train": len(parts.train),
+            "validation": len(parts.validation) if parts.validation else 0,
+            "test": len(parts.test),
+        }
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "setup": SETUPS[settings.setup],
+            "model": wrapped.name,
+            **identity,
+            "data": {**identity["data"], "root": source, "images": counts},
+            "seed": settings.seed,
+            "settings": dataclasses.asdict(settings),
+            **outcome,
+            "skipped": [{"image": image, "error": error} for image, error in parts.failures],
+            "versions": _versions(),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 1),
+            "metrics": measure(networks, parts.test, report),
+        }
+        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in networks.saved().items()}
+        write_atomically(out / "model.safetensors", save(tensors))
+        write_atomically(out / "run.json", json.dumps(record, indent=1).encode())
+        clear_checkpoints(out)
+        classifier.fitted = True
+        return Run(record, classifier.eval(), networks)
+
+
+@torch.no_grad()
+def measure(networks: Networks, examples: Examples, report: Progress = silent) -> dict[str, Any]:
+    """The metrics object: baseline, its continuation, soft and hard, agreement and size, over all examples.
+
+    ``soft_renormalised`` is soft with each image's weights divided by their sum, which tells the gap between soft
+    and hard from a difference of scale. Without labels the classifier's own predictions count as true.
+
+    Raises
+    ------
+    TrainingError
+        If there is no example.
+    """
+    if not len(examples):
+        raise TrainingError("expected at least one image to measure on, got none")
+    device = next(networks.attention.parameters()).device
+    modes = {module: module.training for module in networks.modules()}
+    networks.eval()
+    names = ["baseline", "baseline_continued", "soft", "soft_renormalised", "hard"]
+    accuracies = {name: Accuracy() for name in names}
+    height, width = examples.cache.features.shape[1:3]
+    sizes = np.zeros(height * width + 1, np.int64)
+    agreed = 0
+    try:
+        for chosen in chunks(len(examples)):
+            features = examples.cache.batch(examples.rows[chosen]).to(device)
+            pooled = examples.cache.pooled_batch(examples.rows[chosen]).to(device)
+            selection = networks.attention(features)
+            renormalised = selection.soft / selection.soft.sum(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+            logits = {
+                "baseline": networks.baseline(pooled),
+                "baseline_continued": networks.continued(pooled),
+                "soft": networks.head(weighted_sum(features, selection.soft)),
+                "soft_renormalised": networks.head(weighted_sum(features, renormalised)),
+                "hard": networks.head(weighted_sum(features, selection.hard)),
+            }
+            predicted = logits["baseline"].argmax(-1)
+            labels = predicted if examples.labels is None else torch.from_numpy(examples.labels[chosen]).to(device)
+            for name, accuracy in accuracies.items():
+                accuracy.update(logits[name], labels)
+            agreed += int((logits["hard"].argmax(-1) == predicted).sum())
+            counts = (selection.hard > 0).sum(dim=(1, 2)).cpu().numpy()
+            sizes += np.bincount(counts, minlength=len(sizes))
+            report("evaluating", int(chosen[-1]) + 1, len(examples))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    metrics: dict[str, Any] = {name: accuracy.result() for name, accuracy in accuracies.items()}
+    return metrics | {
+        "agreement": agreed / len(examples),
+        "size": size_summary(sizes),
+        "images": len(examples),
+    }
+
+
+def _wrapped(
+    model: str | nn.Module, weights: str | Path | None, mode: Literal["squash", "crop"], device: str
+) -> ExplainableClassifier:
+    place = pick_device(device)
+    name = model if isinstance(model, str) else None
+    built = load_backbone(model, weights) if isinstance(model, str) else model
+    wrapped = explainable(built, name=name)
+    wrapped.transform = dataclasses.replace(wrapped.transform, mode=mode)
+    return wrapped.to(place)
+
+
+def _origin(model: str | nn.Module, weights: str | Path | None) -> dict[str, Any]:
+    if not isinstance(model, str):
+        return {"name": None, "weights": None}
+    file = weights is not None and weights != "random"
+    return {"name": model, "weights": str(Path(str(weights)).resolve()) if file else weights}
+
+
+def _assembled(
+    wrapped: ExplainableClassifier, settings: Settings, classes: Sequence[str]
+) -> tuple[ExplainableClassifier, Networks]:
+    """A fresh module, and head where there is a new one, on the wrapped trunk; weights are the seed's."""
+    channels = wrapped.attention.in_channels
+    like = next(wrapped.attention.parameters())
+    with torch.random.fork_rng([]):
+        torch.manual_seed(settings.seed)
+        attention = settings.attention(channels).to(like)
+        own = settings.head == "own"
+        baseline = wrapped.head if own else new_head(channels, len(classes), settings.dropout).to(like)
+    networks = Networks(attention, baseline, own_head=own)
+    classifier = ExplainableClassifier(
+        wrapped.trunk,
+        attention,
+        networks.head,
+        transform=wrapped.transform,
+        classes=classes,
+        name=wrapped.name,
+        setup=SETUPS[settings.setup],
+        frozen_head=settings.frozen_head,
+    )
+    return classifier.to(like.device), networks
+
+
+def _examples(
+    wrapped: ExplainableClassifier, splits: Splits, settings: Settings, cache: Path | None, report: Progress
+) -> _Parts:
+    found = []
+    failures: tuple[tuple[str, str], ...] = ()
+    for split in (splits.train, splits.test):
+        images = _relabelled(split, wrapped.classes, settings) if settings.head == "own" else split
+        features = cached_features(wrapped, images, root=cache, report=report)
+        found.append(_readable(features, images, settings))
+        failures += features.failures
+    if failures:
+        report(f"{len(failures)} images cannot be read and take no part, the first: {failures[0][1]}", 0, 0)
+    train, test = found
+    if not settings.validation:
+        return _Parts(train, None, test, failures)
+    kept, held_out = stratified_split(train.labels, len(train), settings.validation, settings.seed)
+    return _Parts(train.subset(kept), train.subset(held_out), test, failures)
+
+
+def _relabelled(images: ImageSet, classes: Sequence[str], settings: Settings) -> ImageSet:
+    """The images with labels into ``classes``, by name; without any where predictions are learnt."""
+    if settings.targets == "predictions":
+        return dataclasses.replace(images, labels=None, classes=())
+    if images.labels is None:
+        raise DataError(f"{images.root}: expected class folders for targets='labels', got images without classes")
+    unknown = sorted(set(images.classes) - set(classes))
+    if unknown:
+        raise DataError(
+            f"{images.root}: expected classes of the classifier, got {unknown[:5]}; it knows {list(classes[:5])}, ..."
+        )
+    index = np.array([list(classes).index(name) for name in images.classes], np.int64)
+    return dataclasses.replace(images, labels=index[images.labels], classes=tuple(classes))
+
+
+def _readable(features: FeatureCache, images: ImageSet, settings: Settings) -> Examples:
+    failed = {image for image, _ in features.failures}
+    rows = np.array([row for row, name in enumerate(images.names) if name not in failed], np.int64)
+    labels = images.labels[rows] if images.labels is not None and settings.targets == "labels" else None
+    return Examples(features, rows, labels)
+
+
+def _read_data(data: str | Path, seed: int, cache: Path | None) -> Splits:
+    if str(data) == EMBEDDED:
+        return image_folder(embedded.write((cache or default_root()) / EMBEDDED))
+    return image_folder(data, seed=seed)
+
+
+@contextmanager
+def _image_splits(images: str | Path | ImageSet | Sequence[ImageLike], seed: int) -> Iterator[Splits]:
+    """Splits of whatever holds photos; those in memory lie in a temporary folder meanwhile."""
+    if isinstance(images, (str, Path)):
+        yield _read_data(images, seed, None)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if not isinstance(images, ImageSet):
+            width = len(str(len(images)))
+            for index, image in enumerate(images):
+                if isinstance(image, torch.Tensor):
+                    raise DataError("expected paths, PIL images or uint8 arrays to fit on, got a tensor: pass photos")
+                target = Path(folder) / f"{index:0{width}}.png"
+                if isinstance(image, (str, os.PathLike)):
+                    target.symlink_to(Path(image).resolve())
+                else:
+                    open_photo(image).save(target)
+            images = ImageSet(Path(folder), tuple(sorted(path.name for path in Path(folder).iterdir())))
+        kept, held_out = stratified_split(images.labels, len(images), 0.2, seed)
+        if not held_out.size:
+            raise DataError(f"expected at least two images to fit on, one of them held out, got {len(images)}")
+        yield Splits(images.subset(kept), images.subset(held_out), seeded=True)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TrainingError(f"expected a folder that no other training is writing, got {out}: wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run_folder(run: str | Path) -> Path:
+    folder = Path(run)
+    if folder.is_dir():
+        return folder
+    if (SHIPPED / str(run)).is_dir():
+        return SHIPPED / str(run)
+    shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
+    raise RunError(f"expected a run folder or a shipped explainer ({shipped}), got {str(run)!r}, which is neither")
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    if not path.exists():
+        started = any(folder.glob("checkpoint-*"))
+        remedy = "its training was interrupted; start it again to finish it" if started else "`bla train` writes one"
+        raise RunError(f"expected a complete run in {folder}, got no run.json: {remedy}")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = record["schema_version"]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise RunError(f"expected the record of a run in {path}, got another file: {error!r}") from error
+    if version != SCHEMA_VERSION:
+        raise RunError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version}: train again with this bla")
+    return record
+
+
+def _finished(out: Path, settings: Settings, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not (out / "run.json").exists():
+        return None
+    record = _read_record(out)
+    wanted = json.loads(json.dumps({"settings": dataclasses.asdict(settings), **identity}))
+    came = {**record, "data": {split: record["data"][split] for split in ("train", "test")}}
+    different = [key for key, value in wanted.items() if came.get(key) != value]
+    if different:
+        raise TrainingError(
+            f"expected an empty folder or this run in {out}, got a run that differs in {', '.join(different)}: choose "
+            "another folder, or remove it"
+        )
+    return record
+
+
+def _versions() -> dict[str, str]:
+    packages = ("bounded-logit-attention", "torch", "torchvision", "timm", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

@@ -1,0 +1,549 @@
+"""Training: the two stages, the paper's setups, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bla.attention import Attention, BoundedLogitAttention, L2XAttention, weighted_sum
+from bla.cache import FeatureCache, Progress, silent
+from bla.evaluation import Accuracy
+from bla.operators import GumbelVariant
+
+Setup = Literal["bla", "bla-t", "bla-ph", "l2x-f"]
+SETUPS: dict[Setup, str] = {"bla": "BLA", "bla-t": "BLA-T", "bla-ph": "BLA-PH", "l2x-f": "L2X-F"}
+"""The paper's setups, and what explanations are signed with."""
+
+CHECKPOINT_SECONDS = 20.0
+EVALUATION_BATCH = 64
+
+
+class TrainingError(ValueError):
+    """Settings that contradict one another, or a training that cannot go on."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """How to train. The defaults are the paper's for fine-grained data.
+
+    Attributes
+    ----------
+    setup: ``bla``; ``bla-t``, with the threshold 0.98 / N; ``bla-ph``, post hoc: the threshold, and a frozen head;
+        ``l2x-f``, the fixed-size rival.
+    head: ``new``, a linear head for the data's classes, trained on mean-pooled features first; or ``own``, the
+        classifier's own, which stays as it is (post hoc by nature).
+    targets: what to predict: the data's ``labels``, or the classifier's own ``predictions`` (their probabilities).
+    epochs, head_epochs: of the module's stage and the head's; None: as many.
+    batch_size, learning_rate, dropout, seed: Adam's, and the dropout before a new head.
+    threshold: replaces the setup's: a number, or "auto" for 0.98 / N.
+    temperature, hidden, context, gate: of :class:`bla.BoundedLogitAttention`.
+    size, variant: of :class:`bla.attention.L2XAttention`.
+    validation: share of the training images held out to watch. With ``patience``, a stage ends after that many
+        epochs without a smaller loss of what will be used (the hard predictions), and keeps its best epoch.
+    """
+
+    setup: Setup = "bla"
+    head: Literal["new", "own"] = "new"
+    targets: Literal["labels", "predictions"] = "labels"
+    epochs: int = 5
+    head_epochs: int | None = None
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    dropout: float = 0.2
+    seed: int = 0
+    temperature: float = 0.1
+    threshold: float | Literal["auto"] | None = None
+    hidden: tuple[int, ...] = ()
+    context: bool = False
+    gate: bool = False
+    size: int = 8
+    variant: GumbelVariant = "official"
+    validation: float = 0.0
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        checks = [
+            (self.setup in SETUPS, f"setup one of {', '.join(SETUPS)}", self.setup),
+            (self.head in ("new", "own"), "head 'new' or 'own'", self.head),
+            (self.targets in ("labels", "predictions"), "targets 'labels' or 'predictions'", self.targets),
+            (self.epochs >= 1, "epochs of at least 1", self.epochs),
+            (self.head_epochs is None or self.head_epochs >= 1, "head_epochs of at least 1", self.head_epochs),
+            (self.batch_size >= 1, "batch_size of at least 1", self.batch_size),
+            (self.learning_rate > 0, "learning_rate above 0", self.learning_rate),
+            (0 <= self.dropout < 1, "dropout in [0, 1)", self.dropout),
+            (0 <= self.seed < 2**32, "seed in [0, 2**32)", self.seed),
+            (0 <= self.validation < 1, "validation share in [0, 1)", self.validation),
+            (self.patience is None or self.patience >= 1, "patience of at least 1", self.patience),
+        ]
+        for valid, expected, came in checks:
+            if not valid:
+                raise TrainingError(f"expected {expected}, got {came!r}")
+        if self.patience is not None and not self.validation:
+            raise TrainingError("expected a validation share for patience to watch, got none: set validation=0.1, say")
+        if self.head == "new" and self.targets == "predictions":
+            raise TrainingError("expected head='own' for targets='predictions': a new head has no predictions yet")
+        if self.head == "own" and self.setup in ("bla", "bla-t"):
+            raise TrainingError(
+                f"expected setup bla-ph or l2x-f with head='own', got {self.setup!r}, which trains the head; for no "
+                "threshold pass threshold=0"
+            )
+
+    @property
+    def frozen_head(self) -> bool:
+        """Whether the head stays as it is while the module is trained."""
+        return self.head == "own" or self.setup == "bla-ph"
+
+    def attention(self, channels: int) -> Attention:
+        """A module as these settings describe, with fresh weights from torch's global generator."""
+        if self.setup == "l2x-f":
+            return L2XAttention(
+                channels,
+                size=self.size,
+                temperature=self.temperature,
+                variant=self.variant,
+                hidden=self.hidden,
+                context=self.context,
+            )
+        threshold = self.threshold
+        if threshold is None:
+            threshold = 0.0 if self.setup == "bla" else "auto"
+        return BoundedLogitAttention(
+            channels,
+            temperature=self.temperature,
+            threshold=threshold,
+            hidden=self.hidden,
+            context=self.context,
+            gate=self.gate,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Rows of a feature cache with their classes; no classes where the classifier's own predictions are learnt."""
+
+    cache: FeatureCache
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> Examples:
+        """Some of them."""
+        labels = None if self.labels is None else self.labels[indices]
+        return Examples(self.cache, self.rows[indices], labels)
+
+
+class Networks(nn.Module):
+    """What is trained: the baseline's head, the module, the head that reads it, and the control.
+
+    ``baseline`` reads mean-pooled features: the head of the first stage, or the classifier's own. ``head`` starts
+    from it, as does ``continued``, the fair control: mean-pooled, but trained for the epochs of both stages.
+    """
+
+    def __init__(self, attention: Attention, baseline: nn.Module, *, own_head: bool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.baseline = baseline
+        # A classifier's own head is one and the same in all three places, and not ours to save.
+        self.head = baseline if own_head else copy.deepcopy(baseline)
+        self.continued = baseline if own_head else copy.deepcopy(baseline)
+        self.own_head = own_head
+
+    def saved(self) -> dict[str, Tensor]:
+        """The tensors that a run or a checkpoint must keep."""
+        parts = ["attention"] if self.own_head else ["attention", "baseline", "head", "continued"]
+        state = self.state_dict()
+        return {key: value for key, value in state.items() if key.split(".", maxsplit=1)[0] in parts}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`saved` gave.
+
+        Raises
+        ------
+        TrainingError
+            If the tensors are not those of these networks.
+        """
+        own = self.saved()
+        if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in saved.items()}:
+            odd = sorted(set(own) ^ set(saved)) or "other shapes"
+            raise TrainingError(f"expected the tensors of these networks, got others: {odd}")
+        with torch.no_grad():
+            for key, value in own.items():
+                value.copy_(saved[key])
+
+
+def new_head(channels: int, classes: int, dropout: float) -> nn.Sequential:
+    """The head of transfer learning: dropout and one linear layer."""
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, classes))
+
+
+@dataclasses.dataclass(slots=True)
+class _Position:
+    """Where training stands. All randomness is a function of it and of the seed, so it is all a resume needs."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    loss: float = 0.0
+    """Summed over the epoch's images so far."""
+    alive: int = 0
+    """Images of the epoch so far with a cell off the bound, which passes gradients."""
+    best: float | None = None
+    waited: int = 0
+    """Epochs since the best validation loss."""
+    dead: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Stage:
+    name: str
+    epochs: int
+    trained: tuple[nn.Module, ...]
+    evaluated: tuple[nn.Module, ...]
+    logits: Callable[[Examples, npt.NDArray[np.int64], bool], tuple[Tensor, Tensor | None]]
+    begin: Callable[[], None]
+
+
+def train_networks(
+    networks: Networks,
+    settings: Settings,
+    train: Examples,
+    validation: Examples | None = None,
+    *,
+    folder: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+    report: Progress = silent,
+) -> dict[str, Any]:
+    """Run the stages; with a ``folder``, log there, leave checkpoints, and go on from the last one.
+
+    The last checkpoint stays until :func:`clear_checkpoints`, so that a result not yet written is not lost.
+
+    A training that was killed and started again gives bit for bit the result of one that was not: batches, dropout
+    and draws are functions of the seed and the position alone.
+
+    Parameters
+    ----------
+    identity: what a checkpoint must agree on to be gone on from, beside the settings.
+
+    Returns
+    -------
+    ``{"dead": bool, "epochs": {stage: epochs run}}``. Dead: in some epoch no cell of any image passed a gradient.
+
+    Raises
+    ------
+    TrainingError
+        If the loss stops being finite, there is no example, or the folder's checkpoint is another training's.
+    """
+    if not len(train):
+        raise TrainingError("expected at least one training image, got none")
+    session = _Session(
+        networks,
+        settings,
+        train=train,
+        validation=validation,
+        folder=folder,
+        identity=dict(identity or {}),
+        report=report,
+    )
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    modes = {module: module.training for module in networks.modules()}
+    gradients = {parameter: parameter.requires_grad for parameter in networks.parameters()}
+    with torch.random.fork_rng(devices):
+        try:
+            return session.run()
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for parameter, required in gradients.items():
+                parameter.requires_grad_(required)
+
+
+class _Session:
+    """One training: networks, optimiser and position, and how they are written and read."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        settings: Settings,
+        *,
+        train: Examples,
+        validation: Examples | None,
+        folder: Path | None,
+        identity: dict[str, Any],
+        report: Progress,
+    ) -> None:
+        self.networks = networks
+        self.settings = settings
+        self.train = train
+        self.validation = validation
+        self.folder = folder
+        self.identity = json.loads(json.dumps(identity | {"settings": dataclasses.asdict(settings)}))
+        self.report = report
+        self.device = next(networks.attention.parameters()).device
+        self.position = _Position()
+        self.best: dict[str, Tensor] = {}
+        self.log: list[dict[str, Any]] = []
+        self.saved_at = time.monotonic()
+        self.optimiser: torch.optim.Optimizer | None = None
+        self.epochs_run: dict[str, int] = {}
+        self.stages = self._stages()
+
+    def _stages(self) -> list[_Stage]:
+        nets, settings = self.networks, self.settings
+
+        def pooled_by(head: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+            def logits(examples: Examples, rows: npt.NDArray[np.int64], _: bool) -> tuple[Tensor, Tensor | None]:
+                return head(examples.cache.pooled_batch(rows).to(self.device)), None
+
+            return logits
+
+        def attended(examples: Examples, rows: npt.NDArray[np.int64], hard: bool) -> tuple[Tensor, Tensor | None]:
+            features = examples.cache.batch(rows).to(self.device)
+            selection = nets.attention(features)
+            pooled = weighted_sum(features, selection.hard if hard else selection.soft)
+            return nets.head(pooled), (selection.unbounded < 0).flatten(1).any(1)
+
+        def begin_module() -> None:
+            if not nets.own_head:
+                nets.head.load_state_dict(nets.baseline.state_dict())
+            if isinstance(nets.attention, BoundedLogitAttention):
+                order = _generator(settings.seed, 1).permutation(len(self.train))[:256]
+                nets.attention.calibrate(self.train.cache.batch(self.train.rows[np.sort(order)]).to(self.device))
+
+        def begin_continued() -> None:
+            nets.continued.load_state_dict(nets.baseline.state_dict())
+
+        head = (nets.attention,) if settings.frozen_head else (nets.attention, nets.head)
+        module = _Stage("module", settings.epochs, head, (nets.attention, nets.head), attended, begin_module)
+        if nets.own_head:
+            return [module]
+        epochs = settings.head_epochs or settings.epochs
+        baseline, continued = (nets.baseline,), (nets.continued,)
+        return [
+            _Stage("head", epochs, baseline, baseline, pooled_by(nets.baseline), lambda: None),
+            module,
+            _Stage("continued", settings.epochs, continued, continued, pooled_by(nets.continued), begin_continued),
+        ]
+
+    def run(self) -> dict[str, Any]:
+        resumed = self._resume()
+        while self.position.stage < len(self.stages):
+            stage = self.stages[self.position.stage]
+            if not resumed:
+                stage.begin()
+            self.optimiser = self._optimiser(stage, resumed)
+            resumed = {}
+            self._run_stage(stage)
+            self.position.stage += 1
+            self._save()
+        return {"dead": self.position.dead, "epochs": self.epochs_run}
+
+    def _run_stage(self, stage: _Stage) -> None:
+        position = self.position
+        self.networks.eval().requires_grad_(False)
+        for module in stage.trained:
+            module.train().requires_grad_(True)
+        steps = -(-len(self.train) // self.settings.batch_size)
+        while position.epoch < stage.epochs:
+            title = f"{stage.name}: epoch {position.epoch + 1} of {stage.epochs}"
+            order = _generator(self.settings.seed, 2, position.stage, position.epoch).permutation(len(self.train))
+            while position.step < steps:
+                self._step(stage, order)
+                if position.step % 8 == 0 or position.step == steps:
+                    self.report(title, position.step, steps)
+                if position.step < steps and time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+                    self._save()
+            if not self._finish_epoch(stage):
+                break
+            self._save()
+        if self.best:
+            self._restore_best(stage)
+        self.epochs_run[stage.name] = sum(line["stage"] == stage.name for line in self.log)
+        position.epoch = position.step = position.waited = 0
+        position.best, self.best = None, {}
+
+    def _step(self, stage: _Stage, order: npt.NDArray[np.int64]) -> None:
+        position, size = self.position, self.settings.batch_size
+        assert self.optimiser is not None
+        chosen = order[position.step * size : (position.step + 1) * size]
+        # Dropout and draws depend on the seed and the position alone: nothing to save, nothing to restore.
+        seeds = _generator(self.settings.seed, 3, position.stage, position.epoch, position.step)
+        torch.manual_seed(int(seeds.randint(2**31)))
+        logits, alive = stage.logits(self.train, self.train.rows[chosen], False)
+        loss = functional.cross_entropy(logits, self._targets(self.train, chosen))
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = loss.item()
+        if not np.isfinite(value):
+            raise TrainingError(
+                f"expected a finite loss, got {value} in stage {stage.name}, epoch {position.epoch + 1}, step "
+                f"{position.step + 1}: lower the learning rate ({self.settings.learning_rate})"
+            )
+        self.optimiser.step()
+        position.loss += value * len(chosen)
+        position.alive += len(chosen) if alive is None else int(alive.sum())
+        position.step += 1
+        position.total_steps += 1
+
+    def _targets(self, examples: Examples, chosen: npt.NDArray[np.int64]) -> Tensor:
+        """Class indices (B,), or the classifier's own probabilities (B, K)."""
+        if self.settings.targets == "labels":
+            assert examples.labels is not None
+            return torch.from_numpy(examples.labels[chosen]).to(self.device)
+        with torch.no_grad():
+            pooled = examples.cache.pooled_batch(examples.rows[chosen]).to(self.device)
+            probabilities: Tensor = self.networks.baseline(pooled).softmax(-1)
+        return probabilities
+
+    def _finish_epoch(self, stage: _Stage) -> bool:
+        """Log the epoch, look at the validation images; False to end the stage here."""
+        position = self.position
+        line: dict[str, Any] = {
+            "stage": stage.name,
+            "epoch": position.epoch + 1,
+            "loss": position.loss / len(self.train),
+        }
+        if position.alive == 0:
+            position.dead = line["dead"] = True
+            self.report(
+                "the module has died: every cell of every image is at the bound and passes no gradient, so all cells "
+                "are selected. Remedy: a lower learning rate or another seed",
+                0,
+                0,
+            )
+        go_on = True
+        if self.validation is not None:
+            line["validation"] = self._validate(stage)
+            if self.settings.patience is not None:
+                if position.best is None or line["validation"]["loss"] < position.best:
+                    position.best, position.waited = line["validation"]["loss"], 0
+                    self.best = {key: value.clone() for key, value in self.networks.saved().items()}
+                else:
+                    position.waited += 1
+                go_on = position.waited < self.settings.patience
+        self.log.append(line)
+        if self.folder is not None:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        position.epoch += 1
+        position.step = position.alive = 0
+        position.loss = 0.0
+        return go_on
+
+    @torch.no_grad()
+    def _validate(self, stage: _Stage) -> dict[str, float]:
+        assert self.validation is not None
+        for module in stage.evaluated:
+            module.eval()
+        accuracy = Accuracy()
+        for chosen in chunks(len(self.validation)):
+            logits, _ = stage.logits(self.validation, self.validation.rows[chosen], True)
+            targets = self._targets(self.validation, chosen)
+            accuracy.update(logits, targets.argmax(-1) if targets.ndim == 2 else targets)
+        for module in stage.trained:
+            module.train()
+        return accuracy.result()
+
+    def _restore_best(self, stage: _Stage) -> None:
+        own = self.networks.saved()
+        with torch.no_grad():
+            for key, value in self.best.items():
+                own[key].copy_(value)
+        self.report(f"{stage.name}: kept the epoch of the smallest validation loss", 0, 0)
+
+    def _optimiser(self, stage: _Stage, saved: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+        parameters = [parameter for module in stage.trained for parameter in module.parameters()]
+        optimiser = torch.optim.Adam(parameters, lr=self.settings.learning_rate)
+        if saved:
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in saved.items():
+                index, _, name = key.partition(".")
+                state.setdefault(int(index), {})[name] = value
+            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        return optimiser
+
+    def _save(self) -> None:
+        """Write a checkpoint under a temporary name and move it into place by one rename."""
+        self.saved_at = time.monotonic()
+        if self.folder is None or self.optimiser is None:
+            return
+        target = self.folder / f"checkpoint-{self.position.total_steps}"
+        temporary = self.folder / f".{target.name}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        state = self.optimiser.state_dict()["state"]
+        optimiser = {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+        save_file(_own(self.networks.saved()), temporary / "networks.safetensors")
+        save_file(_own(self.best), temporary / "best.safetensors")
+        save_file(_own(optimiser), temporary / "optimiser.safetensors")
+        position = dataclasses.asdict(self.position)
+        record = {"identity": self.identity, "position": position, "log": self.log, "epochs_run": self.epochs_run}
+        (temporary / "state.json").write_text(json.dumps(record), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        clear_checkpoints(self.folder, but=target)
+
+    def _resume(self) -> dict[str, Tensor]:
+        """Go on from the last whole checkpoint; returns the optimiser's tensors, none for a fresh start."""
+        if self.folder is None:
+            return {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        last = max(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None)
+        if last is None:
+            (self.folder / "log.jsonl").unlink(missing_ok=True)
+            return {}
+        record = json.loads((last / "state.json").read_text(encoding="utf-8"))
+        different = [key for key in self.identity if record["identity"].get(key) != self.identity[key]]
+        if different:
+            raise TrainingError(
+                f"expected the checkpoint of this training in {self.folder}, got one that differs in "
+                f"{', '.join(different)}: train with the same settings and data, choose another folder, or remove it"
+            )
+        self.networks.restore(load_file(last / "networks.safetensors"))
+        self.best = load_file(last / "best.safetensors")
+        self.position = _Position(**record["position"])
+        self.log, self.epochs_run = record["log"], record["epochs_run"]
+        lines = "".join(json.dumps(line) + "\n" for line in self.log)
+        (self.folder / "log.jsonl").write_text(lines, encoding="utf-8")
+        if self.position.stage < len(self.stages):
+            stage = self.stages[self.position.stage].name
+            self.report(f"resumed in stage {stage}, epoch {self.position.epoch + 1}, step {self.position.step}", 0, 0)
+        return load_file(last / "optimiser.safetensors")
+
+
+def clear_checkpoints(folder: Path, but: Path | None = None) -> None:
+    """Remove a training's checkpoints, whole and partial, except one."""
+    for path in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*")]:
+        if path != but:
+            shutil.rmtree(path)
+
+
+def chunks(count: int) -> Iterator[npt.NDArray[np.int64]]:
+    """The indices of ``count`` examples, a batch of evaluation at a time."""
+    for start in range(0, count, EVALUATION_BATCH):
+        yield np.arange(start, min(start + EVALUATION_BATCH, count))
+
+
+def _generator(*key: int) -> np.random.RandomState:
+    """A generator for one purpose at one position; RandomState's stream is frozen across NumPy versions."""
+    return np.random.RandomState(list(key))
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
