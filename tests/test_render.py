@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
@@ -204,6 +204,14 @@ def test_outline_grows_with_the_photo() -> None:
     assert row.tolist() == [40] * 10 + [16] * 6 + [255] * 6 + [100] * 8
 
 
+@pytest.mark.parametrize(("side", "corner"), [(4, 100), (5, 16)])
+def test_cells_too_small_for_an_outline_have_none(side: int, corner: int) -> None:
+    explanation = make((2, 2), (0, 0, 2 * side, 2 * side), selected=np.eye(2), scores=np.zeros((2, 2)))
+    got = np.asarray(overlay(flat(2 * side, 2 * side), explanation))
+    assert got[0, 0, 0] == corner
+    assert got[2, 2, 0] == 100
+
+
 def test_scores_take_the_colours_of_the_bar() -> None:
     scores = np.array([[0, -300, -300 * 191 / 255]])  # the highest, the lowest, and share 64 / 255
     heat = pictures(flat(600, 200), make((1, 3), (0, 0, 600, 200), selected=[[1, 0, 0]], scores=scores))[1]
@@ -250,7 +258,9 @@ def test_dots_mark_the_cells_at_the_bound_and_no_others() -> None:
 
 def test_equal_scores() -> None:
     explanation = make(scores=np.zeros((7, 7)), selected=np.ones((7, 7)))
-    assert dots(pictures(flat(600, 400), explanation)[1], (7, 7)).all()
+    heat = pictures(flat(600, 400), explanation)[1]
+    assert dots(heat, (7, 7)).all()
+    assert heat[2, 2].tolist() == [254, 232, 56]
     assert "all cells at the bound" in words(explanation)
     assert not any(said.startswith("z =") for said in words(explanation))
     assert "all cells at 2.5" in words(make(scores=np.full((7, 7), 2.5)))
@@ -258,7 +268,7 @@ def test_equal_scores() -> None:
 
 
 def test_scores_of_a_method_without_a_bound() -> None:
-    explanation = make((1, 2), (0, 0, 90, 50), scores=[[0, 1.5]], selected=[[0, 1]])
+    explanation = make((1, 2), (0, 0, 90, 50), scores=[[-0.0, 1.5]], selected=[[0, 1]])
     said = words(explanation, (90, 50))
     assert {"z = 0", "1.5"} < set(said)
     assert not any("bound" in text for text in said)
@@ -376,6 +386,7 @@ def anything(draw: st.DrawFn) -> tuple[Explanation, tuple[int, int]]:
 
 @settings(max_examples=200)
 @given(case=anything(), height=st.integers(160, 900))
+@example(case=(make(region=(0, 0, 50, 400), scores=np.eye(7)), (100, 400)), height=320)
 def test_nothing_runs_out_of_the_panel_or_over_anything_else(
     case: tuple[Explanation, tuple[int, int]], height: int
 ) -> None:
@@ -421,6 +432,13 @@ def test_photos_of_any_shape(size: tuple[int, int], grid: tuple[int, int]) -> No
 @pytest.mark.parametrize("height", [160, 320, 333, 640])
 def test_ordinary_panels_have_the_height_asked_for(size: tuple[int, int], height: int) -> None:
     assert panel(flat(*size), make(region=(0, 0, *size)), height=height).height == height
+
+
+def test_wide_photos_stand_two_by_two_in_a_panel_that_is_no_higher() -> None:
+    for size, height in (((1000, 100), 320), ((2000, 100), 273)):
+        layout = render._layout(size, make(region=(0, 0, *size)), 320)
+        assert len({x for x, _ in layout.corners}) == len({y for _, y in layout.corners}) == 2
+        assert layout.size[1] == pytest.approx(height, abs=1)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])

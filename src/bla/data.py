@@ -496,8 +496,8 @@ def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: flo
     - images without class folders: unlabelled, and divided alike.
 
     An image is a file with one of :data:`SUFFIXES`, in upper or lower case, at any depth below its class folder.
-    Hidden files and folders, other suffixes, and images beside class folders are ignored. Symbolic links are
-    followed, each folder once. Classes are sorted by name, and the test set may lack some.
+    Hidden files and folders, other suffixes, images beside class folders and folders beside ``train`` are ignored.
+    Symbolic links are followed, each folder once. Classes are sorted by name, and the test set may lack some.
 
     Raises
     ------
@@ -523,7 +523,7 @@ def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: flo
     folders = {folder.name: folder for folder in _folders(root)}
     train = folders.get("train")
     tests = [folders[name] for name in ("test", "val", "validation") if name in folders]
-    if train is None and tests and len(tests) == len(folders):
+    if tests and len(tests) == len(folders):
         raise DataError(f"{root}: expected train/ beside {tests[0].name}/, got none; add it")
     # A class may be called train: it has brothers that are not splits, and images rather than folders in it.
     if train is not None and (tests or _folders(train) or len(folders) == 1):
@@ -617,30 +617,31 @@ def _image_set(root: Path, train_classes: tuple[str, ...] | None = None) -> Imag
     unknown = [name for name in members if name not in classes]
     if unknown:
         raise DataError(f"{root}: expected train's classes {list(classes)}, got also {unknown}; add them to train")
-    labelled = sorted(
-        (path.relative_to(root).as_posix(), classes.index(name)) for name, paths in members.items() for path in paths
-    )
+    index = {name: place for place, name in enumerate(classes)}
+    labelled = sorted((path.relative_to(root).as_posix(), index[name]) for name in members for path in members[name])
     names, labels = zip(*labelled, strict=True)
     return ImageSet(root, names, np.array(labels, np.int64), classes)
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    _, names, _ = next(os.walk(root, onerror=_refuse))
+    return [root / name for name in sorted(names) if not name.startswith(".")]
 
 
 def _images_below(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: expected a readable folder, got {error.strerror}") from error
-
     found: list[Path] = []
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
             found += [Path(place, name) for name in files if _is_image(name)]
         seen.add(real)
     return sorted(found, key=Path.as_posix)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: expected a readable folder, got {error.strerror}") from error
 
 
 def _is_image(name: str) -> bool:

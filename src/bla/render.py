@@ -387,7 +387,7 @@ def _legible(text: str, otherwise: str) -> str:
 def _has_glyph(letter: str) -> bool:
     # Pillow does not tell which characters a font has: what it lacks is drawn as a non-character is, as a box.
     mask = _font(20).getmask
-    return letter.isprintable() and bytes(mask(letter)) != bytes(mask("\uffff"))
+    return bytes(mask(letter)) != bytes(mask("\uffff"))
 
 
 @functools.lru_cache(maxsize=64)
