@@ -615,6 +615,13 @@ def test_reduced_decoding_leaves_twice_what_is_needed(
         assert transform.interpolation != "nearest"
 
 
+def test_nearest_reads_in_full(decoded: list[tuple[int, int]]) -> None:
+    content = encoded(chelsea().resize((720, 480)), "JPEG")
+    transform = Transform((24, 24), HALF, HALF, "nearest")
+    assert np.array_equal(transform.read(content).pixels, transform.pixels(open_photo(content)))
+    assert decoded == []
+
+
 def test_a_large_photo(decoded: list[tuple[int, int]]) -> None:
     large = Image.fromarray(skimage.data.coffee()).resize((6000, 4000), Image.Resampling.BILINEAR)
     content = encoded(large, "JPEG")
@@ -775,6 +782,12 @@ def test_train_alone_is_divided(tmp_path: Path) -> None:
     touch(tmp_path / "train", *PETS)
     splits = image_folder(tmp_path)
     assert (splits.seeded, splits.train.root, len(splits.test)) == (True, tmp_path / "train", 4)
+
+
+def test_train_alone_without_classes_is_divided(tmp_path: Path) -> None:
+    touch(tmp_path / "train", *(f"{number}.jpg" for number in range(5)))
+    splits = image_folder(tmp_path)
+    assert (splits.train.labels, splits.train.root, len(splits.test)) == (None, tmp_path / "train", 1)
 
 
 def test_train_may_be_a_class(tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from bla import operators
 
 
+_START_SPREAD = 0.1
+"""Of u at the start: chosen on validation splits of birds100's training images among 0.1, 1 and 2."""
+
+
 class Selection(NamedTuple):
     """What a module says of a feature map; each of shape (B, H, W)."""
 
@@ -47,7 +51,7 @@ class BoundedLogitAttention(nn.Module):
     -----
     A start with every cell clipped is dead: no gradient reaches the score. The module starts with small random
     weights (at most 1/C each) and bias 1, so that u > 0, alive, on any map whose mean magnitude is below 1;
-    :meth:`calibrate`, which training calls, makes it so for any features.
+    :meth:`calibrate`, which training calls, makes a live start for any features.
 
     Examples
     --------
@@ -104,9 +108,11 @@ class BoundedLogitAttention(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
-        """Shrink the start, where it must, so that 0.5 <= u <= 1.5 on these features (B, C, H, W): alive.
+        """Start at these features' own scale (B, C, H, W): u of median 0 and spread 0.1, half the cells at the bound.
 
-        Meant for a first batch, before training; what is large in a feature map differs by classifier.
+        Half of the cells then pass gradients, and the soft weights are nearly those of mean pooling. Meant for a
+        first batch, before training. Where features do not differ from cell to cell, every cell starts off the
+        bound.
 
         Raises
         ------
@@ -116,11 +122,15 @@ class BoundedLogitAttention(nn.Module):
         last = self.score[-1] if isinstance(self.score, nn.Sequential) else self.score
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
-        last.bias.fill_(1.0)
-        deviation = (-_logits(self.score, self.context, features, self.in_channels) - 1.0).abs().max()
-        if not torch.isfinite(deviation):
+        u = -_logits(self.score, self.context, features, self.in_channels).double()
+        if not torch.isfinite(u).all():
             raise ValueError("expected finite features, got NaN or infinity: check the classifier and its input")
-        last.weight.mul_((0.5 / deviation).clamp(max=1.0))
+        middle, spread = u.median(), u.std(correction=0)
+        if spread > 1e-6 * u.abs().max():
+            last.weight.mul_(_START_SPREAD / spread)
+            last.bias.copy_((last.bias - middle) * (_START_SPREAD / spread))
+        else:
+            last.bias.add_(_START_SPREAD - middle)
 
     def extra_repr(self) -> str:
         """The settings, for ``repr``."""

@@ -192,6 +192,9 @@ class ExplainableClassifier(nn.Module):
                 ]
             )
             features = self.trunk(pixels.contiguous(memory_format=torch.channels_last))
+            cells = features.shape[2] * features.shape[3]
+            if size is not None and not 1 <= size <= cells:
+                raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
             selection = self.attention(features, size=size)
             probabilities = self.classify(features, selection.hard).float().softmax(-1)
             best = probabilities.topk(min(5, probabilities.shape[-1]))

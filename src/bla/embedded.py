@@ -154,8 +154,9 @@ class _Scene:
         image = self.ground.copy()
         for patch in (*self.below, self.subject, *self.above):
             image.paste(patch.image, (patch.left, patch.top), patch.image)
-        pixels = np.asarray(image) * self.light + self.noise
-        return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+        pixels = np.asarray(image) * self.light
+        pixels += self.noise
+        return Image.fromarray(pixels.clip(0, 255, out=pixels).astype(np.uint8))
 
     def mask(self) -> Image.Image:
         return _visible(self.subject, self.above, self.ground.size)

@@ -45,7 +45,7 @@ class Settings:
         ``l2x-f``, the fixed-size rival.
     head: ``new``, a linear head for the data's classes, trained on mean-pooled features first; or ``own``, the
         classifier's own, which stays as it is (post hoc by nature).
-    targets: what to predict: the data's ``labels``, or the classifier's own ``predictions`` (their probabilities).
+    targets: what to predict: the data's ``labels``, or the classifier's own ``predictions``.
     epochs, head_epochs: of the module's stage and the head's; None: as many.
     batch_size, learning_rate, dropout, seed: Adam's, and the dropout before a new head.
     threshold: replaces the setup's: a number, or "auto" for 0.98 / N.
@@ -402,14 +402,17 @@ class _Session:
         position.total_steps += 1
 
     def _targets(self, examples: Examples, chosen: npt.NDArray[np.int64]) -> Tensor:
-        """Class indices (B,), or the classifier's own probabilities (B, K)."""
+        """Class indices (B,): the labels, or what the classifier predicts from all cells.
+
+        The predicted class and not its probabilities: those are matched best by selecting every cell.
+        """
         if self.settings.targets == "labels":
             assert examples.labels is not None
             return torch.from_numpy(examples.labels[chosen]).to(self.device)
         with torch.no_grad():
             pooled = examples.cache.pooled_batch(examples.rows[chosen]).to(self.device)
-            probabilities: Tensor = self.networks.baseline(pooled).softmax(-1)
-        return probabilities
+            predicted: Tensor = self.networks.baseline(pooled).argmax(-1)
+        return predicted
 
     def _finish_epoch(self, stage: _Stage) -> bool:
         """Log the epoch, look at the validation images; False to end the stage here."""
@@ -455,7 +458,7 @@ class _Session:
         for chosen in chunks(len(self.validation)):
             logits, _ = stage.logits(self.validation, self.validation.rows[chosen], True)
             targets = self._targets(self.validation, chosen)
-            accuracy.update(logits, targets.argmax(-1) if targets.ndim == 2 else targets)
+            accuracy.update(logits, targets)
         for module in stage.trained:
             module.train()
         return accuracy.result()
