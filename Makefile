@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python docs/demo.py
+	$(BIN)/python examples/demo.py
 
 test: lint
 	$(BIN)/python -m pytest

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bla import operators
 
-
 _START_SPREAD = 0.1
 """Of u at the start: chosen on validation splits of birds100's training images among 0.1, 1 and 2."""
 
@@ -127,6 +126,8 @@ class BoundedLogitAttention(nn.Module):
             raise ValueError("expected finite features, got NaN or infinity: check the classifier and its input")
         middle, spread = u.median(), u.std(correction=0)
         if spread > 1e-6 * u.abs().max():
+            if u.max() - middle < 1e-3 * spread:  # most cells alike and no other above: as it is, all would be clipped
+                spread = -spread
             last.weight.mul_(_START_SPREAD / spread)
             last.bias.copy_((last.bias - middle) * (_START_SPREAD / spread))
         else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import pickle
 import sys
 from pathlib import Path
 from typing import cast
@@ -35,8 +37,9 @@ def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
     if ":" in name:
         model = _called(name)
     else:
-        if not timm.is_model(name.split(".", maxsplit=1)[0]):
-            near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "timm.list_models() names them"
+        base = name.split(".", maxsplit=1)[0]
+        if not timm.is_model(base):
+            near = ", ".join(difflib.get_close_matches(base, timm.list_models(), 5)) or "timm.list_models() names them"
             raise ClassifierError(
                 f"expected the name of a timm model or package.module:callable, got {name!r}; near it: {near}"
             )
@@ -61,8 +64,10 @@ def _called(name: str) -> nn.Module:
     sys.path.insert(0, str(Path.cwd()))
     try:
         model = getattr(importlib.import_module(module), attribute)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ClassifierError(f"expected {name!r} to be callable without arguments, got {error}") from error
+    except Exception as error:  # whatever code of the user's raises
+        raise ClassifierError(
+            f"expected {name!r} to be callable without arguments, got {type(error).__name__}: {error}"
+        ) from error
     finally:
         sys.path.pop(0)
     if not isinstance(model, nn.Module):
@@ -97,6 +102,11 @@ def _load_file(model: nn.Module, path: Path, name: str) -> None:
         model.load_state_dict(state)
     except FileNotFoundError:
         raise ClassifierError(f"expected weights for {name} in {path}, got no such file") from None
+    except pickle.UnpicklingError as error:  # torch's own message recommends to run the file's code
+        raise ClassifierError(
+            f"expected a state dict of plain tensors for {name} in {path}, got a damaged file or one with pickled "
+            "code, which is never run; save it with torch.save(model.state_dict(), path)"
+        ) from error
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ClassifierError(

@@ -8,10 +8,11 @@ import datetime
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +25,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from bla.classifier import ExplainableClassifier, prefetch
-from bla.data import DataError, ImageSet, Photo, Transform
+from bla.data import ImageSet
 from bla.explanation import write_atomically
+from bla.photo import DataError, Photo, Transform
 
 FORMAT = 1
 BATCH = 16
@@ -105,21 +107,17 @@ def cached_features(
     Raises
     ------
     CacheError
-        If no image can be read, features do not fit ``kind``, or the cache on disk is damaged.
+        If no image can be read, features do not fit ``kind``, the root cannot be written, or the cache on disk is
+        damaged.
     """
+    if not len(images):
+        raise CacheError("expected at least one image to cache features of, got none")
     root = default_root() if root is None else root
     folder = root / _key(classifier, images, kind)
     if not (folder / "manifest.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock")
-        with contextlib.suppress(Timeout):
-            lock.acquire(timeout=0.1)
-        if not lock.is_locked:
-            report("waiting for another run that is caching the same features", 0, 0)
-        with lock:
+        with _only_builder(folder, report):
             if not (folder / "manifest.json").exists():
                 _build(folder, classifier, images, kind, report)
-        lock.release(force=True)
     cache = _opened(folder)
     _probe(cache, classifier, images)
     return cache
@@ -129,11 +127,12 @@ def listed(root: Path | None = None) -> list[dict[str, Any]]:
     """What is cached under ``root``: ``key``, ``bytes``, ``complete`` and what the build noted, one each."""
     found = []
     for folder in sorted((root or default_root()).glob("*/")):
-        for name in ("manifest.json", "progress.json"):
-            if (folder / name).exists():
-                size = sum(file.stat().st_size for file in folder.iterdir())
-                entry = {"key": folder.name, "bytes": size, "complete": name == "manifest.json"}
-                found.append(entry | _read(folder / name))
+        # a build may end meanwhile: what was not there at first takes the place of what no longer is
+        for name in ("manifest.json", "progress.json", "manifest.json"):
+            with contextlib.suppress(FileNotFoundError):
+                record = _read(folder / name)
+                size = sum(file.stat().st_size for file in folder.glob("[!.]*"))
+                found.append({"key": folder.name, "bytes": size, "complete": name == "manifest.json"} | record)
                 break
     return found
 
@@ -171,11 +170,10 @@ def damaged(folder: Path) -> list[str]:
     manifest = _read(folder / "manifest.json")
     bad = []
     for file, (dtype, shape) in _layout(manifest).items():
-        try:
-            rows = np.memmap(folder / file, dtype, "r", shape=shape)
-        except (OSError, ValueError):
+        if _bytes_of(folder / file) != _bytes(dtype, shape):
             bad.append(file)
             continue
+        rows = np.memmap(folder / file, dtype, "r", shape=shape)
         chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
         if [_checksum(chunk) for chunk in chunks] != manifest["checksums"][file]:
             bad.append(file)
@@ -196,10 +194,34 @@ def _layout(manifest: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]
     }
 
 
+@contextlib.contextmanager
+def _only_builder(folder: Path, report: Progress) -> Iterator[None]:
+    """Hold the lock of a build; wait while another run holds it."""
+    lock = FileLock(f"{folder}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0.1)
+    except OSError as error:
+        raise CacheError(
+            f"expected a folder for caches that can be written, got {folder.parent}: {error.strerror}; choose another "
+            "with the environment variable BLA_CACHE"
+        ) from error
+    if not lock.is_locked:
+        report("waiting for another run that is caching the same features", 0, 0)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _build(
     folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
 ) -> None:
+    folder.mkdir(exist_ok=True)  # the run that we waited for may have removed it
     state = _resumable(folder, images, classifier.name, kind)
+    write_atomically(folder / "progress.json", json.dumps(state).encode())
     title = f"caching features of {len(images)} images"
     report(title, state["done"], len(images))
     files = {file: (folder / file).open("ab") for file in ("features", "pooled")}
@@ -255,15 +277,17 @@ def _resumable(folder: Path, images: ImageSet, name: str, kind: CacheType) -> di
     if (folder / "progress.json").exists():
         state = _read(folder / "progress.json")
     for file in ("features", "pooled"):
-        row_bytes = 0
+        whole = 0
         if state["shape"]:
             dtype, shape = _layout(state)[file]
-            row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape[1:]))
-        whole = state["done"] * row_bytes
+            whole = _bytes(dtype, (state["done"], *shape[1:]))
         path = folder / file
         path.touch()
-        if path.stat().st_size < whole:
-            raise CacheError(f"expected {whole} bytes in {path}, got {path.stat().st_size}: `bla cache remove` it")
+        if _bytes_of(path) < whole:
+            raise CacheError(
+                f"expected {whole} bytes in {path}, got {_bytes_of(path)}: remove it with `bla cache remove "
+                f"{folder.name[:12]}` and run again"
+            )
         os.truncate(path, whole)
     return state
 
@@ -313,8 +337,7 @@ def _opened(folder: Path) -> FeatureCache:
         raise CacheError(f"expected a cache of format {FORMAT}, got {manifest['format']} in {folder}: {remedy}")
     maps = {}
     for file, (dtype, shape) in _layout(manifest).items():
-        expected = np.dtype(dtype).itemsize * int(np.prod(shape))
-        size = (folder / file).stat().st_size if (folder / file).exists() else 0
+        expected, size = _bytes(dtype, shape), _bytes_of(folder / file)
         if size != expected:
             raise CacheError(f"expected {expected} bytes in {folder / file}, got {size}: {remedy}")
         maps[file] = np.memmap(folder / file, dtype, "r", shape=shape)
@@ -345,6 +368,17 @@ def _checksum(rows: npt.NDArray[Any]) -> int:
     return zlib.crc32(np.ascontiguousarray(rows).data)
 
 
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return np.dtype(dtype).itemsize * math.prod(shape)
+
+
+def _bytes_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _read(path: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CacheError(f"expected the record of a cache in {path}, got no JSON: remove {path.parent}") from error
     return record

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from bla.attention import Attention, BoundedLogitAttention, Selection, weighted_sum
-from bla.data import DataError, Photo, Transform
 from bla.explanation import Explanation, Prediction, Unexplained
+from bla.photo import DataError, Photo, Transform
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -176,7 +176,7 @@ class ExplainableClassifier(nn.Module):
         try:
             return name, self.transform.read(image)
         except DataError as error:
-            return name, str(error)
+            return name, str(error) if isinstance(image, (str, os.PathLike)) else f"{name}: {error}"
 
     def _explain_batch(
         self, batch: Sequence[tuple[str, Photo | Tensor | str]], size: int | None

@@ -24,6 +24,7 @@ app = App(
     help="Make an image classifier show what it looked at: bounded logit attention.",
     help_format="plaintext",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 caches = App(name="cache", help="List, check and remove cached features.", help_format="plaintext")
 app.command(caches)

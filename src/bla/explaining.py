@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image
 
 from bla.classifier import ExplainableClassifier
-from bla.data import open_photo
 from bla.explanation import Explanation, ExplanationError, Unexplained, write_atomically
+from bla.photo import open_photo
 from bla.render import panel
 from bla.run import load
 

@@ -47,7 +47,8 @@ def bound_at_size(logits: Tensor, size: int) -> Tensor:
         If ``size`` is not in 1..N.
     """
     _check_size(size, logits.shape[-1])
-    return bound(logits - logits.topk(size, dim=-1).values[..., -1:])
+    least = logits.topk(size, dim=-1).values[..., -1:]
+    return torch.where(logits >= least, 0.0, logits - least)  # not bound(logits - least): inf - inf is no number
 
 
 def bounded_soft(
@@ -76,7 +77,8 @@ def bounded_soft(
         raise ValueError(f"expected no threshold with the sigmoid gate, got {threshold}: leave one of them out")
     wide = _at_least_float32(scores)
     if gate:
-        return torch.sigmoid(temperature * wide).to(scores.dtype)
+        broken = wide.isnan().any(dim=-1, keepdim=True)  # each cell is by itself here, a broken map is not
+        return torch.sigmoid(temperature * wide).masked_fill(broken, torch.nan).to(scores.dtype)
     weights = torch.softmax(temperature * wide, dim=-1)
     gamma = AUTO_THRESHOLD_MASS / scores.shape[-1] if threshold == "auto" else threshold
     if gamma:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -26,9 +27,10 @@ from bla.attention import BoundedLogitAttention, weighted_sum
 from bla.backbones import LITE0, load_backbone
 from bla.cache import FeatureCache, Progress, cached_features, default_root, silent, weights_digest
 from bla.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
-from bla.data import DataError, ImageSet, Splits, Transform, image_folder, open_photo, stratified_split
+from bla.data import ImageSet, Splits, image_folder, stratified_split
 from bla.evaluation import Accuracy, size_summary
 from bla.explanation import write_atomically
+from bla.photo import DataError, Transform, open_photo
 from bla.training import (
     SETUPS,
     Examples,
@@ -93,7 +95,7 @@ def train(
     out = Path(out)
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
-    splits = _read_data(data, settings.seed, cache)
+    splits = _read_data(data, settings.seed, cache, report)
     wrapped = _wrapped(model, weights, mode, device)
     source = str(data) if str(data) == EMBEDDED else str(Path(data).resolve())
     origin = _origin(model, weights)
@@ -153,7 +155,7 @@ def fit(
         raise ClassifierError(
             "expected a wrapped classifier with its own head, got one with a head of its own training"
         )
-    with _image_splits(images, seed) as splits:
+    with _image_splits(images, seed, cache, report) as splits:
         networks = Networks(wrapped.attention, wrapped.head, own_head=True)
         parts = _examples(wrapped, splits, settings, cache, report)
         train_networks(networks, settings, parts.train, parts.validation, report=report)
@@ -180,23 +182,23 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
     """As :func:`load`, with the record and the networks to measure."""
     folder = _run_folder(run)
     record = _read_record(folder)
-    settings = Settings(**record["settings"])
-    transform = Transform.from_dict(record["transform"])
-    backbone = record["backbone"]
+    try:
+        settings = Settings(**record["settings"])
+        transform = Transform.from_dict(record["transform"])
+        backbone, name, classes = record["backbone"], record["model"], record["classes"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"expected the record of a run in {folder / 'run.json'}, got another file: {error!r}") from error
     if model is None:
         if backbone["name"] is None:
             raise RunError(f"{folder}: expected model=, the classifier it was trained on, which came as an object")
         model = load_backbone(backbone["name"], backbone["weights"])
-    wrapped = explainable(model, transform=transform, name=record["model"]).to(pick_device(device))
+    wrapped = explainable(model, transform=transform, name=name).to(pick_device(device))
     if weights_digest(wrapped.trunk) != backbone["digest"]:
         raise RunError(
             f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
             "an explanation is of one classifier; train anew for this one"
         )
-    classifier, networks = _assembled(wrapped, settings, record["classes"])
-    networks.restore(load_file(folder / "model.safetensors"))
-    classifier.fitted = True
-    return Run(record, classifier.eval(), networks)
+    return _restored(folder, record, *_assembled(wrapped, settings, classes))
 
 
 def evaluate(
@@ -222,7 +224,7 @@ def evaluate(
     opened = open_run(run, model=model, device=device)
     settings = Settings(**opened.record["settings"])
     source = data if data is not None else opened.record["data"]["root"]
-    splits = _read_data(source, settings.seed, cache)
+    splits = _read_data(source, settings.seed, cache, report)
     images = _relabelled(splits.test, opened.classifier.classes, settings)
     features = cached_features(opened.classifier, images, root=cache, report=report)
     examples = _readable(features, images, settings)
@@ -278,10 +280,8 @@ def _train(
         done = _finished(out, settings, identity)
         if done is not None:
             report(f"{out} already holds this run", 0, 0)
-            classifier, networks = _assembled(wrapped, settings, classes)
-            networks.restore(load_file(out / "model.safetensors"))
-            classifier.fitted = True
-            return Run(done, classifier.eval(), networks)
+            clear_checkpoints(out)  # a kill may have left one beside the finished run
+            return _restored(out, done, *_assembled(wrapped, settings, classes))
         started = time.monotonic()
         parts = _examples(wrapped, splits, settings, cache, report)
         classifier, networks = _assembled(wrapped, settings, classes)
@@ -413,6 +413,18 @@ def _assembled(
     return classifier.to(like.device), networks
 
 
+def _restored(folder: Path, record: dict[str, Any], classifier: ExplainableClassifier, networks: Networks) -> Run:
+    path = folder / "model.safetensors"
+    try:
+        networks.restore(load_file(path))
+    except (OSError, SafetensorError, TrainingError) as error:
+        raise RunError(
+            f"expected the weights of the run in {path}, got none or others ({error}): train again"
+        ) from error
+    classifier.fitted = True
+    return Run(record, classifier.eval(), networks)
+
+
 def _examples(
     wrapped: ExplainableClassifier, splits: Splits, settings: Settings, cache: Path | None, report: Progress
 ) -> _Parts:
@@ -454,17 +466,21 @@ def _readable(features: FeatureCache, images: ImageSet, settings: Settings) -> E
     return Examples(features, rows, labels)
 
 
-def _read_data(data: str | Path, seed: int, cache: Path | None) -> Splits:
+def _read_data(data: str | Path, seed: int, cache: Path | None, report: Progress) -> Splits:
     if str(data) == EMBEDDED:
-        return image_folder(embedded.write((cache or default_root()) / EMBEDDED))
+        title = "making the embedded data set"
+        folder = (cache or default_root()) / EMBEDDED
+        return image_folder(embedded.write(folder, progress=lambda done, total: report(title, done, total)))
     return image_folder(data, seed=seed)
 
 
 @contextmanager
-def _image_splits(images: str | Path | ImageSet | Sequence[ImageLike], seed: int) -> Iterator[Splits]:
+def _image_splits(
+    images: str | Path | ImageSet | Sequence[ImageLike], seed: int, cache: Path | None, report: Progress
+) -> Iterator[Splits]:
     """Splits of whatever holds photos; those in memory lie in a temporary folder meanwhile."""
     if isinstance(images, (str, Path)):
-        yield _read_data(images, seed, None)
+        yield _read_data(images, seed, cache, report)
         return
     with tempfile.TemporaryDirectory() as folder:
         if not isinstance(images, ImageSet):
@@ -503,7 +519,7 @@ def _run_folder(run: str | Path) -> Path:
         return folder
     if (SHIPPED / str(run)).is_dir():
         return SHIPPED / str(run)
-    shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
+    shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*/")))
     raise RunError(f"expected a run folder or a shipped explainer ({shipped}), got {str(run)!r}, which is neither")
 
 

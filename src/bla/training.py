@@ -88,6 +88,7 @@ class Settings:
             (0 <= self.seed < 2**32, "seed in [0, 2**32)", self.seed),
             (0 <= self.validation < 1, "validation share in [0, 1)", self.validation),
             (self.patience is None or self.patience >= 1, "patience of at least 1", self.patience),
+            (all(width >= 1 for width in self.hidden), "hidden layers of at least 1 channel", self.hidden),
         ]
         for valid, expected, came in checks:
             if not valid:
@@ -101,6 +102,11 @@ class Settings:
                 f"expected setup bla-ph or l2x-f with head='own', got {self.setup!r}, which trains the head; for no "
                 "threshold pass threshold=0"
             )
+        try:
+            with torch.device("meta"):  # the module's own checks, now rather than after the features are cached
+                self.attention(1)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
 
     @property
     def frozen_head(self) -> bool:
@@ -252,6 +258,8 @@ def train_networks(
     """
     if not len(train):
         raise TrainingError("expected at least one training image, got none")
+    if validation is not None and not len(validation):
+        raise TrainingError("expected at least one validation image, got none: add images or set validation=0")
     session = _Session(
         networks,
         settings,
@@ -317,7 +325,9 @@ class _Session:
             features = examples.cache.batch(rows).to(self.device)
             selection = nets.attention(features)
             pooled = weighted_sum(features, selection.hard if hard else selection.soft)
-            return nets.head(pooled), (selection.unbounded < 0).flatten(1).any(1)
+            # the rival bounds nothing, so it cannot die
+            bounded = isinstance(nets.attention, BoundedLogitAttention)
+            return nets.head(pooled), (selection.unbounded < 0).flatten(1).any(1) if bounded else None
 
         def begin_module() -> None:
             if not nets.own_head:
@@ -351,6 +361,7 @@ class _Session:
             resumed = {}
             self._run_stage(stage)
             self.position.stage += 1
+            self.optimiser = None  # without one a checkpoint stands before a stage, which has yet to begin
             self._save()
         return {"dead": self.position.dead, "epochs": self.epochs_run}
 
@@ -369,8 +380,8 @@ class _Session:
                     self.report(title, position.step, steps)
                 if position.step < steps and time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
                     self._save()
-            if not self._finish_epoch(stage):
-                break
+            if not self._finish_epoch(stage) or position.epoch == stage.epochs:
+                break  # the end of the stage is saved under this number of steps
             self._save()
         if self.best:
             self._restore_best(stage)
@@ -484,13 +495,13 @@ class _Session:
     def _save(self) -> None:
         """Write a checkpoint under a temporary name and move it into place by one rename."""
         self.saved_at = time.monotonic()
-        if self.folder is None or self.optimiser is None:
+        if self.folder is None:
             return
         target = self.folder / f"checkpoint-{self.position.total_steps}"
         temporary = self.folder / f".{target.name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        state = self.optimiser.state_dict()["state"]
+        state = self.optimiser.state_dict()["state"] if self.optimiser else {}
         optimiser = {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
         save_file(_own(self.networks.saved()), temporary / "networks.safetensors")
         save_file(_own(self.best), temporary / "best.safetensors")
@@ -498,12 +509,11 @@ class _Session:
         position = dataclasses.asdict(self.position)
         record = {"identity": self.identity, "position": position, "log": self.log, "epochs_run": self.epochs_run}
         (temporary / "state.json").write_text(json.dumps(record), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        temporary.rename(target)  # no two checkpoints have the same number of steps
         clear_checkpoints(self.folder, but=target)
 
     def _resume(self) -> dict[str, Tensor]:
-        """Go on from the last whole checkpoint; returns the optimiser's tensors, none for a fresh start."""
+        """Go on from the last whole checkpoint; returns the optimiser's tensors, none where a stage is to begin."""
         if self.folder is None:
             return {}
         self.folder.mkdir(parents=True, exist_ok=True)

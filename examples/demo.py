@@ -1,0 +1,67 @@
+"""From nothing to pictures: train BLA and BLA-PH on the embedded data set, then explain real photographs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import skimage.data
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+import bla
+from bla.cache import default_root
+from bla.explaining import explain_files
+from bla.explanation import Explanation
+from bla.progress import shown_progress
+from bla.run import EMBEDDED
+from bla.training import Settings
+
+PHOTOGRAPHS = {
+    "camera": skimage.data.camera,
+    "cat": skimage.data.chelsea,
+    "coffee": skimage.data.coffee,
+    "rocket": skimage.data.rocket,
+}
+
+
+def main() -> None:
+    """Train, print the table, explain, say where the pictures are."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo"))
+    out: Path = parser.parse_args().out
+
+    table = Table("setup", "baseline", "soft", "hard", "cells of 49", title="Top-1 on 400 test images, from")
+    with shown_progress() as report:
+        for setup, name in (("bla", "BLA"), ("bla-ph", "BLA-PH")):
+            report(f"{name} on the embedded data set, features of tf_efficientnet_lite0", 0, 0)
+            metrics = bla.train(EMBEDDED, out / setup, Settings(setup=setup), report=report).record["metrics"]
+            size = metrics["size"]
+            spread = f"{size['mean']:.1f} ({size['min']} to {size['max']})"
+            table.add_row(name, *(f"{metrics[key]['top1']:.3f}" for key in ("baseline", "soft", "hard")), spread)
+    Console().print(table)
+
+    (out / "photographs").mkdir(parents=True, exist_ok=True)
+    photographs = []
+    for name, photograph in PHOTOGRAPHS.items():
+        photographs.append(out / "photographs" / f"{name}.png")
+        Image.fromarray(photograph()).save(photographs[-1])
+    composed = sorted((default_root() / EMBEDDED / "test").glob("*/*.jpg"))[::50]
+    for title, photos, run, folder in (
+        ("Photographs, by the explainer that comes with the package", photographs, "tf_efficientnet_lite0", "why"),
+        ("Test images, by the BLA just trained", composed, out / "bla", "why-embedded"),
+    ):
+        print(f"\n{title}:")
+        for result in explain_files(photos, run=run, out=out / folder):
+            if isinstance(result, Explanation):
+                place = "/".join(Path(result.image).parts[-2:])
+                best = result.prediction
+                print(f"  {place}: {best.label} {best.probability:.0%}, {result.size} of 49 cells")
+    print(
+        f"\nThe pictures are in {out / 'why'} and {out / 'why-embedded'}; the runs in {out / 'bla'}, {out / 'bla-ph'}."
+    )
+
+
+if __name__ == "__main__":
+    main()

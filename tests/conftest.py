@@ -1,0 +1,34 @@
+"""Fixtures that several test files share, and Hypothesis without a clock or a die."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from bla.classifier import ExplainableClassifier
+
+settings.register_profile("bla", deadline=None, derandomize=True)
+settings.load_profile("bla")
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real photographs, which are not part of the project."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the photographs of ../shared/data, which are not part of the project")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def lite0() -> ExplainableClassifier:
+    """tf_efficientnet_lite0 with its ImageNet weights, wrapped and never fitted: copy it before changing it."""
+    from bla.backbones import LITE0, load_backbone
+    from bla.classifier import explainable
+
+    return explainable(load_backbone(LITE0))
