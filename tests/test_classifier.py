@@ -90,14 +90,17 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
     now = snapshot(model)
-    values, was = now.pop("values"), dict(before).pop("values")
-    assert values.keys() == was.keys()
-    assert all(torch.equal(values[name], was[name]) for name in was)
+    torch.testing.assert_close(now.pop("values"), before["values"], rtol=0, atol=0, equal_nan=True)
     assert now == {key: value for key, value in before.items() if key != "values"}
 
 
-def random_head(model: nn.Module) -> nn.Module:
-    """So that a miss would show: heads often start at zero or nearly so."""
+def lively(model: nn.Module) -> nn.Module:
+    """Random, but with activations as a trained model's: a miss would show."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, 96, 96))
     *_, head = (module for module in model.modules() if isinstance(module, nn.Linear))
     nn.init.normal_(head.weight)
     nn.init.normal_(head.bias)
@@ -107,13 +110,14 @@ def random_head(model: nn.Module) -> nn.Module:
 @pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
 def family(request: pytest.FixtureRequest) -> Family:
     torch.manual_seed(0)
-    model = random_head(request.param()).train()
+    model = lively(request.param())
     # nothing uniform: a module in evaluation mode, a frozen parameter, a hook
     list(model.modules())[-2].eval()
     next(model.parameters()).requires_grad_(False)
     hooked: list[str] = []
     list(model.modules())[-1].register_forward_hook(lambda *_: hooked.append("called"))
     before = snapshot(model)
+    hooked.clear()
     wrapped = explainable(model, transform=inputs(96))
     return Family(model, before, wrapped, torch.randn(2, 3, 96, 96), hooked)
 
@@ -327,22 +331,22 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     ),
     "timm, maximum": (lambda: timm_resnet(global_pool="max"), 96, f"resnet10t: expected {AVERAGE}, .* differ by"),
     "timm, no pooling": (lambda: timm_resnet(global_pool=""), 96, "resnet10t: expected .*RuntimeError"),
-    "timm, one cell": (timm_resnet, 32, r"resnet10t: expected a feature map of several cells, got one of 1x1 .* larger"),
+    "timm, one cell": (timm_resnet, 32, "resnet10t: expected a feature map of several cells, got one of 1x1 "),
     "timm, one colour": (lambda: timm_resnet(in_chans=1), 64, r"resnet10t: .*pixels \(2, 3, 64, 64\), .*transform="),
-    "timm, all-zero head": (lambda: without_head(timm_resnet()), 96, "resnet10t: expected logits that depend on the cells"),
+    "timm, all-zero head": (lambda: without_head(timm_resnet()), 96, "resnet10t: expected logits that depend on "),
     "torchvision vgg11": (vgg11, 64, "VGG: expected an average over a feature map .*flatten the map.*a new head"),
-    "torchvision alexnet": (alexnet, 64, "AlexNet: expected an average over a feature map .*a new head"),
+    "torchvision alexnet": (alexnet, 96, "AlexNet: expected an average over a feature map .*a new head"),
     "torchvision vit": (vit, 64, "VisionTransformer: expected an average over a feature map .*a new head"),
-    "torchvision, one cell": (torchvision.models.resnet18, 32, r"ResNet: expected .* several cells .*\(32, 32\).*larger"),
-    "all-zero head": (lambda: without_head(plain()), 48, "Sequential: expected logits that depend on the cells .*all zero"),
+    "torchvision, one cell": (torchvision.models.resnet18, 32, r"ResNet: expected .* several cells .*\(32, 32\)"),
+    "all-zero head": (lambda: without_head(plain()), 48, "Sequential: expected logits that depend on .*all zero"),
     "maximum": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
         32,
         f"Sequential: expected {AVERAGE}, .* differ by",
     ),
-    "tuple": (lambda: Cut(lambda net, x: (net.classes(means(net.stem(x))), x)), 32, r"Cut: expected logits .* got tuple"),
+    "tuple": (lambda: Cut(lambda net, x: (means(net.stem(x)), x)), 32, "Cut: expected logits of shape .*, got tuple"),
     "map": (lambda: Cut(lambda net, x: net.stem(x)), 32, r"Cut: expected logits of shape .*, got \(2, 4, 8, 8\)"),
-    "another branch": (lambda: Cut(reads_a_branch), 32, "Cut: expected .* one feature map alone, got one that also reads"),
+    "another branch": (lambda: Cut(reads_a_branch), 32, "Cut: expected .* one feature map alone, .* also reads"),
     "average and maximum": (lambda: Cut(reads_the_maximum_too), 32, "Cut: expected .* alone, got one that also reads"),
     "control flow": (lambda: Cut(decides_by_content), 32, "Cut: expected .*torch.fx can trace, got TraceError"),
     "fails": (lambda: nn.Sequential(nn.Linear(5, 5)), 32, "Sequential: expected a classifier of pixels .*RuntimeError"),
@@ -358,14 +362,14 @@ def test_what_cannot_be_split_is_refused_by_name(make: Callable[[], nn.Module], 
     with pytest.raises(ClassifierError, match=f"^{message}"):
         explainable(model, transform=inputs(size))
     assert_untouched(model, before)
-    with pytest.raises(ClassifierError, match="^my model: expected"):
+    with pytest.raises(ClassifierError, match=r"^my model: expected"):
         explainable(model, transform=inputs(size), name="my model")
 
 
 def test_what_cannot_be_copied_is_refused() -> None:
     model = plain()
     model.lock = threading.Lock()  # type: ignore[assignment]
-    with pytest.raises(ClassifierError, match="Sequential: expected a module that can be copied, got .*lock"):
+    with pytest.raises(ClassifierError, match=r"Sequential: expected a module that can be copied, got .*lock"):
         explainable(model)
 
 
@@ -384,7 +388,7 @@ def test_class_names_by_default() -> None:
     names = imagenet_classes()
     assert explainable(plain(1000), transform=inputs(32)).classes == tuple(names)
     assert (len(names), names[0], names[281]) == (1000, "tench", "tabby")
-    assert explainable(plain(2), transform=inputs(32), classes=iter(["a", "b"]) and ["a", "b"]).classes == ("a", "b")
+    assert explainable(plain(2), transform=inputs(32), classes=["a", "b"]).classes == ("a", "b")
 
 
 def test_transforms_by_default() -> None:
@@ -402,8 +406,8 @@ def test_pixels_are_normalised_as_the_transform_says() -> None:
     )
     photos = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
     pixels = wrapped.pixels(photos)
-    expected = np.stack([transform.normalise(photo) for photo in photos])
-    np.testing.assert_allclose(pixels.numpy(), expected, atol=1e-6)
+    expected = (photos / 255 - np.array([0.1, 0.5, 0.9])) / np.array([0.2, 0.3, 0.4])
+    np.testing.assert_allclose(pixels.numpy(), np.moveaxis(expected, 3, 1), atol=1e-5)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -421,9 +425,9 @@ def test_what_is_frozen_stays_in_evaluation_mode() -> None:
     assert not any(parameter.requires_grad for parameter in (*wrapped.trunk.parameters(), *wrapped.head.parameters()))
     assert all(parameter.requires_grad for parameter in wrapped.attention.parameters())
     pixels = torch.randn(2, 3, 64, 64)
+    before = {name: value.clone() for name, value in wrapped.state_dict().items()}
     assert torch.equal(wrapped(pixels), wrapped(pixels)), "no dropout in a frozen head"
-    before = {name: value.clone() for name, value in wrapped.trunk.named_buffers()}
-    assert all(torch.equal(value, before[name]) for name, value in wrapped.trunk.named_buffers())
+    assert all(torch.equal(value, before[name]) for name, value in wrapped.state_dict().items()), "no new statistics"
 
 
 def test_a_head_in_training_is_trained() -> None:
@@ -466,7 +470,7 @@ def noise(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 def wrapped() -> ExplainableClassifier:
     """Fitted, as far as it knows, and with some of its 4x6 cells at the bound."""
     torch.manual_seed(1)
-    found = explainable(random_head(plain(7)), transform=inputs(32, 48), name="small")
+    found = explainable(lively(plain(7)), transform=inputs(32, 48), name="small")
     nn.init.normal_(found.attention.score.weight, std=3)  # type: ignore[arg-type]
     nn.init.zeros_(found.attention.score.bias)  # type: ignore[arg-type]
     found.fitted = True
@@ -476,7 +480,7 @@ def wrapped() -> ExplainableClassifier:
 def test_what_was_never_fitted_says_so() -> None:
     unfitted = explainable(plain(), transform=inputs(32, 48), name="small")
     with pytest.raises(
-        ClassifierError, match=r"got small with one that was never fitted: call bla.fit\(wrapped, images"
+        ClassifierError, match=r"got small with one that was never fitted: call bla\.fit\(wrapped, images"
     ):
         unfitted.explain(noise(9, 9))
     with pytest.raises(ClassifierError, match=r"bla\.fit"):
@@ -573,22 +577,23 @@ def test_size_asks_for_so_many_cells(wrapped: ExplainableClassifier) -> None:
 @pytest.mark.parametrize(
     ("transform", "region"),
     [
-        (inputs(32, 48), (0, 0, 60, 40)),
-        (inputs(32, mode="crop", crop_fraction=1.0), (10, 0, 50, 40)),
-        # 40 becomes 64 pixels, of which the middle 32 are kept: of 96 x 64, from (32, 16) to (64, 48)
-        (inputs(32, mode="crop", crop_fraction=0.5), (20, 10, 40, 30)),
+        (inputs(32, 48), (0, 0, 90, 60)),
+        (inputs(32, mode="crop", crop_fraction=1.0), (15, 0, 75, 60)),
+        # 60 rows become 64, of which the middle 32 are kept: of 96 x 64 pixels those from (32, 16) to (64, 48)
+        (inputs(32, mode="crop", crop_fraction=0.5), (30, 15, 60, 45)),
     ],
     ids=["squash", "crop", "small crop"],
 )
 def test_the_region_is_what_the_model_saw(transform: Transform, region: tuple[float, ...]) -> None:
     wrapped = explainable(plain(), transform=transform)
     wrapped.fitted = True
-    photo = noise(40, 60)
+    photo = noise(60, 90)
     (explanation,) = wrapped.explain(photo)
     assert explanation.region == pytest.approx(region)
     left, top, right, bottom = (round(side) for side in explanation.region)
-    outside = np.ones((40, 60), bool)
-    outside[top:bottom, left:right] = False
+    outside = np.ones((60, 90), bool)
+    # the resize is antialiased: at the edge it reads a few pixels more
+    outside[max(top - 4, 0) : bottom + 4, max(left - 4, 0) : right + 4] = False
     photo[outside] = 0
     (again,) = wrapped.explain(photo)
     np.testing.assert_allclose(again.unbounded, explanation.unbounded, rtol=1e-5, atol=1e-6)
@@ -620,18 +625,18 @@ def test_unreadable_photos_are_reported_and_the_others_explained(
             assert isinstance(report, Unexplained)
             assert report.error.startswith(f"{name}: ")
             assert "expected" in report.error
-    for index, name in (
+    for index, error in (
         (0, "damaged.jpg: expected"),
         (2, "image 1: expected"),
-        (4, r"image 1: .*pixels \(3, 32, 48\)"),
+        (4, "image 1: expected normalised pixels"),
     ):
-        with pytest.raises(DataError, match=name):
+        with pytest.raises(DataError, match=error):
             wrapped.explain([path, wrong[index]])
 
 
 def test_features_that_are_not_finite_are_reported(wrapped: ExplainableClassifier) -> None:
     pixels = torch.randn(4, 3, 32, 48)
-    pixels[1, 0, 5, 5] = math.nan
+    pixels[1, 0, 8, 8] = math.nan
     pixels[2] *= 1e38
     found = list(wrapped.explain_each(pixels))
     assert [type(result) for result in found] == [Explanation, Unexplained, Unexplained, Explanation]

@@ -65,6 +65,7 @@ def output_names(photos: Sequence[Path]) -> dict[Path, str]:
         name = (
             "_".join(part for part in photo.parts if part not in (photo.anchor, "..")) if uses[stem] > 1 else photo.stem
         )
+        name = name.strip(".") or "photo"
         candidate, number = name, 2
         while candidate.casefold() in taken:
             candidate, number = f"{name}-{number}", number + 1
