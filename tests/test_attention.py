@@ -329,7 +329,9 @@ def test_gradients_are_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: BoundedLogitAttention(4, hidden=(3,), context=True), lambda: L2XAttention(4, size=2)], ids=str
+    "make",
+    [lambda: BoundedLogitAttention(4, hidden=(3,), context=True), lambda: L2XAttention(4, size=2)],
+    ids=["bla", "l2x"],
 )
 def test_state_and_copies_round_trip(make: Any, tmp_path: Path) -> None:
     module, other = make().eval(), make().eval()

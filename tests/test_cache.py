@@ -147,10 +147,10 @@ def test_a_row_is_what_the_trunk_gives_for_the_photo(
     cache = cached_features(classifier, images, root=tmp_path / "caches", kind=kind)
     model = tiny().eval()
     expected = []
-    with torch.inference_mode():  # photo by photo, without our wrapper, from the transform's definition
+    with torch.inference_mode():  # photo by photo, without our wrapper; mean and std are 0.5
         for row in range(len(images)):
-            pixels = TRANSFORM.normalise(TRANSFORM.read(images.path(row)).pixels)
-            expected.append(model[0](torch.from_numpy(pixels)[None])[0])
+            pixels = torch.from_numpy(TRANSFORM.read(images.path(row)).pixels)
+            expected.append(model[0]((pixels.permute(2, 0, 1)[None] / 255 - 0.5) / 0.5)[0])
     maps = torch.stack(expected)
     assert maps.shape == (COUNT, CHANNELS, *GRID)
     assert cache.failures == ()

@@ -256,6 +256,20 @@ def test_splits_differ_by_seed_and_hold_out_everything_in_turn() -> None:
     assert held_out == set(range(10))
 
 
+@pytest.mark.parametrize("folder", ["", "cat"])
+def test_the_whole_of_a_split_is_what_was_split(folder: str, tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{name}/{index}.png" for name in ("cat", "dog") for index in range(7)))
+    splits = image_folder(tmp_path / folder)
+    whole = splits.whole()
+    assert len(whole) == len(splits.train) + len(splits.test)
+    assert whole.classes == splits.train.classes
+    for split in (splits.train, splits.test):
+        places = [whole.names.index(name) for name in split.names]
+        assert whole.subset(places).names == split.names
+        if split.labels is not None:
+            np.testing.assert_array_equal(whole.subset(places).labels, split.labels)
+
+
 def test_splits_out_of_range_are_refused() -> None:
     for arguments, message in [
         ((None, 4, 0.0, 0), "0 < share < 1, got 0.0"),

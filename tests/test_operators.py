@@ -346,11 +346,13 @@ def test_autocast_changes_nothing(operator: Callable[[Tensor], Tensor]) -> None:
     assert narrow.dtype == torch.bfloat16
 
 
-def test_half_precision_is_computed_in_float32_inside() -> None:
-    # 4096 equal weights of 2**-12: summed in float16, the softmax's denominator would stick at 2048
-    weights = bounded_soft(torch.zeros(4096, dtype=torch.float16))
-    assert weights.tolist() == [2.0**-12] * 4096
-    assert bounded_hard(torch.zeros(4095, dtype=torch.bfloat16))[0].item() == pytest.approx(1 / 4095, rel=0.01)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_float32_inside(dtype: torch.dtype) -> None:
+    # 1/49 less 0.98/49: in half precision the difference would be mostly rounding
+    weights = bounded_soft(torch.zeros(49, dtype=dtype), threshold="auto")
+    assert weights.tolist() == pytest.approx([0.02 / 49] * 49, rel=torch.finfo(dtype).eps)
+    # 4095 ones: counted in half precision, they would come to 4096, or stick at 256
+    assert bounded_hard(torch.zeros(4095, dtype=dtype))[0].item() == pytest.approx(1 / 4095, rel=torch.finfo(dtype).eps)
 
 
 # Properties.

@@ -154,6 +154,12 @@ def test_the_folder_holds_what_the_contract_says(trained: Path, data: Path) -> N
     assert metrics["baseline"]["top1"] > 0.5  # it has learnt something
 
 
+def pixels_of(transform: Transform, images: ImageSet, index: int) -> Tensor:
+    """Normalised pixels, (1, 3, h, w), by the definition."""
+    values = (transform.read(images.path(index)).pixels / 255 - transform.mean) / transform.std
+    return torch.from_numpy(values).permute(2, 0, 1)[None].float()
+
+
 def slow_metrics(folder: Path, model: Tiny, images: ImageSet, settings: Settings) -> dict[str, Any]:
     """From the photos, one by one, without cache, wrapper or modules: the formulas and the tensors of the run."""
     tensors = {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
@@ -169,9 +175,8 @@ def slow_metrics(folder: Path, model: Tiny, images: ImageSet, settings: Settings
     rows: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in METRICS - {"agreement", "size", "images"}}
     agreed, sizes = [], []
     for index in range(len(images)):
-        pixels = torch.from_numpy(transform.normalise(transform.read(images.path(index)).pixels)).double()
         with torch.no_grad():
-            F = model.forward_features(pixels[None])[0].reshape(CHANNELS, -1)
+            F = model.forward_features(pixels_of(transform, images, index).double())[0].reshape(CHANNELS, -1)
         w, b = tensors["attention.score.weight"].reshape(-1), tensors["attention.score.bias"]
         u = w @ F + b
         if settings.setup == "l2x-f":
@@ -630,8 +635,7 @@ def test_fitting_to_the_labels_of_a_folder(data: Path) -> None:
     metrics = fit(wrapped, data, targets="labels", epochs=1, report=lambda *call: remarks.append(call))
     images = image_folder(data).test
     transform = wrapped.transform
-    pixels = np.stack([transform.normalise(transform.read(images.path(index)).pixels) for index in range(6)])
-    predicted = Tiny()(torch.from_numpy(pixels)).argmax(-1).numpy()
+    predicted = Tiny()(torch.cat([pixels_of(transform, images, index) for index in range(6)])).argmax(-1).numpy()
     assert metrics["baseline"]["top1"] == pytest.approx((predicted == images.labels).mean())
     assert ("evaluating", 6, 6) in remarks
     with pytest.raises(DataError, match="expected class folders for targets='labels'"):

@@ -97,6 +97,15 @@ class Splits:
     test: ImageSet
     seeded: bool
 
+    def whole(self) -> ImageSet:
+        """All images of a seeded split, as they were before it."""
+        names = self.train.names + self.test.names
+        order = sorted(range(len(names)), key=names.__getitem__)
+        labels = None
+        if self.train.labels is not None and self.test.labels is not None:
+            labels = np.concatenate([self.train.labels, self.test.labels])[order]
+        return dataclasses.replace(self.train, names=tuple(names[index] for index in order), labels=labels)
+
 
 def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: float = 0.2) -> Splits:
     """Find the images of a folder, in one of three layouts.

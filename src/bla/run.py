@@ -210,7 +210,9 @@ def evaluate(
     cache: Path | None = None,
     report: Progress = silent,
 ) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
-    """Measure a run on the test images of its own data, or of other data with the same classes.
+    """Measure a run on the test images of its own data, or on other data with the same classes.
+
+    Other data are measured on their test images, or, where they come without a division, on all images.
 
     Returns
     -------
@@ -225,7 +227,10 @@ def evaluate(
     settings = Settings(**opened.record["settings"])
     source = data if data is not None else opened.record["data"]["root"]
     splits = _read_data(source, settings.seed, cache, report)
-    images = _relabelled(splits.test, opened.classifier.classes, settings)
+    images = splits.test
+    if splits.seeded and images.digest() != opened.record["data"]["test"]:  # other images: none was trained on
+        images = splits.whole()
+    images = _relabelled(images, opened.classifier.classes, settings)
     features = cached_features(opened.classifier, images, root=cache, report=report)
     examples = _readable(features, images, settings)
     return measure(opened.networks, examples, report), features.failures
