@@ -291,7 +291,7 @@ def gradient_of_score(module: Attention, features: Tensor) -> Tensor:
     """Of a random price on what the head reads, with respect to the last layer of the score; checked to be alive."""
     read = weighted_sum(features, module(features).soft)
     module.zero_grad()
-    (read * randn(*read.shape, seed=9)).sum().backward()
+    (read * randn(*read.shape, seed=9)).sum().backward()  # type: ignore[no-untyped-call]
     gradient = layers_of(module)[-1].weight.grad
     assert gradient is not None
     assert gradient.isfinite().all()
@@ -357,7 +357,7 @@ def test_autocast_to_bfloat16(setting: dict[str, Any]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         narrow = module(features)
         read = weighted_sum(features, narrow.soft)
-    read.float().square().sum().backward()
+    read.float().square().sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(narrow.unbounded.float(), exact.unbounded, rtol=0.03, atol=0.03)
     torch.testing.assert_close(narrow.soft.float(), exact.soft, rtol=0.05, atol=2e-3)
     total = narrow.hard.float().sum(dim=(1, 2))
@@ -469,7 +469,7 @@ def test_cells_that_are_not_selected_are_not_read(channels_last: bool, size: int
 
 
 @pytest.fixture(scope="module")
-def real_features(lite0: ExplainableClassifier, shared_data: Path) -> dict[str, Tensor]:
+def real_features(shared_data: Path, lite0: ExplainableClassifier) -> dict[str, Tensor]:
     """Features of sixteen photos from each set."""
     found = {}
     for name in ("birds100", "catdog", "imagenet500", "CUB_200_2011"):

@@ -40,7 +40,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 # The weights that come with the package.
 
 
-def test_lite0_is_right_about_three_photos_in_four(lite0: ExplainableClassifier, shared_data: Path) -> None:
+def test_lite0_is_right_about_three_photos_in_four(shared_data: Path, lite0: ExplainableClassifier) -> None:
     photos = sorted((shared_data / "imagenet500").glob("*.jpg"))[::10][:48]
     assert len(photos) == 48
     pixels = torch.cat([lite0.pixels(lite0.transform.read(photo).pixels[None]) for photo in photos])

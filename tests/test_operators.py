@@ -476,4 +476,4 @@ def test_unknown_variants_and_contradictions_are_refused() -> None:
         gumbel_soft(torch.zeros(5), 2, variant="best")  # type: ignore[arg-type]
     for threshold in (0.02, "auto"):
         with pytest.raises(ValueError, match=f"no threshold with the sigmoid gate, got {threshold}"):
-            bounded_soft(torch.zeros(5), threshold=threshold, gate=True)  # type: ignore[arg-type]
+            bounded_soft(torch.zeros(5), threshold=threshold, gate=True)

@@ -31,7 +31,7 @@ from bla.photo import DataError, Photo, Transform
 
 FORMAT = 1
 BATCH = 16
-CHUNK = 256
+CHUNK = 64
 """Rows between two checkpoints of a build, and under one checksum."""
 
 CacheType = Literal["float16", "float32"]
