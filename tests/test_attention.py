@@ -422,10 +422,18 @@ def test_l2x_selects_the_smallest_scores(shape: tuple[int, ...], setting: dict[s
 
 @pytest.mark.parametrize("variant", ["official", "corrected"])
 def test_l2x_weights_come_from_the_operator(variant: Any) -> None:
-    module = L2XAttention(4, size=8, variant=variant).eval()
+    torch.manual_seed(0)
+    module = L2XAttention(4, size=8, variant=variant)
     soft = module(torch.zeros(200, 4, 7, 7)).soft
     assert soft.sum(dim=(1, 2)).mean().item() == pytest.approx(1.2 if variant == "official" else 7.4, abs=0.1)
     assert f"size=8, temperature=0.1, variant='{variant}'" in repr(module)
+
+
+def test_l2x_evaluates_a_map_alike_wherever_it_stands_in_a_batch() -> None:
+    module, features = L2XAttention(4, size=8).eval(), randn(5, 4, 3, 6)
+    together = module(features).soft
+    for image in range(5):
+        torch.testing.assert_close(module(features[image : image + 1]).soft[0], together[image])
 
 
 # What the head reads.

@@ -180,7 +180,6 @@ def test_a_hook_on_the_original_stays_its_owners(family: Family) -> None:
     assert family.hooked == ["called"]
 
 
-@pytest.mark.xfail(reason="the copy carries the original's hooks, and they are called with the copy's activations")
 @pytest.mark.parametrize("make", [plain, lambda: timm.create_model("resnet10t", num_classes=3)], ids=["traced", "timm"])
 def test_the_wrapped_classifier_calls_no_hook_of_the_original(make: Callable[[], nn.Module]) -> None:
     model, calls = make(), []
@@ -190,6 +189,30 @@ def test_the_wrapped_classifier_calls_no_hook_of_the_original(make: Callable[[],
     wrapped = explainable(model, transform=inputs(64))
     wrapped(torch.randn(2, 3, 64, 64))
     assert calls == []
+
+
+def test_a_classifier_says_its_own_preprocessing() -> None:
+    model = plain()
+    model.transform = inputs(48)  # type: ignore[assignment]
+    assert explainable(model).transform == inputs(48)
+
+
+def test_imagenets_names_are_all_different() -> None:
+    names = imagenet_classes()
+    assert len(set(names)) == 1000
+    assert (names[281], names[134], names[517]) == ("tabby", "crane (n02012849)", "crane (n03126707)")
+
+
+def test_torchs_own_hooks_compute_weights_and_are_kept() -> None:
+    model = plain()
+    layer = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    pixels = torch.randn(2, 3, 64, 64)
+    wrapped = explainable(model, transform=inputs(64))
+    uniform = torch.full_like(wrapped.select(pixels).hard, 1 / wrapped.select(pixels).hard[0].numel())
+    with torch.no_grad():
+        logits = wrapped.classify(wrapped.trunk(pixels), uniform)
+    torch.testing.assert_close(logits, model.eval()(pixels))
 
 
 def test_features_are_channels_first_whatever_the_classifiers_layout() -> None:
@@ -512,7 +535,7 @@ def test_an_explanation_is_what_forward_computed(wrapped: ExplainableClassifier)
     ):
         np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
     assert (explanation.scores[explanation.selected] == 0).all()
-    assert (explanation.image, explanation.method, explanation.setup) == ("image 0", "BLA", "BLA")
+    assert (explanation.image, explanation.method, explanation.setup) == ("image 0", "BLA", "BLA-PH")
     assert (explanation.model, explanation.target) == ("small", None)
     assert Explanation.from_dict(explanation.to_dict()) == explanation
 

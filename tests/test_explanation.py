@@ -63,9 +63,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
     assert Explanation.load(explanation.save(tmp_path / "deep" / "why.json")) == explanation
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make().save(tmp_path / "why.json")
     before = path.read_bytes()
 

@@ -30,7 +30,7 @@ from bla.training import Settings, TrainingError
 CHANNELS, GRID = 8, (3, 5)
 CLASSES = ("class 0", "class 1", "class 2")
 METRICS = {"baseline", "baseline_continued", "soft", "soft_renormalised", "hard", "agreement", "size", "images"}
-QUICK = Settings(setup="bla-t", epochs=3, head_epochs=12, batch_size=8, learning_rate=0.05)
+QUICK = Settings(setup="bla-t", epochs=3, head_epochs=12, batch_size=8, learning_rate=0.005)
 
 
 class Tiny(nn.Module):
@@ -151,7 +151,8 @@ def test_the_folder_holds_what_the_contract_says(trained: Path, data: Path) -> N
         assert set(metrics[name]) == {"loss", "top1", "top5"}
     assert set(metrics["size"]) == {"mean", "std", "min", "median", "max", "cells"}
     assert (metrics["images"], metrics["size"]["cells"]) == (6, 15)
-    assert metrics["baseline"]["top1"] > 0.5  # it has learnt something
+    losses = [line["loss"] for line in log if line["stage"] == "head"]
+    assert losses[-1] < losses[0]
 
 
 def pixels_of(transform: Transform, images: ImageSet, index: int) -> Tensor:
@@ -161,7 +162,10 @@ def pixels_of(transform: Transform, images: ImageSet, index: int) -> Tensor:
 
 
 def slow_metrics(folder: Path, model: Tiny, images: ImageSet, settings: Settings) -> dict[str, Any]:
-    """From the photos, one by one, without cache, wrapper or modules: the formulas and the tensors of the run."""
+    """From the photos, one by one, without cache, wrapper or modules: the formulas and the tensors of the run.
+
+    Features are rounded to float16 as the cache rounds them: near the bound a rounding can select a cell.
+    """
     tensors = {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
     transform = Transform.from_dict(record_of(folder)["transform"])
     model = model.double().eval()
@@ -178,7 +182,8 @@ def slow_metrics(folder: Path, model: Tiny, images: ImageSet, settings: Settings
         with torch.no_grad():
             F = model.forward_features(pixels_of(transform, images, index).double())[0].reshape(CHANNELS, -1)
         w, b = tensors["attention.score.weight"].reshape(-1), tensors["attention.score.bias"]
-        u = w @ F + b
+        stored = F.half().double()
+        u = w @ stored + b
         if settings.setup == "l2x-f":
             chosen = torch.zeros_like(u).index_fill(0, (-u).topk(settings.size).indices, 1)
             soft = chosen / settings.size  # its soft weights are random: not compared
@@ -191,9 +196,9 @@ def slow_metrics(folder: Path, model: Tiny, images: ImageSet, settings: Settings
         pools = {
             "baseline": F.mean(1),
             "baseline_continued": F.mean(1),
-            "soft": F @ soft,
-            "soft_renormalised": F @ (soft / soft.sum()),
-            "hard": F @ (chosen / chosen.sum()),
+            "soft": stored @ soft,
+            "soft_renormalised": stored @ (soft / soft.sum()),
+            "hard": stored @ (chosen / chosen.sum()),
         }
         heads = {"baseline": "baseline", "baseline_continued": "continued"}
         with torch.no_grad():
@@ -241,7 +246,7 @@ def test_the_metrics_equal_a_slow_recomputation(settings: Settings, data: Path, 
     for name, value in expected.items():
         if settings.setup == "l2x-f" and name.startswith("soft"):
             continue
-        assert metrics[name] == pytest.approx(value, rel=2e-3, abs=1e-6), name  # features are rounded to float16
+        assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     if settings.head == "own":
         assert metrics["baseline"] == metrics["baseline_continued"]
         assert {name.split(".")[0] for name in load_file(tmp_path / "run" / "model.safetensors")} == {"attention"}
@@ -539,6 +544,25 @@ def test_data_that_have_moved(data: Path, tmp_path: Path) -> None:
     assert remarks == [f"{tmp_path / 'run'} already holds this run"]
 
 
+def test_a_folder_that_has_changed_since_is_not_measured_on(data: Path, tmp_path: Path) -> None:
+    """The division is drawn anew with one photo more, and images trained on would count as test images."""
+    place = Path(shutil.copytree(data, tmp_path / "data"))
+    train(place, tmp_path / "run", QUICK, model=Tiny(), device="cpu")
+    photo(99, 0).save(place / CLASSES[0] / "one more.png")
+    for source in (None, place):
+        with pytest.raises(RunError, match=r"expected the test images of .*the folder has changed since"):
+            evaluate(tmp_path / "run", source, model=Tiny(), device="cpu")
+
+
+def test_other_data_that_come_undivided_are_measured_on_in_full(trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for label, name in enumerate(CLASSES):
+        (other / name).mkdir(parents=True)
+        for index in range(4):
+            photo(70 + index, label).save(other / name / f"{index}.png")
+    assert evaluate(trained, other, model=Tiny(), device="cpu")[0]["images"] == 4 * len(CLASSES)
+
+
 def test_other_data_must_have_classes_of_the_run(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected classes of the classifier, got \['cat', 'dog'\]"):
         evaluate(trained, write_classes(tmp_path / "pets", 3, ("cat", "dog")), model=Tiny())
@@ -618,16 +642,24 @@ def test_fitting_learns(tmp_path: Path) -> None:
     assert later["hard"]["loss"] < first["hard"]["loss"]
 
 
-def test_fitting_is_the_same_every_time_for_the_same_start(tmp_path: Path) -> None:
+def test_the_seed_alone_decides_what_is_fitted(tmp_path: Path) -> None:
+    """Neither torch's generator, nor the weights that the attention had, nor an earlier fit."""
     results = []
     for noise in (1, 2):
-        _, wrapped = wrap()
+        _, wrapped = wrap(seed=noise)
         torch.manual_seed(noise)
         state = torch.get_rng_state()
-        metrics = fit(wrapped, some_photos(), epochs=2, batch_size=4, seed=5, cache=tmp_path / str(noise))
+        for _ in range(noise):
+            metrics = fit(wrapped, some_photos(), epochs=2, batch_size=4, seed=5, cache=tmp_path / str(noise))
         assert torch.equal(torch.get_rng_state(), state)
         results.append((metrics, wrapped.attention.score.weight.tolist()))
     assert results[0] == results[1]
+
+
+def test_half_precision_is_not_for_fitting() -> None:
+    wrapped = explainable(Tiny().to(torch.bfloat16))
+    with pytest.raises(ClassifierError, match=r"expected a classifier in float32 to fit, got torch\.bfloat16"):
+        fit(wrapped, some_photos())
 
 
 def test_fitting_to_the_labels_of_a_folder(data: Path) -> None:
@@ -655,7 +687,9 @@ def test_fitting_skips_photos_that_cannot_be_read(tmp_path: Path) -> None:
     paths[7].unlink()
     remarks: list[str] = []
     metrics = fit(wrap()[1], paths, epochs=1, report=lambda title, *_: remarks.append(title))
-    assert any(remark.startswith("2 images cannot be read and take no part, the first: ") for remark in remarks)
+    assert any(
+        remark.startswith(f"2 images cannot be read and take no part, the first: {paths[4]}") for remark in remarks
+    )
     assert 1 <= metrics["images"] <= 3
 
 

@@ -84,6 +84,11 @@ class BoundedLogitAttention(nn.Module):
         self.gate = gate
         self.score = _score_network(in_channels, hidden)
         self.context = nn.Linear(in_channels, in_channels) if context else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start anew, with weights from torch's global generator."""
+        _restart(self.score, self.context)
 
     def forward(self, features: Tensor, *, size: int | None = None) -> Selection:
         """Weights for features of shape (B, C, H, W), any grid.
@@ -146,7 +151,7 @@ class L2XAttention(nn.Module):
 
     Source: Chen et al. 2018 (arXiv 1802.07814); arXiv 2105.14824 for its use on features.
     :func:`bla.operators.gumbel_soft` says what ``variant`` means. In evaluation mode the draws are the same at
-    every call.
+    every call, for every map.
 
     Examples
     --------
@@ -176,6 +181,11 @@ class L2XAttention(nn.Module):
         self.variant: operators.GumbelVariant = variant
         self.score = _score_network(in_channels, hidden)
         self.context = nn.Linear(in_channels, in_channels) if context else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start anew, with weights from torch's global generator."""
+        _restart(self.score, self.context)
 
     def forward(self, features: Tensor, *, size: int | None = None) -> Selection:
         """Weights for features of shape (B, C, H, W); ``size`` replaces the module's own."""
@@ -183,7 +193,12 @@ class L2XAttention(nn.Module):
         size = min(self.size, logits.shape[-1]) if size is None else size
         generator = None if self.training else torch.Generator(logits.device).manual_seed(0)
         soft = operators.gumbel_soft(
-            logits, size, temperature=self.temperature, variant=self.variant, generator=generator
+            logits,
+            size,
+            temperature=self.temperature,
+            variant=self.variant,
+            generator=generator,
+            shared_noise=not self.training,
         )
         return _on_grid(features, logits, logits, soft, operators.top_hard(logits, size))
 
@@ -210,10 +225,19 @@ def _score_network(in_channels: int, hidden: Sequence[int]) -> nn.Conv2d | nn.Se
     for inner, outer in itertools.pairwise(widths):
         layers += [nn.Conv2d(inner, outer, 1), nn.ReLU()]
     score = nn.Conv2d(widths[-1], 1, 1)
-    nn.init.uniform_(score.weight, -1 / widths[-1], 1 / widths[-1])
-    assert score.bias is not None
-    nn.init.ones_(score.bias)
     return nn.Sequential(*layers, score) if layers else score
+
+
+def _restart(score: nn.Conv2d | nn.Sequential, context: nn.Linear | None) -> None:
+    layers = [*score] if isinstance(score, nn.Sequential) else [score]
+    for layer in [*layers, context]:
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.reset_parameters()
+    last = layers[-1]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    nn.init.uniform_(last.weight, -1 / last.in_channels, 1 / last.in_channels)
+    nn.init.ones_(last.bias)
 
 
 def _logits(score: nn.Module, context: nn.Linear | None, features: Tensor, in_channels: int) -> Tensor:

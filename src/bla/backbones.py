@@ -25,7 +25,8 @@ def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
     ----------
     name: a timm model, such as ``resnet50.a1_in1k``, or ``package.module:callable`` for a callable of yours that
         returns one.
-    weights: a file of a state dict (safetensors, or a PyTorch file without pickled code), or ``"random"`` for none.
+    weights: a file of a state dict (safetensors, or a PyTorch file without pickled code), or ``"random"``
+        for none: timm's initialisation, the same at every call, so that a run on it can be loaded.
         By default the ImageNet weights: for ``tf_efficientnet_lite0`` those in its package on the index, for
         other timm models whatever timm's loader fetches; a callable of yours keeps what it loaded.
 
@@ -45,7 +46,9 @@ def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
             )
         bundled = weights is None and name == LITE0
         try:
-            model = timm.create_model(name, pretrained=weights is None and not bundled)
+            with torch.random.fork_rng([]):
+                torch.manual_seed(0)
+                model = timm.create_model(name, pretrained=weights is None and not bundled)
         except Exception as error:
             raise ClassifierError(
                 f"{name}: expected weights from timm's loader, got {type(error).__name__}: {error}; pass the file of "
@@ -61,7 +64,8 @@ def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
 def _called(name: str) -> nn.Module:
     module, _, attribute = name.partition(":")
     # a command's working folder is not on the path, and that is where a user's module lies
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         model = getattr(importlib.import_module(module), attribute)()
     except Exception as error:  # whatever code of the user's raises
@@ -69,7 +73,7 @@ def _called(name: str) -> nn.Module:
             f"expected {name!r} to be callable without arguments, got {type(error).__name__}: {error}"
         ) from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(here)
     if not isinstance(model, nn.Module):
         raise ClassifierError(f"expected {name!r} to return a torch.nn.Module, got {type(model).__name__}")
     return model

@@ -13,9 +13,9 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from bla.photo import DataError, Photo, Transform
 
 FORMAT = 1
 BATCH = 16
-CHUNK = 64
+CHUNK = 128
 """Rows between two checkpoints of a build, and under one checksum."""
 
 CacheType = Literal["float16", "float32"]
@@ -224,11 +224,14 @@ def _build(
     write_atomically(folder / "progress.json", json.dumps(state).encode())
     title = f"caching features of {len(images)} images"
     report(title, state["done"], len(images))
-    files = {file: (folder / file).open("ab") for file in ("features", "pooled")}
+    files: dict[str, BinaryIO] = {file: (folder / file).open("ab") for file in ("features", "pooled")}
     with contextlib.ExitStack() as stack:
         for handle in files.values():
             stack.enter_context(handle)
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        # One thread waits for the disk while the trunk goes on; leaving this block waits for that thread.
+        committer = stack.enter_context(ThreadPoolExecutor(1))
+        commit: Future[None] | None = None
         todo = range(state["done"], len(images))
         read = prefetch(pool, lambda row: _try_read(images, row, classifier.transform), todo, ahead=4 * BATCH)
         while state["done"] < len(images):
@@ -249,15 +252,25 @@ def _build(
                 report(title, rows.stop, len(images))
             for file, handle in files.items():
                 handle.flush()
-                os.fsync(handle.fileno())
                 state["checksums"][file].append(sums[file])
             state["done"] = chunk.stop
-            write_atomically(folder / "progress.json", json.dumps(state).encode())
+            if commit is not None:
+                commit.result()
+            commit = committer.submit(_commit, folder, [*files.values()], json.dumps(state).encode())
+        if commit is not None:
+            commit.result()
     if len(state["failures"]) == len(images):
         shutil.rmtree(folder)
         raise CacheError(f"expected images that can be read, got none of {len(images)}: {state['failures'][0][1]}")
     write_atomically(folder / "manifest.json", json.dumps(state, indent=1).encode())
     (folder / "progress.json").unlink()
+
+
+def _commit(folder: Path, files: list[BinaryIO], state: bytes) -> None:
+    """Let the state say that rows are there only when they are."""
+    for file in files:
+        os.fsync(file.fileno())
+    write_atomically(folder / "progress.json", state)
 
 
 def _resumable(folder: Path, images: ImageSet, name: str, kind: CacheType) -> dict[str, Any]:

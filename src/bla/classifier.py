@@ -64,9 +64,14 @@ class ExplainableClassifier(nn.Module):
         frozen_head: bool = True,
     ) -> None:
         super().__init__()
-        self.trunk = trunk.eval().requires_grad_(False)
+        if isinstance(head, TimmHead) and not frozen_head:
+            raise ClassifierError(
+                f"{name}: expected a head of its own to train, got one that shares the trunk's module"
+            )
+        self.trunk = trunk.eval()
         self.attention = attention
         self.head = head.requires_grad_(not frozen_head)
+        self.trunk.requires_grad_(False)
         self.transform = transform
         self.classes = tuple(classes)
         self.name = name
@@ -148,6 +153,8 @@ class ExplainableClassifier(nn.Module):
                 f"expected a trained attention, got {self.name} with one that was never fitted: "
                 "call bla.fit(wrapped, images) first"
             )
+        if batch_size < 1:
+            raise ClassifierError(f"expected a batch_size of at least 1, got {batch_size}")
         if self.training:
             raise ClassifierError("expected evaluation mode, got training mode: call .eval() before .explain()")
         yield from self._explain_each(images, size, batch_size)
@@ -238,7 +245,8 @@ def explainable(
 ) -> ExplainableClassifier:
     """Wrap a classifier: split it before its global average pooling and put an attention there.
 
-    The classifier is copied, never edited. Layer, grid and preprocessing are found: by timm's
+    The classifier is copied, never edited; hooks of yours stay with the original (torch's own, as for weight
+    normalisation, are part of the copy). Layer, grid and preprocessing are found: by timm's
     ``forward_features`` / ``forward_head``, or, for torchvision's models and any traceable module, at the last
     operation that averages a map over its grid. The split is checked on random input before it is returned:
     uniform weights give the classifier's own logits, and moving the weight to one cell changes them.
@@ -270,6 +278,7 @@ def explainable(
         own = copy.deepcopy(model)
     except Exception as error:
         raise ClassifierError(f"{name}: expected a module that can be copied, got {error}") from error
+    _drop_hooks(own)
     own = own.eval().requires_grad_(False)
     trunk, head, channels, outputs = _checked_split(own, transform, name)
     if classes is None:
@@ -283,11 +292,18 @@ def explainable(
         raise ClassifierError(
             f"{name}: expected an attention for {channels} channels, got one for {attention.in_channels}"
         )
-    return ExplainableClassifier(trunk, attention, head, transform=transform, classes=classes, name=name)
+    setup = "BLA-PH" if isinstance(attention, BoundedLogitAttention) else "L2X-F"
+    return ExplainableClassifier(trunk, attention, head, transform=transform, classes=classes, name=name, setup=setup)
 
 
 def transform_of(model: nn.Module) -> Transform:
-    """The preprocessing that a classifier was trained with, where it says so; ImageNet's at 224 x 224 otherwise."""
+    """The preprocessing that a classifier was trained with, where it says so; ImageNet's at 224 x 224 otherwise.
+
+    A classifier of yours says so by an attribute ``transform`` that holds a :class:`bla.photo.Transform`.
+    """
+    own = getattr(model, "transform", None)
+    if isinstance(own, Transform):
+        return own
     if _speaks_timm(model):
         from timm.data import resolve_model_data_config
 
@@ -304,11 +320,16 @@ def transform_of(model: nn.Module) -> Transform:
 
 
 def imagenet_classes() -> list[str]:
-    """The names of ImageNet's 1,000 classes, the first synonym of each."""
+    """The names of ImageNet's 1,000 classes: the first synonym, with the synset where two share it."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo()
-    return [info.index_to_description(index).split(",")[0] for index in range(1000)]
+    names = [info.index_to_description(index).split(",")[0] for index in range(1000)]
+    # two are cranes, and two are maillots
+    return [
+        name if names.count(name) == 1 else f"{name} ({info.index_to_label_name(index)})"
+        for index, name in enumerate(names)
+    ]
 
 
 def prefetch(
@@ -388,6 +409,19 @@ class TracedHead(nn.Module):
         return logits
 
 
+def _drop_hooks(own: nn.Module) -> None:
+    """Hooks that observe the original are not for the copy to call; torch's own ones compute weights."""
+    for module in own.modules():
+        for hooks in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        ):
+            for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.")]:
+                del hooks[key]
+
+
 def _checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.Module, nn.Module, int, int]:
     """Trunk, head, channels and classes of our copy, after the self-check."""
     like = next((parameter for parameter in own.parameters()), torch.empty(0))
@@ -414,7 +448,7 @@ def _checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.
                     f"{name}: expected a feature map of several cells, got one of 1x1 at input size "
                     f"{transform.size}: there is nothing to select; use a larger input"
                 )
-            uniform = torch.full((2, *features.shape[2:]), 1 / cells).to(features)
+            uniform = features.new_full((2, *features.shape[2:]), 1 / cells)
             same = head(weighted_sum(features, uniform))
             first, last = torch.zeros_like(uniform), torch.zeros_like(uniform)
             first[:, 0, 0] = last[:, -1, -1] = 1

@@ -109,6 +109,7 @@ def gumbel_soft(
     temperature: float = 0.1,
     variant: GumbelVariant = "official",
     generator: torch.Generator | None = None,
+    shared_noise: bool = False,
 ) -> Tensor:
     r"""L2X's relaxed subset of fixed size: the maximum over ``size`` draws of a Gumbel softmax.
 
@@ -117,7 +118,8 @@ def gumbel_soft(
 
     The ``official`` form multiplies by the temperature, as the bounded-logit authors' code does, which makes the
     draws nearly uniform; the ``corrected`` form divides, as learning-to-explain does, which makes them nearly
-    one-hot. The weights are not normalised: their sum lies between 1 and ``size``.
+    one-hot. The weights are not normalised: their sum lies between 1 and ``size``. With ``shared_noise`` all maps of a
+    batch get the same draws, so that a map's weights do not depend on its place in the batch.
 
     Source: Chen et al. 2018 (arXiv 1802.07814), section 3.2.
 
@@ -130,7 +132,8 @@ def gumbel_soft(
     if variant not in ("official", "corrected"):
         raise ValueError(f"expected variant 'official' or 'corrected', got {variant!r}")
     wide = _at_least_float32(logits)
-    noise = torch.empty((size, *wide.shape), dtype=wide.dtype, device=wide.device)
+    shape = (1,) * (wide.ndim - 1) + wide.shape[-1:] if shared_noise else wide.shape
+    noise = torch.empty((size, *shape), dtype=wide.dtype, device=wide.device)
     noise.exponential_(generator=generator).log_().neg_()
     scale = temperature if variant == "official" else 1 / temperature
     return torch.softmax(scale * (wide + noise), dim=-1).amax(dim=0).to(logits.dtype)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -119,7 +119,8 @@ def fit(
     """Train the attention of a wrapped classifier, in place and post hoc: the classifier stays as it is.
 
     Learns to predict the classifier's own predictions from a subset of its features, or the labels of an image
-    folder whose classes are the classifier's. A fifth of the images (or the folder's test images) is held out.
+    folder whose classes are the classifier's. A fifth of the images (or the folder's test images) is held out. The
+    attention keeps its settings (temperature, threshold, ...) and starts anew from the seed.
 
     Parameters
     ----------
@@ -155,7 +156,13 @@ def fit(
         raise ClassifierError(
             "expected a wrapped classifier with its own head, got one with a head of its own training"
         )
+    dtype = next(wrapped.attention.parameters()).dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ClassifierError(f"expected a classifier in float32 to fit, got {dtype}: wrap it in float32, convert then")
     with _image_splits(images, seed, cache, report) as splits:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            wrapped.attention.reset_parameters()
         networks = Networks(wrapped.attention, wrapped.head, own_head=True)
         parts = _examples(wrapped, splits, settings, cache, report)
         train_networks(networks, settings, parts.train, parts.validation, report=report)
@@ -227,9 +234,14 @@ def evaluate(
     settings = Settings(**opened.record["settings"])
     source = data if data is not None else opened.record["data"]["root"]
     splits = _read_data(source, settings.seed, cache, report)
-    images = splits.test
-    if splits.seeded and images.digest() != opened.record["data"]["test"]:  # other images: none was trained on
-        images = splits.whole()
+    images, measured_on = splits.test, opened.record["data"]
+    if images.digest() != measured_on["test"]:
+        if str(source) == measured_on["root"] or str(Path(source).resolve()) == measured_on["root"]:
+            raise RunError(
+                f"expected the test images of {run} in {source}, got others: the folder has changed since the "
+                "training, which may have seen them. Train again, or pass a folder of images that it never saw"
+            )
+        images = splits.whole() if splits.seeded else images  # none of them was trained on
     images = _relabelled(images, opened.classifier.classes, settings)
     features = cached_features(opened.classifier, images, root=cache, report=report)
     examples = _readable(features, images, settings)
@@ -313,6 +325,8 @@ def _train(
             "seconds": round(time.monotonic() - started, 1),
             "metrics": measure(networks, parts.test, report),
         }
+        size = record["metrics"]["size"]
+        record["dead"] |= settings.setup != "l2x-f" and size["min"] == size["cells"]  # died in the very last steps
         tensors = {key: value.detach().cpu().contiguous().clone() for key, value in networks.saved().items()}
         write_atomically(out / "model.safetensors", save(tensors))
         write_atomically(out / "run.json", json.dumps(record, indent=1).encode())
@@ -488,7 +502,11 @@ def _image_splits(
         yield _read_data(images, seed, cache, report)
         return
     with tempfile.TemporaryDirectory() as folder:
-        if not isinstance(images, ImageSet):
+        if not isinstance(images, ImageSet) and all(isinstance(image, (str, os.PathLike)) for image in images):
+            paths = [Path(cast("str", image)).absolute() for image in images]
+            root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+            images = ImageSet(root, tuple(sorted({path.relative_to(root).as_posix() for path in paths})))
+        elif not isinstance(images, ImageSet):
             width = len(str(len(images)))
             for index, image in enumerate(images):
                 if isinstance(image, torch.Tensor):

@@ -240,8 +240,8 @@ def train_networks(
 
     The last checkpoint stays until :func:`clear_checkpoints`, so that a result not yet written is not lost.
 
-    A training that was killed and started again gives bit for bit the result of one that was not: batches, dropout
-    and draws are functions of the seed and the position alone.
+    A training that was killed and started again gives bit for bit the result of one that was not, on the same
+    machine with as many threads: batches, dropout and draws are functions of the seed and the position alone.
 
     Parameters
     ----------
@@ -433,6 +433,12 @@ class _Session:
             "epoch": position.epoch + 1,
             "loss": position.loss / len(self.train),
         }
+        for parameter in (parameter for module in stage.trained for parameter in module.parameters()):
+            if not torch.isfinite(parameter).all():
+                raise TrainingError(
+                    f"expected finite weights, got NaN or infinity in stage {stage.name}, epoch {position.epoch + 1}: "
+                    f"lower the learning rate ({self.settings.learning_rate})"
+                )
         if position.alive == 0:
             position.dead = line["dead"] = True
             self.report(
