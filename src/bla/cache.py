@@ -228,7 +228,8 @@ def _build(
     with contextlib.ExitStack() as stack:
         for handle in files.values():
             stack.enter_context(handle)
-        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        # a core is left to the trunk, whose threads wait for one another
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)))
         # One thread waits for the disk while the trunk goes on; leaving this block waits for that thread.
         committer = stack.enter_context(ThreadPoolExecutor(1))
         commit: Future[None] | None = None
@@ -316,21 +317,25 @@ def _features(
         grey = np.full((1, *classifier.transform.size, 3), 127, np.uint8)
         with torch.inference_mode():
             features = classifier.trunk(classifier.pixels(np.stack(pixels) if pixels else grey)).float()
+            largest = features.abs().amax(dim=(1, 2, 3)).tolist()
             pooled = features.mean(dim=(2, 3)).cpu().numpy()
-            maps = features.permute(0, 2, 3, 1).cpu().numpy()
+            maps = features.permute(0, 2, 3, 1).to(getattr(torch, kind)).cpu().numpy()
         state["shape"] = list(maps.shape[1:])
     height, width, channels = state["shape"]
+    limit = float(np.finfo(kind).max)
+    if len(readable) == len(photos) and all(value <= limit for value in largest):  # no NaN is
+        return {"features": np.ascontiguousarray(maps), "pooled": pooled}
     rows = {
         "features": np.zeros((len(photos), height, width, channels), kind),
         "pooled": np.zeros((len(photos), channels), np.float32),
     }
-    limit = float(np.finfo(kind).max)
     for source, index in enumerate(readable):
-        largest = np.abs(maps[source]).max()
-        if not np.isfinite(largest):
+        if not np.isfinite(largest[source]):
             photos[index] = "expected finite features, got NaN or infinity from the classifier"
-        elif largest > limit:
-            raise CacheError(f"expected features of at most {limit:g} for {kind}, got {largest:.3g}: cache float32")
+        elif largest[source] > limit:
+            raise CacheError(
+                f"expected features of at most {limit:g} for {kind}, got {largest[source]:.3g}: cache float32"
+            )
         else:
             rows["features"][index], rows["pooled"][index] = maps[source], pooled[source]
     return rows
