@@ -290,6 +290,8 @@ def _resumable(folder: Path, images: ImageSet, name: str, kind: CacheType) -> di
     }
     if (folder / "progress.json").exists():
         state = _read(folder / "progress.json")
+    for stale in folder.glob(".*"):  # a record whose writer was killed
+        stale.unlink()
     for file in ("features", "pooled"):
         whole = 0
         if state["shape"]:
