@@ -31,7 +31,7 @@ from bla.backbones import LITE0, load_backbone
 from bla.cache import FeatureCache, cached_features
 from bla.classifier import ExplainableClassifier, explainable, prefetch
 from bla.data import ImageSet, image_folder
-from bla.run import measure
+from bla.measuring import measure
 from bla.training import SETUPS, Examples, Networks, Settings, new_head, train_networks
 
 

@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "cache": {"classifier", "data", "explanation", "photo"},
     "comparison": {"classifier", "data", "explanation", "photo"},
     "evaluation": {"explanation", "render"},
+    "measuring": {"attention", "cache", "evaluation", "training"},
     "training": {"attention", "cache", "evaluation", "operators"},
     "render": {"explanation"},
     "report": {"explanation", "render"},
@@ -34,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
 }
 ARROWS["run"] = set(ARROWS) - {"comparison", "report", "study"}
 ARROWS |= {
-    "explaining": {"classifier", "explanation", "photo", "render", "run"},
+    "explaining": {"cache", "classifier", "explanation", "photo", "render", "run"},
     "export": {"attention", "classifier", "explanation", "operators", "photo", "run"},
     "batch": {"data", "explanation", "export", "photo", "render"},
     "serve": {"data", "explanation", "export", "photo", "render"},

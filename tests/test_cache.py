@@ -624,11 +624,19 @@ def test_listing_while_a_build_ends(built: Path, monkeypatch: pytest.MonkeyPatch
     assert [(entry["key"], entry["complete"]) for entry in listed(built.parent)] == [(built.name, True)]
 
 
-def test_a_record_that_is_no_json_is_named(built: Path, images: ImageSet, classifier: ExplainableClassifier) -> None:
-    (built / "manifest.json").write_bytes(b"\xff{")
-    for use in (lambda: cached_features(classifier, images, root=built.parent), lambda: listed(built.parent)):
-        with pytest.raises(CacheError, match=rf"no JSON: remove .*{built.name}"):
-            use()
+@pytest.mark.parametrize("content", [b"\xff{", b"{}", b"[1]", b"7"])
+def test_a_damaged_record_is_named_and_can_be_removed(
+    content: bytes, built: Path, images: ImageSet, classifier: ExplainableClassifier
+) -> None:
+    (built / "manifest.json").write_bytes(content)
+    with pytest.raises(CacheError, match=rf"expected the record of a cache .*`bla cache remove {built.name[:12]}`"):
+        cached_features(classifier, images, root=built.parent)
+    (built.parent / "another program's").mkdir()
+    (built.parent / "another program's" / "manifest.json").write_text("{}")
+    ((entry),) = listed(built.parent)
+    assert (entry["key"], entry["complete"], entry["created"]) == (built.name, False, "damaged")
+    assert remove([built.name[:12]], built.parent) == [built.name]
+    assert listed(built.parent) == []
 
 
 def test_removing_takes_keys_and_their_beginnings(images: ImageSet, tmp_path: Path) -> None:

@@ -535,7 +535,7 @@ def test_an_explanation_is_what_forward_computed(wrapped: ExplainableClassifier)
     ):
         np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
     assert (explanation.scores[explanation.selected] == 0).all()
-    assert (explanation.image, explanation.method, explanation.setup) == ("image 0", "BLA", "BLA-PH")
+    assert (explanation.image, explanation.method, explanation.setup) == ("image 0", "BLA", "BLA-PH, no threshold")
     assert (explanation.model, explanation.target) == ("small", None)
     assert Explanation.from_dict(explanation.to_dict()) == explanation
 
@@ -593,9 +593,22 @@ def test_size_asks_for_so_many_cells(wrapped: ExplainableClassifier) -> None:
     photos = [noise(20, 30, seed) for seed in range(3)]
     for size in (1, 5, 24):
         assert [explanation.size for explanation in wrapped.explain(photos, size=size)] == [size] * 3
-    for size in (0, 25):
-        with pytest.raises(ClassifierError, match=f"expected a size from 1 to 24, the cells of small, got {size}"):
-            wrapped.explain(photos, size=size)
+    with pytest.raises(ClassifierError, match="expected a size from 1 to 24, the cells of small, got 25"):
+        wrapped.explain(photos, size=25)
+    for none_or_some in (photos, []):
+        with pytest.raises(ClassifierError, match="expected a size of at least 1, got 0"):
+            wrapped.explain(none_or_some, size=0)
+
+
+def test_wrappers_are_unwrapped_and_others_refused() -> None:
+    model = plain()
+    pixels = torch.randn(2, 3, 64, 64)
+    expected = explainable(model, transform=inputs(64))(pixels)
+    for around in (nn.DataParallel(model), torch.compile(model)):
+        assert explainable(around, transform=inputs(64))(pixels).shape == expected.shape
+    for wrong in ("resnet50", None, explainable(model, transform=inputs(64))):
+        with pytest.raises(ClassifierError, match=r"expected a classifier, a torch\.nn\.Module not wrapped yet"):
+            explainable(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

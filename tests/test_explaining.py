@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import bla
+from bla.classifier import ClassifierError
 from bla.explaining import explain_files, output_names
-from bla.explanation import Explanation, Unexplained
+from bla.explanation import Explanation, ExplanationError, Unexplained
 
 parts = st.lists(
     st.sampled_from(["a", "b", "A", "x.jpg", "x.png", "X.jpg", "explain.json", "a_x.jpg", ".."]), min_size=1
@@ -27,7 +28,6 @@ def test_names_never_collide(paths: list[list[str]]) -> None:
     assert set(names) == set(photos)
     folded = [name.casefold() for name in names.values()]
     assert len(set(folded)) == len(folded)
-    assert "explain" not in folded  # the file that says what the folder holds
     assert all("/" not in name and name not in ("", ".", "..") for name in folded)
 
 
@@ -59,6 +59,53 @@ def test_the_shipped_explainer_on_photographs(photographs: list[Path], tmp_path:
         assert Explanation.load(tmp_path / "why" / f"{path.stem}.json") == result
         with Image.open(tmp_path / "why" / f"{path.stem}.png") as panel:
             assert np.asarray(panel).std() > 10
+
+
+def test_files_of_the_users_are_never_written_over(photographs: list[Path], tmp_path: Path) -> None:
+    place = tmp_path / "photos"
+    place.mkdir()
+    with Image.open(photographs[0]) as photo:
+        photo.save(place / "cat.png")
+    (tmp_path / "why").mkdir()
+    (tmp_path / "why" / "chelsea.json").write_text('{"mine": 1}')
+    before = (place / "cat.png").read_bytes()
+    for photo_path, out in ((place / "cat.png", place), (photographs[0], tmp_path / "why")):
+        with pytest.raises(ExplanationError, match="a file there that is yours"):
+            list(explain_files([photo_path], run="tf_efficientnet_lite0", out=out))
+    assert (place / "cat.png").read_bytes() == before
+    assert [path.name for path in (tmp_path / "why").iterdir()] == ["chelsea.json"]
+    (tmp_path / "file").touch()
+    with pytest.raises(ExplanationError, match="expected a folder for the pictures, got the file"):
+        list(explain_files(photographs, run="tf_efficientnet_lite0", out=tmp_path / "file"))
+
+
+def test_what_is_kept_was_made_alike(photographs: list[Path], tmp_path: Path) -> None:
+    def sizes(photos: list[Path], size: int | None) -> list[int]:
+        results = explain_files(photos, run="tf_efficientnet_lite0", size=size, out=tmp_path)
+        return [result.size for result in results if isinstance(result, Explanation)]
+
+    own = sizes(photographs, None)
+    assert sizes(photographs[:1], 8) == [8]
+    assert sizes(photographs, 8) == [8, 8, 8]
+    with pytest.raises(ClassifierError, match="expected a size from 1 to 49"):
+        sizes(photographs, 99)
+    assert [Explanation.load(tmp_path / f"{path.stem}.json").size for path in photographs] == [8, 8, 8]
+    (tmp_path / "coffee.json").write_text("no longer JSON")
+    with pytest.raises(ExplanationError, match="yours"):
+        sizes(photographs, 8)
+    (tmp_path / "coffee.json").unlink()
+    assert sizes(photographs, None) == own
+
+
+def test_photos_of_one_name_in_two_calls_have_two_explanations(photographs: list[Path], tmp_path: Path) -> None:
+    photos = []
+    for folder, source in zip(("a", "b"), photographs, strict=False):
+        photos.append(tmp_path / folder / "photo.jpg")
+        photos[-1].parent.mkdir()
+        photos[-1].write_bytes(source.read_bytes())
+        list(explain_files(photos[-1:], run="tf_efficientnet_lite0", out=tmp_path / "why"))
+    explained = {Explanation.load(path).image for path in (tmp_path / "why").glob("*.json")}
+    assert explained == {str(photo) for photo in photos}
 
 
 def test_the_size_dial_nests(photographs: list[Path]) -> None:

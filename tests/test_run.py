@@ -257,6 +257,7 @@ def test_a_second_call_returns_the_run_as_it_is(
 ) -> None:
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
     (folder / "checkpoint-9").mkdir()  # killed after run.json, before its last checkpoint was removed
+    (folder / "checkpoint-9" / "networks.safetensors").touch()
     before = {name: (folder / name).read_bytes() for name in files_of(trained)}
     for name in ("train_networks", "cached_features"):
         monkeypatch.setattr(run, name, None)
@@ -535,7 +536,7 @@ def test_data_that_have_moved(data: Path, tmp_path: Path) -> None:
     place, moved = Path(shutil.copytree(data, tmp_path / "data")), tmp_path / "moved"
     train(place, tmp_path / "run", QUICK, model=Tiny(), device="cpu")
     place.rename(moved)
-    with pytest.raises(DataError, match=r"data: expected a folder of images, got no such folder"):
+    with pytest.raises(RunError, match=r"was trained with in .*data, which are not here: pass --data"):
         evaluate(tmp_path / "run", model=Tiny(), device="cpu")
     assert evaluate(tmp_path / "run", moved, model=Tiny(), device="cpu")[0] == record_of(tmp_path / "run")["metrics"]
     # nor does training anew care where the images are
@@ -656,10 +657,65 @@ def test_the_seed_alone_decides_what_is_fitted(tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
-def test_half_precision_is_not_for_fitting() -> None:
-    wrapped = explainable(Tiny().to(torch.bfloat16))
-    with pytest.raises(ClassifierError, match=r"expected a classifier in float32 to fit, got torch\.bfloat16"):
-        fit(wrapped, some_photos())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_training_is_in_float32(dtype: torch.dtype, data: Path, tmp_path: Path) -> None:
+    expected = rf"expected a classifier in float32 to train on, got {dtype}"
+    with pytest.raises(ClassifierError, match=expected):
+        fit(explainable(Tiny().to(dtype)), some_photos())
+    with pytest.raises(ClassifierError, match=expected):
+        train(data, tmp_path / "run", model=Tiny().to(dtype), device="cpu")
+
+
+def test_a_fit_that_fails_leaves_the_fitted_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, wrapped = wrap()
+    fit(wrapped, some_photos(), epochs=1)
+    before = copy.deepcopy(wrapped.state_dict())
+
+    def interrupting(title: str, *_: int) -> None:
+        if title.startswith("module"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(DataError, match="expected class folders"):
+        fit(wrapped, some_photos(), targets="labels")
+    with pytest.raises(KeyboardInterrupt):
+        fit(wrapped, some_photos(), epochs=1, report=interrupting)
+    monkeypatch.setattr(run, "train_networks", lambda *_, **__: {"dead": True})
+    with pytest.raises(TrainingError, match=r"one that died in training .* lower the learning rate \(0\.001\)"):
+        fit(wrapped, some_photos(), epochs=1)
+    assert wrapped.fitted
+    assert all(torch.equal(value, before[name]) for name, value in wrapped.state_dict().items())
+
+
+def test_fitting_where_gradients_are_off_and_from_a_generator() -> None:
+    model = Tiny()
+    with torch.inference_mode():
+        wrapped = explainable(model)
+        fit(wrapped, (image for image in some_photos()), epochs=1)
+    with torch.no_grad():
+        fit(wrapped, some_photos(), epochs=1)
+    assert wrapped.fitted
+    with pytest.raises(ClassifierError, match="expected a wrapped classifier, got Tiny"):
+        fit(Tiny(), some_photos())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [{"classes": 5}, {"backbone": None}, {"backbone": {}}, {"data": None}, {"settings": 1}, {"metrics": None}],
+    ids=str,
+)
+def test_an_edited_record_is_refused(edit: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    (folder / "run.json").write_text(json.dumps(record_of(trained) | edit))
+    with pytest.raises(RunError, match="expected the record of a run"):
+        load(folder, model=Tiny(), device="cpu")
+
+
+def test_other_programs_checkpoints_are_left_alone(data: Path, tmp_path: Path) -> None:
+    for name in ("checkpoint-best", "checkpoint-500"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-5.pt").touch()
+    train(data, tmp_path / "run", QUICK, model=Tiny(), device="cpu")
+    assert {"checkpoint-best", "checkpoint-500", "checkpoint-5.pt", "run.json"} <= set(files_of(tmp_path / "run"))
 
 
 def test_fitting_to_the_labels_of_a_folder(data: Path) -> None:

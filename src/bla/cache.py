@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,16 +126,27 @@ def cached_features(
 
 def listed(root: Path | None = None) -> list[dict[str, Any]]:
     """What is cached under ``root``: ``key``, ``bytes``, ``complete`` and what the build noted, one each."""
+    root = default_root() if root is None else root
+    if root.exists() and not root.is_dir():
+        raise CacheError(f"expected the folder of all caches, got the file {root}")
     found = []
-    for folder in sorted((root or default_root()).glob("*/")):
+    for folder in _folders(root):
         # a build may end meanwhile: what was not there at first takes the place of what no longer is
         for name in ("manifest.json", "progress.json", "manifest.json"):
             with contextlib.suppress(FileNotFoundError):
-                record = _read(folder / name)
                 size = sum(file.stat().st_size for file in folder.glob("[!.]*"))
-                found.append({"key": folder.name, "bytes": size, "complete": name == "manifest.json"} | record)
+                entry = {"key": folder.name, "bytes": size, "complete": name == "manifest.json"}
+                try:
+                    found.append(entry | _read(folder / name))
+                except CacheError:
+                    found.append(entry | {"complete": False} | _record("?", "?", 0, "float16") | {"created": "damaged"})
                 break
     return found
+
+
+def _folders(root: Path) -> list[Path]:
+    """Those that are named by a key."""
+    return [folder for folder in sorted(root.glob("*/")) if re.fullmatch("[0-9a-f]{64}", folder.name)]
 
 
 def remove(keys: Sequence[str], root: Path | None = None) -> list[str]:
@@ -146,7 +158,7 @@ def remove(keys: Sequence[str], root: Path | None = None) -> list[str]:
         If a key matches none, or a run is building the cache; nothing is removed then.
     """
     root = root or default_root()
-    present = [entry["key"] for entry in listed(root)]
+    present = [folder.name for folder in _folders(root)]
     chosen: list[str] = []
     for key in keys:
         matches = [known for known in present if key and known.startswith(key)]
@@ -276,18 +288,7 @@ def _commit(folder: Path, files: list[BinaryIO], state: bytes) -> None:
 
 def _resumable(folder: Path, images: ImageSet, name: str, kind: CacheType) -> dict[str, Any]:
     """The state of a build that stopped, its files cut back to the last whole chunk; or a new state."""
-    state: dict[str, Any] = {
-        "format": FORMAT,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "classifier": name,
-        "data": images.root.name,
-        "images": len(images),
-        "kind": kind,
-        "done": 0,
-        "shape": None,
-        "failures": [],
-        "checksums": {"features": [], "pooled": []},
-    }
+    state = _record(name, images.root.name, len(images), kind)
     if (folder / "progress.json").exists():
         state = _read(folder / "progress.json")
     for stale in folder.glob(".*"):  # a record whose writer was killed
@@ -396,9 +397,29 @@ def _bytes_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def _record(classifier: str, data: str, images: int, kind: CacheType) -> dict[str, Any]:
+    """What is noted of a cache, at its start."""
+    return {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "classifier": classifier,
+        "data": data,
+        "images": images,
+        "kind": kind,
+        "done": 0,
+        "shape": None,
+        "failures": [],
+        "checksums": {"features": [], "pooled": []},
+    }
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CacheError(f"expected the record of a cache in {path}, got no JSON: remove {path.parent}") from error
+        if not set(_record("", "", 0, "float16")) <= set(record):
+            raise ValueError("keys are missing")
+    except (ValueError, TypeError) as error:
+        raise CacheError(
+            f"expected the record of a cache in {path}, got another file: `bla cache remove {path.parent.name[:12]}`"
+        ) from error
     return record

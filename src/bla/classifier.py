@@ -153,6 +153,8 @@ class ExplainableClassifier(nn.Module):
                 f"expected a trained attention, got {self.name} with one that was never fitted: "
                 "call bla.fit(wrapped, images) first"
             )
+        if size is not None and size < 1:
+            raise ClassifierError(f"expected a size of at least 1, got {size}")
         if batch_size < 1:
             raise ClassifierError(f"expected a batch_size of at least 1, got {batch_size}")
         if self.training:
@@ -235,6 +237,7 @@ class ExplainableClassifier(nn.Module):
         return Prediction(index, self.classes[index], min(probability, 1.0))
 
 
+@torch.inference_mode(False)  # what is made here can be trained, wherever it is called
 def explainable(
     model: nn.Module,
     *,
@@ -272,6 +275,11 @@ def explainable(
     >>> wrapped(torch.rand(4, 3, 224, 224)).shape, wrapped.select(torch.rand(4, 3, 224, 224)).hard.shape
     (torch.Size([4, 2]), torch.Size([4, 14, 14]))
     """
+    if not isinstance(model, nn.Module) or isinstance(model, ExplainableClassifier):
+        raise ClassifierError(f"expected a classifier, a torch.nn.Module not wrapped yet, got {type(model).__name__}")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     name = name or _name_of(model)
     transform = transform or transform_of(model)
     try:
@@ -292,7 +300,11 @@ def explainable(
         raise ClassifierError(
             f"{name}: expected an attention for {channels} channels, got one for {attention.in_channels}"
         )
-    setup = "BLA-PH" if isinstance(attention, BoundedLogitAttention) else "L2X-F"
+    setup = "L2X-F"
+    if isinstance(attention, BoundedLogitAttention):
+        setup = "BLA-PH" if attention.threshold == "auto" else "BLA-PH, no threshold"
+        if attention.threshold not in ("auto", 0):
+            setup = f"BLA-PH, threshold {attention.threshold}"
     return ExplainableClassifier(trunk, attention, head, transform=transform, classes=classes, name=name, setup=setup)
 
 

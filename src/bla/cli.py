@@ -229,7 +229,7 @@ def explain(
                 print(json.dumps(result.to_dict()), flush=True)
             if isinstance(result, Unexplained):
                 failed += 1
-                report(f"skipped {result.image}: {result.error}", 0, 0)
+                report(_skip(result.image, result.error), 0, 0)
             elif not json_:
                 print(_one_line(result), flush=True)
             report("explaining", index, len(paths))
@@ -345,8 +345,12 @@ def _threshold(text: str | None) -> float | Literal["auto"] | None:
 
 def _skipped(failures: Sequence[tuple[str, str]]) -> int:
     for image, error in failures:
-        print(f"skipped {image}: {error}", file=sys.stderr)
+        print(_skip(image, error), file=sys.stderr)
     return DONE_BUT if failures else DONE
+
+
+def _skip(image: str, error: str) -> str:
+    return f"skipped {error}" if image in error else f"skipped {image}: {error}"
 
 
 def _one_line(explanation: Explanation) -> str:
@@ -362,13 +366,15 @@ def _print_metrics(metrics: dict[str, Any], title: str) -> None:
     table = Table("predictions from", "loss", "top-1", "top-5", title=title, title_justify="left")
     rows = {
         "mean pooling (baseline)": "baseline",
-        "mean pooling, both stages' epochs": "baseline_continued",
+        "mean pooling, both stages' epochs": "baseline_continued",  # with an own head there is no such training
         "soft selection": "soft",
         "soft, renormalised": "soft_renormalised",
         "hard selection": "hard",
     }
     for name, key in rows.items():
         values = metrics[key]
+        if key == "baseline_continued" and values == metrics["baseline"]:
+            continue
         table.add_row(name, f"{values['loss']:.3f}", f"{values['top1']:.3f}", f"{values['top5']:.3f}")
     Console().print(table)
     size = metrics["size"]

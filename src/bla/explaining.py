@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from bla.cache import weights_digest
 from bla.classifier import ExplainableClassifier
 from bla.explanation import Explanation, ExplanationError, Unexplained, write_atomically
 from bla.photo import open_photo
 from bla.render import panel
 from bla.run import load
 
-SIGNATURE = "explain.json"
+SIGNED = "bla"
+"""The text field of a panel's PNG that says by what it was made; a picture without it is not ours."""
 
 
 def explain_files(
@@ -34,23 +37,35 @@ def explain_files(
 
     A photo that ``out`` already explains, by the same explainer at the same size and since the photo last changed,
     is read from there. A photo that cannot be read yields an :class:`Unexplained`, and the others are done.
+
+    Raises
+    ------
+    ExplanationError
+        If a file of ``out`` that would be written to is not an explanation of ours; nothing is written then.
     """
     classifier = load(run, device=device)
     kept: dict[Path, Explanation] = {}
     names: dict[Path, str] = {}
+    signature = ""
     if out is not None:
-        names = output_names(photos)
-        kept = _kept(photos, names, out, _signature(classifier, size))
+        if out.exists() and not out.is_dir():
+            raise ExplanationError(f"expected a folder for the pictures, got the file {out}: choose another name")
+        signature = _signature(classifier, size)
+        names = output_names(photos, out)
+        _check_ours(photos, names, out)
+        kept = _kept(names, out, signature)
     fresh = classifier.explain_each([photo for photo in photos if photo not in kept], size=size)
     for photo in photos:
         result = kept.get(photo) or next(fresh)
         if out is not None and isinstance(result, Explanation) and photo not in kept:
-            _write(result, photo, out / names[photo])
+            _write(result, photo, out / names[photo], signature)
         yield result
 
 
-def output_names(photos: Sequence[Path]) -> dict[Path, str]:
+def output_names(photos: Sequence[Path], out: Path | None = None) -> dict[Path, str]:
     """A file name without suffix for every photo, no two alike: its stem, with its folders where stems are shared.
+
+    A name under which ``out`` holds the explanation of another image is not used.
 
     >>> sorted(output_names([Path("a/x.jpg"), Path("b/x.jpg"), Path("b/y.png")]).values())
     ['a_x.jpg', 'b_x.jpg', 'y']
@@ -58,63 +73,84 @@ def output_names(photos: Sequence[Path]) -> dict[Path, str]:
     unique = list(dict.fromkeys(photos))
     # Case is folded, as some file systems do: Cat.jpg and cat.jpg must not overwrite one another.
     stems = [photo.stem.casefold() for photo in unique]
-    uses = Counter([*stems, Path(SIGNATURE).stem])
+    uses = Counter(stems)
     taken: set[str] = set()
     names = {}
     for photo, stem in zip(unique, stems, strict=True):
-        name = (
-            "_".join(part for part in photo.parts if part not in (photo.anchor, "..")) if uses[stem] > 1 else photo.stem
+        long = "_".join(part for part in photo.parts if part not in (photo.anchor, "..")).strip(".") or "photo"
+        candidates = itertools.chain(
+            [photo.stem.strip(".") or "photo"] if uses[stem] == 1 else [],
+            [long],
+            (f"{long}-{number}" for number in itertools.count(2)),
         )
-        name = name.strip(".") or "photo"
-        candidate, number = name, 2
-        while candidate.casefold() in taken:
-            candidate, number = f"{name}-{number}", number + 1
-        taken.add(candidate.casefold())
-        names[photo] = candidate
+        names[photo] = next(
+            name
+            for name in candidates
+            if name.casefold() not in taken and _explained(out, name) in (None, os.fspath(photo))
+        )
+        taken.add(names[photo].casefold())
     return names
 
 
-def _signature(classifier: ExplainableClassifier, size: int | None) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name, value in classifier.state_dict().items():
-        if name.startswith("attention."):
-            digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return {
-        "model": classifier.name,
-        "setup": classifier.setup,
-        "attention": digest.hexdigest(),
-        "size": size,
-        "transform": classifier.transform.to_dict(),
-    }
+def _explained(out: Path | None, name: str) -> str | None:
+    """The image whose explanation lies there."""
+    if out is None:
+        return None
+    try:
+        return Explanation.load(out / f"{name}.json").image
+    except (OSError, ExplanationError):
+        return None
 
 
-def _kept(
-    photos: Sequence[Path], names: dict[Path, str], out: Path, signature: dict[str, Any]
-) -> dict[Path, Explanation]:
-    path = out / SIGNATURE
-    signature = json.loads(json.dumps(signature))
-    if not path.exists() or json.loads(path.read_text(encoding="utf-8")) != signature:
-        write_atomically(path, json.dumps(signature, indent=1).encode())
-        for name in names.values():
-            (out / f"{name}.json").unlink(missing_ok=True)
-        return {}
+def _signature(classifier: ExplainableClassifier, size: int | None) -> str:
+    parts = [
+        weights_digest(classifier),
+        classifier.name,
+        classifier.setup,
+        classifier.classes,
+        classifier.transform.to_dict(),
+        size,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _check_ours(photos: Sequence[Path], names: dict[Path, str], out: Path) -> None:
+    inputs = {photo.resolve() for photo in photos}
+    for name in names.values():
+        record, picture = out / f"{name}.json", out / f"{name}.png"
+        foreign = (record.exists() and _explained(out, name) is None) or (picture.exists() and _signed(picture) is None)
+        if foreign or picture.resolve() in inputs or record.resolve() in inputs:
+            raise ExplanationError(
+                f"expected to write {picture} and {record.name}, got a file there that is yours: choose another folder"
+            )
+
+
+def _signed(picture: Path) -> str | None:
+    try:
+        with Image.open(picture) as image:
+            return image.info.get(SIGNED)
+    except OSError:
+        return None
+
+
+def _kept(names: dict[Path, str], out: Path, signature: str) -> dict[Path, Explanation]:
     kept = {}
-    for photo in photos:
-        record, picture = out / f"{names[photo]}.json", out / f"{names[photo]}.png"
+    for photo, name in names.items():
+        record, picture = out / f"{name}.json", out / f"{name}.png"
         try:
-            if picture.exists() and record.stat().st_mtime >= photo.stat().st_mtime:
-                explanation = Explanation.load(record)
-                if explanation.image == os.fspath(photo):
-                    kept[photo] = explanation
+            if record.stat().st_mtime >= photo.stat().st_mtime and _signed(picture) == signature:
+                kept[photo] = Explanation.load(record)
         except (OSError, ExplanationError):
             continue
     return kept
 
 
-def _write(explanation: Explanation, photo: Path, base: Path) -> None:
-    picture = io.BytesIO()
-    image: Image.Image = panel(open_photo(photo), explanation)
-    image.save(picture, "PNG", compress_level=3)
-    write_atomically(base.with_name(base.name + ".png"), picture.getvalue())
-    # The record comes last: where it is, the picture is too.
-    explanation.save(base.with_name(base.name + ".json"))
+def _write(explanation: Explanation, photo: Path, base: Path, signature: str) -> None:
+    record, picture = base.with_name(base.name + ".json"), base.with_name(base.name + ".png")
+    record.unlink(missing_ok=True)  # it comes last: where it is, the picture is of the same making
+    text = PngInfo()
+    text.add_text(SIGNED, signature)
+    content = io.BytesIO()
+    panel(open_photo(photo), explanation).save(content, "PNG", compress_level=3, pnginfo=text)
+    write_atomically(picture, content.getvalue())
+    explanation.save(record)

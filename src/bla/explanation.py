@@ -153,7 +153,9 @@ class Explanation:
             values["prediction"] = Prediction(**values["prediction"])
             values["top"] = tuple(Prediction(**guess) for guess in values["top"])
             explanation = cls(**values)
-        except (TypeError, IndexError) as error:
+        except ExplanationError:
+            raise
+        except (TypeError, IndexError, ValueError) as error:
             raise ExplanationError(f"expected an explanation, got a malformed one: {error}") from error
         if explanation.size != size:
             raise ExplanationError(f"expected size {explanation.size}, the selected cells, got {size}")

@@ -23,21 +23,19 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from bla import embedded
-from bla.attention import BoundedLogitAttention, weighted_sum
+from bla.attention import BoundedLogitAttention
 from bla.backbones import LITE0, load_backbone
 from bla.cache import FeatureCache, Progress, cached_features, default_root, silent, weights_digest
 from bla.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
 from bla.data import ImageSet, Splits, image_folder, stratified_split
-from bla.evaluation import Accuracy, size_summary
 from bla.explanation import write_atomically
+from bla.measuring import measure
 from bla.photo import DataError, Transform, open_photo
 from bla.training import (
-    SETUPS,
     Examples,
     Networks,
     Settings,
     TrainingError,
-    chunks,
     clear_checkpoints,
     new_head,
     train_networks,
@@ -102,6 +100,7 @@ def train(
     return _train(wrapped, splits, settings, out, source=source, origin=origin, cache=cache, report=report)
 
 
+@torch.inference_mode(False)
 def fit(
     wrapped: ExplainableClassifier,
     images: str | Path | ImageSet | Sequence[ImageLike],
@@ -152,20 +151,29 @@ def fit(
         patience=patience,
         seed=seed,
     )
+    if not isinstance(wrapped, ExplainableClassifier):
+        raise ClassifierError(f"expected a wrapped classifier, got {type(wrapped).__name__}: bla.explainable wraps it")
     if not wrapped.frozen_head:
         raise ClassifierError(
             "expected a wrapped classifier with its own head, got one with a head of its own training"
         )
-    dtype = next(wrapped.attention.parameters()).dtype
-    if dtype not in (torch.float32, torch.float64):
-        raise ClassifierError(f"expected a classifier in float32 to fit, got {dtype}: wrap it in float32, convert then")
+    _check_float32(wrapped)
     with _image_splits(images, seed, cache, report) as splits:
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            wrapped.attention.reset_parameters()
-        networks = Networks(wrapped.attention, wrapped.head, own_head=True)
         parts = _examples(wrapped, splits, settings, cache, report)
-        train_networks(networks, settings, parts.train, parts.validation, report=report)
+        before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}
+        try:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(seed)
+                wrapped.attention.reset_parameters()
+            networks = Networks(wrapped.attention, wrapped.head, own_head=True)
+            if train_networks(networks, settings, parts.train, parts.validation, report=report)["dead"]:
+                raise TrainingError(
+                    "expected a module that selects, got one that died in training (every cell selected): lower the "
+                    f"learning rate ({learning_rate}) or take another seed"
+                )
+        except BaseException:
+            wrapped.attention.load_state_dict(before)  # what was fitted before is not lost
+            raise
         wrapped.fitted = True
         return measure(networks, parts.test, report)
 
@@ -185,6 +193,7 @@ def load(run: str | Path, *, model: nn.Module | None = None, device: str = "auto
     return open_run(run, model=model, device=device).classifier
 
 
+@torch.inference_mode(False)
 def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "auto") -> Run:
     """As :func:`load`, with the record and the networks to measure."""
     folder = _run_folder(run)
@@ -219,7 +228,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     """Measure a run on the test images of its own data, or on other data with the same classes.
 
-    Other data are measured on their test images, or, where they come without a division, on all images.
+    Other data are measured on their test images, or, where they come without a division, on all images: whether
+    some of them were trained on is not known then.
 
     Returns
     -------
@@ -233,6 +243,8 @@ def evaluate(
     opened = open_run(run, model=model, device=device)
     settings = Settings(**opened.record["settings"])
     source = data if data is not None else opened.record["data"]["root"]
+    if data is None and source != EMBEDDED and not (Path(source).is_absolute() and Path(source).is_dir()):
+        raise RunError(f"expected the images that {run} was trained with in {source}, which are not here: pass --data")
     splits = _read_data(source, settings.seed, cache, report)
     images, measured_on = splits.test, opened.record["data"]
     if images.digest() != measured_on["test"]:
@@ -241,7 +253,13 @@ def evaluate(
                 f"expected the test images of {run} in {source}, got others: the folder has changed since the "
                 "training, which may have seen them. Train again, or pass a folder of images that it never saw"
             )
-        images = splits.whole() if splits.seeded else images  # none of them was trained on
+        if splits.seeded:
+            images = splits.whole()
+            report(
+                f"{source} comes without a division: measuring on all its images, on the word that none was trained on",
+                0,
+                0,
+            )
     images = _relabelled(images, opened.classifier.classes, settings)
     features = cached_features(opened.classifier, images, root=cache, report=report)
     examples = _readable(features, images, settings)
@@ -254,11 +272,19 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("another kind of device")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:100]
         raise RunError(f"expected device auto, cpu or a CUDA device that is present, got {name!r}: {reason}") from error
     return device
+
+
+def _check_float32(wrapped: ExplainableClassifier) -> None:
+    dtype = next(wrapped.attention.parameters()).dtype
+    if dtype != torch.float32:
+        raise ClassifierError(f"expected a classifier in float32 to train on, got {dtype}: convert it afterwards")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -286,6 +312,7 @@ def _train(
             f"{splits.train.root}: expected class folders to train a new head on, got images without classes; for the "
             "classifier's own classes use head='own' and targets='predictions'"
         )
+    _check_float32(wrapped)
     identity: dict[str, Any] = {
         "backbone": origin | {"digest": weights_digest(wrapped.trunk)},
         "transform": wrapped.transform.to_dict(),
@@ -312,7 +339,7 @@ def _train(
         }
         record = {
             "schema_version": SCHEMA_VERSION,
-            "setup": SETUPS[settings.setup],
+            "setup": settings.name,
             "model": wrapped.name,
             **identity,
             "data": {**identity["data"], "root": source, "images": counts},
@@ -333,60 +360,6 @@ def _train(
         clear_checkpoints(out)
         classifier.fitted = True
         return Run(record, classifier.eval(), networks)
-
-
-@torch.no_grad()
-def measure(networks: Networks, examples: Examples, report: Progress = silent) -> dict[str, Any]:
-    """The metrics object: baseline, its continuation, soft and hard, agreement and size, over all examples.
-
-    ``soft_renormalised`` is soft with each image's weights divided by their sum, which tells the gap between soft
-    and hard from a difference of scale. Without labels the classifier's own predictions count as true.
-
-    Raises
-    ------
-    TrainingError
-        If there is no example.
-    """
-    if not len(examples):
-        raise TrainingError("expected at least one image to measure on, got none")
-    device = next(networks.attention.parameters()).device
-    modes = {module: module.training for module in networks.modules()}
-    networks.eval()
-    names = ["baseline", "baseline_continued", "soft", "soft_renormalised", "hard"]
-    accuracies = {name: Accuracy() for name in names}
-    height, width = examples.cache.features.shape[1:3]
-    sizes = np.zeros(height * width + 1, np.int64)
-    agreed = 0
-    try:
-        for chosen in chunks(len(examples)):
-            features = examples.cache.batch(examples.rows[chosen]).to(device)
-            pooled = examples.cache.pooled_batch(examples.rows[chosen]).to(device)
-            selection = networks.attention(features)
-            renormalised = selection.soft / selection.soft.sum(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-            logits = {
-                "baseline": networks.baseline(pooled),
-                "baseline_continued": networks.continued(pooled),
-                "soft": networks.head(weighted_sum(features, selection.soft)),
-                "soft_renormalised": networks.head(weighted_sum(features, renormalised)),
-                "hard": networks.head(weighted_sum(features, selection.hard)),
-            }
-            predicted = logits["baseline"].argmax(-1)
-            labels = predicted if examples.labels is None else torch.from_numpy(examples.labels[chosen]).to(device)
-            for name, accuracy in accuracies.items():
-                accuracy.update(logits[name], labels)
-            agreed += int((logits["hard"].argmax(-1) == predicted).sum())
-            counts = (selection.hard > 0).sum(dim=(1, 2)).cpu().numpy()
-            sizes += np.bincount(counts, minlength=len(sizes))
-            report("evaluating", int(chosen[-1]) + 1, len(examples))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    metrics: dict[str, Any] = {name: accuracy.result() for name, accuracy in accuracies.items()}
-    return metrics | {
-        "agreement": agreed / len(examples),
-        "size": size_summary(sizes),
-        "images": len(examples),
-    }
 
 
 def _wrapped(
@@ -426,7 +399,7 @@ def _assembled(
         transform=wrapped.transform,
         classes=classes,
         name=wrapped.name,
-        setup=SETUPS[settings.setup],
+        setup=settings.name,
         frozen_head=settings.frozen_head,
     )
     return classifier.to(like.device), networks
@@ -501,6 +474,8 @@ def _image_splits(
     if isinstance(images, (str, Path)):
         yield _read_data(images, seed, cache, report)
         return
+    if not isinstance(images, ImageSet):
+        images = list(images)
     with tempfile.TemporaryDirectory() as folder:
         if not isinstance(images, ImageSet) and all(isinstance(image, (str, os.PathLike)) for image in images):
             paths = [Path(cast("str", image)).absolute() for image in images]
@@ -555,11 +530,23 @@ def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = record["schema_version"]
+        if version == SCHEMA_VERSION:
+            _check_record(record)
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise RunError(f"expected the record of a run in {path}, got another file: {error!r}") from error
     if version != SCHEMA_VERSION:
         raise RunError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version}: train again with this bla")
     return record
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """KeyError or TypeError where a part is missing or of another kind, as after an edit by hand."""
+    backbone, data = record["backbone"], record["data"]
+    texts = [record["setup"], record["model"], backbone["digest"], data["root"], data["train"], data["test"]]
+    texts += [*record["classes"], backbone["name"] or "", backbone["weights"] or ""]
+    parts = [record["transform"], record["settings"], record["metrics"], record["data"]]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(part, dict) for part in parts):
+        raise TypeError("a part of it is of another kind")
 
 
 def _finished(out: Path, settings: Settings, identity: Mapping[str, Any]) -> dict[str, Any] | None:

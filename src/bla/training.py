@@ -109,6 +109,15 @@ class Settings:
             raise TrainingError(str(error)) from error
 
     @property
+    def name(self) -> str:
+        """What explanations are signed with: the setup, and a threshold that is not its own."""
+        if self.threshold is None or self.setup == "l2x-f":
+            return SETUPS[self.setup]
+        own = 0 if self.setup == "bla" else "auto"
+        given = "no threshold" if self.threshold == 0 else f"threshold {self.threshold}"
+        return SETUPS[self.setup] if self.threshold == own else f"{SETUPS[self.setup]}, {given}"
+
+    @property
     def frozen_head(self) -> bool:
         """Whether the head stays as it is while the module is trained."""
         return self.head == "own" or self.setup == "bla-ph"
@@ -272,7 +281,7 @@ def train_networks(
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     modes = {module: module.training for module in networks.modules()}
     gradients = {parameter: parameter.requires_grad for parameter in networks.parameters()}
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         try:
             return session.run()
         finally:
@@ -523,7 +532,7 @@ class _Session:
         if self.folder is None:
             return {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        last = max(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None)
+        last = next(reversed(checkpoints(self.folder)), None)
         if last is None:
             (self.folder / "log.jsonl").unlink(missing_ok=True)
             return {}
@@ -548,9 +557,19 @@ class _Session:
 
 def clear_checkpoints(folder: Path, but: Path | None = None) -> None:
     """Remove a training's checkpoints, whole and partial, except one."""
-    for path in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*")]:
+    for path in [*checkpoints(folder), *folder.glob(".checkpoint-*.partial")]:
         if path != but:
             shutil.rmtree(path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a training of ours, oldest first; other programs' are left alone."""
+    found = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdecimal() and (path / "networks.safetensors").exists()
+    ]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def chunks(count: int) -> Iterator[npt.NDArray[np.int64]]:

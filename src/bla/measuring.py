@@ -1,0 +1,67 @@
+"""The metrics object: what trained networks score on examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from bla.attention import weighted_sum
+from bla.cache import Progress, silent
+from bla.evaluation import Accuracy, size_summary
+from bla.training import Examples, Networks, TrainingError, chunks
+
+
+@torch.no_grad()
+def measure(networks: Networks, examples: Examples, report: Progress = silent) -> dict[str, Any]:
+    """The metrics object: baseline, its continuation, soft and hard, agreement and size, over all examples.
+
+    ``soft_renormalised`` is soft with each image's weights divided by their sum, which tells the gap between soft
+    and hard from a difference of scale. Without labels the classifier's own predictions count as true.
+
+    Raises
+    ------
+    TrainingError
+        If there is no example.
+    """
+    if not len(examples):
+        raise TrainingError("expected at least one image to measure on, got none")
+    device = next(networks.attention.parameters()).device
+    modes = {module: module.training for module in networks.modules()}
+    networks.eval()
+    names = ["baseline", "baseline_continued", "soft", "soft_renormalised", "hard"]
+    accuracies = {name: Accuracy() for name in names}
+    height, width = examples.cache.features.shape[1:3]
+    sizes = np.zeros(height * width + 1, np.int64)
+    agreed = 0
+    try:
+        for chosen in chunks(len(examples)):
+            features = examples.cache.batch(examples.rows[chosen]).to(device)
+            pooled = examples.cache.pooled_batch(examples.rows[chosen]).to(device)
+            selection = networks.attention(features)
+            renormalised = selection.soft / selection.soft.sum(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+            logits = {
+                "baseline": networks.baseline(pooled),
+                "baseline_continued": networks.continued(pooled),
+                "soft": networks.head(weighted_sum(features, selection.soft)),
+                "soft_renormalised": networks.head(weighted_sum(features, renormalised)),
+                "hard": networks.head(weighted_sum(features, selection.hard)),
+            }
+            predicted = logits["baseline"].argmax(-1)
+            labels = predicted if examples.labels is None else torch.from_numpy(examples.labels[chosen]).to(device)
+            for name, accuracy in accuracies.items():
+                accuracy.update(logits[name], labels)
+            agreed += int((logits["hard"].argmax(-1) == predicted).sum())
+            counts = (selection.hard > 0).sum(dim=(1, 2)).cpu().numpy()
+            sizes += np.bincount(counts, minlength=len(sizes))
+            report("evaluating", int(chosen[-1]) + 1, len(examples))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    metrics: dict[str, Any] = {name: accuracy.result() for name, accuracy in accuracies.items()}
+    return metrics | {
+        "agreement": agreed / len(examples),
+        "size": size_summary(sizes),
+        "images": len(examples),
+    }
