@@ -140,6 +140,8 @@ def fit(
     >>> metrics["images"], len(wrapped.explain(photos[0]))
     (2, 1)
     """
+    if not isinstance(wrapped, ExplainableClassifier):
+        raise ClassifierError(f"expected a wrapped classifier, got {type(wrapped).__name__}: bla.explainable wraps it")
     settings = Settings(
         setup="bla-ph" if isinstance(wrapped.attention, BoundedLogitAttention) else "l2x-f",
         head="own",
@@ -151,8 +153,6 @@ def fit(
         patience=patience,
         seed=seed,
     )
-    if not isinstance(wrapped, ExplainableClassifier):
-        raise ClassifierError(f"expected a wrapped classifier, got {type(wrapped).__name__}: bla.explainable wraps it")
     if not wrapped.frozen_head:
         raise ClassifierError(
             "expected a wrapped classifier with its own head, got one with a head of its own training"
