@@ -55,3 +55,7 @@ def _lines() -> Callable[[str, int, int], None]:
             print(f"{title}: {done} of {total}", file=sys.stderr, flush=True)
 
     return report
+
+
+told = _lines()
+"""Remarks, and a line now and then: what calls from Python show unless they are given another callable."""

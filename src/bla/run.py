@@ -31,6 +31,7 @@ from bla.data import ImageSet, Splits, image_folder, stratified_split
 from bla.explanation import write_atomically
 from bla.measuring import measure
 from bla.photo import DataError, Transform, open_photo
+from bla.progress import told
 from bla.training import (
     Examples,
     Networks,
@@ -70,7 +71,7 @@ def train(
     mode: Literal["squash", "crop"] = "squash",
     device: str = "auto",
     cache: Path | None = None,
-    report: Progress = silent,
+    report: Progress = told,
 ) -> Run:
     """Train an explainer on a folder of images and write a run folder; go on where an earlier call stopped.
 
@@ -83,6 +84,7 @@ def train(
     model: a name as :func:`bla.backbones.load_backbone` takes it, or a classifier.
     mode: whether the model sees the whole photo squashed, or the classifier's own resize and crop.
     cache: where features are kept, by default :func:`bla.cache.default_root`.
+    report: called with progress; by default remarks go to standard error. :func:`bla.cache.silent` shows none.
 
     Raises
     ------
@@ -113,7 +115,7 @@ def fit(
     patience: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
-    report: Progress = silent,
+    report: Progress = told,
 ) -> dict[str, Any]:
     """Train the attention of a wrapped classifier, in place and post hoc: the classifier stays as it is.
 
@@ -124,6 +126,7 @@ def fit(
     Parameters
     ----------
     images: a folder, an image set, or a list of photos (paths, PIL images or arrays).
+    report: called with progress; by default remarks go to standard error. :func:`bla.cache.silent` shows none.
 
     Returns
     -------
