@@ -210,6 +210,17 @@ class L2XAttention(nn.Module):
 Attention = BoundedLogitAttention | L2XAttention
 
 
+def signed(setup: str, threshold: float | Literal["auto"], own: float | Literal["auto"]) -> str:
+    """What explanations are signed with: a setup, and the threshold where it is not the setup's own.
+
+    >>> signed("BLA-PH", "auto", "auto"), signed("BLA-PH", 0, "auto"), signed("BLA", 0.01, 0)
+    ('BLA-PH', 'BLA-PH, no threshold', 'BLA, threshold 0.01')
+    """
+    if threshold == own:
+        return setup
+    return f"{setup}, no threshold" if threshold == 0 else f"{setup}, threshold {threshold}"
+
+
 def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
     """What the head reads: sum_n g_n F_n; features (B, C, H, W) and weights (B, H, W) to (B, C).
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from bla.attention import Attention, BoundedLogitAttention, Selection, weighted_sum
+from bla.attention import Attention, BoundedLogitAttention, Selection, signed, weighted_sum
 from bla.explanation import Explanation, Prediction, Unexplained
 from bla.photo import DataError, Photo, Transform
 
@@ -202,7 +202,7 @@ class ExplainableClassifier(nn.Module):
             )
             features = self.trunk(pixels.contiguous(memory_format=torch.channels_last))
             cells = features.shape[2] * features.shape[3]
-            if size is not None and not 1 <= size <= cells:
+            if size is not None and size > cells:
                 raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
             selection = self.attention(features, size=size)
             probabilities = self.classify(features, selection.hard).float().softmax(-1)
@@ -302,9 +302,7 @@ def explainable(
         )
     setup = "L2X-F"
     if isinstance(attention, BoundedLogitAttention):
-        setup = "BLA-PH" if attention.threshold == "auto" else "BLA-PH, no threshold"
-        if attention.threshold not in ("auto", 0):
-            setup = f"BLA-PH, threshold {attention.threshold}"
+        setup = signed("BLA-PH", attention.threshold, "auto")
     return ExplainableClassifier(trunk, attention, head, transform=transform, classes=classes, name=name, setup=setup)
 
 

@@ -37,6 +37,7 @@ from bla.training import (
     Networks,
     Settings,
     TrainingError,
+    checkpoints,
     clear_checkpoints,
     new_head,
     train_networks,
@@ -414,7 +415,7 @@ def _restored(folder: Path, record: dict[str, Any], classifier: ExplainableClass
         networks.restore(load_file(path))
     except (OSError, SafetensorError, TrainingError) as error:
         raise RunError(
-            f"expected the weights of the run in {path}, got none or others ({error}): train again"
+            f"expected the weights of the run in {path}, got none or others ({error}): remove {folder} and train again"
         ) from error
     classifier.fitted = True
     return Run(record, classifier.eval(), networks)
@@ -527,8 +528,11 @@ def _run_folder(run: str | Path) -> Path:
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.exists():
-        started = any(folder.glob("checkpoint-*"))
-        remedy = "its training was interrupted; start it again to finish it" if started else "`bla train` writes one"
+        remedy = (
+            "its training was interrupted; start it again to finish it"
+            if checkpoints(folder)
+            else "`bla train` writes one"
+        )
         raise RunError(f"expected a complete run in {folder}, got no run.json: {remedy}")
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bla.attention import Attention, BoundedLogitAttention, L2XAttention, weighted_sum
+from bla.attention import Attention, BoundedLogitAttention, L2XAttention, signed, weighted_sum
 from bla.cache import FeatureCache, Progress, silent
 from bla.evaluation import Accuracy
 from bla.operators import GumbelVariant
@@ -113,9 +113,7 @@ class Settings:
         """What explanations are signed with: the setup, and a threshold that is not its own."""
         if self.threshold is None or self.setup == "l2x-f":
             return SETUPS[self.setup]
-        own = 0 if self.setup == "bla" else "auto"
-        given = "no threshold" if self.threshold == 0 else f"threshold {self.threshold}"
-        return SETUPS[self.setup] if self.threshold == own else f"{SETUPS[self.setup]}, {given}"
+        return signed(SETUPS[self.setup], self.threshold, 0 if self.setup == "bla" else "auto")
 
     @property
     def frozen_head(self) -> bool:
