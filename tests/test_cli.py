@@ -199,7 +199,7 @@ def test_explain_goes_on_where_it_stopped(
 def test_a_killed_training_gives_the_same_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = ["train", "data", "--model", "tinynet:build", "--epochs", "40", "--out"]
     assert run_command([*long, "run"]) == 0
-    command = [sys.executable, "-m", "bla.cli", *long, "killed"]
+    command = [sys.executable, "-m", "bla", *long, "killed"]
     process = subprocess.Popen(command, cwd=place, env=os.environ, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list((place / "killed").glob("checkpoint-*")) and time.monotonic() < deadline:
@@ -245,7 +245,7 @@ def test_help_is_light() -> None:
 
 def test_a_closed_pipe_is_no_fault(place: Path) -> None:
     assert run_command(TRAIN) == 0
-    command = f"{sys.executable} -m bla.cli explain data --run run --json | head -1"
+    command = f"{sys.executable} -m bla explain data --run run --json | head -1"
     done = subprocess.run(command, shell=True, cwd=place, check=True, capture_output=True, text=True)
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr

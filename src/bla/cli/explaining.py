@@ -1,0 +1,68 @@
+"""`bla explain`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from bla.cli.sharing import DONE, DONE_BUT, Device, Json, skip_line
+
+if TYPE_CHECKING:
+    from bla.explanation import Explanation
+
+
+def explain(
+    photos: Annotated[list[Path], Parameter(consume_multiple=True)],
+    /,
+    *,
+    run: str = "tf_efficientnet_lite0",
+    size: int | None = None,
+    out: Path | None = None,
+    device: Device = "auto",
+    json_: Annotated[Json, Parameter(name="--json", help="Print a JSON object a line, one an image.")] = False,
+) -> int:
+    """Explain photos: what the classifier sees in each, and the cells that alone made the prediction.
+
+    For each photo a panel (PNG) and its explanation (JSON) are written. Interrupted, run it again: it goes on.
+
+    Parameters
+    ----------
+    photos
+        Photos, and folders of them.
+    run
+        A run folder, or a shipped explainer's name.
+    size
+        Select exactly so many cells. By default the explainer chooses, photo by photo.
+    out
+        Where to write. By default "why"; with --json nothing is written unless this is given.
+    """
+    from bla.data import list_images
+    from bla.explaining import explain_files
+    from bla.explanation import Unexplained
+    from bla.progress import shown_progress
+
+    paths = list_images(photos)
+    folder = out if out is not None or json_ else Path("why")
+    failed = 0
+    with shown_progress() as report:
+        for index, result in enumerate(explain_files(paths, run=run, size=size, out=folder, device=device), start=1):
+            if json_:
+                print(json.dumps(result.to_dict()), flush=True)
+            if isinstance(result, Unexplained):
+                failed += 1
+                report(skip_line(result.image, result.error), 0, 0)
+            elif not json_:
+                print(_one_line(result), flush=True)
+            report("explaining", index, len(paths))
+    if folder is not None and not json_ and failed < len(paths):
+        print(f"The pictures are in {folder}.")
+    return DONE_BUT if failed else DONE
+
+
+def _one_line(explanation: Explanation) -> str:
+    best = explanation.prediction
+    cells = explanation.selected.size
+    return f"{explanation.image}: {best.label} {best.probability:.1%}, {explanation.size} of {cells} cells"

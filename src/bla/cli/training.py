@@ -1,0 +1,198 @@
+"""`bla train` and `bla evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from bla.cli.sharing import CacheFolder, Device, Json, skipped
+
+
+def train(
+    data: str,
+    /,
+    *,
+    out: Path,
+    setup: Literal["bla", "bla-t", "bla-ph", "l2x-f"] = "bla",
+    model: str = "tf_efficientnet_lite0",
+    weights: str | None = None,
+    head: Literal["new", "own"] = "new",
+    targets: Literal["labels", "predictions"] = "labels",
+    epochs: int = 5,
+    head_epochs: int | None = None,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    dropout: float = 0.2,
+    seed: int = 0,
+    temperature: float = 0.1,
+    threshold: str | None = None,
+    hidden: Annotated[list[int] | None, Parameter(negative=())] = None,
+    context: Annotated[bool, Parameter(negative=())] = False,
+    gate: Annotated[bool, Parameter(negative=())] = False,
+    size: int = 8,
+    variant: Literal["official", "corrected"] = "official",
+    validation: float = 0.0,
+    patience: int | None = None,
+    crop: Annotated[bool, Parameter(negative=())] = False,
+    device: Device = "auto",
+    cache: CacheFolder = None,
+    json_: Annotated[Json, Parameter(name="--json")] = False,
+) -> int:
+    """Train an explainer on a folder of images and write a run folder. Interrupted, run it again: it goes on.
+
+    Parameters
+    ----------
+    data
+        A folder, CLASS/*.jpg or {train,test}/CLASS/*.jpg or images without classes; or "embedded".
+    out
+        The run folder to write.
+    setup
+        bla; bla-t, with a threshold; bla-ph, post hoc with a frozen head; l2x-f, the fixed-size rival.
+    model
+        A timm model, or package.module:callable for a classifier of yours.
+    weights
+        A file of its weights, or "random". By default ImageNet's.
+    head
+        new, for the data's classes, trained first; or own, the classifier's own, which stays as it is.
+    targets
+        What to predict: the data's labels, or the classifier's own predictions (with --head own).
+    epochs
+        Epochs of the module's stage.
+    head_epochs
+        Epochs of the head's stage; by default as many.
+    batch_size
+        Images in a batch.
+    learning_rate
+        Adam's.
+    dropout
+        Before a new head.
+    seed
+        Of everything random.
+    temperature
+        Multiplies the scores.
+    threshold
+        Taken off the weights: a number, or auto for 0.98 / cells. By default the setup's.
+    hidden
+        Channels of a further 1x1 convolution before the score; may be given several times.
+    context
+        Add a vector made from the pooled map to every cell before scoring.
+    gate
+        The sigmoid gate in place of the softmax.
+    size
+        Cells of l2x-f.
+    variant
+        Of l2x-f: the temperature multiplies (official) or divides (corrected).
+    validation
+        Share of the training images held out to watch.
+    patience
+        End a stage after so many epochs without a smaller validation loss, and keep the best.
+    crop
+        Show the model its own resize and centre crop, in place of the whole photo squashed.
+    """
+    from bla import run
+    from bla.progress import shown_progress
+    from bla.training import Settings
+
+    settings = Settings(
+        setup=setup,
+        head=head,
+        targets=targets,
+        epochs=epochs,
+        head_epochs=head_epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        dropout=dropout,
+        seed=seed,
+        temperature=temperature,
+        threshold=_threshold(threshold),
+        hidden=tuple(hidden or ()),
+        context=context,
+        gate=gate,
+        size=size,
+        variant=variant,
+        validation=validation,
+        patience=patience,
+    )
+    mode: Literal["squash", "crop"] = "crop" if crop else "squash"
+    with shown_progress() as report:
+        trained = run.train(
+            data, out, settings, model=model, weights=weights, mode=mode, device=device, cache=cache, report=report
+        )
+    record = trained.record
+    if json_:
+        print(json.dumps(record))
+    else:
+        _print_metrics(record["metrics"], f"{record['setup']} on {record['model']}")
+        if record["dead"]:
+            print("The module died in training: all cells are selected. Train with a lower learning rate.")
+        print(f"The run is in {out}. Next: bla explain PHOTO --run {out}")
+    return skipped([(entry["image"], entry["error"]) for entry in record["skipped"]])
+
+
+def evaluate(
+    run: str,
+    /,
+    *,
+    data: str | None = None,
+    device: Device = "auto",
+    cache: CacheFolder = None,
+    json_: Annotated[Json, Parameter(name="--json")] = False,
+) -> int:
+    """Measure a run on test images: baseline, soft and hard predictions, agreement, size of the explanations.
+
+    Parameters
+    ----------
+    run
+        A run folder, or a shipped explainer's name.
+    data
+        Images to measure on, with the run's classes. By default those it was trained with.
+    """
+    from bla.progress import shown_progress
+    from bla.run import evaluate as measured
+
+    with shown_progress() as report:
+        metrics, failures = measured(run, data, device=device, cache=cache, report=report)
+    if json_:
+        print(json.dumps(metrics))
+    else:
+        _print_metrics(metrics, run)
+    return skipped(failures)
+
+
+def _threshold(text: str | None) -> float | Literal["auto"] | None:
+    from bla.training import TrainingError
+
+    if text == "auto":
+        return "auto"
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise TrainingError(f"expected threshold auto or a number, got {text!r}") from None
+
+
+def _print_metrics(metrics: dict[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("predictions from", "loss", "top-1", "top-5", title=title, title_justify="left")
+    rows = {
+        "mean pooling (baseline)": "baseline",
+        "mean pooling, both stages' epochs": "baseline_continued",  # with an own head there is no such training
+        "soft selection": "soft",
+        "soft, renormalised": "soft_renormalised",
+        "hard selection": "hard",
+    }
+    for name, key in rows.items():
+        values = metrics[key]
+        if key == "baseline_continued" and values == metrics["baseline"]:
+            continue
+        table.add_row(name, f"{values['loss']:.3f}", f"{values['top1']:.3f}", f"{values['top5']:.3f}")
+    Console().print(table)
+    size = metrics["size"]
+    print(
+        f"Size: {size['mean']:.1f} of {size['cells']} cells on average (std {size['std']:.1f}, {size['min']} to "
+        f"{size['max']}). Agreement of hard with baseline: {metrics['agreement']:.3f}. Images: {metrics['images']}."
+    )
