@@ -17,7 +17,7 @@ from scipy import stats
 
 from bla.progress import shown_progress
 from bla.run import train
-from bla.training import SETUPS, Settings
+from bla.settings import SETUPS, Settings
 
 COLUMNS = ("baseline", "baseline_continued", "soft", "soft_renormalised", "hard")
 

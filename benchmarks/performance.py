@@ -32,7 +32,9 @@ from bla.cache import FeatureCache, cached_features
 from bla.classifier import ExplainableClassifier, explainable, prefetch
 from bla.data import ImageSet, image_folder
 from bla.measuring import measure
-from bla.training import SETUPS, Examples, Networks, Settings, new_head, train_networks
+from bla.networks import Examples, Networks, new_head
+from bla.settings import SETUPS, Settings
+from bla.training import train_networks
 
 
 class LiveFeatures:

@@ -16,7 +16,7 @@ from bla.explaining import explain_files
 from bla.explanation import Explanation
 from bla.progress import shown_progress
 from bla.run import EMBEDDED
-from bla.training import Settings
+from bla.settings import Settings
 
 PHOTOGRAPHS = {
     "camera": skimage.data.camera,

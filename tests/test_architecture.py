@@ -27,8 +27,10 @@ ARROWS: dict[str, set[str]] = {
     "cache": {"classifier", "data", "explanation", "photo"},
     "comparison": {"classifier", "data", "explanation", "photo"},
     "evaluation": {"explanation", "render"},
-    "measuring": {"attention", "cache", "evaluation", "training"},
-    "training": {"attention", "cache", "evaluation", "operators"},
+    "settings": {"attention", "operators"},
+    "networks": {"attention", "cache", "settings"},
+    "training": {"attention", "cache", "evaluation", "networks", "settings"},
+    "measuring": {"attention", "cache", "evaluation", "networks", "settings", "training"},
     "render": {"explanation"},
     "report": {"explanation", "render"},
     "study": {"explanation", "render"},
@@ -85,7 +87,7 @@ IMPORTS = {module: imported(module, ast.parse(path.read_text(encoding="utf-8")))
 
 
 def test_the_parser_sees_what_is_there() -> None:
-    assert {"bla.cache", "bla.attention", "bla.evaluation", "bla.operators"} <= IMPORTS["bla.training"]
+    assert {"bla.cache", "bla.attention", "bla.evaluation", "bla.networks"} <= IMPORTS["bla.training"]
     assert "bla.operators" in IMPORTS["bla.attention"], "from bla import operators"
     assert "bla.evaluation.size" in IMPORTS["bla.evaluation"]
     assert "bla.run" in IMPORTS["bla"], "under TYPE_CHECKING"

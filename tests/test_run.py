@@ -25,7 +25,7 @@ from bla.classifier import ClassifierError, ExplainableClassifier, explainable
 from bla.data import ImageSet, image_folder
 from bla.photo import DataError, Transform
 from bla.run import RunError, evaluate, fit, load, open_run, pick_device, train
-from bla.training import Settings, TrainingError
+from bla.settings import Settings, TrainingError
 
 CHANNELS, GRID = 8, (3, 5)
 CLASSES = ("class 0", "class 1", "class 2")

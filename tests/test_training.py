@@ -26,17 +26,9 @@ from torch import Tensor, nn
 from bla import training
 from bla.attention import BoundedLogitAttention, L2XAttention
 from bla.cache import FeatureCache
-from bla.training import (
-    SETUPS,
-    Examples,
-    Networks,
-    Settings,
-    TrainingError,
-    chunks,
-    clear_checkpoints,
-    new_head,
-    train_networks,
-)
+from bla.networks import Examples, Networks, new_head
+from bla.settings import SETUPS, Settings, TrainingError
+from bla.training import chunks, clear_checkpoints, train_networks
 
 CLASSES, CHANNELS, GRID = 3, 6, (3, 4)
 CELLS = GRID[0] * GRID[1]

@@ -10,7 +10,9 @@ import torch
 from bla.attention import weighted_sum
 from bla.cache import Progress, silent
 from bla.evaluation import Accuracy, size_summary
-from bla.training import Examples, Networks, TrainingError, chunks
+from bla.networks import Examples, Networks
+from bla.settings import TrainingError
+from bla.training import chunks
 
 
 @torch.no_grad()

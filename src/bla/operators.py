@@ -156,6 +156,19 @@ def top_hard(logits: Tensor, size: int) -> Tensor:
     return weights.masked_fill(logits.isnan().any(dim=-1, keepdim=True), torch.nan)
 
 
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    r"""The hard weights' values with the soft weights' gradient: :math:`g = h + (s - \mathrm{stop}(s))`.
+
+    What is trained is then what is used. Source: Bengio et al. 2013 (arXiv 1308.3432).
+
+    >>> logits = torch.tensor([1.0, 0.0], requires_grad=True)
+    >>> weights = straight_through(top_hard(logits, 1), logits.softmax(-1))
+    >>> weights.tolist(), bool(torch.autograd.grad(weights[0], logits)[0].any())
+    ([1.0, 0.0], True)
+    """
+    return hard.detach() + (soft - soft.detach())
+
+
 def _at_least_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 

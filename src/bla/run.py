@@ -30,18 +30,11 @@ from bla.classifier import ClassifierError, ExplainableClassifier, ImageLike, ex
 from bla.data import ImageSet, Splits, image_folder, stratified_split
 from bla.explanation import write_atomically
 from bla.measuring import measure
+from bla.networks import Examples, Networks, new_head
 from bla.photo import DataError, Transform, open_photo
 from bla.progress import told
-from bla.training import (
-    Examples,
-    Networks,
-    Settings,
-    TrainingError,
-    checkpoints,
-    clear_checkpoints,
-    new_head,
-    train_networks,
-)
+from bla.settings import Settings, TrainingError
+from bla.training import checkpoints, clear_checkpoints, train_networks
 
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "explainers"

@@ -94,7 +94,7 @@ def train(
     """
     from bla import run
     from bla.progress import shown_progress
-    from bla.training import Settings
+    from bla.settings import Settings
 
     settings = Settings(
         setup=setup,
@@ -163,7 +163,7 @@ def evaluate(
 
 
 def _threshold(text: str | None) -> float | Literal["auto"] | None:
-    from bla.training import TrainingError
+    from bla.settings import TrainingError
 
     if text == "auto":
         return "auto"

@@ -1,0 +1,77 @@
+"""What is trained, and on what: rows of a feature cache, the module, its head, the baseline and the fair control."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bla.attention import Attention
+from bla.cache import FeatureCache
+from bla.settings import TrainingError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Rows of a feature cache with their classes; no classes where the classifier's own predictions are learnt."""
+
+    cache: FeatureCache
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> Examples:
+        """Some of them."""
+        labels = None if self.labels is None else self.labels[indices]
+        return Examples(self.cache, self.rows[indices], labels)
+
+
+class Networks(nn.Module):
+    """What is trained: the baseline's head, the module, the head that reads it, and the control.
+
+    ``baseline`` reads mean-pooled features: the head of the first stage, or the classifier's own. ``head`` starts
+    from it, as does ``continued``, the fair control: mean-pooled, but trained for the epochs of both stages.
+    """
+
+    def __init__(self, attention: Attention, baseline: nn.Module, *, own_head: bool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.baseline = baseline
+        # A classifier's own head is one and the same in all three places, and not ours to save.
+        self.head = baseline if own_head else copy.deepcopy(baseline)
+        self.continued = baseline if own_head else copy.deepcopy(baseline)
+        self.own_head = own_head
+
+    def saved(self) -> dict[str, Tensor]:
+        """The tensors that a run or a checkpoint must keep."""
+        parts = ["attention"] if self.own_head else ["attention", "baseline", "head", "continued"]
+        state = self.state_dict()
+        return {key: value for key, value in state.items() if key.split(".", maxsplit=1)[0] in parts}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`saved` gave.
+
+        Raises
+        ------
+        TrainingError
+            If the tensors are not those of these networks.
+        """
+        own = self.saved()
+        if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in saved.items()}:
+            odd = sorted(set(own) ^ set(saved)) or "other shapes"
+            raise TrainingError(f"expected the tensors of these networks, got others: {odd}")
+        with torch.no_grad():
+            for key, value in own.items():
+                value.copy_(saved[key])
+
+
+def new_head(channels: int, classes: int, dropout: float) -> nn.Sequential:
+    """The head of transfer learning: dropout and one linear layer."""
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, classes))

@@ -1,0 +1,128 @@
+"""How to train: the paper's setups and every choice beside them, checked when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+from bla.attention import Attention, BoundedLogitAttention, L2XAttention, signed
+from bla.operators import GumbelVariant
+
+Setup = Literal["bla", "bla-t", "bla-ph", "l2x-f"]
+SETUPS: dict[Setup, str] = {"bla": "BLA", "bla-t": "BLA-T", "bla-ph": "BLA-PH", "l2x-f": "L2X-F"}
+"""The paper's setups, and what explanations are signed with."""
+
+
+class TrainingError(ValueError):
+    """Settings that contradict one another, or a training that cannot go on."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """How to train. The defaults are the paper's for fine-grained data.
+
+    Attributes
+    ----------
+    setup: ``bla``; ``bla-t``, with the threshold 0.98 / N; ``bla-ph``, post hoc: the threshold, and a frozen head;
+        ``l2x-f``, the fixed-size rival.
+    head: ``new``, a linear head for the data's classes, trained on mean-pooled features first; or ``own``, the
+        classifier's own, which stays as it is (post hoc by nature).
+    targets: what to predict: the data's ``labels``, or the classifier's own ``predictions``.
+    epochs, head_epochs: of the module's stage and the head's; None: as many.
+    batch_size, learning_rate, dropout, seed: Adam's, and the dropout before a new head.
+    threshold: replaces the setup's: a number, or "auto" for 0.98 / N.
+    temperature, hidden, context, gate: of :class:`bla.BoundedLogitAttention`.
+    size, variant: of :class:`bla.attention.L2XAttention`.
+    validation: share of the training images held out to watch. With ``patience``, a stage ends after that many
+        epochs without a smaller loss of what will be used (the hard predictions), and keeps its best epoch.
+    """
+
+    setup: Setup = "bla"
+    head: Literal["new", "own"] = "new"
+    targets: Literal["labels", "predictions"] = "labels"
+    epochs: int = 5
+    head_epochs: int | None = None
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    dropout: float = 0.2
+    seed: int = 0
+    temperature: float = 0.1
+    threshold: float | Literal["auto"] | None = None
+    hidden: tuple[int, ...] = ()
+    context: bool = False
+    gate: bool = False
+    size: int = 8
+    variant: GumbelVariant = "official"
+    validation: float = 0.0
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        checks = [
+            (self.setup in SETUPS, f"setup one of {', '.join(SETUPS)}", self.setup),
+            (self.head in ("new", "own"), "head 'new' or 'own'", self.head),
+            (self.targets in ("labels", "predictions"), "targets 'labels' or 'predictions'", self.targets),
+            (self.epochs >= 1, "epochs of at least 1", self.epochs),
+            (self.head_epochs is None or self.head_epochs >= 1, "head_epochs of at least 1", self.head_epochs),
+            (self.batch_size >= 1, "batch_size of at least 1", self.batch_size),
+            (self.learning_rate > 0, "learning_rate above 0", self.learning_rate),
+            (0 <= self.dropout < 1, "dropout in [0, 1)", self.dropout),
+            (0 <= self.seed < 2**32, "seed in [0, 2**32)", self.seed),
+            (0 <= self.validation < 1, "validation share in [0, 1)", self.validation),
+            (self.patience is None or self.patience >= 1, "patience of at least 1", self.patience),
+            (all(width >= 1 for width in self.hidden), "hidden layers of at least 1 channel", self.hidden),
+        ]
+        for valid, expected, came in checks:
+            if not valid:
+                raise TrainingError(f"expected {expected}, got {came!r}")
+        if self.patience is not None and not self.validation:
+            raise TrainingError("expected a validation share for patience to watch, got none: set validation=0.1, say")
+        if self.head == "new" and self.targets == "predictions":
+            raise TrainingError("expected head='own' for targets='predictions': a new head has no predictions yet")
+        if self.head == "own" and self.setup in ("bla", "bla-t"):
+            raise TrainingError(
+                f"expected setup bla-ph or l2x-f with head='own', got {self.setup!r}, which trains the head; for no "
+                "threshold pass threshold=0"
+            )
+        try:
+            with torch.device("meta"):  # the module's own checks, now rather than after the features are cached
+                self.attention(1)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+
+    @property
+    def name(self) -> str:
+        """What explanations are signed with: the setup, and a threshold that is not its own."""
+        if self.threshold is None or self.setup == "l2x-f":
+            return SETUPS[self.setup]
+        return signed(SETUPS[self.setup], self.threshold, 0 if self.setup == "bla" else "auto")
+
+    @property
+    def frozen_head(self) -> bool:
+        """Whether the head stays as it is while the module is trained."""
+        return self.head == "own" or self.setup == "bla-ph"
+
+    def attention(self, channels: int) -> Attention:
+        """A module as these settings describe, with fresh weights from torch's global generator."""
+        if self.setup == "l2x-f":
+            return L2XAttention(
+                channels,
+                size=self.size,
+                temperature=self.temperature,
+                variant=self.variant,
+                hidden=self.hidden,
+                context=self.context,
+            )
+        threshold = self.threshold
+        if threshold is None:
+            threshold = 0.0 if self.setup == "bla" else "auto"
+        return BoundedLogitAttention(
+            channels,
+            temperature=self.temperature,
+            threshold=threshold,
+            hidden=self.hidden,
+            context=self.context,
+            gate=self.gate,
+        )
