@@ -38,6 +38,7 @@ ARROWS: dict[str, set[str]] = {
 ARROWS["run"] = set(ARROWS) - {"comparison", "report", "study"}
 ARROWS |= {
     "explaining": {"cache", "classifier", "explanation", "photo", "render", "run"},
+    "hub": {"attention", "backbones", "cache", "classifier", "explanation", "photo", "run", "settings"},
     "export": {"attention", "classifier", "explanation", "operators", "photo", "run"},
     "batch": {"data", "explanation", "export", "photo", "render"},
     "serve": {"data", "explanation", "export", "photo", "render"},

@@ -489,7 +489,7 @@ def test_folders_that_hold_no_run(trained: Path, tmp_path: Path) -> None:
         (b"[1]", "got another file"),
         (b"{}", "got another file"),
         (b'{"schema_version": 1}', "got another file"),
-        (json.dumps(record | {"schema_version": 99}).encode(), "expected schema_version 1, got 99: train again"),
+        (json.dumps(record | {"schema_version": 99}).encode(), "expected schema_version 1, got 99: update bla"),
         (json.dumps(record | {"settings": {"colour": "red"}}).encode(), "got another file"),
         (json.dumps(record | {"transform": {}}).encode(), "got another file"),
     ]:

@@ -193,8 +193,8 @@ def load(run: str | Path, *, model: nn.Module | None = None, device: str = "auto
 @torch.inference_mode(False)
 def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "auto") -> Run:
     """As :func:`load`, with the record and the networks to measure."""
-    folder = _run_folder(run)
-    record = _read_record(folder)
+    folder = run_folder(run)
+    record = read_record(folder)
     try:
         settings = Settings(**record["settings"])
         transform = Transform.from_dict(record["transform"])
@@ -204,7 +204,10 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
     if model is None:
         if backbone["name"] is None:
             raise RunError(f"{folder}: expected model=, the classifier it was trained on, which came as an object")
-        model = load_backbone(backbone["name"], backbone["weights"])
+        weights = backbone["weights"]
+        if weights not in (None, "random"):
+            weights = folder / weights  # as it stands, unless it lies beside the record
+        model = load_backbone(backbone["name"], weights)
     wrapped = explainable(model, transform=transform, name=name).to(pick_device(device))
     if weights_digest(wrapped.trunk) != backbone["digest"]:
         raise RunError(
@@ -344,7 +347,7 @@ def _train(
             "settings": dataclasses.asdict(settings),
             **outcome,
             "skipped": [{"image": image, "error": error} for image, error in parts.failures],
-            "versions": _versions(),
+            "versions": versions(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
             "metrics": measure(networks, parts.test, report),
@@ -508,7 +511,14 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run_folder(run: str | Path) -> Path:
+def run_folder(run: str | Path) -> Path:
+    """The folder of a run, or of a shipped explainer by name.
+
+    Raises
+    ------
+    RunError
+        If there is neither.
+    """
     folder = Path(run)
     if folder.is_dir():
         return folder
@@ -518,7 +528,14 @@ def _run_folder(run: str | Path) -> Path:
     raise RunError(f"expected a run folder or a shipped explainer ({shipped}), got {str(run)!r}, which is neither")
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in run.json.
+
+    Raises
+    ------
+    RunError
+        If there is no complete run, or one whose record this version does not read.
+    """
     path = folder / "run.json"
     if not path.exists():
         remedy = (
@@ -535,7 +552,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise RunError(f"expected the record of a run in {path}, got another file: {error!r}") from error
     if version != SCHEMA_VERSION:
-        raise RunError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version}: train again with this bla")
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        remedy = "update bla to read it" if newer else "train again with this bla"
+        raise RunError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version}: {remedy}")
     return record
 
 
@@ -552,7 +571,7 @@ def _check_record(record: Mapping[str, Any]) -> None:
 def _finished(out: Path, settings: Settings, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     if not (out / "run.json").exists():
         return None
-    record = _read_record(out)
+    record = read_record(out)
     wanted = json.loads(json.dumps({"settings": dataclasses.asdict(settings), **identity}))
     came = {**record, "data": {split: record["data"][split] for split in ("train", "test")}}
     different = [key for key, value in wanted.items() if came.get(key) != value]
@@ -564,6 +583,7 @@ def _finished(out: Path, settings: Settings, identity: Mapping[str, Any]) -> dic
     return record
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what computes: Python and packages."""
     packages = ("bounded-logit-attention", "torch", "torchvision", "timm", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
