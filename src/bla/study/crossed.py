@@ -1,0 +1,171 @@
+"""People crossed with photos: a mean over both, for people like these on photos like these.
+
+A test with the person as the unit takes the photos as they are. If some photos favour an arm with everyone, more
+people make it surer of these photos and no surer of others: with 50 people, 30 photos and a photo variance of 1 it
+"finds" something in 19 of 100 studies in which there is nothing over all photos. Here photos are drawn, too.
+
+With y_k the outcome of trial k, of person i(k) and photo j(k), and w_k its weight, sum(w) = 1:
+
+    mean = sum_k w_k y_k,    e_k = w_k (y_k - mean)
+    V = I/(I-1) sum_i (sum_{k in i} e_k)^2 + J/(J-1) sum_j (sum_{k in j} e_k)^2 - sum_ij (sum_{k in ij} e_k)^2
+
+(Cameron, Gelbach & Miller 2011; Owen 2007), not below the larger of its first two terms, V_I and V_J. Then
+t = (mean - null) / sqrt(V) on V^2 / (V_I^2/(I-1) + V_J^2/(J-1)) degrees of freedom (Satterthwaite 1946, as in the
+quasi-F of Clark 1973). The bootstrap draws people and photos, both with replacement, and keeps the trials of who is
+drawn with what, as often (Owen 2007: it errs to the safe side).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bla.study.errors import AnalysisError
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.intp]
+
+_CHUNK = 250  # resamples at a time
+_NOTHING = 1e-12  # of rounding
+
+
+@dataclass(frozen=True)
+class CrossedMean:
+    """A mean over people and photos: its interval at `level` and p-value against `null`; the bootstrap's interval."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    null: float
+    level: float
+    freedom: float
+    people: int
+    photos: int
+    bootstrap: tuple[float, float]
+    draws: int
+
+
+def mean_over_people_and_photos(
+    outcomes: npt.ArrayLike,
+    people: npt.ArrayLike,
+    photos: npt.ArrayLike,
+    weights: npt.ArrayLike,
+    *,
+    null: float,
+    level: float = 0.95,
+    bounds: tuple[float, float],
+    draws: int = 2_000,
+    seed: int,
+) -> CrossedMean:
+    """The estimate, interval and test of a weighted mean of trials, people and photos both drawn.
+
+    Parameters
+    ----------
+    outcomes
+        (N,) of each trial.
+    people, photos
+        (N,) whose and of which, as any labels.
+    weights
+        (N,) of each trial, scaled here to the sum of 1; 1 / (trials of the person) gives every person the same weight.
+    """
+    y = np.asarray(outcomes, np.float64)
+    who, i = np.unique(np.asarray(people), return_inverse=True)
+    what, j = np.unique(np.asarray(photos), return_inverse=True)
+    w = np.asarray(weights, np.float64)
+    if len(who) < 2 or len(what) < 2:
+        raise AnalysisError(f"expected at least 2 people and 2 photos, got {len(who)} and {len(what)}")
+    shape = (1, len(who), len(what))
+    cells = np.zeros(shape), np.zeros(shape)
+    np.add.at(cells[0][0], (i, j), w / w.sum() * y)
+    np.add.at(cells[1][0], (i, j), w / w.sum())
+    found = _clustered(*cells)
+    p = _p(found[0] - null, *found[1:])[0]
+    mean, variance, freedom, units = (float(part[0]) for part in found)
+    low, high = _interval(mean, variance, freedom, units, level=level, bounds=bounds)
+    replicates = _two_way_bootstrap(cells[0][0], cells[1][0], draws, seed)
+    ends = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    return CrossedMean(
+        mean=mean,
+        low=low,
+        high=high,
+        p=float(p),
+        null=null,
+        level=level,
+        freedom=freedom,
+        people=len(who),
+        photos=len(what),
+        bootstrap=(float(ends[0]), float(ends[1])),
+        draws=draws,
+    )
+
+
+def p_values(sums: Floats, weights: Floats, *, null: float) -> Floats:
+    """The same test of many studies at once.
+
+    (S, I, J) weighted sums of outcomes and sums of weights in each cell of people by photos, the weights of a study
+    summing to 1 -> (S,) two-sided p-values.
+    """
+    mean, variance, freedom, units = _clustered(sums, weights)
+    return _p(mean - null, variance, freedom, units)
+
+
+def _clustered(sums: Floats, weights: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of cells (S, I, J): mean, its variance, degrees of freedom, and how many people or photos, the fewer: (S,) each.
+
+    A person or photo without trials does not count.
+    """
+    mean = sums.sum(axis=(1, 2))
+    e = sums - weights * mean[:, None, None]
+    people = (weights.sum(axis=2) > 0).sum(axis=1)
+    photos = (weights.sum(axis=1) > 0).sum(axis=1)
+    n, m = np.maximum(people - 1, 1), np.maximum(photos - 1, 1)
+    by_person = people / n * (e.sum(axis=2) ** 2).sum(axis=1)
+    by_photo = photos / m * (e.sum(axis=1) ** 2).sum(axis=1)
+    both = (e**2).sum(axis=(1, 2))
+    variance = np.maximum(by_person + by_photo - both, np.maximum(by_person, by_photo))
+    parts = by_person**2 / n + by_photo**2 / m
+    freedom = np.where(parts > 0, variance**2 / np.where(parts > 0, parts, 1.0), np.minimum(n, m))
+    return mean, variance, freedom, np.minimum(people, photos).astype(np.float64)
+
+
+def _p(off: Floats, variance: Floats, freedom: Floats, units: Floats) -> Floats:
+    """Student's t; where every trial is the same, the sign test on the people or photos, whichever are fewer."""
+    from scipy import special
+
+    off = np.abs(off)
+    varies = variance > _NOTHING
+    t = off / np.sqrt(np.where(varies, variance, 1.0))
+    alike = np.where(off > _NOTHING, 2.0 ** (1 - units), 1.0)
+    return np.asarray(np.where(varies, 2 * special.stdtr(freedom, -t), alike), np.float64)
+
+
+def _interval(
+    mean: float, variance: float, freedom: float, units: float, *, level: float, bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """Student's interval inside the bounds; where every trial is the same, Clopper and Pearson's of so many units."""
+    from scipy import special
+
+    low, high = bounds
+    if variance > _NOTHING:
+        half = float(special.stdtrit(freedom, (1 + level) / 2)) * variance**0.5
+        return max(mean - half, low), min(mean + half, high)
+    reach = (high - low) * (1 - ((1 - level) / 2) ** (1 / units))
+    return max(mean - reach, low), min(mean + reach, high)
+
+
+def _two_way_bootstrap(sums: Floats, weights: Floats, draws: int, seed: int) -> Floats:
+    """(draws,) means; each resample weights cell (i, j) by how often i and j were drawn: the product of the two."""
+    rng = np.random.default_rng(seed)
+    n, m = sums.shape
+    means = []
+    for start in range(0, draws, _CHUNK):
+        size = min(_CHUNK, draws - start)
+        drawn_people = rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        drawn_photos = rng.multinomial(m, np.full(m, 1 / m), size=size).astype(np.float64)
+        top = ((drawn_people @ sums) * drawn_photos).sum(axis=1)
+        bottom = ((drawn_people @ weights) * drawn_photos).sum(axis=1)
+        means.append(top[bottom > 0] / bottom[bottom > 0])
+    return np.concatenate(means)

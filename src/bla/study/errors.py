@@ -1,0 +1,7 @@
+"""What the user can mend in a study."""
+
+from __future__ import annotations
+
+
+class AnalysisError(ValueError):
+    """Answers, or a wish about their analysis, that cannot be analysed as they are."""

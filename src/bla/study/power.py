@@ -1,0 +1,209 @@
+"""How many people a study needs: the registered test itself, on simulated studies.
+
+Power is the share of studies, in which the stated effect holds, whose registered test finds it. Studies are drawn as
+`simulation` says, people and photos varying, and tested as `analysis` tests. Exact tests of counts have a power that
+goes up and down with the number of people (of 199 people more than of 200), and simulated power wavers, too. So the
+number is chosen so: halving between a number that falls short and one that does not, and trying the saw's next teeth
+above, gives the smallest n tried above all that fell short; then new studies of n people, which had no part in the
+choice, give the power that is promised, and its interval. Should that be below the wanted power, n is raised by a
+twentieth and measured anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bla.study import crossed, signflip
+from bla.study.errors import AnalysisError
+from bla.study.simulation import Behaviour, Population, Trials, studies_in_memory
+
+Floats = npt.NDArray[np.float64]
+Report = Callable[[str, int, int], None]
+
+DRAWS = 4_999
+"""Random subsets of a simulated study's test: the same test, its p-values on a coarser grid than a real study's."""
+MOST = 2_000
+"""People, beyond which no study is searched for."""
+_CELLS, _TOGETHER = 1_500_000, 200  # simulated trials, and studies, at a time
+
+
+@dataclass(frozen=True)
+class Power:
+    """The share of simulated studies that found the effect, with its 95% interval (Wilson's) from `studies` of them."""
+
+    people: int
+    power: float
+    low: float
+    high: float
+    studies: int
+    analysed: float
+    """People left after exclusions, on average."""
+    mean_share: float
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The people that an effect needs, the power promised for them, and the numbers that were tried on the way."""
+
+    promised: Power
+    wanted: float
+    tried: tuple[tuple[int, float], ...]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; all of it simulated, as it says."""
+        return {
+            "simulated": True,
+            "people": self.promised.people,
+            "wanted": self.wanted,
+            "promised": asdict(self.promised),
+            "tried": [{"people": people, "power": power} for people, power in self.tried],
+            "settings": self.settings,
+        }
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What is to be found, among whom, and by which test.
+
+    `share` is the mean share of main trials that the first arm wins, before noise. `comparisons` is how many pairs of
+    arms are tested: each at alpha / comparisons, which Holm's correction is never stricter than.
+    """
+
+    share: float
+    behaviour: Behaviour
+    trials: Trials
+    population: Population = "people"
+    alpha: float = 0.05
+    comparisons: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what has no power."""
+        if not 0 < self.share < 1:
+            raise AnalysisError(f"expected a share between 0 and 1, got {self.share}")
+        if not 0 < self.alpha < 1 or self.comparisons < 1:
+            raise AnalysisError(
+                f"expected alpha between 0 and 1 and at least 1 comparison, got {self.alpha}, {self.comparisons}"
+            )
+        if self.population == "people and photos" and self.trials.photos < 2:
+            raise AnalysisError("expected at least 2 photos to say anything about others, got 1")
+
+
+def power_of(
+    effect: Effect, people: int, *, studies: int = 2_000, seed: int = 0, report: Report | None = None
+) -> Power:
+    """The power of a study of `people` recruited people."""
+    if people < 2 or studies < 1:
+        raise AnalysisError(f"expected at least 2 people and 1 study, got {people} and {studies}")
+    found, analysed, total = 0, 0.0, 0.0
+    rng = np.random.default_rng([seed, people])
+    done = 0
+    for size in _portions(studies, people * effect.trials.photos):
+        outcomes = _drawn(effect, people, size, rng)
+        p = p_values(outcomes, population=effect.population, seed=seed + done)  # else all share one set of subsets
+        found += int((p <= effect.alpha / effect.comparisons).sum())
+        there = ~np.isnan(outcomes).all(axis=2)
+        analysed += float(there.sum()) / people
+        total += float(np.nansum(_shares(outcomes)[there])) / max(int(there.sum()), 1) * size
+        done += size
+        if report is not None:
+            report(f"simulating studies of {people} people", done, studies)
+    low, high = wilson(found, studies)
+    return Power(people, found / studies, low, high, studies, analysed / studies * people, total / studies)
+
+
+def people_needed(
+    effect: Effect,
+    power: float = 0.8,
+    *,
+    studies: int = 2_000,
+    most: int = MOST,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Needed:
+    """The people to recruit so that the study finds the effect with the wanted power."""
+    if effect.share == 0.5:
+        raise AnalysisError(
+            "expected an effect to find, got a share of 0.5: no number of people finds what is not there"
+        )
+    if not 0 < power < 1:
+        raise AnalysisError(f"expected a power between 0 and 1, got {power}")
+    tried: dict[int, float] = {}
+
+    def measured(people: int) -> float:
+        if people not in tried:
+            tried[people] = power_of(effect, people, studies=studies, seed=seed, report=report).power
+        return tried[people]
+
+    high = 8
+    while measured(high) < power:
+        if high >= most:
+            raise AnalysisError(
+                f"expected an effect that at most {most} people can show, but {most} reach a power of "
+                f"{tried[high]:.2f}: ask for a larger share, more photos or trials, or a lower power"
+            )
+        high = min(2 * high, most)
+    low = 2 if high == 8 else high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if measured(middle) >= power else (middle, high)
+    step = max(1, high // 50)
+    for people in range(high + step, high + 4 * step, step):  # the saw's next teeth
+        measured(people)
+    short = [people for people, value in tried.items() if value < power]
+    chosen = min(people for people in tried if people > max(short, default=0))
+    while True:
+        promised = power_of(effect, chosen, studies=studies, seed=seed + 1, report=report)
+        if promised.power >= power or chosen >= most:
+            break
+        chosen += max(1, chosen // 20)
+    settings = asdict(effect) | {"seed": seed, "studies": studies}
+    return Needed(promised, power, tuple(sorted(tried.items())), settings)
+
+
+def p_values(outcomes: Floats, *, population: Population, seed: int) -> Floats:
+    """(S, I, J) outcomes, nan where there is none -> (S,) p-values of the registered test."""
+    there = ~np.isnan(outcomes)
+    asked = there.sum(axis=2)
+    if population == "people":
+        deviations = np.where(asked > 0, _shares(outcomes) - 0.5, 0.0)
+        return signflip.p_values(deviations, draws=DRAWS, seed=seed)
+    people = np.maximum((asked > 0).sum(axis=1), 1)
+    weights = there / np.maximum(asked, 1)[:, :, None] / people[:, None, None]
+    return crossed.p_values(np.where(there, outcomes, 0.0) * weights, weights, null=0.5)
+
+
+def _shares(outcomes: Floats) -> Floats:
+    """(S, I) each person's share; nan of nobody asked."""
+    there = ~np.isnan(outcomes)
+    asked = there.sum(axis=2)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(there, outcomes, 0.0).sum(axis=2) / asked, np.float64)
+
+
+def _drawn(effect: Effect, people: int, studies: int, rng: np.random.Generator) -> Floats:
+    return studies_in_memory(
+        effect.share, effect.behaviour, effect.trials, people, studies, population=effect.population, rng=rng
+    )
+
+
+def _portions(studies: int, cells: int) -> list[int]:
+    size = max(1, min(_TOGETHER, _CELLS // cells))
+    return [min(size, studies - start) for start in range(0, studies, size)]
+
+
+def wilson(found: int, of: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's 95% interval of a share.
+
+    >>> [round(end, 3) for end in wilson(60, 100)]
+    [0.502, 0.691]
+    """
+    share = found / of
+    middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
+    half = z / (1 + z**2 / of) * (share * (1 - share) / of + z**2 / (4 * of**2)) ** 0.5
+    return middle - half, middle + half

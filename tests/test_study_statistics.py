@@ -1,0 +1,308 @@
+"""The statistics of the study against slow references, hand-computed cases, scipy and statsmodels."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from bla.study import agreement, bradley_terry, crossed, signflip
+from bla.study.errors import AnalysisError
+from bla.study.power import wilson
+
+SHARE = {"null": 0.5, "bounds": (0.0, 1.0), "seed": 0}
+shares = st.lists(st.fractions(0, 1, max_denominator=12), min_size=1, max_size=9)
+
+
+def slow_p(values: list[Fraction], null: Fraction) -> float:
+    """Go through all assignments of signs, in exact arithmetic."""
+    deviations = [value - null for value in values]
+    observed = sum(deviations)
+    sums = [
+        sum(s * d for s, d in zip(signs, deviations, strict=True))
+        for signs in itertools.product((1, -1), repeat=len(values))
+    ]
+    above = sum(s >= observed for s in sums)
+    below = sum(s <= observed for s in sums)
+    return min(1.0, 2 * min(above, below) / len(sums))
+
+
+@given(shares)
+def test_sign_flips_are_those_of_exact_arithmetic(values: list[Fraction]) -> None:
+    found = signflip.mean_over_people([float(v) for v in values], **SHARE)
+    assert found.p == pytest.approx(slow_p(values, Fraction(1, 2)))
+    assert found.exact
+    assert found.mean == pytest.approx(float(sum(values) / len(values)))
+    together = signflip.p_values(np.array([[float(v) - 0.5 for v in values]]), draws=99, seed=1)
+    assert together[0] == pytest.approx(found.p)
+
+
+@given(shares.filter(lambda values: len(values) >= 6), st.fractions(0, 1, max_denominator=30))
+@settings(max_examples=40)
+def test_the_interval_holds_exactly_the_means_that_are_not_rejected(values: list[Fraction], mu: Fraction) -> None:
+    found = signflip.mean_over_people([float(v) for v in values], **SHARE)
+    for null in (mu, *values):
+        if min(abs(float(null) - end) for end in (found.low, found.high)) > 1e-6:
+            assert (found.low < float(null) < found.high) == (slow_p(values, null) > 0.05)
+
+
+def test_hand_computed() -> None:
+    # six of six on one side: 2 of the 64 assignments are as far out
+    found = signflip.mean_over_people([0.6, 0.7, 0.6, 0.8, 0.9, 0.7], **SHARE)
+    assert found.p == pytest.approx(2 / 64)
+    assert (found.low, found.high) == pytest.approx((0.6, 0.9))
+    # five people cannot exclude anything at 95%
+    found = signflip.mean_over_people([0.6, 0.7, 0.6, 0.8, 0.9], **SHARE)
+    assert found.p == pytest.approx(2 / 32)
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_all_the_same_and_all_half() -> None:
+    half = signflip.mean_over_people([0.5] * 30, **SHARE)
+    assert (half.p, half.low, half.high) == (1.0, 0.5, 0.5)
+    ones = signflip.mean_over_people([1.0] * 8, **SHARE)
+    assert ones.p == pytest.approx(2 / 2**8)
+
+
+@pytest.mark.parametrize("people", [17, 40])
+def test_random_subsets_agree_with_scipy_and_with_student(people: int) -> None:
+    rng = np.random.default_rng(people)
+    values = rng.binomial(30, stats.logistic.cdf(rng.normal(0.35, 0.8, people))) / 30
+    found = signflip.mean_over_people(values, **SHARE)
+    assert not found.exact
+    reference = stats.permutation_test(
+        (values - 0.5,), np.mean, permutation_type="samples", n_resamples=50_000, rng=np.random.default_rng(1)
+    )
+    assert found.p == pytest.approx(reference.pvalue, abs=0.01)
+    student = stats.ttest_1samp(values, 0.5)
+    assert found.p == pytest.approx(student.pvalue, abs=0.02)
+    interval = student.confidence_interval()
+    assert (found.low, found.high) == pytest.approx(tuple(interval), abs=0.02)
+
+
+def test_random_subsets_agree_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(3).binomial(20, 0.6, 14) / 20
+    every = signflip.mean_over_people(values, **SHARE)
+    monkeypatch.setattr(signflip, "ENUMERATED", 5)
+    some = signflip.mean_over_people(values, **SHARE)
+    assert (every.exact, some.exact) == (True, False)
+    assert some.p == pytest.approx(every.p, abs=0.005)
+    assert (some.low, some.high) == pytest.approx((every.low, every.high), abs=0.005)
+
+
+@given(shares, st.randoms())
+def test_order_does_not_matter_and_swapped_arms_mirror(values: list[Fraction], random: object) -> None:
+    x = [float(v) for v in values]
+    found = signflip.mean_over_people(x, **SHARE)
+    shuffled = list(x)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert signflip.mean_over_people(shuffled, **SHARE) == found
+    mirrored = signflip.mean_over_people([1 - v for v in x], **SHARE)
+    assert mirrored.p == found.p
+    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((found.low, found.high))
+
+
+def test_order_does_not_matter_to_random_subsets() -> None:
+    values = np.random.default_rng(0).random(40)
+    assert signflip.mean_over_people(values, **SHARE) == signflip.mean_over_people(values[::-1], **SHARE)
+
+
+@pytest.mark.parametrize(("values", "level"), [([], 0.95), ([np.nan], 0.95), ([[0.5]], 0.95), ([0.5], 1.0)])
+def test_what_cannot_be_averaged_is_refused(values: list[float], level: float) -> None:
+    with pytest.raises(AnalysisError, match="expected"):
+        signflip.mean_over_people(values, level=level, **SHARE)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+@settings(max_examples=20, deadline=None)
+def test_holm_is_statsmodels(p: list[float]) -> None:
+    assert signflip.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_wilson_is_statsmodels() -> None:
+    for found, of in ((0, 10), (5, 500), (60, 100), (10, 10)):
+        assert wilson(found, of) == pytest.approx(proportion_confint(found, of, method="wilson"), abs=1e-6)
+
+
+def crossed_data(people: int = 12, photos: int = 9, missing: float = 0.2) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(5)
+    logit = rng.normal(0, 1, (people, 1)) + rng.normal(0, 1, (1, photos))
+    y = (rng.random((people, photos)) < stats.logistic.cdf(logit)).astype(float)
+    i, j = np.nonzero(rng.random((people, photos)) >= missing)
+    return y[i, j], i, j
+
+
+def test_two_way_variance_is_that_of_statsmodels() -> None:
+    y, i, j = crossed_data()
+    found = crossed.mean_over_people_and_photos(y, i, j, np.ones(len(y)), **SHARE)
+    fit = sm.OLS(y, np.ones((len(y), 1))).fit()
+    parts = [
+        fit.get_robustcov_results("cluster", groups=groups, use_correction=False).cov_params()[0, 0]
+        for groups in (i, j, np.arange(len(y)))
+    ]
+    n, m = len(set(i)), len(set(j))
+    variance = n / (n - 1) * parts[0] + m / (m - 1) * parts[1] - parts[2]
+    freedom = variance**2 / ((n / (n - 1) * parts[0]) ** 2 / (n - 1) + (m / (m - 1) * parts[1]) ** 2 / (m - 1))
+    assert found.freedom == pytest.approx(freedom)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(y.mean() - 0.5) / variance**0.5, freedom))
+    assert found.high - found.low == pytest.approx(2 * stats.t.ppf(0.975, freedom) * variance**0.5)
+    assert found.mean == pytest.approx(y.mean())
+    assert found.bootstrap[0] < found.mean < found.bootstrap[1]
+
+
+def test_two_way_bootstrap_is_the_slow_one() -> None:
+    y, i, j = crossed_data(6, 5, 0.1)
+    weights = 1 / np.bincount(i)[i]
+    found = crossed.mean_over_people_and_photos(y, i, j, weights, draws=4_000, **SHARE)
+    rng = np.random.default_rng(8)
+    means = []
+    for _ in range(2_000):
+        people, photos = rng.integers(0, 6, 6), rng.integers(0, 5, 5)
+        drawn = [k for a in people for b in photos for k in np.flatnonzero((i == a) & (j == b))]
+        means.append(np.average(y[drawn], weights=weights[drawn]))
+    low, high = found.bootstrap
+    assert found.bootstrap == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.04)
+    assert high - low == pytest.approx(np.subtract(*np.quantile(means, [0.975, 0.025])), rel=0.06)
+
+
+def test_many_crossed_tests_at_once_are_the_single_ones() -> None:
+    y, i, j = crossed_data()
+    weights = 1 / np.bincount(i)[i] / len(set(i))
+    single = crossed.mean_over_people_and_photos(y, i, j, weights, draws=10, **SHARE)
+    cells = np.zeros((1, 12, 9)), np.zeros((1, 12, 9))
+    cells[0][0, i, j] = weights * y
+    cells[1][0, i, j] = weights
+    assert crossed.p_values(*cells, null=0.5)[0] == pytest.approx(single.p)
+
+
+def test_crossed_where_everyone_always_chooses_the_same() -> None:
+    i, j = np.divmod(np.arange(48), 6)
+    found = crossed.mean_over_people_and_photos(np.ones(48), i, j, np.ones(48), draws=50, **SHARE)
+    assert found.p == pytest.approx(2 * 0.5**6), "the sign test on the 6 photos"
+    assert (found.low, found.high) == pytest.approx((stats.binomtest(6, 6).proportion_ci().low, 1.0))
+    mirrored = crossed.mean_over_people_and_photos(np.zeros(48), i, j, np.ones(48), draws=50, **SHARE)
+    assert (mirrored.low, mirrored.high) == pytest.approx((0.0, 1 - found.low))
+    with pytest.raises(AnalysisError, match="at least 2 people and 2 photos"):
+        crossed.mean_over_people_and_photos([1.0, 1.0], [0, 1], [0, 0], [1, 1], **SHARE)
+
+
+def slow_strengths(wins: np.ndarray) -> np.ndarray:
+    def loss(s: np.ndarray) -> float:
+        prior = float((s**2).sum()) / (2 * bradley_terry.PRIOR**2)
+        pairs = itertools.permutations(range(len(s)), 2)
+        return prior + sum(wins[a, b] * np.log1p(np.exp(s[b] - s[a])) for a, b in pairs)
+
+    s = optimize.minimize(loss, np.zeros(len(wins)), method="BFGS", options={"gtol": 1e-8}).x
+    return np.asarray(s - s.mean())
+
+
+@given(st.lists(st.integers(0, 40), min_size=9, max_size=9))
+@settings(max_examples=30, deadline=None)
+def test_strengths_are_the_mode(counts: list[int]) -> None:
+    wins = np.array(counts, float).reshape(3, 3)
+    found = bradley_terry.strengths(wins)
+    assert found == pytest.approx(slow_strengths(wins), abs=1e-3)
+    assert found.sum() == pytest.approx(0, abs=1e-9)
+    order = [2, 0, 1]
+    assert bradley_terry.strengths(wins[np.ix_(order, order)]) == pytest.approx(found[order], abs=1e-7)
+    assert bradley_terry.strengths(wins.T) == pytest.approx(-found, abs=1e-7), "losing for winning"
+
+
+def test_many_choices_outweigh_the_prior() -> None:
+    truth = np.array([0.8, 0.1, -0.9])
+    met = 4_000
+    wins = np.triu(np.random.default_rng(0).binomial(met, stats.logistic.cdf(truth[:, None] - truth[None, :])), 1)
+    wins = wins + np.tril(met - wins.T, -1)
+    assert bradley_terry.strengths(wins) == pytest.approx(truth, abs=0.06)
+    # maximum likelihood by logistic regression on the same counts
+    rows, successes = [], []
+    for a, b in itertools.combinations(range(3), 2):
+        rows.append([(a == 0) - (b == 0), (a == 1) - (b == 1)])
+        successes.append([wins[a, b], wins[b, a]])
+    # the third arm's strength is the reference: rows of it are minus the other's
+    fit = sm.GLM(np.array(successes), np.array(rows, float), family=sm.families.Binomial()).fit()
+    reference = np.array([*fit.params, 0.0])
+    assert bradley_terry.strengths(wins) == pytest.approx(reference - reference.mean(), abs=1e-3)
+
+
+def test_strengths_where_one_always_wins_and_where_nothing_was_asked() -> None:
+    wins = np.array([[0, 1_000_000, 1_000_000], [0, 0, 500_000], [0, 500_000, 0]], float)
+    found = bradley_terry.strengths(wins)
+    assert np.isfinite(found).all()
+    assert found[0] > 5 > found[1] == pytest.approx(found[2])
+    assert bradley_terry.strengths(np.zeros((3, 3))) == pytest.approx(np.zeros(3))
+    with pytest.raises(AnalysisError, match="none negative"):
+        bradley_terry.strengths([[0, -1], [1, 0]])
+
+
+def test_groups_that_no_comparison_connects() -> None:
+    wins = np.zeros((5, 5))
+    wins[0, 3], wins[3, 1], wins[2, 4] = 1, 1, 1
+    assert bradley_terry.connected(wins) == [[0, 1, 3], [2, 4]]
+
+
+def test_the_bootstrap_of_strengths_draws_people() -> None:
+    rng = np.random.default_rng(0)
+    people = np.zeros((40, 2, 2))
+    won = rng.binomial(10, stats.logistic.cdf(rng.normal(0.5, 1.5, 40)))
+    people[:, 0, 1], people[:, 1, 0] = won, 10 - won
+    drawn = bradley_terry.bootstrapped(people, draws=800, seed=0)
+    assert drawn.shape == (800, 2)
+    slow = [slow_strengths(people[rng.integers(0, 40, 40)].sum(axis=0))[0] for _ in range(200)]
+    assert drawn[:, 0].std() == pytest.approx(np.std(slow), rel=0.2)
+    pooled = 0.5 * (1 / won.sum() + 1 / (400 - won.sum())) ** 0.5
+    assert drawn[:, 0].std() > 1.5 * pooled, "people differ: trials are no units"
+
+
+def slow_alpha(answers: list[list[int | None]]) -> float:
+    """All pairs of answers, written out: rows are people, columns photos."""
+    photos = [[a for a in column if a is not None] for column in zip(*answers, strict=True)]
+    photos = [photo for photo in photos if len(photo) > 1]
+    n = sum(map(len, photos))
+    observed = sum(sum(a != b for a, b in itertools.permutations(photo, 2)) / (len(photo) - 1) for photo in photos) / n
+    everything = [a for photo in photos for a in photo]
+    expected = sum(a != b for a, b in itertools.permutations(everything, 2)) / (n * (n - 1))
+    return 1 - observed / expected if expected else float("nan")
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([None, 0, 1, 2]), min_size=6, max_size=6), min_size=2, max_size=6),
+)
+@settings(max_examples=60, deadline=None)
+def test_alpha_is_the_slow_one(answers: list[list[int | None]]) -> None:
+    counts = [[sum(row[u] == c for row in answers) for c in range(3)] for u in range(6)]
+    found = agreement.agreement(counts, draws=20, seed=0)
+    if found.photos:
+        reference = slow_alpha(answers)
+        assert (found.alpha is None) == np.isnan(reference)
+        if found.alpha is not None:
+            assert found.alpha == pytest.approx(reference)
+
+
+def test_alpha_of_krippendorffs_example_with_missing_answers() -> None:
+    # Krippendorff 2011, "Computing Krippendorff's alpha-reliability", section C: 4 observers, 12 units, nominal .743
+    rows = ["1 2 3 3 2 1 4 1 2 * * *", "1 2 3 3 2 2 4 1 2 5 * 3", "* 3 3 3 2 3 4 2 2 5 1 *", "1 2 3 3 2 4 4 1 2 5 1 *"]
+    answers = [[None if c == "*" else int(c) for c in row.split()] for row in rows]
+    counts = [[sum(row[u] == c for row in answers) for c in range(1, 6)] for u in range(12)]
+    found = agreement.agreement(counts, seed=0)
+    assert found.alpha == pytest.approx(0.743, abs=0.001)
+    assert found.photos == 11
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.alpha < found.high
+
+
+def test_alpha_where_all_agree_or_nobody_answered() -> None:
+    alike = agreement.agreement([[5, 0], [4, 0]], seed=0)
+    assert (alike.alpha, alike.pairs_agreeing) == (None, 1.0)
+    assert agreement.agreement([[1, 0], [0, 0]], seed=0).photos == 0
+    split = agreement.agreement([[5, 0], [0, 5]], seed=0)
+    assert split.alpha == 1.0
