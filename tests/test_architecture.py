@@ -17,6 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ARROWS: dict[str, set[str]] = {
     "photo": set(),
     "data": {"photo"},
+    "datasets": {"data", "download", "embedded", "photo"},
+    "download": {"photo"},
     "embedded": set(),
     "explanation": set(),
     "operators": set(),

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bla.data
-from bla.data import ImageSet, image_folder, list_images, stratified_split
-from bla.photo import DataError
+from bla.data import ImageSet, box_coverage, image_folder, list_images, mask_coverage, stratified_split
+from bla.photo import DataError, Transform
 
 # --- ImageSet
 
@@ -295,3 +295,130 @@ def test_import_is_light() -> None:
     source = str(Path(bla.data.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": source}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+# --- boxes, masks, folds
+
+
+def slow_coverage(covered: np.ndarray, region: tuple[float, ...], grid: tuple[int, int], fine: int) -> np.ndarray:
+    """By sampling: points at the centres of a fine raster in each cell, as many right as lie on the object."""
+    left, top, right, bottom = region
+    rows, columns = grid
+    y = top + (np.arange(rows * fine) + 0.5) * (bottom - top) / (rows * fine)
+    x = left + (np.arange(columns * fine) + 0.5) * (right - left) / (columns * fine)
+    inside = (y[:, None] >= 0) & (y[:, None] < covered.shape[0]) & (x >= 0) & (x < covered.shape[1])
+    hit = covered[y.astype(int).clip(0, covered.shape[0] - 1)[:, None], x.astype(int).clip(0, covered.shape[1] - 1)]
+    share: np.ndarray = (hit & inside).reshape(rows, fine, columns, fine).mean(axis=(1, 3))
+    return share
+
+
+corners = st.tuples(*[st.integers(0, 20)] * 4).map(
+    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
+)
+
+
+@given(st.lists(corners, max_size=3), st.integers(1, 4), st.integers(1, 4), st.integers(-2, 4), st.integers(1, 5))
+def test_coverage_by_boxes_and_by_their_mask_agree(
+    boxes: list[tuple[int, int, int, int]], rows: int, columns: int, left: int, width: int
+) -> None:
+    mask = np.zeros((20, 20), np.bool_)
+    for a, b, c, d in boxes:
+        mask[b:d, a:c] = True
+    region = (left, 1, left + width * columns, 1 + 4 * rows)  # cells of whole pixels: the slow way is exact
+    grid = (rows, columns)
+    by_box = box_coverage(boxes, region, grid)
+    slow = slow_coverage(mask, region, grid, fine=60)
+    np.testing.assert_allclose(mask_coverage(mask, region, grid), slow, atol=1e-9)
+    np.testing.assert_allclose(by_box, slow, atol=1e-9)
+
+
+def test_coverage_of_fractions_of_cells_and_pixels() -> None:
+    share = box_coverage([(0.5, 0, 1.5, 0.5)], (0, 0, 3, 1), (1, 3))
+    np.testing.assert_allclose(share, [[0.25, 0.25, 0]])
+    np.testing.assert_allclose(mask_coverage([[1, 0]], (0.5, 0, 1.75, 1), (1, 1)), [[0.4]])
+    assert box_coverage([], (0, 0, 1, 1), (2, 2)).sum() == 0
+    assert box_coverage([(-50, -50, 50, 50)], (0, 0, 1, 1), (2, 2)).min() == 1
+    with pytest.raises(DataError, match="expected a region"):
+        box_coverage([], (1, 0, 1, 1), (2, 2))
+
+
+def test_coverage_follows_what_the_model_sees() -> None:
+    """A photo of 100 x 50 with an object in its right half: a squash shows all of it, a crop of the centre less."""
+    images = ImageSet(Path(), ("a",), boxes=(np.array([(50, 0, 100, 50)]),))
+    half = (0.5, 0.5, 0.5)
+    squash, crop = Transform((20, 20), half, half), Transform((20, 20), half, half, mode="crop", crop_fraction=1.0)
+    seen = images.coverage(0, squash.region((100, 50)), (2, 4))
+    np.testing.assert_allclose(seen, [[0, 0, 1, 1]] * 2)
+    assert crop.region((100, 50)) == (25, 0, 75, 50)
+    np.testing.assert_allclose(images.coverage(0, crop.region((100, 50)), (2, 4)), [[0, 0, 1, 1]] * 2)  # type: ignore[arg-type]
+    left = ImageSet(Path(), ("a",), boxes=(np.array([(0, 0, 30, 50)]),))
+    np.testing.assert_allclose(left.coverage(0, crop.region((100, 50)), (1, 5)), [[0.5, 0, 0, 0, 0]])  # type: ignore[arg-type]
+    assert ImageSet(Path(), ("a",)).coverage(0, (0, 0, 1, 1), (1, 1)) is None
+    assert ImageSet(Path(), ("a",), boxes=([],)).coverage(0, (0, 0, 1, 1), (1, 1)) is None  # type: ignore[arg-type]
+
+
+def test_a_mask_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"mask\.png: expected the mask of a\.jpg"):
+        ImageSet(tmp_path, ("a.jpg",), masks=("mask.png",)).coverage(0, (0, 0, 1, 1), (1, 1))
+
+
+def test_annotations_follow_their_images() -> None:
+    images = ImageSet(
+        Path("root"), ("a", "b", "c"), [0, 1, 0], ("x", "y"), ids=[30, 10, 20],  # type: ignore[arg-type]
+        boxes=([(0, 0, 1, 1)], [], [(0, 0, 2, 2), (1, 1, 3, 3)]), masks=("am", "bm", "cm"),  # type: ignore[arg-type]
+        parts=np.arange(9).reshape(3, 1, 3), part_names=("beak",),
+    )  # fmt: skip
+    part = images.subset([2, 0])
+    assert part.ids is not None
+    assert part.boxes is not None
+    assert part.parts is not None
+    assert (part.ids.tolist(), part.masks) == ([30, 20], ("am", "cm"))
+    assert [len(boxes) for boxes in part.boxes] == [1, 2]
+    assert part.parts[1, 0].tolist() == [6, 7, 8]
+    whole = bla.data.Splits(images.subset([1]), part, seeded=True).whole()
+    for field in ("ids", "labels", "parts"):
+        np.testing.assert_array_equal(getattr(whole, field), getattr(images, field))
+    assert (whole.names, whole.masks) == (images.names, images.masks)
+    assert [boxes.tolist() for boxes in whole.boxes or ()] == [boxes.tolist() for boxes in images.boxes or ()]
+    for wrong, message in [
+        ({"ids": [1]}, "expected 3 ids"),
+        ({"boxes": ([],)}, "boxes of 3 images"),
+        ({"boxes": ([], [], [(1, 0, 0, 1)])}, "c: expected boxes"),
+        ({"masks": ("a",)}, "expected 3 masks"),
+        ({"parts": np.zeros((3, 2, 3))}, r"parts of shape \(3, 1, 3\)"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            dataclasses.replace(images, **wrong)
+
+
+def test_two_folders_become_one_set(tmp_path: Path) -> None:
+    touch(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/cat/3.jpg")
+    whole = image_folder(tmp_path).whole()
+    assert whole.names == ("test/cat/3.jpg", "train/cat/1.jpg", "train/dog/2.jpg")
+    assert whole.labels is not None
+    assert whole.labels.tolist() == [0, 0, 1]
+    assert all(whole.path(index).exists() for index in range(3))
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=40), st.integers(2, 6), st.integers(0, 5))
+def test_folds_hold_each_image_out_once_and_deal_classes_evenly(labels: list[int], count: int, seed: int) -> None:
+    images = ImageSet(Path(), tuple(f"{i:02}" for i in range(len(labels))), labels, tuple("abcd"))  # type: ignore[arg-type]
+    if count > len(images):
+        with pytest.raises(DataError, match="an image each"):
+            images.folds(count, seed)
+        return
+    folds = images.folds(count, seed)
+    assert sorted(name for fold in folds for name in fold.test.names) == list(images.names)
+    assert all(sorted(fold.train.names + fold.test.names) == list(images.names) for fold in folds)
+    sizes = [len(fold.test) for fold in folds]
+    assert max(sizes) - min(sizes) <= 1
+    for label in range(4):
+        dealt = [int((fold.test.labels == label).sum()) for fold in folds]
+        assert max(dealt) - min(dealt) <= 1
+    assert [fold.test.names for fold in images.folds(count, seed)] == [fold.test.names for fold in folds]
+
+
+def test_folds_over_all_cats_and_dogs(shared_data: Path) -> None:
+    folds = image_folder(shared_data / "catdog").folds(5)
+    assert sorted(len(fold.test) for fold in folds) == [279, 280, 280, 280, 280]
+    assert all(fold.seeded and 139 <= int((fold.test.labels == 0).sum()) <= 141 for fold in folds)

@@ -1,4 +1,4 @@
-"""Sets of images: folders with and without classes, splits, lists of files."""
+"""Sets of images: folders with and without classes, splits and folds, boxes and masks, lists of files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from bla.photo import DataError
+from bla.photo import Box, DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -27,6 +29,13 @@ class ImageSet:
     names: posix paths relative to ``root``, sorted, each once.
     labels: int64 ``(N,)``, indices into ``classes``; None when unlabelled.
     classes: the class names; empty when unlabelled.
+    ids: int64 ``(N,)``, the numbers that the data set itself gives its images, where it does.
+    boxes: for each image float64 ``(K, 4)``: left, top, right, bottom of each of its K objects, in pixels of the
+        upright photo, as :attr:`bla.Explanation.region`; K may be 0. None where nothing is known of objects.
+    masks: for each image the file of its object's mask, a posix path relative to ``root``, as large as the photo and
+        0 off the object; None where there are none.
+    parts: float64 ``(N, P, 3)``: x, y in pixels and whether visible (1) or not (0), of each of the P parts named in
+        ``part_names``; None where there are none.
 
     Raises
     ------
@@ -44,20 +53,42 @@ class ImageSet:
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
+    ids: npt.NDArray[np.int64] | None = None
+    boxes: tuple[npt.NDArray[np.float64], ...] | None = None
+    masks: tuple[str, ...] | None = None
+    parts: npt.NDArray[np.float64] | None = None
+    part_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if list(self.names) != sorted(set(self.names)):
             raise DataError("expected names sorted and each once, got another order or a name twice; sort them")
-        if self.labels is None:
-            return
-        labels = np.array(self.labels, dtype=np.int64)
-        if labels.shape != (len(self),) or not ((labels >= 0) & (labels < len(self.classes))).all():
+        for field, dtype in (("labels", np.int64), ("ids", np.int64), ("parts", np.float64)):
+            if (values := getattr(self, field)) is not None:
+                object.__setattr__(self, field, _frozen(values, dtype))
+        labels = self.labels
+        if labels is not None and not (
+            labels.shape == (len(self),) and ((labels >= 0) & (labels < len(self.classes))).all()
+        ):
             raise DataError(
                 f"expected {len(self)} labels, a name each, below {len(self.classes)}, the number of classes, "
                 f"got {labels.shape} with values {np.unique(labels).tolist()}"
             )
-        labels.setflags(write=False)
-        object.__setattr__(self, "labels", labels)
+        if self.ids is not None and self.ids.shape != (len(self),):
+            raise DataError(f"expected {len(self)} ids, a name each, got shape {self.ids.shape}")
+        if self.parts is not None and self.parts.shape != (len(self), len(self.part_names), 3):
+            raise DataError(
+                f"expected parts of shape {(len(self), len(self.part_names), 3)}, x, y, visible, got {self.parts.shape}"
+            )
+        if self.masks is not None and len(self.masks) != len(self):
+            raise DataError(f"expected {len(self)} masks, a name each, got {len(self.masks)}")
+        if self.boxes is not None:
+            boxes = tuple(_frozen(values, np.float64).reshape(-1, 4) for values in self.boxes)
+            if len(boxes) != len(self):
+                raise DataError(f"expected boxes of {len(self)} images, a name each, got of {len(boxes)}")
+            for name, each in zip(self.names, boxes, strict=True):
+                if not (np.isfinite(each).all() and (each[:, :2] <= each[:, 2:]).all()):
+                    raise DataError(f"{name}: expected boxes (left, top, right, bottom), got {each.tolist()}")
+            object.__setattr__(self, "boxes", boxes)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,8 +101,73 @@ class ImageSet:
         """The images at ``indices`` (integers or a boolean mask), sorted and each once, with the same classes."""
         every = np.arange(len(self))
         chosen = np.unique(every[np.asarray(indices)]) if np.size(indices) else every[:0]
-        labels = None if self.labels is None else self.labels[chosen]
-        return dataclasses.replace(self, names=tuple(self.names[index] for index in chosen), labels=labels)
+        return dataclasses.replace(
+            self,
+            names=tuple(self.names[index] for index in chosen),
+            labels=None if self.labels is None else self.labels[chosen],
+            ids=None if self.ids is None else self.ids[chosen],
+            boxes=None if self.boxes is None else tuple(self.boxes[index] for index in chosen),
+            masks=None if self.masks is None else tuple(self.masks[index] for index in chosen),
+            parts=None if self.parts is None else self.parts[chosen],
+        )
+
+    def coverage(self, index: int, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64] | None:
+        """The share of each cell that lies on an object of image ``index``: by its mask, else by its boxes.
+
+        Parameters
+        ----------
+        region: what the grid covers, as :attr:`bla.Explanation.region` or
+            :meth:`bla.photo.Transform.region` tell it: the whole photo when squashed, the centre when cropped.
+        grid: rows and columns.
+
+        Returns
+        -------
+        ``grid``, 0 to 1; None where neither mask nor box is known of the image.
+        """
+        if self.masks is not None:
+            path = self.root / self.masks[index]
+            try:
+                with Image.open(path) as file:
+                    mask = np.asarray(file.convert("L")) > 0
+            except OSError as error:
+                raise DataError(f"{path}: expected the mask of {self.names[index]}, got {error}") from error
+            return mask_coverage(mask, region, grid)
+        if self.boxes is None or not len(self.boxes[index]):
+            return None
+        return box_coverage(self.boxes[index], region, grid)
+
+    def folds(self, count: int, seed: int = 0) -> tuple[Splits, ...]:
+        """``count`` divisions of the images, each held out once; every class is dealt out evenly.
+
+        The same arguments give the same folds under every version and on every system.
+
+        Raises
+        ------
+        DataError
+            If there are fewer than 2 folds, or fewer images than folds.
+
+        Examples
+        --------
+        >>> pets = ImageSet(Path(), ("1", "2", "3", "4", "5"), [0, 0, 0, 1, 1], ("cat", "dog"))
+        >>> [fold.test.names for fold in pets.folds(2)]
+        [('1', '2', '5'), ('3', '4')]
+        """
+        if not 2 <= count <= len(self):
+            raise DataError(f"expected from 2 folds to {len(self)}, an image each, got {count}")
+        if not 0 <= seed < 2**32:
+            raise DataError(f"expected a seed with 0 <= seed < 2**32, got {seed}")
+        labels = np.zeros(len(self), np.int64) if self.labels is None else self.labels
+        order = np.concatenate(
+            [
+                members[np.random.RandomState([seed, place]).permutation(len(members))]
+                for place, members in enumerate(np.nonzero(labels == label)[0] for label in np.unique(labels))
+            ]
+        )
+        fold_of = np.empty(len(self), np.int64)
+        fold_of[order] = np.arange(len(self)) % count  # each class goes on dealing where the last one stopped
+        return tuple(
+            Splits(self.subset(fold_of != fold), self.subset(fold_of == fold), seeded=True) for fold in range(count)
+        )
 
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of names and contents: a copy of the folder elsewhere has the same.
@@ -98,13 +194,100 @@ class Splits:
     seeded: bool
 
     def whole(self) -> ImageSet:
-        """All images of a seeded split, as they were before it."""
-        names = self.train.names + self.test.names
-        order = sorted(range(len(names)), key=names.__getitem__)
-        labels = None
-        if self.train.labels is not None and self.test.labels is not None:
-            labels = np.concatenate([self.train.labels, self.test.labels])[order]
-        return dataclasses.replace(self.train, names=tuple(names[index] for index in order), labels=labels)
+        """All images, as they were before a seeded split, or of both folders."""
+        train, test = self.train, self.test
+        if train.root != test.root:
+            root = Path(os.path.commonpath([train.root.absolute(), test.root.absolute()]))
+            train, test = _seen_from(root, train), _seen_from(root, test)
+        names = train.names + test.names
+        order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+
+        def both(field: str) -> Any:
+            """An array of both parts in the order of names; None where one of them has none."""
+            one, other = getattr(train, field), getattr(test, field)
+            return None if one is None or other is None else np.concatenate([one, other])[order]
+
+        def each(field: str) -> Any:
+            one, other = getattr(train, field), getattr(test, field)
+            return None if one is None or other is None else tuple((one + other)[index] for index in order)
+
+        return dataclasses.replace(
+            train,
+            names=tuple(names[index] for index in order),
+            labels=both("labels"),
+            ids=both("ids"),
+            boxes=each("boxes"),
+            masks=each("masks"),
+            parts=both("parts"),
+        )
+
+    def folds(self, count: int, seed: int = 0) -> tuple[Splits, ...]:
+        """:meth:`ImageSet.folds` of all images, whatever this division."""
+        return self.whole().folds(count, seed)
+
+
+def box_coverage(boxes: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """The share of each cell of a grid over ``region`` that lies in the union of boxes, exactly.
+
+    Parameters
+    ----------
+    boxes: ``(K, 4)``: left, top, right, bottom; what of them lies outside the region does not count.
+    region: left, top, right, bottom of what the grid covers, in the same pixels.
+
+    Examples
+    --------
+    >>> box_coverage([(0, 0, 3, 2), (2, 0, 3, 2)], region=(0, 0, 4, 4), grid=(2, 2))
+    array([[1. , 0.5],
+           [0. , 0. ]])
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    columns, rows = _edges(region, grid)
+    # Between all edges, of cells and of boxes, lie rectangles that are covered in full or not at all.
+    x = np.unique(np.concatenate([columns, boxes[:, [0, 2]].ravel().clip(columns[0], columns[-1])]))
+    y = np.unique(np.concatenate([rows, boxes[:, [1, 3]].ravel().clip(rows[0], rows[-1])]))
+    middle_x, middle_y = (x[:-1] + x[1:]) / 2, (y[:-1] + y[1:]) / 2
+    covered = np.zeros((len(middle_y), len(middle_x)), np.bool_)
+    for left, top, right, bottom in boxes:
+        covered |= np.outer((middle_y > top) & (middle_y < bottom), (middle_x > left) & (middle_x < right))
+    areas = covered * np.outer(np.diff(y), np.diff(x))
+    by_row = np.add.reduceat(areas, np.searchsorted(y, rows[:-1]), axis=0)
+    by_cell = np.add.reduceat(by_row, np.searchsorted(x, columns[:-1]), axis=1)
+    share: npt.NDArray[np.float64] = by_cell / np.outer(np.diff(rows), np.diff(columns))
+    return share.clip(0, 1)
+
+
+def mask_coverage(mask: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """The share of each cell of a grid over ``region`` that lies on a mask, exactly.
+
+    Parameters
+    ----------
+    mask: ``(height, width)`` of the photo, true on the object; off the photo is off the object.
+    region: left, top, right, bottom of what the grid covers, in pixels of the photo.
+
+    Examples
+    --------
+    >>> mask_coverage([[1, 1, 0], [0, 0, 0], [0, 0, 0]], region=(0, 0, 3, 3), grid=(1, 2)).round(4)
+    array([[0.3333, 0.1111]])
+    """
+    mask = np.asarray(mask, np.bool_)
+    columns, rows = _edges(region, grid)
+    # The integral of the mask is linear between pixel edges, so it can be read anywhere.
+    total = np.pad(mask.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    height, width = mask.shape
+    by_row = np.stack([np.interp(rows, np.arange(height + 1), column) for column in total.T], axis=1)
+    integral = np.stack([np.interp(columns, np.arange(width + 1), row) for row in by_row])
+    share: npt.NDArray[np.float64] = np.diff(np.diff(integral, axis=0), axis=1) / np.outer(
+        np.diff(rows), np.diff(columns)
+    )
+    return share.clip(0, 1)
+
+
+def _edges(region: Box, grid: tuple[int, int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of the cells: the columns' and the rows'."""
+    left, top, right, bottom = region
+    if not (left < right and top < bottom) or min(grid) < 1:
+        raise DataError(f"expected a region (left, top, right, bottom) and a grid of cells, got {region} and {grid}")
+    return np.linspace(left, right, grid[1] + 1), np.linspace(top, bottom, grid[0] + 1)
 
 
 def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: float = 0.2) -> Splits:
@@ -217,6 +400,20 @@ def list_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
             raise _no_image(source)
         paths += found
     return paths
+
+
+def _frozen(values: npt.ArrayLike, dtype: type) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.array(values, dtype=dtype)
+    array.setflags(write=False)
+    return array
+
+
+def _seen_from(root: Path, images: ImageSet) -> ImageSet:
+    """The same images with names relative to a folder above theirs."""
+    below = images.root.absolute().relative_to(root).as_posix()
+    names = tuple(f"{below}/{name}" for name in images.names)
+    masks = None if images.masks is None else tuple(f"{below}/{name}" for name in images.masks)
+    return dataclasses.replace(images, root=root, names=names, masks=masks)
 
 
 def _image_set(root: Path, train_classes: tuple[str, ...] | None = None) -> ImageSet:

@@ -22,12 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from bla import embedded
 from bla.attention import BoundedLogitAttention
 from bla.backbones import LITE0, load_backbone
 from bla.cache import FeatureCache, Progress, cached_features, default_root, silent, weights_digest
 from bla.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
-from bla.data import ImageSet, Splits, image_folder, stratified_split
+from bla.data import ImageSet, Splits, stratified_split
+from bla.datasets import EMBEDDED, read_images
 from bla.explanation import write_atomically
 from bla.measuring import measure
 from bla.networks import Examples, Networks, new_head
@@ -38,8 +38,6 @@ from bla.training import checkpoints, clear_checkpoints, train_networks
 
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "explainers"
-EMBEDDED = "embedded"
-"""The name of the data set that comes with the package: :mod:`bla.embedded`."""
 
 
 class RunError(ValueError):
@@ -56,7 +54,7 @@ class Run:
 
 
 def train(
-    data: str | Path,
+    data: str | Path | Splits,
     out: str | Path,
     settings: Settings | None = None,
     *,
@@ -64,6 +62,7 @@ def train(
     weights: str | Path | None = None,
     mode: Literal["squash", "crop"] = "squash",
     device: str = "auto",
+    data_root: Path | None = None,
     cache: Path | None = None,
     report: Progress = told,
 ) -> Run:
@@ -74,9 +73,10 @@ def train(
 
     Parameters
     ----------
-    data: a folder as :func:`bla.data.image_folder` reads it, or ``"embedded"``.
+    data: a folder, the name of a data set, or splits, as :func:`bla.datasets.read_images` takes them.
     model: a name as :func:`bla.backbones.load_backbone` takes it, or a classifier.
     mode: whether the model sees the whole photo squashed, or the classifier's own resize and crop.
+    data_root: where data sets by name are kept, by default :func:`bla.datasets.default_data_root`.
     cache: where features are kept, by default :func:`bla.cache.default_root`.
     report: called with progress; by default remarks go to standard error. :func:`bla.cache.silent` shows none.
 
@@ -89,9 +89,8 @@ def train(
     out = Path(out)
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
-    splits = _read_data(data, settings.seed, cache, report)
+    splits, source = _read_data(data, settings.seed, cache, report, data_root)
     wrapped = _wrapped(model, weights, mode, device)
-    source = str(data) if str(data) == EMBEDDED else str(Path(data).resolve())
     origin = _origin(model, weights)
     return _train(wrapped, splits, settings, out, source=source, origin=origin, cache=cache, report=report)
 
@@ -219,17 +218,18 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
 
 def evaluate(
     run: str | Path,
-    data: str | Path | None = None,
+    data: str | Path | Splits | None = None,
     *,
     model: nn.Module | None = None,
     device: str = "auto",
+    data_root: Path | None = None,
     cache: Path | None = None,
     report: Progress = silent,
 ) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     """Measure a run on the test images of its own data, or on other data with the same classes.
 
     Other data are measured on their test images, or, where they come without a division, on all images: whether
-    some of them were trained on is not known then.
+    some of them were trained on is not known then. Splits are measured on their test images.
 
     Returns
     -------
@@ -242,13 +242,15 @@ def evaluate(
     """
     opened = open_run(run, model=model, device=device)
     settings = Settings(**opened.record["settings"])
-    source = data if data is not None else opened.record["data"]["root"]
-    if data is None and source != EMBEDDED and not (Path(source).is_absolute() and Path(source).is_dir()):
-        raise RunError(f"expected the images that {run} was trained with in {source}, which are not here: pass --data")
-    splits = _read_data(source, settings.seed, cache, report)
-    images, measured_on = splits.test, opened.record["data"]
-    if images.digest() != measured_on["test"]:
-        if str(source) == measured_on["root"] or str(Path(source).resolve()) == measured_on["root"]:
+    measured_on = opened.record["data"]
+    known = measured_on["root"]
+    if data is None and known != EMBEDDED and not (Path(known).is_absolute() and Path(known).is_dir()):
+        where = f"in {known}, which are not here" if known else "as splits made by a program"
+        raise RunError(f"expected the images that {run} was trained with {where}: pass --data")
+    splits, source = _read_data(known if data is None else data, settings.seed, cache, report, data_root)
+    images = splits.test
+    if images.digest() != measured_on["test"] and not isinstance(data, Splits):
+        if source == known:
             raise RunError(
                 f"expected the test images of {run} in {source}, got others: the folder has changed since the "
                 "training, which may have seen them. Train again, or pass a folder of images that it never saw"
@@ -458,12 +460,11 @@ def _readable(features: FeatureCache, images: ImageSet, settings: Settings) -> E
     return Examples(features, rows, labels)
 
 
-def _read_data(data: str | Path, seed: int, cache: Path | None, report: Progress) -> Splits:
-    if str(data) == EMBEDDED:
-        title = "making the embedded data set"
-        folder = (cache or default_root()) / EMBEDDED
-        return image_folder(embedded.write(folder, progress=lambda done, total: report(title, done, total)))
-    return image_folder(data, seed=seed)
+def _read_data(
+    data: str | Path | Splits, seed: int, cache: Path | None, report: Progress, data_root: Path | None = None
+) -> tuple[Splits, str]:
+    """Splits, and what to read them by again; none where they came as an object."""
+    return read_images(data, seed=seed, data_root=data_root, cache=cache or default_root(), report=report)
 
 
 @contextmanager
@@ -472,7 +473,7 @@ def _image_splits(
 ) -> Iterator[Splits]:
     """Splits of whatever holds photos; those in memory lie in a temporary folder meanwhile."""
     if isinstance(images, (str, Path)):
-        yield _read_data(images, seed, cache, report)
+        yield _read_data(images, seed, cache, report)[0]
         return
     if not isinstance(images, ImageSet):
         images = list(images)

@@ -17,6 +17,10 @@ Device = Annotated[str, Parameter(help="auto (CUDA where there is one), cpu, cud
 CacheFolder = Annotated[
     Path | None, Parameter(name="--cache", help="Where features are kept. By default $BLA_CACHE or the user's cache.")
 ]
+DataRoot = Annotated[
+    Path | None,
+    Parameter(name="--data-root", help="Where data sets by name are kept. By default $BLA_DATA or the user's data."),
+]
 
 
 def skipped(failures: Sequence[tuple[str, str]]) -> int:

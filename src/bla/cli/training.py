@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import CacheFolder, Device, Json, skipped
+from bla.cli.sharing import CacheFolder, DataRoot, Device, Json, skipped
 
 
 def train(
@@ -38,15 +38,17 @@ def train(
     patience: int | None = None,
     crop: Annotated[bool, Parameter(negative=())] = False,
     device: Device = "auto",
+    data_root: DataRoot = None,
     cache: CacheFolder = None,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
-    """Train an explainer on a folder of images and write a run folder. Interrupted, run it again: it goes on.
+    """Train an explainer on images and write a run folder. Interrupted, run it again: it goes on.
 
     Parameters
     ----------
     data
-        A folder, CLASS/*.jpg or {train,test}/CLASS/*.jpg or images without classes; or "embedded".
+        A folder, CLASS/*.jpg or {train,test}/CLASS/*.jpg or images without classes, or a published data set's own
+        layout; or a name: embedded, cats_vs_dogs, stanford_dogs, caltech_birds2011.
     out
         The run folder to write.
     setup
@@ -119,7 +121,16 @@ def train(
     mode: Literal["squash", "crop"] = "crop" if crop else "squash"
     with shown_progress() as report:
         trained = run.train(
-            data, out, settings, model=model, weights=weights, mode=mode, device=device, cache=cache, report=report
+            data,
+            out,
+            settings,
+            model=model,
+            weights=weights,
+            mode=mode,
+            device=device,
+            data_root=data_root,
+            cache=cache,
+            report=report,
         )
     record = trained.record
     if json_:
@@ -138,6 +149,7 @@ def evaluate(
     *,
     data: str | None = None,
     device: Device = "auto",
+    data_root: DataRoot = None,
     cache: CacheFolder = None,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
@@ -154,7 +166,7 @@ def evaluate(
     from bla.run import evaluate as measured
 
     with shown_progress() as report:
-        metrics, failures = measured(run, data, device=device, cache=cache, report=report)
+        metrics, failures = measured(run, data, device=device, data_root=data_root, cache=cache, report=report)
     if json_:
         print(json.dumps(metrics))
     else:
