@@ -1,0 +1,241 @@
+"""What people answered, as the analysis and the world read it: frozen records, CSV and JSON with a codebook.
+
+Two tables. A participant's record says who began and ended when; a response is one answered trial and is never
+changed. Both carry the word "simulated" where no person was there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from bla.explanation import write_atomically
+from bla.study.errors import StudyError
+from bla.study.plan import Record, Task
+
+Kind = Literal["main", "repeat", "catch", "practice"]
+
+DECOY = "decoy"
+"""In place of an arm, on the side of a catch trial's wrong picture."""
+
+
+class Response(Record):
+    """One answered trial."""
+
+    participant: str = Field(description="opaque: random, made for this study")
+    position: int = Field(ge=1, description="place among all trials of the person, practice included, from 1")
+    kind: Kind = Field(description="main: analysed; repeat: a main trial again; catch: attention check; practice")
+    repeats: int | None = Field(default=None, description="of a repeat: the position of the main trial that it repeats")
+    task: Task = Field(description="preference, prediction or agreement")
+    photo: str = Field(description="the photo's id in the plan")
+    left: str | None = Field(
+        default=None, description='preference: the arm on the left; "decoy": a catch\'s wrong picture'
+    )
+    right: str | None = Field(default=None, description="preference: the arm on the right")
+    arm: str | None = Field(default=None, description="prediction, agreement: the arm whose explanation was shown")
+    options: tuple[str, ...] = Field(
+        description="what could be answered, in the order shown: left and right; or labels; or yes and no (the program "
+        "is right, is wrong)"
+    )
+    choice: str = Field(description="the answer, one of the options")
+    expected: str | None = Field(default=None, description="the right answer, one of the options, where there is one")
+    correct: bool | None = Field(default=None, description="whether choice is expected; null where no answer is right")
+    milliseconds: int = Field(ge=0, description="from the pictures' appearance to the answer")
+    clock: Literal["browser", "server"] = Field(
+        description="who measured: the browser once the pictures were loaded, or the server between page and answer "
+        "(without JavaScript)"
+    )
+    shown_at: datetime = Field(description="when the page that was answered was sent (UTC)")
+    answered_at: datetime = Field(description="when the answer was stored (UTC)")
+    simulated: bool = Field(default=False, description="true: no person answered, a program did")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Response:
+        if self.choice not in self.options:
+            raise ValueError(f"expected a choice out of {list(self.options)}, got {self.choice!r}")
+        if self.task == "preference" and (self.left is None or self.right is None or self.arm is not None):
+            raise ValueError("expected arms on the left and right of a preference")
+        if self.task != "preference" and (self.arm is None or self.left is not None or self.right is not None):
+            raise ValueError(f"expected one arm in a task of {self.task}")
+        if self.correct != (None if self.expected is None else self.choice == self.expected):
+            raise ValueError(f"expected correct to say whether {self.choice!r} is {self.expected!r}")
+        return self
+
+    @property
+    def chosen(self) -> str | None:
+        """Of a preference: the arm that was chosen."""
+        return {"left": self.left, "right": self.right}.get(self.choice) if self.task == "preference" else None
+
+    @property
+    def place(self) -> int:
+        """Which of the options, in the order shown, was chosen; from 0."""
+        return self.options.index(self.choice)
+
+    @property
+    def seconds(self) -> float:
+        """The response time."""
+        return self.milliseconds / 1000
+
+
+class Participant(Record):
+    """One person, or one simulated one. All exclusion rules read this and the responses."""
+
+    participant: str = Field(description="opaque: random, made for this study")
+    number: int = Field(ge=0, description="in the order of consent, from 0; with the plan it gives sides and order")
+    trials: int = Field(ge=1, description="all trials before the person: practice, main, repeats and catches")
+    started_at: datetime = Field(description="when consent was given (UTC)")
+    finished_at: datetime | None = Field(
+        default=None, description="when the last trial was answered (UTC); null: not finished"
+    )
+    withdrawn_at: datetime | None = Field(
+        default=None,
+        description="when the person took the answers back (UTC), which are then not exported; null: did not",
+    )
+    simulated: bool = Field(default=False, description="true: no person, a program")
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trial was answered."""
+        return self.finished_at is not None
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the answers were taken back."""
+        return self.withdrawn_at is not None
+
+
+class Collected(Record):
+    """All that a study has collected, under the plan whose digest it names."""
+
+    schema_version: Literal[1] = 1
+    plan: str = Field(description="the plan's digest")
+    simulated: bool = Field(description="true: all of it comes from programs")
+    participants: tuple[Participant, ...]
+    responses: tuple[Response, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Collected:
+        known = {person.participant for person in self.participants}
+        strangers = {response.participant for response in self.responses} - known
+        if strangers:
+            raise ValueError(f"expected responses of the study's participants, got some of {len(strangers)} others")
+        if len({(r.participant, r.position) for r in self.responses}) < len(self.responses):
+            raise ValueError("expected one response to a trial, got two")
+        if {p.simulated for p in self.participants} | {r.simulated for r in self.responses} | {self.simulated} != {
+            self.simulated
+        }:
+            raise ValueError("expected people who are all real or all simulated, got both")
+        return self
+
+    def to_json(self) -> str:
+        """As one JSON object, its codebook in it."""
+        return json.dumps(self.model_dump(mode="json") | {"codebook": codebook()}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """The inverse of `to_json`."""
+        try:
+            record = json.loads(text)
+            if isinstance(record, dict):
+                record.pop("codebook", None)
+            return cls.model_validate(record)
+        except (ValidationError, ValueError) as error:
+            raise StudyError(f"expected responses as exported, got: {' '.join(str(error).split())}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read an exported JSON file."""
+        return cls.from_json(path.read_bytes())
+
+    def files(self) -> dict[str, bytes]:
+        """Everything as files: two tables, the codebook, and the JSON that holds all three.
+
+        The names of simulated files say so.
+        """
+        word = "simulated-" if self.simulated else ""
+        return {
+            f"{word}participants.csv": table(Participant, self.participants).encode(),
+            f"{word}responses.csv": table(Response, self.responses).encode(),
+            f"{word}responses.json": self.to_json().encode(),
+            "codebook.csv": _written(
+                ("table", "column", "meaning"),
+                ((name, *row) for name, rows in codebook().items() for row in rows.items()),
+            ).encode(),
+        }
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write `files` into a folder, each all or nothing."""
+        return [write_atomically(folder / name, content) for name, content in self.files().items()]
+
+    def archive(self) -> bytes:
+        """`files` as one ZIP."""
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in self.files().items():
+                archive.writestr(name, data)
+        return content.getvalue()
+
+
+def codebook() -> dict[str, dict[str, str]]:
+    """What each column of each table means.
+
+    >>> codebook()["responses"]["choice"]
+    'the answer, one of the options'
+    """
+    return {
+        name: {column: field.description or "" for column, field in record.model_fields.items()}
+        for name, record in (("participants", Participant), ("responses", Response))
+    }
+
+
+def table(record: type[Record], rows: Iterable[Record]) -> str:
+    """A table as CSV: nothing is an empty field, true and false are words, lists are JSON."""
+    columns = list(record.model_fields)
+    dumped = (row.model_dump(mode="json") for row in rows)
+    return _written(columns, ([_cell(row[column]) for column in columns] for row in dumped))
+
+
+def from_tables(plan: str, participants: str, responses: str) -> Collected:
+    """The inverse of the two CSV tables."""
+    try:
+        people = [Participant.model_validate(_read(row)) for row in csv.DictReader(io.StringIO(participants))]
+        given = [
+            Response.model_validate(_read(row) | {"options": json.loads(row["options"])})
+            for row in csv.DictReader(io.StringIO(responses))
+        ]
+        simulated = any(person.simulated for person in people)
+        return Collected(plan=plan, simulated=simulated, participants=tuple(people), responses=tuple(given))
+    except (ValidationError, KeyError, ValueError) as error:
+        raise StudyError(f"expected a study's tables as exported, got: {' '.join(str(error).split())}") from error
+
+
+def _read(row: dict[str, str]) -> dict[str, Any]:
+    return {column: None if value == "" else value.removeprefix("'") for column, value in row.items()}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    text = str(value)
+    # A spreadsheet would run what begins so; and an apostrophe in front is taken off again.
+    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r", "'"} else text
+
+
+def _written(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue()
