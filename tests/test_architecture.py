@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "classifier": {"attention", "explanation", "photo"},
     "backbones": {"classifier"},
     "cache": {"classifier", "data", "explanation", "photo"},
-    "comparison": {"classifier", "data", "explanation", "photo"},
+    "comparison": {"attention", "evaluation"},
     "evaluation": {"explanation", "render"},
     "settings": {"attention", "operators"},
     "networks": {"attention", "cache", "settings"},
@@ -39,6 +39,7 @@ ARROWS: dict[str, set[str]] = {
 }
 ARROWS["run"] = set(ARROWS) - {"comparison", "report", "study"}
 ARROWS |= {
+    "comparing": {"cache", "comparison", "data", "evaluation", "explanation", "photo", "run", "settings"},
     "explaining": {"cache", "classifier", "explanation", "photo", "render", "run"},
     "hub": {"attention", "backbones", "cache", "classifier", "explanation", "photo", "run", "settings"},
     "export": {"attention", "classifier", "explanation", "operators", "photo", "run"},

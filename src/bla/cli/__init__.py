@@ -21,6 +21,7 @@ app = App(
 app.command("bla.cli.training:train")
 app.command("bla.cli.training:evaluate")
 app.command("bla.cli.explaining:explain")
+app.command("bla.cli.comparing:compare")
 app.command("bla.cli.caches:caches", name="cache")
 
 

@@ -1,6 +1,29 @@
 """What is measured: callables, tensors and explanations in, figures out; the same code for every method."""
 
 from bla.evaluation.accuracy import Accuracy
+from bla.evaluation.cells import is_affine, read_cells
+from bla.evaluation.judging import Curve, Ranked, judge_methods
+from bla.evaluation.leakage import Evaluator, mask_probe, retrained, train_evaluator
+from bla.evaluation.localisation import localise
+from bla.evaluation.metric import Metric
+from bla.evaluation.ranking import masks_by_size, places, top_cells
 from bla.evaluation.size import size_summary
 
-__all__ = ["Accuracy", "size_summary"]
+__all__ = [
+    "Accuracy",
+    "Curve",
+    "Evaluator",
+    "Metric",
+    "Ranked",
+    "is_affine",
+    "judge_methods",
+    "localise",
+    "mask_probe",
+    "masks_by_size",
+    "places",
+    "read_cells",
+    "retrained",
+    "size_summary",
+    "top_cells",
+    "train_evaluator",
+]

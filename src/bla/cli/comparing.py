@@ -1,0 +1,119 @@
+"""`bla compare`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from bla.cli.sharing import CacheFolder, Device, Json, skipped
+
+
+def compare(
+    run: str,
+    data: str | None = None,
+    /,
+    *,
+    out: Path | None = None,
+    methods: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    leakage: Annotated[bool, Parameter(negative=())] = False,
+    limit: int | None = None,
+    seed: int = 0,
+    device: Device = "auto",
+    cache: CacheFolder = None,
+    json_: Annotated[Json, Parameter(name="--json")] = False,
+) -> int:
+    """Compare a run's explanations with other methods', at equal area. Interrupted, run it again: it goes on.
+
+    Parameters
+    ----------
+    run
+        A run folder, or a shipped explainer's name.
+    data
+        Images, with or without classes, boxes or masks; a folder or one photo. By default the run's test images.
+    out
+        Where the result and the explanations go. By default RUN/comparison, or "comparison" for a shipped explainer.
+    methods
+        cam, grad-cam, grad-cam++, layer-cam, hires-cam, softmax-attention, l2x, learned-mask, random, centre, norm,
+        shuffled; and, which run the whole network many times a photo: score-cam, integrated-gradients, occlusion; all.
+        By default those that read the feature map alone.
+    leakage
+        Train an evaluator, probes and heads that tell what the selections give away.
+    limit
+        Compare on so many photos, drawn by the seed.
+    seed
+        Of everything random.
+    """
+    from bla.comparing import CHEAP
+    from bla.comparing import compare as compared
+    from bla.progress import shown_progress
+
+    folder = out or (Path(run) / "comparison" if Path(run).is_dir() else Path("comparison"))
+    with shown_progress() as report:
+        result = compared(
+            run,
+            data,
+            out=folder,
+            methods=methods or CHEAP,
+            leakage=leakage,
+            limit=limit,
+            seed=seed,
+            device=device,
+            cache=cache,
+            report=report,
+        )
+    if json_:
+        print(json.dumps(result))
+    else:
+        _print_table(result)
+        print(f"The result is {folder / 'compare.json'}, the explanations are in {folder / 'explanations'}.")
+    return skipped([(entry["image"], entry["error"]) for entry in result["skipped"]])
+
+
+_COLUMNS = {
+    "accuracy": "accuracy",
+    "agreement": "agreement",
+    "comprehensiveness": "compreh.",
+    "evaluator": "evaluator",
+    "evaluator_left": "left out",
+    "area": "area kept",
+    "area_left": "area left",
+    "on_object": "on object",
+    "mask_only": "mask only",
+    "retrained": "retrained",
+    "deletion": "deletion",
+    "insertion": "insertion",
+}
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [metric for metric in _COLUMNS if metric in result["metrics"]]
+    arrows = {"higher": " ↑", "lower": " ↓", None: ""}
+    heads = [_COLUMNS[metric] + arrows[result["metrics"][metric]["better"]] for metric in shown]
+    table = Table(
+        "method", *heads, "ms", "MB", title=f"{result['data']['images']} photos, equal area", title_justify="left"
+    )
+    for record in result["methods"].values():
+        cells = []
+        for metric in shown:
+            value = record["values"].get(metric)
+            cells.append("" if value is None else f"{value['mean']:.3f}")
+        memory = record["cost"]["peak_memory_mb"]
+        table.add_row(
+            record["title"],
+            *cells,
+            f"{record['cost']['ms_per_image']:.1f}",
+            "" if memory is None else f"{memory:.0f}",
+        )
+    Console(width=None if sys.stdout.isatty() else 40 + 13 * len(shown)).print(table)
+    size, baseline, cells = result["size"], result["baseline"], result["grid"][0] * result["grid"][1]
+    print(
+        f"Size {size['mean']:.1f} of {cells} cells. ms: beyond the forward pass of {baseline['forward_ms']} ms. Areas "
+        f"are judged by the {result['judge']}. Labels: {result['data']['labels']}."
+    )

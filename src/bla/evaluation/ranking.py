@@ -1,0 +1,55 @@
+"""Equal area: whatever ranks the cells is cut, image by image, to a given number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def top_cells(ranking: Tensor, sizes: Tensor | int) -> Tensor:
+    """The ``sizes[i]`` best cells of map i; a tie goes to the cell that comes first.
+
+    Parameters
+    ----------
+    ranking: (B, H, W), larger is more relevant.
+    sizes: (B,) or one for all, each in 1..H*W.
+
+    Returns
+    -------
+    Booleans (B, H, W).
+
+    Raises
+    ------
+    ValueError
+        If a size is out of range, or a ranking is not finite.
+
+    Examples
+    --------
+    >>> top_cells(torch.tensor([[[3.0, 1.0, 3.0]], [[0.0, 5.0, 1.0]]]), torch.tensor([1, 2])).int().tolist()
+    [[[1, 0, 0]], [[0, 1, 1]]]
+    """
+    cells = ranking.shape[-2] * ranking.shape[-1]
+    wanted = torch.as_tensor(sizes, device=ranking.device).expand(len(ranking))
+    if len(wanted) and not (int(wanted.min()) >= 1 and int(wanted.max()) <= cells):
+        raise ValueError(f"expected sizes from 1 to {cells}, the number of cells, got {wanted.tolist()[:8]}")
+    return places(ranking) < wanted[:, None, None]
+
+
+def places(ranking: Tensor) -> Tensor:
+    """The place of every cell in its map's order, 0 for the best; (B, H, W) to (B, H, W).
+
+    >>> places(torch.tensor([[[3.0, 1.0, 3.0]]])).tolist()
+    [[[0, 2, 1]]]
+    """
+    if not torch.isfinite(ranking).all():
+        raise ValueError("expected finite rankings, got NaN or infinity: check what gave them")
+    order = ranking.flatten(1).argsort(dim=1, descending=True, stable=True)
+    return order.argsort(dim=1).reshape(ranking.shape)
+
+
+def masks_by_size(ranking: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The best cells at each of several sizes: (B, H, W) to booleans (B, S, H, W)."""
+    found = [top_cells(ranking, size) for size in sizes]
+    return torch.stack(found, dim=1)

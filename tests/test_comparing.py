@@ -1,0 +1,203 @@
+"""The comparison end to end, on a small classifier: equal area, resuming, odd data, and what the result says."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bla import comparing
+from bla.cli import run_command
+from bla.comparing import ALL, CHEAP, RUN
+from bla.evaluation.statistics import holm
+from bla.explanation import Explanation
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=32, padding=4), nn.ReLU())
+    return nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+"""
+
+
+def photo(seed: int, colour: int) -> Image.Image:
+    pixels = np.random.RandomState(seed).randint(0, 120, (40, 60, 3), np.uint8)
+    pixels[10:30, 20:50, colour] += 130
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of two classes and a run trained on them."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "comparednet.py").write_text(NET)
+    for split, count in (("train", 12), ("test", 6)):
+        for colour, name in enumerate(("blue", "red")):
+            (folder / "data" / split / name).mkdir(parents=True)
+            for index in range(count):
+                picture = photo(index + 100 * colour + (split == "test") * 1000, 2 * (1 - colour))
+                picture.save(folder / "data" / split / name / f"{index}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_command(["train", "data", "--model", "comparednet:build", "--epochs", "2", "--out", "run"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("bla.evaluation.leakage.STEPS", 20)
+
+
+def compared(*arguments: str, capsys: pytest.CaptureFixture[str], code: int = 0) -> dict:
+    assert run_command(["compare", "run", *arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_all_methods_and_leakage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = compared("--methods", "all", "--leakage", "--out", "all", capsys=capsys)
+    assert json.loads((place / "all/compare.json").read_text()) == result
+    assert list(result["methods"]) == list(ALL)
+    assert result["data"]["images"] == 12 == len(result["images"])
+    sizes = [image["size"] for image in result["images"]]
+    for name, record in result["methods"].items():
+        lines = (place / "all/explanations" / f"{name}.jsonl").read_text().splitlines()
+        found = [Explanation.from_dict(json.loads(line)) for line in lines]
+        assert [entry.size for entry in found] == sizes, "equal area"
+        assert [entry.image for entry in found] == [image["image"] for image in result["images"]]
+        assert all((entry.target is not None) == record["class_specific"] for entry in found)
+        for entry in found:
+            worst = entry.unbounded[entry.selected].min()
+            assert (entry.unbounded[~entry.selected] <= worst).all()
+        assert record["explains"] in result["explains"]
+        assert record["cost"]["ms_per_image"] > 0
+        assert set(record["values"]) == set(record["each"]) <= set(result["metrics"])
+        assert {"accuracy", "loss", "agreement", "sufficiency", "comprehensiveness", "evaluator", "area"} <= set(
+            record["values"]
+        )
+        for metric, value in record["values"].items():
+            each = [number for number in record["each"][metric] if number is not None]
+            assert value["mean"] == pytest.approx(np.mean(each), abs=1e-5)
+            assert value["low"] <= value["mean"] <= value["high"]
+        assert ("mask_only" in record["values"]) != record["needs_pixels"]
+    for metric in result["metrics"].values():
+        assert metric["formula"]
+        assert metric["source"]
+        assert metric["better"] in ("higher", "lower", None)
+        assert metric["version"] == 1
+    assert result["judge"] == "evaluator"
+    assert result["leakage"]["chance"] == 0.5
+    # cells, hires and unrectified gradients agree at the last map: same cells, same figures
+    own, other = (result["methods"][name] for name in ("cam", "grad-cam"))
+    assert own["each"]["accuracy"] == other["each"]["accuracy"]
+    assert own["curve"]["kept"] == other["curve"]["kept"]
+    for metric in result["metrics"]:
+        rows = [row for row in result["comparisons"] if row["metric"] == metric]
+        assert holm([row["p"] for row in rows]) == [row["p_holm"] for row in rows]
+        assert all(row["method"] == RUN for row in rows)
+
+
+def test_it_goes_on_by_method_and_photo(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--methods", "cam", "norm", "--out", "resumed"]
+    monkeypatch.setattr("bla.comparing.making._BATCH", 4)
+    whole = compared(*arguments[:-1], "straight", capsys=capsys)
+    written = 0
+    append = comparing.keeping.Writer.append
+
+    def interrupted(self: comparing.keeping.Writer, *rest: object) -> None:
+        nonlocal written
+        if written == 5:
+            raise KeyboardInterrupt
+        written += 1
+        append(self, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("bla.comparing.keeping.Writer.append", interrupted)
+    assert run_command(["compare", "run", *arguments]) == 130
+    monkeypatch.setattr("bla.comparing.keeping.Writer.append", append)
+    with (place / "resumed/explanations/cam.jsonl").open("a") as file:
+        file.write('{"half a li')  # killed while writing
+    asked = []
+    attend = comparing.making.top_cells
+    monkeypatch.setattr(
+        "bla.comparing.making.top_cells", lambda maps, sizes: asked.append(len(maps)) or attend(maps, sizes)
+    )
+    again = compared(*arguments, capsys=capsys)
+    assert asked == [4, 4, 4, 4], "the last batch of cam and the three of norm"
+    changing = {"created", "seconds", "methods", "baseline"}
+    assert {key: value for key, value in again.items() if key not in changing} == {
+        key: value for key, value in whole.items() if key not in changing
+    }
+    for name in ("bla", "cam", "norm"):
+        assert again["methods"][name]["each"] == whole["methods"][name]["each"]
+        one, other = (place / folder / "explanations" / f"{name}.jsonl" for folder in ("straight", "resumed"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_one_photo_one_class_no_classes_and_a_broken_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "loose").mkdir()
+    photo(7, 0).save(place / "loose/a.png")
+    photo(8, 2).save(place / "loose/b.png")
+    (place / "loose/c.png").write_bytes(b"")
+    one = compared("data/test/red/0.png", "--methods", "cam", "--out", "one", capsys=capsys)
+    assert one["data"]["images"] == 1
+    assert one["data"]["labels"] == "the data's", "the photo's folder names its class"
+    assert one["images"][0]["label"] == "red"
+    group = compared("data/test/red", "--methods", "cam", "shuffled", "--out", "group", capsys=capsys)
+    assert {image["label"] for image in group["images"]} == {"red"}
+    loose = compared("loose", "--out", "loose-out", capsys=capsys, code=3)
+    assert loose["data"]["images"] == 2
+    assert loose["data"]["labels"].startswith("predictions")
+    assert loose["baseline"]["accuracy"] is None
+    assert loose["skipped"][0]["image"].endswith("c.png")
+    assert set(loose["methods"]) == set(CHEAP)
+    few = compared("--methods", "norm", "--limit", "3", "--out", "few", capsys=capsys)
+    assert few["data"]["images"] == 3
+    assert few["data"]["objects"] == 0
+    assert "on_object" not in few["metrics"]
+
+
+def test_it_prints_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["compare", "run", "--methods", "cam", "--limit", "4", "--out", "table"]) == 0
+    out = capsys.readouterr().out
+    assert "agreement ↑" in out
+    assert "4 photos, equal area" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "run", "--methods", "gradcam"], "expected methods among bla, cam"),
+        (["compare", "nowhere"], "expected a run folder"),
+        (["compare", "run", "nowhere"], "expected a folder of images"),
+        (["compare", "run", "--limit", "0"], "expected a limit of at least 1"),
+        (["compare", "run", "--out", "comparednet.py"], "expected a folder for the comparison"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_a_moved_training_set_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((place / "run/run.json").read_text())
+    (place / "moved").mkdir(exist_ok=True)
+    (place / "moved/model.safetensors").write_bytes((place / "run/model.safetensors").read_bytes())
+    record["data"]["root"] = str(place / "gone")
+    (place / "moved/run.json").write_text(json.dumps(record))
+    assert run_command(["compare", "moved", "data", "--leakage"]) == 2
+    assert "leave out --leakage" in capsys.readouterr().err
+    assert run_command(["compare", "moved", "data", "--methods", "cam", "--out", "moved-out"]) == 0
+    assert not math.isnan(json.loads((place / "moved-out/compare.json").read_text())["seconds"])
+    sys.modules.pop("comparednet", None)
