@@ -212,7 +212,7 @@ def compare(
             for index in range(len(subjects))
         ],
         "skipped": [{"image": image, "error": error} for image, error in failures],
-        "versions": runs._versions(),
+        "versions": runs.versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
     }
