@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
 }
 ARROWS["run"] = set(ARROWS) - {"comparison", "report", "study"}
 ARROWS |= {
-    "comparing": {"cache", "comparison", "data", "evaluation", "explanation", "photo", "run", "settings"},
+    "comparing": {"cache", "comparison", "data", "datasets", "evaluation", "explanation", "photo", "run", "settings"},
     "explaining": {"cache", "classifier", "explanation", "photo", "render", "run"},
     "hub": {"attention", "backbones", "cache", "classifier", "explanation", "photo", "run", "settings"},
     "export": {"attention", "classifier", "explanation", "operators", "photo", "run"},

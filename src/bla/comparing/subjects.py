@@ -12,9 +12,10 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from bla import run as runs
-from bla.cache import FeatureCache, Progress, cached_features
+from bla.cache import FeatureCache, Progress, cached_features, default_root
 from bla.comparison import ComparisonError, PooledClassifier
 from bla.data import ImageSet, list_images
+from bla.datasets import EMBEDDED, read_images
 from bla.photo import DataError
 from bla.settings import Settings
 
@@ -55,9 +56,11 @@ def find_subjects(
     if limit is not None and limit < 1:
         raise ComparisonError(f"expected a limit of at least 1 photo, got {limit}")
     source = str(data) if data is not None else opened.record["data"]["root"]
+    if not source:
+        raise ComparisonError("expected photos to compare on, got none, and the run was trained on splits of a program")
     settings = Settings(**opened.record["settings"])
     try:
-        splits = runs._read_data(source, settings.seed, cache, report)
+        splits, _ = read_images(source, seed=settings.seed, cache=cache or default_root(), report=report)
         same = splits.test.digest() == opened.record["data"]["test"]
         images = splits.test if same or not splits.seeded else splits.whole()
     except DataError:
@@ -93,7 +96,7 @@ def _cached(
 
 def _coverage(images: ImageSet, rows: npt.NDArray[np.int64], opened: runs.Run, features: FeatureCache) -> Tensor | None:
     """Which share of each cell the object covers, zero for an image without one; None where none has one."""
-    if not hasattr(images, "coverage"):
+    if images.masks is None and images.boxes is None:
         return None
     height, width = features.features.shape[1:3]
     found = []
@@ -131,12 +134,13 @@ def _labelled(images: ImageSet, opened: runs.Run) -> ImageSet:
 def training_subjects(opened: runs.Run, cache: Path | None, report: Progress) -> Subjects:
     settings = Settings(**opened.record["settings"])
     source = opened.record["data"]["root"]
-    if source != runs.EMBEDDED and not Path(source).is_dir():
+    if source != EMBEDDED and not (source and Path(source).is_dir()):
         raise ComparisonError(
-            f"expected the run's training images in {source}, which trained rivals and the evaluator need, got no such "
-            "folder: leave out --leakage, softmax-attention, l2x and learned-mask"
+            f"expected the run's training images in {source or 'a folder'}, which trained rivals and the evaluator "
+            "need, got no such folder: leave out --leakage, softmax-attention, l2x and learned-mask"
         )
-    images = runs._read_data(source, settings.seed, cache, report).train
+    splits, _ = read_images(source, seed=settings.seed, cache=cache or default_root(), report=report)
+    images = splits.train
     if images.digest() != opened.record["data"]["train"]:
         raise ComparisonError(f"expected the run's training images in {source}, got others: the folder has changed")
     return _cached(images, np.arange(len(images)), opened, cache, report)
