@@ -88,6 +88,20 @@ def test_train_evaluate_explain(place: Path, capsys: pytest.CaptureFixture[str])
             assert picture.height >= 160
 
 
+def test_a_class_can_be_asked_about(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*TRAIN, "--class-aware", "--hidden", "4", "--mean-size", "8", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["setup"] == "BLA, class-aware"
+    assert record["mean_size"]["asked"] == 8
+    assert record["mean_size"]["test"] == record["metrics"]["size"]["mean"]
+    photo = "data/test/red/0.png"
+    for target in ("blue", "0"):
+        assert run_command(["explain", photo, "--run", "run", "--target", target, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["target"] == 0
+    assert run_command(["explain", photo, "--run", "run", "--target", "green", "--json"]) == 2
+    assert "expected a class of tinynet:build by name, or by index from 0 to 1, got 'green'" in capsys.readouterr().err
+
+
 def test_without_json_it_prints_for_people(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(TRAIN) == 0
     out = capsys.readouterr().out

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import bla
 from bla import run, training
@@ -26,54 +25,10 @@ from bla.data import ImageSet, image_folder
 from bla.photo import DataError, Transform
 from bla.run import RunError, evaluate, fit, load, open_run, pick_device, train
 from bla.settings import Settings, TrainingError
+from small import CHANNELS, CLASSES, GRID, Tiny, as_files, photo, some_photos, write_classes
 
-CHANNELS, GRID = 8, (3, 5)
-CLASSES = ("class 0", "class 1", "class 2")
 METRICS = {"baseline", "baseline_continued", "soft", "soft_renormalised", "hard", "agreement", "size", "images"}
 QUICK = Settings(setup="bla-t", epochs=3, head_epochs=12, batch_size=8, learning_rate=0.005)
-
-
-class Tiny(nn.Module):
-    """A classifier that speaks as timm's do, with an input and a grid that are not square."""
-
-    num_features = CHANNELS
-    pretrained_cfg = {  # noqa: RUF012
-        "architecture": "tiny", "input_size": (3, 24, 40), "mean": (0.5, 0.4, 0.3), "std": (0.3, 0.4, 0.5),
-        "interpolation": "bilinear", "crop_pct": 0.8,
-    }  # fmt: skip
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            self.stem = nn.Conv2d(3, CHANNELS, 8, stride=8)
-            self.fc = nn.Linear(CHANNELS, len(CLASSES))
-
-    def forward_features(self, pixels: Tensor) -> Tensor:
-        return self.stem(pixels).relu()
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        return self.fc(features.mean(dim=(2, 3)))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(pixels))
-
-
-def photo(index: int, label: int) -> Image.Image:
-    """Noise with a patch in the class's colour somewhere, 50 x 30."""
-    rng = np.random.default_rng([index, label])
-    pixels = rng.integers(0, 120, (30, 50, 3), dtype=np.uint8)
-    top, left = rng.integers(0, 18), rng.integers(0, 36)
-    pixels[top : top + 12, left : left + 14, label] = 250
-    return Image.fromarray(pixels)
-
-
-def write_classes(folder: Path, count: int = 12, classes: tuple[str, ...] = CLASSES) -> Path:
-    for label, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for index in range(count):
-            photo(index, label).save(folder / name / f"{index:02}.{'jpg' if index % 2 else 'png'}")
-    return folder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -589,17 +544,6 @@ def wrap(attention: Any = None, seed: int = 0) -> tuple[Tiny, ExplainableClassif
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return model, explainable(model, attention=attention)
-
-
-def some_photos(count: int = 15) -> list[Image.Image]:
-    return [photo(index, index % 3) for index in range(count)]
-
-
-def as_files(folder: Path) -> list[Path]:
-    folder.mkdir()
-    for index, image in enumerate(some_photos()):
-        image.save(folder / f"photo {index}.png")
-    return [folder / f"photo {index}.png" for index in range(15)]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import math
 import os
 import random
 import shutil
@@ -21,16 +20,21 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor, nn
 
 from bla import training
 from bla.attention import BoundedLogitAttention, L2XAttention
-from bla.cache import FeatureCache
-from bla.networks import Examples, Networks, new_head
-from bla.settings import SETUPS, Settings, TrainingError
-from bla.training import chunks, clear_checkpoints, train_networks
+from bla.networks import Examples
+from bla.settings import Settings, TrainingError
+from bla.training import bound_of_mean_size, chunks, clear_checkpoints, train_networks
+from small import MAP_CHANNELS as CHANNELS
+from small import MAP_CLASSES as CLASSES
+from small import MAP_GRID as GRID
+from small import assert_same, log_of, make_examples, make_networks, part, tensors
 
-CLASSES, CHANNELS, GRID = 3, 6, (3, 4)
 CELLS = GRID[0] * GRID[1]
 
 
@@ -41,120 +45,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make_examples(count: int = 40, *, seed: int = 0) -> Examples:
-    """Cells of noise; a few cells of each map show its class."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, CLASSES, count)
-    features = rng.random((count, *GRID, CHANNELS), np.float32)
-    for image, label in enumerate(labels):
-        for _ in range(3):
-            features[image, rng.integers(GRID[0]), rng.integers(GRID[1]), label] += 2
-    cache = FeatureCache(Path(), features, features.mean(axis=(1, 2)), ())
-    rows = rng.permutation(count)  # rows need not be in order, and labels go with them
-    return Examples(cache, rows, labels[rows])
-
-
-def make_networks(settings: Settings, *, seed: int = 0) -> Networks:
-    own = settings.head == "own"
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        attention = settings.attention(CHANNELS)
-        baseline = new_head(CHANNELS, CLASSES, settings.dropout)
-        if own:  # something else than what we build, and it tells the classes well enough
-            baseline = nn.Sequential(nn.Linear(CHANNELS, 8), nn.Tanh(), nn.Linear(8, CLASSES), nn.Dropout(0.5))
-    return Networks(attention, baseline, own_head=own)
-
-
-def tensors(networks: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in networks.state_dict().items()}
-
-
-def assert_same(came: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert came.keys() == expected.keys()
-    assert [name for name in came if not torch.equal(came[name], expected[name])] == []
-
-
-def part(networks: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): value for key, value in networks.items() if key.startswith(f"{name}.")}
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-# --- settings
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"setup": "BLA"}, "expected setup one of bla, bla-t, bla-ph, l2x-f, got 'BLA'"),
-        ({"head": "old"}, "expected head 'new' or 'own', got 'old'"),
-        ({"targets": "classes"}, "expected targets 'labels' or 'predictions', got 'classes'"),
-        ({"epochs": 0}, "expected epochs of at least 1, got 0"),
-        ({"head_epochs": 0}, "expected head_epochs of at least 1, got 0"),
-        ({"batch_size": 0}, "expected batch_size of at least 1, got 0"),
-        ({"learning_rate": 0.0}, r"expected learning_rate above 0, got 0\.0"),
-        ({"learning_rate": math.nan}, "expected learning_rate above 0, got nan"),
-        ({"dropout": 1.0}, r"expected dropout in \[0, 1\), got 1\.0"),
-        ({"dropout": -0.1}, r"expected dropout in \[0, 1\), got -0\.1"),
-        ({"seed": -1}, r"expected seed in \[0, 2\*\*32\), got -1"),
-        ({"seed": 2**32}, r"expected seed in \[0, 2\*\*32\), got 4294967296"),
-        ({"validation": 1.0}, r"expected validation share in \[0, 1\), got 1\.0"),
-        ({"patience": 0, "validation": 0.1}, "expected patience of at least 1, got 0"),
-        ({"patience": 2}, r"expected a validation share for patience to watch, got none: set validation=0\.1"),
-        ({"targets": "predictions"}, "expected head='own' for targets='predictions'"),
-        ({"head": "own"}, "expected setup bla-ph or l2x-f with head='own', got 'bla'"),
-        ({"head": "own", "setup": "bla-t"}, "expected setup bla-ph or l2x-f with head='own', got 'bla-t'"),
-        ({"hidden": (4, 0)}, r"expected hidden layers of at least 1 channel, got \(4, 0\)"),
-        ({"temperature": 0.0}, r"expected temperature > 0, got 0\.0"),
-        ({"threshold": -0.1}, r"expected threshold 'auto' or a number in \[0, 1\), got -0\.1"),
-        ({"setup": "bla-ph", "gate": True}, "expected no threshold with the sigmoid gate, got auto"),
-        ({"setup": "l2x-f", "size": 0}, "expected size > 0, got 0"),
-        ({"setup": "l2x-f", "variant": "new"}, "expected variant 'official' or 'corrected', got 'new'"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(TrainingError, match=message):
-        Settings(**changes)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"seed": 2**32 - 1, "dropout": 0.0, "batch_size": 1, "epochs": 1, "head_epochs": 1},
-        {"validation": 0.5, "patience": 1},
-        {"head": "own", "setup": "bla-ph", "targets": "predictions"},
-        {"head": "own", "setup": "l2x-f", "targets": "labels"},
-    ],
-)
-def test_settings_survive_json(changes: dict[str, Any]) -> None:
-    settings = Settings(**changes, hidden=(3, 2))
-    assert Settings(**json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
-
-
-@pytest.mark.parametrize(
-    ("setup", "threshold", "frozen"),
-    [("bla", 0.0, False), ("bla-t", "auto", False), ("bla-ph", "auto", True), ("l2x-f", None, False)],
-)
-def test_the_setups_are_the_papers(setup: Any, threshold: Any, frozen: bool) -> None:
-    settings = Settings(setup=setup, temperature=0.3, size=5, variant="corrected", hidden=(4,), context=True)
-    attention = settings.attention(CHANNELS)
-    assert settings.frozen_head == frozen
-    assert (attention.temperature, attention.score[0].out_channels) == (0.3, 4)
-    assert attention.context is not None
-    if isinstance(attention, BoundedLogitAttention):
-        assert attention.threshold == threshold
-        assert Settings(setup=setup, threshold=0.01).attention(CHANNELS).threshold == 0.01
-        assert Settings(setup=setup, threshold=0).attention(CHANNELS).threshold == 0
-        assert Settings(setup=setup, threshold=0, gate=True).attention(CHANNELS).gate
-    else:
-        assert (attention.size, attention.variant) == (5, "corrected")
-    assert set(SETUPS) == {"bla", "bla-t", "bla-ph", "l2x-f"}
-    assert Settings(setup="l2x-f", head="own").frozen_head
 
 
 # --- the stages, rebuilt slowly from the paper
@@ -356,32 +246,11 @@ def test_no_example_is_an_error() -> None:
         train_networks(make_networks(Settings()), Settings(), examples, none)
 
 
-def test_subsets_keep_rows_and_labels_together() -> None:
-    examples = make_examples(10)
-    some = examples.subset(np.array([7, 2]))
-    assert (some.rows.tolist(), some.labels.tolist()) == (
-        [examples.rows[7], examples.rows[2]], [examples.labels[7], examples.labels[2]],
-    )  # fmt: skip
-    assert dataclasses.replace(examples, labels=None).subset(np.array([1])).labels is None
-
-
 @pytest.mark.parametrize("count", [0, 1, 64, 65, 200])
 def test_chunks_cover_everything_once(count: int) -> None:
     found = list(chunks(count))
     assert np.array_equal(np.concatenate([np.array([], int), *found]), np.arange(count))
     assert all(0 < len(chunk) <= 64 for chunk in found)
-
-
-def test_networks_take_back_what_they_saved_and_nothing_else() -> None:
-    settings = Settings()
-    networks, other = make_networks(settings), make_networks(settings, seed=1)
-    other.restore({name: value.clone() for name, value in networks.saved().items()})
-    assert_same(tensors(other), tensors(networks))
-    with pytest.raises(TrainingError, match=r"expected the tensors of these networks, got others: \['attention"):
-        networks.restore(make_networks(Settings(hidden=(4,))).saved())
-    wider = Networks(settings.attention(CHANNELS), new_head(CHANNELS, CLASSES + 1, 0.2), own_head=False)
-    with pytest.raises(TrainingError, match="other shapes"):
-        networks.restore(wider.saved())
 
 
 # --- determinism
@@ -637,6 +506,167 @@ def test_the_checkpoint_of_another_training_is_refused(
     with pytest.raises(TrainingError, match=rf"differs in {named}: train with the same settings and data, choose"):
         train_networks(make_networks(settings), settings, *resumed_data(), folder=tmp_path, identity=identity)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+OPTIONS = [
+    {"class_aware": True, "hidden": (4,)},
+    {"straight_through": 0.5},
+    {"final_temperature": 3.0, "threshold": 0},
+    {"mean_size": 2.5, "straight_through": 1.0},
+    {"mean_size": 3, "dial": 0.5, "patience": None, "validation": 0},
+    {"setup": "bla-ph", "head": "own", "targets": "predictions", "class_aware": True, "mean_size": 4, "dial": 0.3},
+    {"setup": "l2x-f", "size": 2},
+    {"setup": "bla", "gate": True, "context": True, "mean_size": 5, "final_temperature": 1.0, "class_aware": False},
+]
+
+
+@pytest.mark.parametrize("changes", OPTIONS, ids=str)
+def test_every_option_resumes_to_the_same(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after each optimiser step in turn."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    settings = dataclasses.replace(RESUMED, **changes)
+    train, validation = resumed_data()
+
+    def trained(folder: Path) -> tuple[Any, ...]:
+        networks = make_networks(settings)
+        given = validation if settings.validation else None
+        outcome = train_networks(networks, settings, train, given, folder=folder)
+        return outcome, (folder / "log.jsonl").read_text(), tensors(networks)
+
+    expected = trained(tmp_path / "uninterrupted")
+    adam, at = torch.optim.Adam.step, 0
+    while True:
+        at += 1
+        steps = itertools.count(1)
+
+        def step(optimiser: Any, *arguments: Any, at: int = at, steps: Any = steps) -> None:
+            adam(optimiser, *arguments)
+            if next(steps) == at:
+                raise KeyboardInterrupt
+
+        folder = tmp_path / f"run-{at}"
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.Adam, "step", step)
+            try:
+                trained(folder)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        assert_as_uninterrupted(trained(folder), expected, at)
+    assert at > 4
+
+
+# --- options beside the paper
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_straight_through_is_a_share_of_the_loss(share: float, tmp_path: Path) -> None:
+    """The first step's loss, on all images, from the start of a module whose learning rate is next to nothing."""
+    settings = Settings(
+        setup="bla-ph", head="own", epochs=1, batch_size=64, learning_rate=1e-12, straight_through=share, threshold=0
+    )
+    examples, networks = make_examples(), make_networks(settings)
+    before = tensors(networks.attention)
+    train_networks(networks, settings, examples, folder=tmp_path)
+    networks.eval()
+    with torch.no_grad():
+        features = examples.cache.batch(examples.rows)
+        selection = networks.attention(features)
+        losses = [
+            nn.functional.cross_entropy(
+                networks.head((features * weights[:, None]).sum(dim=(2, 3))), torch.from_numpy(examples.labels)
+            ).item()
+            for weights in (selection.soft, selection.hard)
+        ]
+    assert log_of(tmp_path)[0]["loss"] == pytest.approx((1 - share) * losses[0] + share * losses[1], rel=1e-5)
+    assert abs(losses[0] - losses[1]) > 1e-3
+    networks = make_networks(settings)
+    train_networks(networks, dataclasses.replace(settings, learning_rate=0.01), examples)
+    assert not torch.equal(networks.attention.score.weight, before["score.weight"]), "the soft selection's gradient"
+
+
+def test_the_temperature_goes_to_its_end_by_equal_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(epochs=2, head_epochs=1, batch_size=10, temperature=0.1, final_temperature=1.6, dropout=0)
+    networks, found = make_networks(settings), []
+    forward = BoundedLogitAttention.forward
+
+    def recording(module: Any, *arguments: Any, **options: Any) -> Any:
+        if module.training:
+            found.append(module.temperature)
+        return forward(module, *arguments, **options)
+
+    monkeypatch.setattr(BoundedLogitAttention, "forward", recording)
+    train_networks(networks, settings, make_examples())
+    assert found == pytest.approx([0.1 * 16 ** (step / 8) for step in range(8)])
+    assert networks.attention.temperature == settings.attention(CHANNELS).temperature == 1.6
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_dial_draws_sizes_anew(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(epochs=15, head_epochs=1, batch_size=10, dial=share)
+    sizes = []
+    forward = BoundedLogitAttention.forward
+
+    def recording(module: Any, features: Tensor, *, size: int | None = None) -> Any:
+        if module.training:
+            sizes.append(size)
+        return forward(module, features, size=size)
+
+    monkeypatch.setattr(BoundedLogitAttention, "forward", recording)
+    train_networks(make_networks(settings), settings, make_examples())
+    drawn = [size for size in sizes if size is not None]
+    assert len(sizes) == 60
+    assert abs(len(drawn) - 60 * share) <= 10
+    assert set(drawn) <= set(range(1, CELLS // 2 + 1))
+    assert not share or len(set(drawn)) == CELLS // 2
+
+
+@pytest.mark.parametrize("size", [1, 1.5, 3, 7.25, CELLS])
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("aware", [False, True])
+def test_a_mean_size_is_met_where_it_is_set(size: float, validated: bool, aware: bool, tmp_path: Path) -> None:
+    settings = Settings(
+        epochs=3, batch_size=10, learning_rate=0.01, mean_size=size, validation=0.5 * validated, class_aware=aware
+    )
+    networks, (train, held_out) = make_networks(settings), resumed_data()
+    held_out = held_out.subset(np.arange(13))
+    outcome = train_networks(networks, settings, train, held_out if validated else None, folder=tmp_path)
+    images = held_out if validated else train
+    networks.eval()
+    with torch.no_grad():
+        sizes = (networks.attention(images.cache.batch(images.rows)).hard > 0).sum(dim=(1, 2)).double()
+    assert sizes.mean().item() == outcome["mean_size"]["set"] == log_of(tmp_path)[-4]["mean_size"]
+    assert abs(sizes.mean().item() - size) <= 0.5 / len(images) + 1e-9
+    assert (outcome["mean_size"]["asked"], outcome["mean_size"]["on"]) == (
+        size,
+        "validation" if validated else "training",
+    )
+    if 1 < size < CELLS:
+        assert sizes.min() < sizes.max(), "each image has its own"
+
+
+def test_a_mean_size_beyond_the_map_is_refused() -> None:
+    settings = Settings(mean_size=CELLS + 1)
+    with pytest.raises(TrainingError, match="expected a mean_size of at most 12, the cells of a map, got 13"):
+        train_networks(make_networks(settings), settings, make_examples())
+
+
+@given(
+    arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.integers(-5, 5).map(float)),
+    st.floats(0.5, 7),
+)
+def test_the_bound_of_a_mean_size_is_the_best_there_is(scores: npt.NDArray[np.float32], size: float) -> None:
+    score, reached = bound_of_mean_size(torch.from_numpy(scores), size)
+
+    def mean(at: float) -> float:
+        return float(np.maximum((scores <= at).sum(axis=1), 1).mean())
+
+    assert reached == pytest.approx(mean(score))
+    assert score not in scores
+    assert abs(reached - size) == pytest.approx(min(abs(mean(at) - size) for at in scores.flatten()))
 
 
 # --- early stopping, divergence, death

@@ -11,8 +11,16 @@ from torch import Tensor, nn
 
 from bla import operators
 
+
+class AttentionError(ValueError):
+    """A module that is used without what it needs."""
+
+
 _START_SPREAD = 0.1
 """Of u at the start: chosen on validation splits of birds100's training images among 0.1, 1 and 2."""
+
+_CLUES = 3
+"""Inputs a cell of the class-aware score."""
 
 
 class Selection(NamedTuple):
@@ -100,7 +108,9 @@ class BoundedLogitAttention(nn.Module):
         ValueError
             If the features are not (B, C, H, W), or ``size`` is not in 1..H*W.
         """
-        unbounded = _logits(self.score, self.context, features, self.in_channels)
+        return self._selection(features, _logits(self.score, self.context, features, self.in_channels), size)
+
+    def _selection(self, features: Tensor, unbounded: Tensor, size: int | None) -> Selection:
         if size is None:
             scores = operators.bound(unbounded)
             hard = operators.bounded_hard(scores, gate=self.gate)
@@ -123,10 +133,9 @@ class BoundedLogitAttention(nn.Module):
         ValueError
             If the features are not finite.
         """
-        last = self.score[-1] if isinstance(self.score, nn.Sequential) else self.score
-        assert isinstance(last, nn.Conv2d)
+        last = _last(self.score)
         assert last.bias is not None
-        u = -_logits(self.score, self.context, features, self.in_channels).double()
+        u = -self(features).unbounded.flatten(1).double()
         if not torch.isfinite(u).all():
             raise ValueError("expected finite features, got NaN or infinity: check the classifier and its input")
         middle, spread = u.median(), u.std(correction=0)
@@ -138,9 +147,105 @@ class BoundedLogitAttention(nn.Module):
         else:
             last.bias.add_(_START_SPREAD - middle)
 
+    @torch.no_grad()
+    def move_bound(self, score: float | Tensor) -> None:
+        """Take ``score`` off every u: the cells with u <= score are then at the bound."""
+        bias = _last(self.score).bias
+        assert bias is not None
+        bias.sub_(score)
+
     def extra_repr(self) -> str:
         """The settings, for ``repr``."""
         return f"temperature={self.temperature}, threshold={self.threshold!r}, gate={self.gate}"
+
+
+class ClassAwareAttention(BoundedLogitAttention):
+    r"""Bounded logit attention whose score reads what a head says at each cell about one class.
+
+    .. math:: l = \mathrm{judge}(F_n), \quad
+              x_n = (l_c, \; \log \mathrm{softmax}(l)_c, \; \lVert F_n \rVert), \quad
+              u = \mathrm{score}\Bigl(\frac{x - \bar x}{s}\Bigr)
+
+    c is the class to be explained; where none is given, the one that the judge predicts from all cells. The judge is
+    a head that reads pooled vectors, called for each cell by itself; it is never trained here, and passes no
+    gradient. Each input is standardised over the cells of its map, so that what counts is how cells differ, not how
+    sure the judge is: it is surer of images that it was trained on, which would then get other sizes.
+
+    That a selection made with the judge's help agrees with the judge proves nothing: it knew the answer. The cells
+    are still all that the head reads. What counts is an evaluator of its own, what is left out, and the object.
+
+    Parameters
+    ----------
+    in_channels: C, the channels of the feature map.
+    judge: pooled features (B, C) to logits (B, K). :func:`bla.explainable` puts the classifier's head here, and
+        training the head of its first stage, where it is None.
+    hidden: channels of 1x1 convolutions (each followed by a ReLU) before the score.
+    temperature, threshold, gate: as of :class:`BoundedLogitAttention`.
+
+    Examples
+    --------
+    >>> attention = ClassAwareAttention(16, nn.Linear(16, 5))
+    >>> features = torch.rand(2, 16, 7, 7)
+    >>> attention(features, size=3).hard.count_nonzero(dim=(1, 2))
+    tensor([3, 3])
+    >>> other = attention(features, target=torch.tensor([4, 0]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        judge: nn.Module | None = None,
+        *,
+        temperature: float = 0.1,
+        threshold: float | Literal["auto"] = 0.0,
+        hidden: Sequence[int] = (64,),
+        gate: bool = False,
+    ) -> None:
+        super().__init__(_CLUES, temperature=temperature, threshold=threshold, hidden=hidden, gate=gate)
+        self.in_channels = in_channels
+        self.judge = judge
+
+    def train(self, mode: bool = True) -> ClassAwareAttention:
+        """Set the mode; the judge stays in evaluation."""
+        super().train(mode)
+        if self.judge is not None:
+            self.judge.eval()
+        return self
+
+    def forward(self, features: Tensor, *, size: int | None = None, target: Tensor | None = None) -> Selection:
+        """Weights for features (B, C, H, W) and class indices (B,), as of :class:`BoundedLogitAttention`.
+
+        Raises
+        ------
+        ValueError
+            If the features are not (B, C, H, W), ``size`` is not in 1..H*W, or there is no judge.
+        """
+        return self._selection(features, -self.score(self._clues(features, target)).flatten(1), size)
+
+    def predicted(self, features: Tensor) -> Tensor:
+        """The classes (B,) that the judge predicts from all cells of features (B, C, H, W)."""
+        _check_features(features, self.in_channels)
+        classes: Tensor = self._judged()(features.mean(dim=(2, 3))).argmax(-1)
+        return classes
+
+    def _judged(self) -> nn.Module:
+        if self.judge is None:
+            raise AttentionError("expected a judge to ask about each cell, got none: pass one, or wrap a classifier")
+        return self.judge
+
+    def _clues(self, features: Tensor, target: Tensor | None) -> Tensor:
+        """The three inputs, standardised, (B, 3, H, W)."""
+        _check_features(features, self.in_channels)
+        features = features.detach()
+        cells = features.permute(0, 2, 3, 1).flatten(0, 2)
+        logits = self._judged()(cells).detach()
+        logits = logits.reshape(features.shape[0], -1, logits.shape[-1])  # (B, N, K)
+        target = self.predicted(features) if target is None else target
+        own = logits.gather(-1, target[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(-1)
+        clues = torch.stack([own, own - logits.logsumexp(-1), features.flatten(2).norm(dim=1)], dim=1)
+        clues = clues - clues.mean(dim=-1, keepdim=True)
+        clues = clues / (clues.square().mean(dim=-1, keepdim=True).sqrt() + 1e-6)
+        return clues.reshape(features.shape[0], _CLUES, *features.shape[2:])
 
 
 class L2XAttention(nn.Module):
@@ -210,15 +315,20 @@ class L2XAttention(nn.Module):
 Attention = BoundedLogitAttention | L2XAttention
 
 
-def signed(setup: str, threshold: float | Literal["auto"], own: float | Literal["auto"]) -> str:
-    """What explanations are signed with: a setup, and the threshold where it is not the setup's own.
+def signed(
+    setup: str, threshold: float | Literal["auto"], own: float | Literal["auto"], *, class_aware: bool = False
+) -> str:
+    """What explanations are signed with: a setup, what the score reads, and a threshold that is not the setup's own.
 
     >>> signed("BLA-PH", "auto", "auto"), signed("BLA-PH", 0, "auto"), signed("BLA", 0.01, 0)
     ('BLA-PH', 'BLA-PH, no threshold', 'BLA, threshold 0.01')
+    >>> signed("BLA", 0, 0, class_aware=True)
+    'BLA, class-aware'
     """
-    if threshold == own:
-        return setup
-    return f"{setup}, no threshold" if threshold == 0 else f"{setup}, threshold {threshold}"
+    parts = [setup, *(["class-aware"] if class_aware else [])]
+    if threshold != own:
+        parts.append("no threshold" if threshold == 0 else f"threshold {threshold}")
+    return ", ".join(parts)
 
 
 def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
@@ -244,23 +354,32 @@ def _restart(score: nn.Conv2d | nn.Sequential, context: nn.Linear | None) -> Non
     for layer in [*layers, context]:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.reset_parameters()
-    last = layers[-1]
-    assert isinstance(last, nn.Conv2d)
+    last = _last(score)
     assert last.bias is not None
     nn.init.uniform_(last.weight, -1 / last.in_channels, 1 / last.in_channels)
     nn.init.ones_(last.bias)
 
 
+def _last(score: nn.Module) -> nn.Conv2d:
+    last = score[-1] if isinstance(score, nn.Sequential) else score
+    assert isinstance(last, nn.Conv2d)
+    return last
+
+
 def _logits(score: nn.Module, context: nn.Linear | None, features: Tensor, in_channels: int) -> Tensor:
     """-u of every cell, flat: (B, H*W)."""
-    if features.ndim != 4 or features.shape[1] != in_channels or 0 in features.shape[2:]:
-        raise ValueError(
-            f"expected features of shape (batch, {in_channels}, height, width), got {tuple(features.shape)}"
-        )
+    _check_features(features, in_channels)
     if context is not None:
         features = features + context(features.mean(dim=(2, 3)))[:, :, None, None]
     logits: Tensor = -score(features).flatten(1)
     return logits
+
+
+def _check_features(features: Tensor, in_channels: int) -> None:
+    if features.ndim != 4 or features.shape[1] != in_channels or 0 in features.shape[2:]:
+        raise ValueError(
+            f"expected features of shape (batch, {in_channels}, height, width), got {tuple(features.shape)}"
+        )
 
 
 def _on_grid(features: Tensor, *flat: Tensor) -> Selection:

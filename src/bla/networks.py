@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bla.attention import Attention
+from bla.attention import Attention, ClassAwareAttention
 from bla.cache import FeatureCache
 from bla.settings import TrainingError
 
@@ -37,7 +37,8 @@ class Networks(nn.Module):
     """What is trained: the baseline's head, the module, the head that reads it, and the control.
 
     ``baseline`` reads mean-pooled features: the head of the first stage, or the classifier's own. ``head`` starts
-    from it, as does ``continued``, the fair control: mean-pooled, but trained for the epochs of both stages.
+    from it, as does ``continued``, the fair control: mean-pooled, but trained for the epochs of both stages. The judge
+    of a class-aware module is the baseline.
     """
 
     def __init__(self, attention: Attention, baseline: nn.Module, *, own_head: bool) -> None:
@@ -48,12 +49,18 @@ class Networks(nn.Module):
         self.head = baseline if own_head else copy.deepcopy(baseline)
         self.continued = baseline if own_head else copy.deepcopy(baseline)
         self.own_head = own_head
+        if isinstance(attention, ClassAwareAttention):
+            attention.judge = baseline
 
     def saved(self) -> dict[str, Tensor]:
         """The tensors that a run or a checkpoint must keep."""
         parts = ["attention"] if self.own_head else ["attention", "baseline", "head", "continued"]
         state = self.state_dict()
-        return {key: value for key, value in state.items() if key.split(".", maxsplit=1)[0] in parts}
+        return {
+            key: value
+            for key, value in state.items()
+            if key.split(".", maxsplit=1)[0] in parts and not key.startswith("attention.judge.")  # the baseline's own
+        }
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Take back what :meth:`saved` gave.

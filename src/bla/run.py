@@ -355,6 +355,8 @@ def _train(
             "metrics": measure(networks, parts.test, report),
         }
         size = record["metrics"]["size"]
+        if "mean_size" in record:
+            record["mean_size"]["test"] = size["mean"]
         record["dead"] |= settings.setup != "l2x-f" and size["min"] == size["cells"]  # died in the very last steps
         tensors = {key: value.detach().cpu().contiguous().clone() for key, value in networks.saved().items()}
         write_atomically(out / "model.safetensors", save(tensors))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from bla.attention import Attention, BoundedLogitAttention, L2XAttention, signed
+from bla.attention import Attention, BoundedLogitAttention, ClassAwareAttention, L2XAttention, signed
 from bla.operators import GumbelVariant
 
 Setup = Literal["bla", "bla-t", "bla-ph", "l2x-f"]
@@ -34,6 +34,15 @@ class Settings:
     batch_size, learning_rate, dropout, seed: Adam's, and the dropout before a new head.
     threshold: replaces the setup's: a number, or "auto" for 0.98 / N.
     temperature, hidden, context, gate: of :class:`bla.BoundedLogitAttention`.
+    class_aware: the score reads what the head says at each cell about the class to be explained:
+        :class:`bla.attention.ClassAwareAttention`.
+    straight_through: share of the loss that is taken from the hard selection, with the soft one's gradient.
+    final_temperature: the temperature goes from ``temperature`` to this one, by the same factor every step.
+    mean_size: how many cells to select on average. The bound follows the scores through the training, so that this
+        is met; at the end of every epoch it is set to meet it exactly on the images held out, where some are, else
+        on the training images.
+    dial: share of the batches that are trained at a size drawn anew, from 1 to half of the cells, by moving the
+        bound there. One module then serves every size.
     size, variant: of :class:`bla.attention.L2XAttention`.
     validation: share of the training images held out to watch. With ``patience``, a stage ends after that many
         epochs without a smaller loss of what will be used (the hard predictions), and keeps its best epoch.
@@ -53,6 +62,11 @@ class Settings:
     hidden: tuple[int, ...] = ()
     context: bool = False
     gate: bool = False
+    class_aware: bool = False
+    straight_through: float = 0.0
+    final_temperature: float | None = None
+    mean_size: float | None = None
+    dial: float = 0.0
     size: int = 8
     variant: GumbelVariant = "official"
     validation: float = 0.0
@@ -72,11 +86,29 @@ class Settings:
             (0 <= self.seed < 2**32, "seed in [0, 2**32)", self.seed),
             (0 <= self.validation < 1, "validation share in [0, 1)", self.validation),
             (self.patience is None or self.patience >= 1, "patience of at least 1", self.patience),
+            (
+                self.final_temperature is None or self.final_temperature > 0,
+                "final_temperature above 0",
+                self.final_temperature,
+            ),
+            (self.mean_size is None or self.mean_size >= 1, "mean_size of at least 1 cell", self.mean_size),
+            (
+                0 <= self.straight_through <= 1,
+                "straight_through, a share of the loss, in [0, 1]",
+                self.straight_through,
+            ),
+            (0 <= self.dial <= 1, "dial, a share of the batches, in [0, 1]", self.dial),
             (all(width >= 1 for width in self.hidden), "hidden layers of at least 1 channel", self.hidden),
         ]
         for valid, expected, came in checks:
             if not valid:
                 raise TrainingError(f"expected {expected}, got {came!r}")
+        if self.setup == "l2x-f":
+            for name in ("class_aware", "straight_through", "final_temperature", "mean_size", "dial"):
+                if getattr(self, name):
+                    raise TrainingError(f"expected no {name} with setup l2x-f, which bounds nothing: leave it out")
+        if self.class_aware and self.context:
+            raise TrainingError("expected no context with class_aware, whose score reads no features: leave one out")
         if self.patience is not None and not self.validation:
             raise TrainingError("expected a validation share for patience to watch, got none: set validation=0.1, say")
         if self.head == "new" and self.targets == "predictions":
@@ -95,17 +127,34 @@ class Settings:
     @property
     def name(self) -> str:
         """What explanations are signed with: the setup, and a threshold that is not its own."""
-        if self.threshold is None or self.setup == "l2x-f":
+        if self.setup == "l2x-f":
             return SETUPS[self.setup]
-        return signed(SETUPS[self.setup], self.threshold, 0 if self.setup == "bla" else "auto")
+        own: float | Literal["auto"] = 0 if self.setup == "bla" else "auto"
+        threshold = own if self.threshold is None else self.threshold
+        return signed(SETUPS[self.setup], threshold, own, class_aware=self.class_aware)
 
     @property
     def frozen_head(self) -> bool:
         """Whether the head stays as it is while the module is trained."""
         return self.head == "own" or self.setup == "bla-ph"
 
+    def temperature_at(self, progress: float) -> float:
+        """The temperature where a share of the module's stage is done.
+
+        >>> settings = Settings(temperature=0.1, final_temperature=10)
+        >>> settings.temperature_at(0), settings.temperature_at(0.5), settings.temperature_at(1)
+        (0.1, 1.0, 10.0)
+        """
+        final = self.final_temperature or self.temperature
+        return (
+            self.temperature if final == self.temperature else self.temperature * (final / self.temperature) ** progress
+        )
+
     def attention(self, channels: int) -> Attention:
-        """A module as these settings describe, with fresh weights from torch's global generator."""
+        """A module as these settings describe, with fresh weights from torch's global generator.
+
+        Its temperature is the final one; a class-aware one has no judge yet.
+        """
         if self.setup == "l2x-f":
             return L2XAttention(
                 channels,
@@ -118,9 +167,14 @@ class Settings:
         threshold = self.threshold
         if threshold is None:
             threshold = 0.0 if self.setup == "bla" else "auto"
+        temperature = self.final_temperature or self.temperature
+        if self.class_aware:
+            return ClassAwareAttention(
+                channels, temperature=temperature, threshold=threshold, hidden=self.hidden, gate=self.gate
+            )
         return BoundedLogitAttention(
             channels,
-            temperature=self.temperature,
+            temperature=temperature,
             threshold=threshold,
             hidden=self.hidden,
             context=self.context,

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bla.attention import BoundedLogitAttention, weighted_sum
+from bla import operators
+from bla.attention import BoundedLogitAttention, Selection, weighted_sum
 from bla.cache import Progress, silent
 from bla.evaluation import Accuracy
 from bla.networks import Examples, Networks
@@ -25,6 +26,16 @@ from bla.settings import Settings, TrainingError
 
 CHECKPOINT_SECONDS = 20.0
 EVALUATION_BATCH = 64
+
+_FOLLOWING = 0.2
+"""How far the bound goes, at every step, to where the batch has the mean size asked for."""
+
+_SIZED_ON = 10_000
+"""Images that the bound is set on at the end of an epoch, at most."""
+
+
+_Outputs = list[tuple[float, Tensor]]
+"""Logits, each with its share of the loss."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -51,7 +62,8 @@ class _Stage:
     epochs: int
     trained: tuple[nn.Module, ...]
     evaluated: tuple[nn.Module, ...]
-    logits: Callable[[Examples, npt.NDArray[np.int64], bool], tuple[Tensor, Tensor | None]]
+    outputs: Callable[[Examples, npt.NDArray[np.int64], bool], tuple[_Outputs, Selection | None]]
+    """Logits for the rows, as they are used or else as they are trained, and the selection that they are made from."""
     begin: Callable[[], None]
 
 
@@ -144,32 +156,47 @@ class _Session:
     def _stages(self) -> list[_Stage]:
         nets, settings = self.networks, self.settings
 
-        def pooled_by(head: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-            def logits(examples: Examples, rows: npt.NDArray[np.int64], _: bool) -> tuple[Tensor, Tensor | None]:
-                return head(examples.cache.pooled_batch(rows).to(self.device)), None
+        def pooled_by(head: nn.Module) -> Callable[..., tuple[_Outputs, Selection | None]]:
+            def outputs(examples: Examples, rows: npt.NDArray[np.int64], _: bool) -> tuple[_Outputs, Selection | None]:
+                return [(1.0, head(examples.cache.pooled_batch(rows).to(self.device)))], None
 
-            return logits
+            return outputs
 
-        def attended(examples: Examples, rows: npt.NDArray[np.int64], hard: bool) -> tuple[Tensor, Tensor | None]:
+        def attended(examples: Examples, rows: npt.NDArray[np.int64], used: bool) -> tuple[_Outputs, Selection | None]:
             features = examples.cache.batch(rows).to(self.device)
-            selection = nets.attention(features)
-            pooled = weighted_sum(features, selection.hard if hard else selection.soft)
-            # the rival bounds nothing, so it cannot die
-            bounded = isinstance(nets.attention, BoundedLogitAttention)
-            return nets.head(pooled), (selection.unbounded < 0).flatten(1).any(1) if bounded else None
+            if used:
+                selection = nets.attention(features)
+                return [(1.0, nets.head(weighted_sum(features, selection.hard)))], selection
+            self._set_temperature()
+            selection = nets.attention(features, size=self._dialled(features.shape[2] * features.shape[3]))
+            through = operators.straight_through(selection.hard, selection.soft)
+            shares = [(1 - settings.straight_through, selection.soft), (settings.straight_through, through)]
+            return [
+                (share, nets.head(weighted_sum(features, weights))) for share, weights in shares if share
+            ], selection
 
         def begin_module() -> None:
             if not nets.own_head:
                 nets.head.load_state_dict(nets.baseline.state_dict())
             if isinstance(nets.attention, BoundedLogitAttention):
-                order = _generator(settings.seed, 1).permutation(len(self.train))[:256]
-                nets.attention.calibrate(self.train.cache.batch(self.train.rows[np.sort(order)]).to(self.device))
+                order = np.sort(_generator(settings.seed, 1).permutation(len(self.train))[:256])
+                nets.attention.calibrate(self.train.cache.batch(self.train.rows[order]).to(self.device))
+                if settings.mean_size is not None:
+                    self._meet_size(self.train.subset(order))
 
         def begin_continued() -> None:
             nets.continued.load_state_dict(nets.baseline.state_dict())
 
-        head = (nets.attention,) if settings.frozen_head else (nets.attention, nets.head)
-        module = _Stage("module", settings.epochs, head, (nets.attention, nets.head), attended, begin_module)
+        # its children one by one: a judge is not trained
+        learning = tuple(child for name, child in nets.attention.named_children() if name != "judge")
+        module = _Stage(
+            "module",
+            settings.epochs,
+            learning if settings.frozen_head else (*learning, nets.head),
+            (nets.attention, nets.head),
+            attended,
+            begin_module,
+        )
         if nets.own_head:
             return [module]
         epochs = settings.head_epochs or settings.epochs
@@ -185,6 +212,7 @@ class _Session:
         while self.position.stage < len(self.stages):
             stage = self.stages[self.position.stage]
             if not resumed:
+                self.networks.eval()
                 stage.begin()
             self.optimiser = self._optimiser(stage, resumed)
             resumed = {}
@@ -192,13 +220,23 @@ class _Session:
             self.position.stage += 1
             self.optimiser = None  # without one a checkpoint stands before a stage, which has yet to begin
             self._save()
-        return {"dead": self.position.dead, "epochs": self.epochs_run}
+        return {"dead": self.position.dead, "epochs": self.epochs_run, **self._sizes()}
+
+    def _sizes(self) -> dict[str, Any]:
+        """What mean size was asked for, and what the epoch that was kept had on the images that it was set on."""
+        if self.settings.mean_size is None:
+            return {}
+        lines = [line for line in self.log if line["stage"] == "module"]
+        kept = lines[-1] if self.settings.patience is None else min(lines, key=lambda line: line["validation"]["loss"])
+        on = "training" if self.validation is None else "validation"
+        return {"mean_size": {"asked": self.settings.mean_size, "set": kept["mean_size"], "on": on}}
 
     def _run_stage(self, stage: _Stage) -> None:
         position = self.position
         self.networks.eval().requires_grad_(False)
+        self._to_train(stage)
         for module in stage.trained:
-            module.train().requires_grad_(True)
+            module.requires_grad_(True)
         steps = -(-len(self.train) // self.settings.batch_size)
         while position.epoch < stage.epochs:
             title = f"{stage.name}: epoch {position.epoch + 1} of {stage.epochs}"
@@ -214,6 +252,8 @@ class _Session:
             self._save()
         if self.best:
             self._restore_best(stage)
+        if stage.name == "module" and self.settings.final_temperature is not None:
+            self.networks.attention.temperature = self.settings.final_temperature
         self.epochs_run[stage.name] = sum(line["stage"] == stage.name for line in self.log)
         position.epoch = position.step = position.waited = 0
         position.best, self.best = None, {}
@@ -225,8 +265,9 @@ class _Session:
         # Dropout and draws depend on the seed and the position alone: nothing to save, nothing to restore.
         seeds = _generator(self.settings.seed, 3, position.stage, position.epoch, position.step)
         torch.manual_seed(int(seeds.randint(2**31)))
-        logits, alive = stage.logits(self.train, self.train.rows[chosen], False)
-        loss = functional.cross_entropy(logits, self._targets(self.train, chosen))
+        outputs, selection = stage.outputs(self.train, self.train.rows[chosen], False)
+        targets = self._targets(self.train, chosen)
+        loss = torch.stack([share * functional.cross_entropy(logits, targets) for share, logits in outputs]).sum()
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         value = loss.item()
@@ -236,10 +277,55 @@ class _Session:
                 f"{position.step + 1}: lower the learning rate ({self.settings.learning_rate})"
             )
         self.optimiser.step()
+        if selection is not None and self.settings.mean_size is not None:
+            self._follow_size(selection.unbounded.detach())
         position.loss += value * len(chosen)
-        position.alive += len(chosen) if alive is None else int(alive.sum())
+        alive = len(chosen)
+        if selection is not None and isinstance(self.networks.attention, BoundedLogitAttention):
+            alive = int((selection.unbounded < 0).flatten(1).any(1).sum())  # the rival bounds nothing and cannot die
+        position.alive += alive
         position.step += 1
         position.total_steps += 1
+
+    def _set_temperature(self) -> None:
+        if self.settings.final_temperature is None:
+            return
+        position = self.position
+        steps = -(-len(self.train) // self.settings.batch_size)
+        done = (position.epoch * steps + position.step) / (self.settings.epochs * steps)
+        self.networks.attention.temperature = self.settings.temperature_at(done)
+
+    def _dialled(self, cells: int) -> int | None:
+        """The size that this batch is trained at, or None for the module's own bound."""
+        if not self.settings.dial:
+            return None
+        position = self.position
+        draws = _generator(self.settings.seed, 4, position.stage, position.epoch, position.step)
+        return 1 + draws.randint(max(cells // 2, 1)) if draws.random_sample() < self.settings.dial else None
+
+    def _follow_size(self, unbounded: Tensor) -> None:
+        """Move the bound a little towards where this batch's own mean size would be the one asked for."""
+        attention, size = self.networks.attention, self.settings.mean_size
+        assert isinstance(attention, BoundedLogitAttention)
+        assert size is not None
+        attention.move_bound(_FOLLOWING * bound_of_mean_size(-unbounded.flatten(1), size)[0])
+
+    @torch.no_grad()
+    def _meet_size(self, examples: Examples) -> float:
+        """Set the bound so that these images have the mean size asked for; returns what they have then."""
+        attention, size = self.networks.attention, self.settings.mean_size
+        assert isinstance(attention, BoundedLogitAttention)
+        assert size is not None
+        some = np.sort(_generator(self.settings.seed, 5).permutation(len(examples))[:_SIZED_ON])
+        scores = [
+            -attention(examples.cache.batch(examples.rows[some[chosen]]).to(self.device)).unbounded.flatten(1)
+            for chosen in chunks(len(some))
+        ]
+        if size > scores[0].shape[1]:
+            raise TrainingError(f"expected a mean_size of at most {scores[0].shape[1]}, the cells of a map, got {size}")
+        score, reached = bound_of_mean_size(torch.cat(scores), size)
+        attention.move_bound(score)
+        return reached
 
     def _targets(self, examples: Examples, chosen: npt.NDArray[np.int64]) -> Tensor:
         """Class indices (B,): the labels, or what the classifier predicts from all cells.
@@ -277,6 +363,10 @@ class _Session:
                 0,
             )
         go_on = True
+        for module in stage.evaluated:
+            module.eval()
+        if stage.name == "module" and self.settings.mean_size is not None:
+            line["mean_size"] = self._meet_size(self.validation or self.train)
         if self.validation is not None:
             line["validation"] = self._validate(stage)
             if self.settings.patience is not None:
@@ -286,6 +376,7 @@ class _Session:
                 else:
                     position.waited += 1
                 go_on = position.waited < self.settings.patience
+        self._to_train(stage)
         self.log.append(line)
         if self.folder is not None:
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
@@ -295,18 +386,21 @@ class _Session:
         position.loss = 0.0
         return go_on
 
+    def _to_train(self, stage: _Stage) -> None:
+        """Dropout and draws on in what is trained, and nowhere else."""
+        for module in stage.trained:
+            module.train()
+        if stage.name == "module":
+            self.networks.attention.train()
+
     @torch.no_grad()
     def _validate(self, stage: _Stage) -> dict[str, float]:
         assert self.validation is not None
-        for module in stage.evaluated:
-            module.eval()
         accuracy = Accuracy()
         for chosen in chunks(len(self.validation)):
-            logits, _ = stage.logits(self.validation, self.validation.rows[chosen], True)
+            [(_, logits)], _ = stage.outputs(self.validation, self.validation.rows[chosen], True)
             targets = self._targets(self.validation, chosen)
             accuracy.update(logits, targets)
-        for module in stage.trained:
-            module.train()
         return accuracy.result()
 
     def _restore_best(self, stage: _Stage) -> None:
@@ -373,6 +467,33 @@ class _Session:
             stage = self.stages[self.position.stage].name
             self.report(f"resumed in stage {stage}, epoch {self.position.epoch + 1}, step {self.position.step}", 0, 0)
         return load_file(last / "optimiser.safetensors")
+
+
+def bound_of_mean_size(scores: Tensor, size: float) -> tuple[float, float]:
+    r"""The score t that the bound has to be at for a mean size, and the mean size that it gives.
+
+    .. math:: \tfrac1B \sum_b \max(1, |\{n : u_{bn} \le t\}|)
+
+    comes nearest to ``size``; a map with no cell at the bound has its best one selected. Scores u: (B, N). t lies
+    between two scores, so that no rounding moves a cell over it.
+
+    >>> bound_of_mean_size(torch.tensor([[0.0, 1.0, 5.0], [2.0, 3.0, 4.0]]), 2)
+    (3.5, 2.0)
+    """
+    flat = scores.flatten().sort().values
+    low, high = 0, len(flat) - 1
+
+    def reached(place: int) -> float:
+        return float((scores <= flat[place]).sum(dim=1).clamp(min=1).double().mean())
+
+    while low < high:  # the first place whose mean size is enough
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) >= size else (middle + 1, high)
+    if low and size - reached(low - 1) < reached(low) - size:
+        low -= 1
+    above = flat[flat > flat[low]]
+    score = (flat[low] + above[0]) / 2 if len(above) else flat[low] + 1
+    return float(score), reached(low)
 
 
 def clear_checkpoints(folder: Path, but: Path | None = None) -> None:

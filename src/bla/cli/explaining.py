@@ -20,6 +20,7 @@ def explain(
     *,
     run: str = "tf_efficientnet_lite0",
     size: int | None = None,
+    target: str | None = None,
     out: Path | None = None,
     device: Device = "auto",
     json_: Annotated[Json, Parameter(name="--json", help="Print a JSON object a line, one an image.")] = False,
@@ -36,6 +37,8 @@ def explain(
         A run folder, or a shipped explainer's name.
     size
         Select exactly so many cells. By default the explainer chooses, photo by photo.
+    target
+        Ask a class-aware explainer about this class, by name or index. By default about what it predicts.
     out
         Where to write. By default "why"; with --json nothing is written unless this is given.
     """
@@ -48,7 +51,9 @@ def explain(
     folder = out if out is not None or json_ else Path("why")
     failed = 0
     with shown_progress() as report:
-        for index, result in enumerate(explain_files(paths, run=run, size=size, out=folder, device=device), start=1):
+        asked = int(target) if target is not None and target.isdecimal() else target
+        results = explain_files(paths, run=run, size=size, target=asked, out=folder, device=device)
+        for index, result in enumerate(results, start=1):
             if json_:
                 print(json.dumps(result.to_dict()), flush=True)
             if isinstance(result, Unexplained):

@@ -32,6 +32,11 @@ def train(
     hidden: Annotated[list[int] | None, Parameter(negative=())] = None,
     context: Annotated[bool, Parameter(negative=())] = False,
     gate: Annotated[bool, Parameter(negative=())] = False,
+    class_aware: Annotated[bool, Parameter(negative=())] = False,
+    straight_through: float = 0.0,
+    final_temperature: float | None = None,
+    mean_size: float | None = None,
+    dial: float = 0.0,
     size: int = 8,
     variant: Literal["official", "corrected"] = "official",
     validation: float = 0.0,
@@ -83,6 +88,16 @@ def train(
         Add a vector made from the pooled map to every cell before scoring.
     gate
         The sigmoid gate in place of the softmax.
+    class_aware
+        Score each cell by what the head says there about the class to be explained.
+    straight_through
+        Share of the loss that is taken from the hard selection, with the soft one's gradient.
+    final_temperature
+        Go from the temperature to this one while training.
+    mean_size
+        Select so many cells on average.
+    dial
+        Share of the batches to train at sizes drawn anew, so that explain --size is trained for.
     size
         Cells of l2x-f.
     variant
@@ -113,6 +128,11 @@ def train(
         hidden=tuple(hidden or ()),
         context=context,
         gate=gate,
+        class_aware=class_aware,
+        straight_through=straight_through,
+        final_temperature=final_temperature,
+        mean_size=mean_size,
+        dial=dial,
         size=size,
         variant=variant,
         validation=validation,
