@@ -173,6 +173,26 @@ def test_two_way_bootstrap_is_the_slow_one() -> None:
     assert high - low == pytest.approx(np.subtract(*np.quantile(means, [0.975, 0.025])), rel=0.06)
 
 
+def test_a_difference_of_two_means_is_that_of_a_regression() -> None:
+    y, i, j = crossed_data(14, 10, 0.0)
+    shown = (i + j) % 2 == 1
+    found = crossed.mean_over_people_and_photos(
+        y, i, j, np.ones(len(y)), against=shown, null=0.0, bounds=(-1.0, 1.0), seed=0
+    )
+    fit = sm.OLS(y, np.column_stack([np.ones(len(y)), ~shown])).fit()
+    parts = [
+        fit.get_robustcov_results("cluster", groups=groups, use_correction=False).cov_params()[1, 1]
+        for groups in (i, j, np.arange(len(y)))
+    ]
+    variance = max(14 / 13 * parts[0] + 10 / 9 * parts[1] - parts[2], 14 / 13 * parts[0], 10 / 9 * parts[1])
+    assert found.mean == pytest.approx(fit.params[1])
+    assert found.high - found.low == pytest.approx(2 * stats.t.ppf(0.975, found.freedom) * variance**0.5)
+    mirrored = crossed.mean_over_people_and_photos(
+        y, i, j, np.ones(len(y)), against=~shown, null=0.0, bounds=(-1.0, 1.0), seed=0
+    )
+    assert (mirrored.mean, mirrored.p) == pytest.approx((-found.mean, found.p))
+
+
 def test_many_crossed_tests_at_once_are_the_single_ones() -> None:
     y, i, j = crossed_data()
     weights = 1 / np.bincount(i)[i] / len(set(i))

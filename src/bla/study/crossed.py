@@ -6,7 +6,7 @@ people make it surer of these photos and no surer of others: with 50 people, 30 
 
 With y_k the outcome of trial k, of person i(k) and photo j(k), and w_k its weight, sum(w) = 1:
 
-    mean = sum_k w_k y_k,    e_k = w_k (y_k - mean)
+    mean = sum_k w_k y_k,    e_k = w_k (y_k - mean)      (of a difference of two means: mean_1 - mean_2, e_1k - e_2k)
     V = I/(I-1) sum_i (sum_{k in i} e_k)^2 + J/(J-1) sum_j (sum_{k in j} e_k)^2 - sum_ij (sum_{k in ij} e_k)^2
 
 (Cameron, Gelbach & Miller 2011; Owen 2007), not below the larger of its first two terms, V_I and V_J. Then
@@ -26,6 +26,9 @@ from bla.study.errors import AnalysisError
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.intp]
+
+Term = tuple[float, Floats, Floats]
+"""A mean that is added or subtracted: +1 or -1, weighted sums of outcomes in each cell, sums of weights."""
 
 _CHUNK = 250  # resamples at a time
 _NOTHING = 1e-12  # of rounding
@@ -54,6 +57,7 @@ def mean_over_people_and_photos(
     photos: npt.ArrayLike,
     weights: npt.ArrayLike,
     *,
+    against: npt.ArrayLike | None = None,
     null: float,
     level: float = 0.95,
     bounds: tuple[float, float],
@@ -70,6 +74,8 @@ def mean_over_people_and_photos(
         (N,) whose and of which, as any labels.
     weights
         (N,) of each trial, scaled here to the sum of 1; 1 / (trials of the person) gives every person the same weight.
+    against
+        (N,) which trials make up a second mean, to be subtracted from the first, that of the others.
     """
     y = np.asarray(outcomes, np.float64)
     who, i = np.unique(np.asarray(people), return_inverse=True)
@@ -77,15 +83,20 @@ def mean_over_people_and_photos(
     w = np.asarray(weights, np.float64)
     if len(who) < 2 or len(what) < 2:
         raise AnalysisError(f"expected at least 2 people and 2 photos, got {len(who)} and {len(what)}")
-    shape = (1, len(who), len(what))
-    cells = np.zeros(shape), np.zeros(shape)
-    np.add.at(cells[0][0], (i, j), w / w.sum() * y)
-    np.add.at(cells[1][0], (i, j), w / w.sum())
-    found = _clustered(*cells)
+    second = np.zeros(len(y), bool) if against is None else np.asarray(against, bool)
+    terms = []
+    for sign, part in ((1.0, ~second), (-1.0, second)):
+        if part.any():
+            share = w[part] / w[part].sum()
+            sums, weighed = np.zeros((1, len(who), len(what))), np.zeros((1, len(who), len(what)))
+            np.add.at(sums[0], (i[part], j[part]), share * y[part])
+            np.add.at(weighed[0], (i[part], j[part]), share)
+            terms.append((sign, sums, weighed))
+    found = _clustered(terms)
     p = _p(found[0] - null, *found[1:])[0]
     mean, variance, freedom, units = (float(part[0]) for part in found)
     low, high = _interval(mean, variance, freedom, units, level=level, bounds=bounds)
-    replicates = _two_way_bootstrap(cells[0][0], cells[1][0], draws, seed)
+    replicates = _two_way_bootstrap(terms, draws, seed)
     ends = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
     return CrossedMean(
         mean=mean,
@@ -108,19 +119,22 @@ def p_values(sums: Floats, weights: Floats, *, null: float) -> Floats:
     (S, I, J) weighted sums of outcomes and sums of weights in each cell of people by photos, the weights of a study
     summing to 1 -> (S,) two-sided p-values.
     """
-    mean, variance, freedom, units = _clustered(sums, weights)
+    mean, variance, freedom, units = _clustered([(1.0, sums, weights)])
     return _p(mean - null, variance, freedom, units)
 
 
-def _clustered(sums: Floats, weights: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+def _clustered(terms: list[Term]) -> tuple[Floats, Floats, Floats, Floats]:
     """Of cells (S, I, J): mean, its variance, degrees of freedom, and how many people or photos, the fewer: (S,) each.
 
     A person or photo without trials does not count.
     """
-    mean = sums.sum(axis=(1, 2))
-    e = sums - weights * mean[:, None, None]
-    people = (weights.sum(axis=2) > 0).sum(axis=1)
-    photos = (weights.sum(axis=1) > 0).sum(axis=1)
+    means = [sums.sum(axis=(1, 2)) for _, sums, _ in terms]
+    mean = sum((sign * value for (sign, _, _), value in zip(terms, means, strict=True)), np.zeros(len(means[0])))
+    e, there = np.zeros(terms[0][1].shape), np.zeros(terms[0][1].shape, bool)
+    for (sign, sums, weights), value in zip(terms, means, strict=True):
+        e += sign * (sums - weights * value[:, None, None])
+        there |= weights > 0
+    people, photos = there.any(axis=2).sum(axis=1), there.any(axis=1).sum(axis=1)
     n, m = np.maximum(people - 1, 1), np.maximum(photos - 1, 1)
     by_person = people / n * (e.sum(axis=2) ** 2).sum(axis=1)
     by_photo = photos / m * (e.sum(axis=1) ** 2).sum(axis=1)
@@ -156,16 +170,19 @@ def _interval(
     return max(mean - reach, low), min(mean + reach, high)
 
 
-def _two_way_bootstrap(sums: Floats, weights: Floats, draws: int, seed: int) -> Floats:
+def _two_way_bootstrap(terms: list[Term], draws: int, seed: int) -> Floats:
     """(draws,) means; each resample weights cell (i, j) by how often i and j were drawn: the product of the two."""
     rng = np.random.default_rng(seed)
-    n, m = sums.shape
+    _, n, m = terms[0][1].shape
     means = []
     for start in range(0, draws, _CHUNK):
         size = min(_CHUNK, draws - start)
         drawn_people = rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
         drawn_photos = rng.multinomial(m, np.full(m, 1 / m), size=size).astype(np.float64)
-        top = ((drawn_people @ sums) * drawn_photos).sum(axis=1)
-        bottom = ((drawn_people @ weights) * drawn_photos).sum(axis=1)
-        means.append(top[bottom > 0] / bottom[bottom > 0])
+        total = np.zeros(size)
+        for sign, sums, weights in terms:
+            top = ((drawn_people @ sums[0]) * drawn_photos).sum(axis=1)
+            bottom = ((drawn_people @ weights[0]) * drawn_photos).sum(axis=1)
+            total += sign * np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1.0), np.nan)
+        means.append(total[np.isfinite(total)])  # a resample may hold no trial at all
     return np.concatenate(means)

@@ -32,6 +32,8 @@ Population = Literal["people", "people and photos"]
 
 _FAR = 100.0
 _LOGITS = np.linspace(-_FAR, _FAR, 8_001)  # where mean shares are computed; between them they are interpolated
+_Z = np.linspace(-8, 8, 321)
+_DENSITY = np.exp(-(_Z**2) / 2) / np.exp(-(_Z**2) / 2).sum()
 _PHOTOS, _PERSON, _ANSWER = 1, 2, 3  # streams of random numbers
 
 
@@ -150,7 +152,13 @@ def centre(share: float, sd: float) -> float:
     >>> round(centre(0.5, 2.0), 6), round(centre(0.6, 0.0), 3)  # the second is log(.6/.4)
     (0.0, 0.405)
     """
-    return float(_centres(share, np.zeros((1, 1)), sd)[0])
+    if not 0 < share < 1:
+        raise AnalysisError(f"expected a share between 0 and 1, got {share}")
+    low, high = -_FAR, _FAR
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _sigmoid(middle + sd * _Z) @ _DENSITY < share else (low, middle)
+    return (low + high) / 2
 
 
 def _centres(share: float, shifts: Floats, sd: float) -> Floats:
@@ -169,9 +177,23 @@ def _centres(share: float, shifts: Floats, sd: float) -> Floats:
 @lru_cache(maxsize=64)
 def _mean_shares(sd: float) -> Floats:
     """The mean over Z of sigmoid(m + sd Z) for each m of `_LOGITS`, by the trapezoid rule."""
-    z = np.linspace(-8, 8, 321)
-    density = np.exp(-(z**2) / 2)
-    return np.asarray(_sigmoid(_LOGITS[:, None] + sd * z) @ (density / density.sum()), np.float64)
+    return np.asarray(_sigmoid(_LOGITS[:, None] + sd * _Z) @ _DENSITY, np.float64)
+
+
+def logit_sd(share: float, variance: float) -> float:
+    """The standard deviation in logits of units whose shares have this mean and this variance, by bisection.
+
+    >>> round(logit_sd(0.5, 0.0434), 2), logit_sd(0.5, 0.0)
+    (1.0, 0.0)
+    """
+    if not 0 < share < 1 or variance <= 0:
+        return 0.0
+    low, high = 0.0, 10.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        shares = _sigmoid(centre(share, middle) + middle * _Z)
+        low, high = (middle, high) if _DENSITY @ (shares - share) ** 2 < variance else (low, middle)
+    return (low + high) / 2 if low > 0 else 0.0
 
 
 def strengths_for(shares: Sequence[float], person_sd: float, photo_sd: float) -> tuple[float, ...]:
