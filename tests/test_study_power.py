@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -34,7 +36,7 @@ def test_the_centre_gives_the_share(share: float, sd: float) -> None:
 def test_what_goes_into_studies_comes_out(population: str) -> None:
     behaviour = Behaviour(person_sd=1.0, photo_sd=1.5, side=0.4)
     rng = np.random.default_rng(0)
-    outcomes = studies_in_memory(0.65, behaviour, Trials(40, 20), 30, 150, population=population, rng=rng)  # type: ignore[arg-type]
+    outcomes, _ = studies_in_memory(0.65, behaviour, Trials(40, 20), 30, 150, population=population, rng=rng)  # type: ignore[arg-type]
     assert outcomes.shape == (150, 30, 40)
     asked = ~np.isnan(outcomes)
     assert (asked.sum(axis=2) == 20).all(), "each person is asked so often, a photo at most once"
@@ -52,7 +54,7 @@ def test_people_leave_and_are_excluded_as_stated() -> None:
     behaviour = Behaviour(drop_out=0.3, careless=0.2, attention=0.9)
     trials = Trials(20, 20, catches=4, passes=3, complete=0.5)
     rng = np.random.default_rng(1)
-    outcomes = studies_in_memory(0.6, behaviour, trials, 200, 50, population="people", rng=rng)
+    outcomes, _ = studies_in_memory(0.6, behaviour, trials, 200, 50, population="people", rng=rng)
     asked = (~np.isnan(outcomes)).sum(axis=2)
     assert set(np.unique(asked)) == {0, *range(10, 21)}
     passing = 0.8 * stats.binom.sf(2, 4, 0.9) + 0.2 * stats.binom.sf(2, 4, 0.5)
@@ -76,7 +78,7 @@ def test_a_person_does_what_the_arrays_do() -> None:
     assert np.mean(firsts) == pytest.approx(0.1 * 0.5 + 0.9 * 0.7, abs=0.03)
     # the same by arrays, whose people vary as much
     rng = np.random.default_rng(2)
-    arrays = studies_in_memory(0.7, behaviour, Trials(20, 20), 300, 5, population="people and photos", rng=rng)
+    arrays, _ = studies_in_memory(0.7, behaviour, Trials(20, 20), 300, 5, population="people and photos", rng=rng)
     assert np.std(by_person) == pytest.approx(arrays.mean(axis=2).std(), rel=0.1)
     expected = 0.05 + 0.9 * np.mean([stats.logistic.cdf(sign * centre(0.7, 1.1) + 0.5) for sign in (1, -1)])
     assert np.mean(lefts) == pytest.approx(expected, abs=0.04)
@@ -127,25 +129,25 @@ def test_strengths_on_the_very_photos_hold_on_them() -> None:
 @pytest.mark.parametrize("population", ["people", "people and photos"])
 def test_the_registered_test_keeps_its_level(population: str) -> None:
     """Studies in which there is nothing to find, people and photos varying."""
-    effect = Effect(0.5, Behaviour(person_sd=1.0, photo_sd=0.5, side=0.3), Trials(30, 30), population)  # type: ignore[arg-type]
+    effect = Effect(0.5, Behaviour(person_sd=1.0, photo_sd=0.5, side=0.3), Trials(30, 30), population=population)  # type: ignore[arg-type]
     found = power_of(effect, 24, studies=2_000, seed=1)
     assert 0.03 <= found.power <= 0.07
-    assert found.mean_share == pytest.approx(0.5, abs=0.01)
+    assert found.mean == pytest.approx(0.5, abs=0.01)
 
 
 def test_people_alone_are_not_photos() -> None:
     """Where photos vary for everyone, the test over people is of these photos: of others it says too much."""
-    behaviour = Behaviour(person_sd=0.5, photo_sd=1.0)
+    wide = Effect(0.5, Behaviour(person_sd=0.5, photo_sd=1.0), Trials(15, 15), population="people and photos")
     rng = np.random.default_rng(0)
-    outcomes = studies_in_memory(0.5, behaviour, Trials(15, 15), 50, 200, population="people and photos", rng=rng)
-    assert (p_values(outcomes, population="people", seed=0) <= 0.05).mean() > 0.25
-    assert (p_values(outcomes, population="people and photos", seed=0) <= 0.05).mean() < 0.09
+    drawn = studies_in_memory(0.5, wide.behaviour, wide.trials, 50, 200, population="people and photos", rng=rng)
+    assert (p_values(*drawn, replace(wide, population="people"), seed=0) <= 0.05).mean() > 0.25
+    assert (p_values(*drawn, wide, seed=0) <= 0.05).mean() < 0.09
 
 
 @pytest.mark.parametrize("population", ["people", "people and photos"])
 def test_what_power_promises_holds(population: str) -> None:
     behaviour = Behaviour(person_sd=1.0, photo_sd=0.5, noise=0.05, drop_out=0.1)
-    effect = Effect(0.65, behaviour, Trials(30, 20, complete=0.5), population)  # type: ignore[arg-type]
+    effect = Effect(0.65, behaviour, Trials(30, 20, complete=0.5), population=population)  # type: ignore[arg-type]
     needed = people_needed(effect, 0.8, studies=400, seed=0)
     assert needed.promised.power >= 0.8
     assert needed.promised.low < needed.promised.power < needed.promised.high
@@ -177,13 +179,27 @@ def test_smaller_effects_and_more_comparisons_need_more_people() -> None:
     assert mirrored == pytest.approx(few, abs=3)
 
 
+@pytest.mark.parametrize("population", ["people", "people and photos"])
+def test_right_answers_keep_the_level_and_their_power(population: str) -> None:
+    behaviour = Behaviour(person_sd=0.6, photo_sd=0.6, drop_out=0.1)
+    none = Effect(0.7, behaviour, Trials(24, 24, complete=0.5), against=0.7, population=population)  # type: ignore[arg-type]
+    found = power_of(none, 24, studies=1_500, seed=4)
+    assert 0.03 <= found.power <= 0.07
+    assert found.mean == pytest.approx(0.0, abs=0.01)
+    some = power_of(replace(none, share=0.85), 24, studies=200)
+    assert some.power > 0.8
+    assert some.mean == pytest.approx(0.15, abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: Effect(0.6, QUIET, Trials(3, 1), against=0.5), "one with each arm"),
+        (lambda: people_needed(Effect(0.7, QUIET, Trials(4, 4), against=0.7)), "expected an effect to find"),
         (lambda: people_needed(Effect(0.5, QUIET, Trials(5, 5))), "no number of people finds what is not there"),
         (lambda: Effect(1.2, QUIET, Trials(5, 5)), "expected a share between 0 and 1"),
         (lambda: Effect(0.6, QUIET, Trials(5, 5), alpha=0), "expected alpha between"),
-        (lambda: Effect(0.6, QUIET, Trials(1, 1), "people and photos"), "at least 2 photos"),
+        (lambda: Effect(0.6, QUIET, Trials(1, 1), population="people and photos"), "at least 2 photos"),
         (lambda: Trials(5, 6), "expected 1 to 5 trials a person"),
         (lambda: Trials(5, 5, catches=1, passes=2), "expected 0 to 1 catch trials"),
         (lambda: Behaviour(noise=2), "expected noise from 0 to 1"),

@@ -200,7 +200,7 @@ def test_many_crossed_tests_at_once_are_the_single_ones() -> None:
     cells = np.zeros((1, 12, 9)), np.zeros((1, 12, 9))
     cells[0][0, i, j] = weights * y
     cells[1][0, i, j] = weights
-    assert crossed.p_values(*cells, null=0.5)[0] == pytest.approx(single.p)
+    assert crossed.p_values([(1.0, *cells)], null=0.5)[0] == pytest.approx(single.p)
 
 
 def test_crossed_where_everyone_always_chooses_the_same() -> None:

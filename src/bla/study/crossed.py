@@ -113,13 +113,12 @@ def mean_over_people_and_photos(
     )
 
 
-def p_values(sums: Floats, weights: Floats, *, null: float) -> Floats:
+def p_values(terms: list[Term], *, null: float) -> Floats:
     """The same test of many studies at once.
 
-    (S, I, J) weighted sums of outcomes and sums of weights in each cell of people by photos, the weights of a study
-    summing to 1 -> (S,) two-sided p-values.
+    Terms hold (S, I, J) cells of people by photos, the weights of a study summing to 1 -> (S,) two-sided p-values.
     """
-    mean, variance, freedom, units = _clustered([(1.0, sums, weights)])
+    mean, variance, freedom, units = _clustered(terms)
     return _p(mean - null, variance, freedom, units)
 
 

@@ -20,9 +20,11 @@ import numpy.typing as npt
 
 from bla.study import crossed, signflip
 from bla.study.errors import AnalysisError
-from bla.study.simulation import Behaviour, Population, Trials, studies_in_memory
+from bla.study.plan import Population
+from bla.study.simulation import Behaviour, Trials, studies_in_memory
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 Report = Callable[[str, int, int], None]
 
 DRAWS = 4_999
@@ -43,7 +45,8 @@ class Power:
     studies: int
     analysed: float
     """People left after exclusions, on average."""
-    mean_share: float
+    mean: float
+    """Of what is tested, over all studies: a share, or a difference of two."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,31 @@ class Needed:
 class Effect:
     """What is to be found, among whom, and by which test.
 
-    `share` is the mean share of main trials that the first arm wins, before noise. `comparisons` is how many pairs of
-    arms are tested: each at alpha / comparisons, which Holm's correction is never stricter than.
+    `share` is the mean share of main trials that the first arm wins, before noise; with `against` it is the share of
+    right answers with the first arm, and `against` that with the second. `comparisons` is how many pairs of arms are
+    tested: each at alpha / comparisons, which Holm's correction is never stricter than.
     """
 
     share: float
     behaviour: Behaviour
     trials: Trials
+    against: float | None = None
     population: Population = "people"
     alpha: float = 0.05
     comparisons: int = 1
 
+    @property
+    def null(self) -> float:
+        """The first share if there is nothing to find."""
+        return 0.5 if self.against is None else self.against
+
     def __post_init__(self) -> None:
         """Refuse what has no power."""
-        if not 0 < self.share < 1:
-            raise AnalysisError(f"expected a share between 0 and 1, got {self.share}")
+        for share in (self.share, self.null):
+            if not 0 < share < 1:
+                raise AnalysisError(f"expected a share between 0 and 1, got {share}")
+        if self.against is not None and self.trials.each < 2:
+            raise AnalysisError("expected at least 2 trials a person, one with each arm, got 1")
         if not 0 < self.alpha < 1 or self.comparisons < 1:
             raise AnalysisError(
                 f"expected alpha between 0 and 1 and at least 1 comparison, got {self.alpha}, {self.comparisons}"
@@ -104,12 +117,13 @@ def power_of(
     rng = np.random.default_rng([seed, people])
     done = 0
     for size in _portions(studies, people * effect.trials.photos):
-        outcomes = _drawn(effect, people, size, rng)
-        p = p_values(outcomes, population=effect.population, seed=seed + done)  # else all share one set of subsets
+        outcomes, second = _drawn(effect, people, size, rng)
+        p = p_values(outcomes, second, effect, seed=seed + done)  # with one seed all would share one set of subsets
         found += int((p <= effect.alpha / effect.comparisons).sum())
-        there = ~np.isnan(outcomes).all(axis=2)
+        values = _values(outcomes, second, effect)
+        there = ~np.isnan(values)
         analysed += float(there.sum()) / people
-        total += float(np.nansum(_shares(outcomes)[there])) / max(int(there.sum()), 1) * size
+        total += float(values[there].sum()) / max(int(there.sum()), 1) * size
         done += size
         if report is not None:
             report(f"simulating studies of {people} people", done, studies)
@@ -127,9 +141,10 @@ def people_needed(
     report: Report | None = None,
 ) -> Needed:
     """The people to recruit so that the study finds the effect with the wanted power."""
-    if effect.share == 0.5:
+    if effect.share == effect.null:
         raise AnalysisError(
-            "expected an effect to find, got a share of 0.5: no number of people finds what is not there"
+            f"expected an effect to find, got {effect.share} against {effect.null}: no number of people finds what is "
+            "not there"
         )
     if not 0 < power < 1:
         raise AnalysisError(f"expected a power between 0 and 1, got {power}")
@@ -166,29 +181,49 @@ def people_needed(
     return Needed(promised, power, tuple(sorted(tried.items())), settings)
 
 
-def p_values(outcomes: Floats, *, population: Population, seed: int) -> Floats:
-    """(S, I, J) outcomes, nan where there is none -> (S,) p-values of the registered test."""
-    there = ~np.isnan(outcomes)
-    asked = there.sum(axis=2)
-    if population == "people":
-        deviations = np.where(asked > 0, _shares(outcomes) - 0.5, 0.0)
-        return signflip.p_values(deviations, draws=DRAWS, seed=seed)
-    people = np.maximum((asked > 0).sum(axis=1), 1)
-    weights = there / np.maximum(asked, 1)[:, :, None] / people[:, None, None]
-    return crossed.p_values(np.where(there, outcomes, 0.0) * weights, weights, null=0.5)
+def p_values(outcomes: Floats, second: Bools, effect: Effect, *, seed: int) -> Floats:
+    """(S, I, J) outcomes, nan where there is none, and whether they are of the second arm -> (S,) p-values.
+
+    They are those of the registered test, over the effect's population.
+    """
+    values = _values(outcomes, second, effect)
+    analysed = ~np.isnan(values)
+    if effect.population == "people":
+        null = 0.5 if effect.against is None else 0.0
+        return signflip.p_values(np.where(analysed, values - null, 0.0), draws=DRAWS, seed=seed)
+    people = np.maximum(analysed.sum(axis=1), 1)
+    terms = []
+    for sign, mask in _arms(second, effect):
+        there = ~np.isnan(outcomes) & mask & analysed[:, :, None]
+        weights = there / np.maximum(there.sum(axis=2), 1)[:, :, None] / people[:, None, None]
+        terms.append((sign, np.where(there, outcomes, 0.0) * weights, weights))
+    return crossed.p_values(terms, null=0.5 if effect.against is None else 0.0)
 
 
-def _shares(outcomes: Floats) -> Floats:
-    """(S, I) each person's share; nan of nobody asked."""
-    there = ~np.isnan(outcomes)
-    asked = there.sum(axis=2)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(there, outcomes, 0.0).sum(axis=2) / asked, np.float64)
+def _values(outcomes: Floats, second: Bools, effect: Effect) -> Floats:
+    """(S, I) the x_i of each person; nan of those who are not compared."""
+    values = np.zeros(outcomes.shape[:2])
+    for sign, mask in _arms(second, effect):
+        there = ~np.isnan(outcomes) & mask
+        with np.errstate(invalid="ignore"):
+            values += sign * np.where(there, outcomes, 0.0).sum(axis=2) / there.sum(axis=2)
+    return values
 
 
-def _drawn(effect: Effect, people: int, studies: int, rng: np.random.Generator) -> Floats:
+def _arms(second: Bools, effect: Effect) -> list[tuple[float, Bools]]:
+    return [(1.0, ~second)] if effect.against is None else [(1.0, ~second), (-1.0, second)]
+
+
+def _drawn(effect: Effect, people: int, studies: int, rng: np.random.Generator) -> tuple[Floats, Bools]:
     return studies_in_memory(
-        effect.share, effect.behaviour, effect.trials, people, studies, population=effect.population, rng=rng
+        effect.share,
+        effect.behaviour,
+        effect.trials,
+        people,
+        studies,
+        against=effect.against,
+        population=effect.population,
+        rng=rng,
     )
 
 

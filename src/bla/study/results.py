@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bla.study import figures
-from bla.study.analysis import PREFERENCE
 from bla.study.bradley_terry import PRIOR
+from bla.study.registered import PREFERENCE
 
 Results = Mapping[str, Any]
 

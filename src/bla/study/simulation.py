@@ -18,17 +18,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bla.study.errors import AnalysisError
+from bla.study.plan import Population
 
 Floats = npt.NDArray[np.float64]
-
-Population = Literal["people", "people and photos"]
-"""What a share is a mean over: people, on the photos of the study; or people and photos, both drawn."""
+Bools = npt.NDArray[np.bool_]
 
 _FAR = 100.0
 _LOGITS = np.linspace(-_FAR, _FAR, 8_001)  # where mean shares are computed; between them they are interpolated
@@ -253,25 +251,30 @@ def studies_in_memory(
     people: int,
     studies: int,
     *,
+    against: float | None = None,
     population: Population,
     rng: np.random.Generator,
-) -> Floats:
-    """(S, I, J) outcomes of many studies of two arms: 1 the first was chosen, 0 the other, nan not asked or excluded.
+) -> tuple[Floats, Bools]:
+    """(S, I, J) outcomes of many studies of two arms, nan: not asked or excluded; (S, I, J) whether of the second arm.
 
-    `share` is the first arm's mean over the population, before noise. For the population of people, photos are what
-    they are in a study, and the share holds on them: its strength is set to their leanings. For people and photos
-    the photos are drawn, too, and their leanings move a study's share.
+    Side by side (`against` is None) an outcome is 1 where the first arm is chosen, and all are of the first arm; else
+    it is 1 where the answer is right, and half of a person's photos are shown with the second arm, where the mask is
+    True. `share` is the first arm's mean over the population, before noise, `against` the second's. For the population
+    of people photos are what they are in a study, and shares hold on them: strengths are set to the photos' leanings.
+    For people and photos the photos are drawn, too, and their leanings move a study's shares.
     """
     b, shape = behaviour, (studies, people, trials.photos)
-    photo = rng.normal(0, b.photo_sd, (studies, 1, trials.photos))
-    if population == "people":
-        middle = _centres(share, photo[:, 0], b.person_sd)
-    else:
-        middle = np.full(studies, centre(share, float(np.hypot(b.person_sd, b.photo_sd))))
-    # The place of each photo in each person's own random order; every second one has the first arm on the left.
+    # The place of each photo in each person's own random order. Every second one has the first arm on the left, or is
+    # shown with the second arm.
     place = rng.random(shape, np.float32).argsort(axis=2)
-    logit = middle[:, None, None] + photo + rng.normal(0, b.person_sd, (studies, people, 1))
-    logit = logit + b.side * np.where(place % 2 == 0, 1.0, -1.0)
+    odd = place % 2 == 1
+    first = _logits(share, b, shape, population, rng)
+    if against is None:
+        second = np.zeros(shape, bool)
+        logit = first + np.where(odd, -b.side, b.side)
+    else:
+        second = odd
+        logit = np.where(odd, _logits(against, b, shape, population, rng), first)
     careless = rng.random((studies, people, 1)) < b.careless
     coin = careless | (rng.random(shape) < b.noise)
     outcomes = (rng.random(shape) < np.where(coin, 0.5, _sigmoid(logit))).astype(np.float64)
@@ -282,7 +285,20 @@ def studies_in_memory(
     passed = rng.binomial(trials.catches, np.where(careless[:, :, 0], 0.5, b.attention))
     out = (passed < trials.passes) | (leaves < trials.complete * trials.each) | (leaves == 0)
     outcomes[out] = np.nan
-    return outcomes
+    return outcomes, second
+
+
+def _logits(
+    share: float, behaviour: Behaviour, shape: tuple[int, int, int], population: Population, rng: np.random.Generator
+) -> Floats:
+    """(S, I, J) of people and photos drawn anew."""
+    b, (studies, people, photos) = behaviour, shape
+    photo = rng.normal(0, b.photo_sd, (studies, 1, photos))
+    if population == "people":
+        middle = _centres(share, photo[:, 0], b.person_sd)
+    else:
+        middle = np.full(studies, centre(share, float(np.hypot(b.person_sd, b.photo_sd))))
+    return np.asarray(middle[:, None, None] + photo + rng.normal(0, b.person_sd, (studies, people, 1)), np.float64)
 
 
 def _sigmoid(x: Floats) -> Floats:
