@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from bla.cli import run_command
 from bla.study.errors import AnalysisError
 from bla.study.power import Effect, p_values, people_needed, power_of
 from bla.study.simulation import (
@@ -217,3 +219,26 @@ def test_right_answers_keep_the_level_and_their_power(population: str) -> None:
 def test_mistakes(call: object, message: str) -> None:
     with pytest.raises(AnalysisError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["study", "power", "--share", "0.7", "--simulations", "100", "--photos", "20"]
+    assert run_command([*few, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["simulated"] is True
+    assert record["promised"]["power"] >= 0.8
+    assert record["people"] == record["promised"]["people"]
+    assert run_command(few) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"Simulated: {record['people']} people give a power of ")
+    assert "20 trials on each pair of arms out of 20 photos" in said
+    assert run_command([*few, "--people", "12", "--population", "people and photos", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["people"] == 12
+    assert record["settings"]["population"] == "people and photos"
+    assert run_command([*few, "--arms", "3", "--people", "12"]) == 0
+    assert "corrected for 3 pairs" in capsys.readouterr().out
+    assert run_command(["study", "power", "--share", "0.5"]) == 2
+    assert "no number of people finds what is not there" in capsys.readouterr().err
+    assert run_command(["study", "power", "--photos", "2", "--arms", "4"]) == 2
+    assert "a trial or more of each of 6 pairs" in capsys.readouterr().err

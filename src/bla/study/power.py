@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from bla.study import crossed, signflip
 from bla.study.errors import AnalysisError
-from bla.study.plan import Population
+from bla.study.plan import Plan, Population
 from bla.study.simulation import Behaviour, Trials, studies_in_memory
 
 Floats = npt.NDArray[np.float64]
@@ -47,6 +47,10 @@ class Power:
     """People left after exclusions, on average."""
     mean: float
     """Of what is tested, over all studies: a share, or a difference of two."""
+
+    def to_dict(self, effect: Effect, seed: int) -> dict[str, Any]:
+        """As JSON has it; all of it simulated, as it says."""
+        return {"simulated": True, **asdict(self), "settings": asdict(effect) | {"seed": seed}}
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,60 @@ class Effect:
             )
         if self.population == "people and photos" and self.trials.photos < 2:
             raise AnalysisError("expected at least 2 photos to say anything about others, got 1")
+
+
+def effect_of(
+    share: float,
+    behaviour: Behaviour,
+    plan: Plan | None = None,
+    *,
+    against: float | None = None,
+    photos: int | None = None,
+    trials: int | None = None,
+    arms: int | None = None,
+    alpha: float | None = None,
+    population: Population | None = None,
+) -> Effect:
+    """An effect between two of a plan's arms, or of a study of 30 photos and 2 arms; what is given goes before both.
+
+    Of several arms each pair is shown in its part of the trials.
+    """
+    if plan is not None and (plan.task == "preference") != (against is None):
+        raise AnalysisError(
+            f"expected {'no ' if plan.task == 'preference' else ''}share of right answers with the other arm, "
+            f"for this study's task is {plan.task}"
+        )
+    rules = None if plan is None else plan.exclusions
+    if photos is None:
+        photos = 30 if plan is None else len(plan.photos)
+    if trials is None:
+        trials = photos if plan is None else min(plan.trials, photos)
+    if arms is None:
+        arms = 2 if plan is None else len(plan.arms)
+    if alpha is None:
+        alpha = 0.05 if plan is None else plan.analysis.alpha
+    if arms < 2:
+        raise AnalysisError(f"expected at least 2 arms, got {arms}")
+    pairs = arms * (arms - 1) // 2
+    # Side by side a trial is about one pair; else about one arm, and two arms of them are compared.
+    each = trials // pairs if against is None else 2 * trials // arms
+    if each < 1:
+        raise AnalysisError(f"expected a trial or more of each of {pairs} pairs of arms, got {trials} trials")
+    return Effect(
+        share,
+        behaviour,
+        Trials(
+            photos,
+            each,
+            catches=0 if plan is None else len(plan.catches),
+            passes=0 if rules is None else rules.catches_to_pass,
+            complete=0.0 if rules is None else rules.share_to_complete,
+        ),
+        against=against,
+        population=population or ("people" if plan is None else plan.analysis.population),
+        alpha=alpha,
+        comparisons=pairs,
+    )
 
 
 def power_of(
