@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "training": {"attention", "cache", "evaluation", "networks", "operators", "settings"},
     "measuring": {"attention", "cache", "evaluation", "networks", "settings", "training"},
     "render": {"explanation"},
-    "report": {"explanation", "render"},
+    "report": {"explanation", "photo"},
     "study": {"explanation", "render"},
 }
 ARROWS["run"] = set(ARROWS) - {"comparison", "report", "study"}
