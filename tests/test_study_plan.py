@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,7 @@ from hypothesis import strategies as st
 from bla.study.errors import StudyError
 from bla.study.plan import Plan
 from bla.study.responses import Collected, Participant, Response, codebook, from_tables
-
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-
-
-def photo(name: str, arms: tuple[str, ...] = ("BLA", "CAM"), **more: Any) -> dict[str, Any]:
-    def picture(part: str) -> dict[str, Any]:
-        return {"token": f"{name}{part}".encode().hex().ljust(16, "0")[:40], "sha256": "0" * 64}
-
-    explained = {arm: picture(arm.lower()) | {"cells": 5} for arm in arms}
-    return {
-        "id": name, "name": f"{name}.jpg", "sha256": "0" * 64, "prediction": "cat", "truth": "cat",
-        "options": ["cat", "dog"], "plain": picture("plain"), "explained": explained,
-    } | more  # fmt: skip
-
-
-def record(arms: tuple[str, ...] = ("BLA", "CAM"), count: int = 4, **more: Any) -> dict[str, Any]:
-    return {
-        "title": "Cats", "question": "Which shows better why?", "task": "preference",
-        "arms": [{"name": arm, "method": arm} for arm in arms], "photos": [photo(f"p{i}", arms) for i in range(count)],
-        "trials": count, "people": 20, "width": 64, "height": 48, "file_size": 100, "created": NOON.isoformat(),
-    } | more  # fmt: skip
-
-
-def plan(**more: Any) -> Plan:
-    return Plan.from_json(json.dumps(record(**more)))
+from small_study import NOON, photo, plan
 
 
 def test_a_plan_comes_back_as_it_was(tmp_path: Path) -> None:

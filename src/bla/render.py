@@ -1,4 +1,4 @@
-"""Explanation and photo to picture: the panel of four, and the overlay alone."""
+"""Explanation and photo to picture: the panel of four, the overlay alone, the selected cells alone."""
 
 from __future__ import annotations
 
@@ -111,6 +111,28 @@ def overlay(photo: Image.Image, explanation: Explanation) -> Image.Image:
     cells = _Cells.of(explanation, photo.size, photo.size)
     photo = photo.convert("RGB")
     return Image.fromarray(_hatched(_spotlit(photo, explanation.selected, cells), np.asarray(photo), cells))
+
+
+def cutout(photo: Image.Image, explanation: Explanation) -> Image.Image:
+    """The selected cells alone, at the photo's own size: of the rest nothing is seen but faint lines between cells.
+
+    Raises
+    ------
+    ValueError
+        If the photo cannot be the one that was explained.
+
+    Examples
+    --------
+    >>> from bla.explanation import Explanation, Prediction
+    >>> cat = Prediction(281, "tabby", 0.9)
+    >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
+    >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)
+    >>> picture = cutout(Image.new("RGB", (64, 48), (200, 160, 120)), why)
+    >>> picture.size, picture.getpixel((16, 24)), picture.getpixel((48, 24))
+    ((64, 48), (200, 160, 120), (216, 216, 216))
+    """
+    cells = _Cells.of(explanation, photo.size, photo.size)
+    return Image.fromarray(_hatched(_blanked(photo.convert("RGB"), explanation.selected, cells), None, cells))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

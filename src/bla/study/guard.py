@@ -1,0 +1,147 @@
+"""What stands before every request: bounds on size and rate, secure headers, the clock of the server's own time."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LARGEST_BODY = 8 * 1024
+LARGEST_HEADERS = 16 * 1024
+
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=(), browsing-topics=()",
+    "x-robots-tag": "noindex, nofollow",
+}
+
+
+class Rate:
+    """So many a second for each key, and so many at once; the keys least used are forgotten.
+
+    >>> rate = Rate(1.0, 2, now=lambda: 0.0)
+    >>> [rate.wait("a") for _ in range(3)], rate.wait("b")
+    ([0.0, 0.0, 1.0], 0.0)
+    """
+
+    def __init__(self, a_second: float, at_once: int, *, now: Callable[[], float] = time.monotonic) -> None:
+        self.a_second, self.at_once, self._now = a_second, at_once, now
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait(self, key: str) -> float:
+        """Seconds to wait; 0 takes one."""
+        now = self._now()
+        left, then = self._buckets.pop(key, (float(self.at_once), now))
+        left = min(self.at_once, left + (now - then) * self.a_second)
+        taken = left >= 1
+        self._buckets[key] = (left - 1 if taken else left), now
+        if len(self._buckets) > 20_000:
+            self._buckets.popitem(last=False)
+        return 0.0 if taken else (1 - left) / self.a_second
+
+
+class Guard:
+    """ASGI middleware around the study's application.
+
+    `knows` says whether a cookie's token is one that we signed: its holder is limited alone, everyone else by
+    address, so that a class behind one address does not block itself.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        cookie: str,
+        knows: Callable[[str], bool],
+        refused: Callable[[int, int], tuple[bytes, str]],
+        requests_a_second: float = 20.0,
+        timing: bool = False,
+    ) -> None:
+        self.app, self.cookie, self.knows, self.refused, self.timing = app, cookie, knows, refused, timing
+        self.people = Rate(requests_a_second, int(10 * requests_a_second))
+        self.addresses = Rate(5 * requests_a_second, int(50 * requests_a_second))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("cache-control", "no-store")
+                if self.timing:
+                    headers["server-timing"] = f"app;dur={1000 * (time.perf_counter() - began):.2f}"
+            await send(message)
+
+        headers = Headers(scope=scope)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEADERS:
+            await self._refuse(sent, 431, 0)
+            return
+        wait = self._wait(headers, scope)
+        if wait:
+            await self._refuse(sent, 429, int(wait) + 1)
+            return
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > LARGEST_BODY:
+            await self._refuse(sent, 413, 0)
+            return
+        body = await _body(receive)
+        if body is None:
+            await self._refuse(sent, 413, 0)
+            return
+        given = False
+
+        async def once() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, once, sent)
+
+    def _wait(self, headers: Headers, scope: Scope) -> float:
+        token = cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
+        if token and self.knows(token):
+            return self.people.wait(token)
+        client = scope.get("client")
+        return self.addresses.wait(client[0] if client else "")
+
+    async def _refuse(self, send: Send, status: int, seconds: int) -> None:
+        content, kind = self.refused(status, seconds)
+        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(content)).encode())]
+        if seconds:
+            headers.append((b"retry-after", str(seconds).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body; None if it is too long, whatever length was announced."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return bytes(body)
+        body += message.get("body", b"")
+        if len(body) > LARGEST_BODY:
+            return None
+        if not message.get("more_body"):
+            return bytes(body)

@@ -1,0 +1,84 @@
+"""What must stay secret: the server's key, from which codes and signatures follow; tokens, of which hashes are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from bla.study.errors import StudyError
+
+FILE = "secrets.json"
+_ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"  # nothing that is read as another
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The key that signs, and the hash of the researcher's secret."""
+
+    key: bytes
+    researcher: str
+
+    @classmethod
+    def made(cls, study: Path) -> str:
+        """New keys for a study; the researcher's secret is returned and not kept."""
+        return _saved(study, secrets.token_hex(32))
+
+    @classmethod
+    def renewed(cls, study: Path) -> str:
+        """A new researcher's secret; the old one opens nothing any more. What the key signed stays valid."""
+        return _saved(study, cls.load(study).key.hex())
+
+    @classmethod
+    def load(cls, study: Path) -> Keys:
+        """Read a study's keys."""
+        try:
+            record = json.loads((study / FILE).read_text())
+            return cls(bytes.fromhex(record["key"]), str(record["researcher_sha256"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StudyError(f"expected the keys of a study in {study / FILE}, got {error!r}") from error
+
+    def signed(self, purpose: str, text: str) -> str:
+        """A signature that nobody without the key can make."""
+        return hmac.new(self.key, f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()[:32]
+
+    def verifies(self, purpose: str, text: str, signature: str) -> bool:
+        """Whether `signed` gave the signature."""
+        return hmac.compare_digest(self.signed(purpose, text).encode(), signature.encode())
+
+    def opens(self, secret: str) -> bool:
+        """Whether it is the researcher's secret."""
+        return hmac.compare_digest(hashed(secret.strip()), self.researcher)
+
+    def completion_code(self, participant: str) -> str:
+        """What a person shows to be paid: nobody finds the answers by it without the key."""
+        number = int(self.signed("completion", participant), 16)
+        letters = ""
+        for _ in range(8):
+            number, place = divmod(number, len(_ALPHABET))
+            letters += _ALPHABET[place]
+        return f"{letters[:4]}-{letters[4:]}"
+
+
+def new_token() -> str:
+    """128 random bits for an address or a cookie."""
+    return secrets.token_urlsafe(16)
+
+
+def hashed(token: str) -> str:
+    """What is kept of a token. It is random, so a plain hash cannot be searched."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _saved(study: Path, key: str) -> str:
+    secret = secrets.token_urlsafe(18)
+    content = json.dumps({"key": key, "researcher_sha256": hashed(secret)})
+    temporary = study / f".{FILE}.{secrets.token_hex(4)}"
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(content)
+    temporary.replace(study / FILE)
+    return secret

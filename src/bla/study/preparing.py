@@ -1,0 +1,379 @@
+"""From saved explanations of the same photos to a study's folder: plan, pictures, texts, secrets. All or nothing.
+
+STUDY/plan.json       the registered plan (`plan`)
+STUDY/texts.toml      everything participants read (`texts`), free to be changed before the first person begins
+STUDY/pictures/       one JPEG a picture, under random names (`pictures`)
+STUDY/secrets.json    the server's key and the hash of the researcher's secret; for the owner's eyes
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import secrets
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+from PIL import Image
+from pydantic import ValidationError
+
+from bla.explanation import Explanation, ExplanationError
+from bla.photo import open_photo
+from bla.study import pictures
+from bla.study.errors import StudyError
+from bla.study.keys import Keys
+from bla.study.plan import Analysis, Arm, Catch, Exclusions, Photo, Picture, Plan, Population, Task
+from bla.study.texts import Texts
+
+Rule = Literal["all", "correct", "wrong", "half"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What the researcher decides; the rest follows from the explanations and the seed."""
+
+    task: Task = "preference"
+    title: str = ""
+    question: str = ""
+    trials: int = 20
+    photos: int | None = None
+    """To draw a person's trials from; by default as many as trials, so that everyone sees the same."""
+    repeats: int = 2
+    catches: int = 2
+    practice: int = 2
+    people: int = 30
+    places: int | None = None
+    rule: Rule | None = None
+    area: Literal["equal", "own"] = "equal"
+    cells: int | None = None
+    options: int = 4
+    population: Population = "people"
+    alpha: float = 0.05
+    catches_to_pass: int | None = None
+    seconds_at_least: float = 1.0
+    share_to_complete: float = 1.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A photo that every arm explains, in the arms' order."""
+
+    path: Path
+    sha256: str
+    explanations: tuple[Explanation, ...]
+    truth: str | None
+
+    @property
+    def prediction(self) -> str:
+        """What the program says."""
+        return self.explanations[0].prediction.label
+
+    @property
+    def right(self) -> bool | None:
+        """Whether that is the truth."""
+        return None if self.truth is None else self.truth == self.prediction
+
+
+def prepare(
+    study: Path,
+    arms: Sequence[str],
+    wishes: Wishes | None = None,
+    *,
+    truth: Path | None = None,
+    texts: Path | None = None,
+) -> tuple[Plan, str]:
+    """Make the study's folder; returns its plan and the researcher's secret, which is kept nowhere.
+
+    ``arms`` are folders, or NAME=FOLDER. The truth of a photo is the name of its folder, unless ``truth``, a CSV file
+    with the columns image and label, says otherwise.
+
+    Raises
+    ------
+    StudyError
+        If the folder is there, explanations are missing, or there are too few photos for the wishes.
+    """
+    wishes = wishes or Wishes()
+    if study.exists():
+        raise StudyError(f"expected a name for a new folder, got {study}, which exists: a plan is not changed")
+    rule: Rule = wishes.rule or ("half" if wishes.task == "agreement" else "all")
+    folders = _named(arms)
+    words = Texts.load(texts) if texts else Texts.english()
+    found, left_out = _candidates(folders, _truths(truth))
+    considered = len(found)
+    allowed = _by_rule(found, rule, wishes.task, left_out)
+    count = wishes.photos or wishes.trials
+    drawn = _drawn(allowed, count, wishes, rule)
+    temporary = study.with_name(f".{study.name}.{secrets.token_hex(4)}")
+    try:
+        (temporary / "pictures").mkdir(parents=True)
+        size = pictures.canvas([_size(item.path) for item in drawn])
+        labels = sorted({item.prediction for item in found})
+        photos, length = _written(drawn, [name for name, _ in folders], wishes, size, labels, temporary / "pictures")
+        main, practice, spare = _split(photos, count, wishes)
+        catches = _catches(spare, practice, [name for name, _ in folders], wishes)
+        plan = Plan(
+            title=wishes.title or study.name,
+            question=wishes.question or words["question." + wishes.task],
+            task=wishes.task,
+            arms=tuple(_arm(name, [item.explanations[k] for item in drawn]) for k, (name, _) in enumerate(folders)),
+            photos=main,
+            practice=practice,
+            spare=spare,
+            catches=catches,
+            trials=wishes.trials,
+            repeats=wishes.repeats,
+            people=wishes.people,
+            places=wishes.places,
+            exclusions=Exclusions(
+                catches_to_pass=len(catches) if wishes.catches_to_pass is None else wishes.catches_to_pass,
+                seconds_at_least=wishes.seconds_at_least,
+                share_to_complete=wishes.share_to_complete,
+            ),
+            analysis=Analysis(population=wishes.population, alpha=wishes.alpha, seed=wishes.seed),
+            seed=wishes.seed,
+            rule=rule,
+            area=wishes.area,
+            cells=wishes.cells if wishes.area == "equal" else None,
+            considered=considered,
+            left_out=dict(left_out),
+            width=size[0],
+            height=size[1],
+            file_size=length,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        plan.save(temporary / "plan.json")
+        (temporary / "texts.toml").write_text(words.source, encoding="utf-8")
+        secret = Keys.made(temporary)
+        temporary.rename(study)
+    except ValidationError as error:
+        raise StudyError(f"expected wishes that fit together: {error.errors()[0]['msg']}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return plan, secret
+
+
+def _named(arms: Sequence[str]) -> list[tuple[str, Path]]:
+    """Each arm's name and folder: the folder's own name, or the last one by which the folders differ."""
+    given = [(name, Path(folder)) for name, _, folder in (arm.rpartition("=") for arm in arms)]
+    if len(given) < 2:
+        raise StudyError(f"expected two folders of explanations or more, an arm each, got {len(given)}")
+    unnamed = [folder.resolve().parts for name, folder in given if not name]
+    depth = next((d for d in (-1, -2, -3) if len({p[d:][0] for p in unnamed}) == len(unnamed)), None)
+    if depth is None:
+        raise StudyError("expected folders of different names, got equal ones: give arms as NAME=FOLDER")
+    named = [(name or folder.resolve().parts[depth], folder) for name, folder in given]
+    if len({name for name, _ in named}) < len(named):
+        raise StudyError("expected a different name for each arm, got one twice: give arms as NAME=FOLDER")
+    return named
+
+
+def _candidates(
+    folders: Sequence[tuple[str, Path]], truths: Mapping[str, str] | None
+) -> tuple[list[Candidate], Counter[str]]:
+    """Photos that all arms explain alike, in an order that does not depend on the folders' names."""
+    arms = [_read(folder) for _, folder in folders]
+    left_out: Counter[str] = Counter()
+    found = []
+    for sha256 in sorted(set().union(*arms)):
+        if any(sha256 not in arm for arm in arms):
+            left_out["not explained by every arm"] += 1
+            continue
+        entries = [arm[sha256] for arm in arms]
+        explanations = tuple(explanation for _, explanation in entries)
+        path = entries[0][0]
+        if len({explanation.prediction.label for explanation in explanations}) > 1:
+            left_out["the arms' predictions differ"] += 1
+        elif len({tuple(round(side) for side in explanation.region) for explanation in explanations}) > 1:
+            left_out["the arms' regions differ"] += 1
+        else:
+            truth = path.parent.name or None if truths is None else truths.get(path.name, truths.get(str(path)))
+            found.append(Candidate(path, sha256, explanations, truth))
+    return found, left_out
+
+
+def _read(folder: Path) -> dict[str, tuple[Path, Explanation]]:
+    """The folder's explanations by their photos' digests."""
+    if not folder.is_dir():
+        raise StudyError(f"expected a folder of explanations, as bla explain --out writes it, got {folder}")
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            explanation = Explanation.load(path)
+        except ExplanationError as error:
+            raise StudyError(f"{path}: {error}") from error
+        photo = Path(explanation.image)
+        if not photo.is_file():
+            raise StudyError(
+                f"expected the photo {photo} of {path}, got no such file: work in the folder where bla explain worked"
+            )
+        found[hashlib.sha256(photo.read_bytes()).hexdigest()] = photo, explanation
+    if not found:
+        raise StudyError(f"expected explanations, as bla explain --out writes them, got no JSON files in {folder}")
+    return found
+
+
+def _truths(path: Path | None) -> dict[str, str] | None:
+    if path is None:
+        return None
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"image", "label"} <= set(rows[0]):
+        raise StudyError(f"expected a CSV file with the columns image and label, got {path}")
+    return {row["image"]: row["label"] for row in rows}
+
+
+def _by_rule(found: Sequence[Candidate], rule: Rule, task: Task, left_out: Counter[str]) -> list[Candidate]:
+    """The photos that the rule allows; `half` is drawn later, but needs the truth."""
+    allowed = []
+    for item in found:
+        if item.truth is None and (rule != "all" or task == "agreement"):
+            left_out["truth unknown"] += 1
+        elif rule in ("correct", "wrong") and item.right is not (rule == "correct"):
+            left_out["the program is wrong" if rule == "correct" else "the program is right"] += 1
+        else:
+            allowed.append(item)
+    return allowed
+
+
+def _drawn(allowed: Sequence[Candidate], count: int, wishes: Wishes, rule: Rule) -> list[Candidate]:
+    """Photos of main, then practice, then catch trials: by turns from each class, shuffled by the seed."""
+    rng = Random(f"{wishes.seed}:photos")
+    parts = (count, wishes.practice, wishes.catches)
+    if rule != "half":
+        queue = _by_turns(allowed, rng)
+    else:
+        right = _by_turns([item for item in allowed if item.right], rng)
+        wrong = _by_turns([item for item in allowed if not item.right], rng)
+        queue = [item for both in zip(right, wrong, strict=False) for item in both]
+    if len(queue) < sum(parts):
+        raise StudyError(
+            f"expected {sum(parts)} photos ({count} for trials, {wishes.practice} for practice, {wishes.catches} for "
+            f"attention checks), got {len(queue)} by the rule {rule}: explain more photos, or ask for fewer "
+            "--trials, --practice or --catches"
+        )
+    return queue[: sum(parts)]
+
+
+def _by_turns(items: Sequence[Candidate], rng: Random) -> list[Candidate]:
+    classes: dict[str, list[Candidate]] = defaultdict(list)
+    for item in items:
+        classes[item.truth or item.prediction].append(item)
+    stacks = [rng.sample(classes[name], len(classes[name])) for name in sorted(classes)]
+    rng.shuffle(stacks)
+    queue = []
+    while any(stacks):
+        queue += [stack.pop() for stack in stacks if stack]
+    return queue
+
+
+def _size(path: Path) -> tuple[int, int]:
+    return open_photo(path).size
+
+
+def _written(  # noqa: PLR0917
+    drawn: Sequence[Candidate],
+    names: Sequence[str],
+    wishes: Wishes,
+    size: tuple[int, int],
+    labels: Sequence[str],
+    folder: Path,
+) -> tuple[list[Photo], int]:
+    """Render everything, fill the files up to one length, write them; the photos' records and that length."""
+    made: list[list[tuple[bytes, int | None]]] = []
+    for item in drawn:
+        photo = open_photo(item.path)
+        alone = wishes.task == "prediction"
+        shown = [_cut(item.explanations, k, wishes) for k in range(len(names))]
+        files: list[tuple[bytes, int | None]] = [(_file(photo, None, size, alone), None)]
+        files += [(_file(photo, explanation, size, alone), explanation.size) for explanation in shown]
+        made.append(files)
+    length = pictures.common_length([content for files in made for content, _ in files])
+    rng = Random(f"{wishes.seed}:options")
+    photos = []
+    for number, (item, files) in enumerate(zip(drawn, made, strict=True), 1):
+        kept = [_kept(pictures.filled_up(content, length), cells, folder) for content, cells in files]
+        photos.append(
+            Photo(
+                id=f"photo-{number:03}",
+                name=item.path.name,
+                sha256=item.sha256,
+                prediction=item.prediction,
+                truth=item.truth,
+                options=_options(item, labels, wishes.options, rng) if wishes.task == "prediction" else (),
+                plain=kept[0],
+                explained=dict(zip(names, kept[1:], strict=True)),
+            )
+        )
+    return photos, length
+
+
+def _cut(explanations: Sequence[Explanation], arm: int, wishes: Wishes) -> Explanation:
+    """An arm's explanation at its own size, or at the size registered, as a share of the first arm's grid."""
+    explanation, first = explanations[arm], explanations[0]
+    if wishes.area == "own":
+        return explanation
+    return pictures.cut_to(explanation, (wishes.cells or first.size) / first.selected.size)
+
+
+def _file(photo: Image.Image, explanation: Explanation | None, size: tuple[int, int], alone: bool) -> bytes:
+    return pictures.encoded(pictures.drawn(photo, explanation, size, alone=alone))
+
+
+def _kept(content: bytes, cells: int | None, folder: Path) -> Picture:
+    token = secrets.token_hex(12)
+    (folder / f"{token}.jpg").write_bytes(content)
+    return Picture(token=token, sha256=hashlib.sha256(content).hexdigest(), cells=cells)
+
+
+def _options(item: Candidate, labels: Sequence[str], count: int, rng: Random) -> tuple[str, ...]:
+    """The prediction among labels that the program gives to other photos, or thinks of here."""
+    others = [label for label in labels if label != item.prediction]
+    rng.shuffle(others)
+    others += [guess.label for guess in item.explanations[0].top if guess.label not in (*others, item.prediction)]
+    if not others:
+        raise StudyError("expected photos of two classes or more: with one there is nothing to predict")
+    return tuple(rng.sample([item.prediction, *others[: count - 1]], min(count, 1 + len(others))))
+
+
+def _split(
+    photos: Sequence[Photo], count: int, wishes: Wishes
+) -> tuple[tuple[Photo, ...], tuple[Photo, ...], tuple[Photo, ...]]:
+    after = count + wishes.practice
+    return tuple(photos[:count]), tuple(photos[count:after]), tuple(photos[after:])
+
+
+def _catches(
+    spare: Sequence[Photo], practice: Sequence[Photo], names: Sequence[str], wishes: Wishes
+) -> tuple[Catch, ...]:
+    catches = []
+    for index, photo in enumerate(spare):
+        arm, decoy = names[index % len(names)], None
+        if wishes.task == "preference":
+            others = [other for other in (*spare, *practice) if other.prediction != photo.prediction]
+            if not others:
+                raise StudyError(
+                    "expected photos of two classes or more for the attention checks, whose wrong picture is of "
+                    "another class: explain more photos, or take --catches 0"
+                )
+            decoy = others[index % len(others)].id
+        catches.append(Catch(photo=photo.id, arm=arm, decoy=decoy))
+    return tuple(catches)
+
+
+def _arm(name: str, explanations: Sequence[Explanation]) -> Arm:
+    def all_of(values: Sequence[str]) -> str:
+        return ", ".join(sorted(set(values) - {""}))
+
+    return Arm(
+        name=name,
+        method=all_of([e.method for e in explanations]) or "?",
+        setup=all_of([e.setup for e in explanations]),
+        model=all_of([e.model for e in explanations]),
+    )

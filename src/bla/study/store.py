@@ -1,0 +1,440 @@
+"""What is stored of a study, in SQLite or PostgreSQL: an answer is written once, and never changed.
+
+Everything that a request must do is one transaction: what was acknowledged is on the disk, and what comes twice (a
+double click, a replay after a lost connection) finds the first and changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine, Row, make_url
+
+from bla.study.errors import StudyError
+from bla.study.keys import hashed
+from bla.study.plan import Plan
+from bla.study.responses import Collected, Participant, Response
+from bla.study.schedule import Trial, trials_of
+
+metadata = sa.MetaData()
+
+studies = sa.Table(
+    "study",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("plan", sa.String(64), nullable=False),
+    sa.Column("texts", sa.String(64), nullable=False),
+    sa.Column("simulated", sa.Boolean, nullable=False),
+    sa.Column("joined", sa.Integer, nullable=False),
+    sa.CheckConstraint("id = 1", name="one_study"),
+)
+participants = sa.Table(
+    "participants",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False, unique=True),
+    sa.Column("name", sa.String(32), nullable=False, unique=True),
+    sa.Column("token_sha256", sa.String(64), nullable=False, unique=True),
+    sa.Column("trials", sa.Integer, nullable=False),
+    sa.Column("started_ms", sa.BigInteger, nullable=False),
+    sa.Column("finished_ms", sa.BigInteger),
+    sa.Column("withdrawn_ms", sa.BigInteger),
+)
+trials = sa.Table(
+    "trials",
+    metadata,
+    sa.Column("participant", sa.Integer, sa.ForeignKey("participants.id"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("trial", sa.Text, nullable=False),
+)
+answers = sa.Table(
+    "answers",
+    metadata,
+    sa.Column("participant", sa.Integer, primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("choice", sa.Text, nullable=False),
+    sa.Column("milliseconds", sa.Integer, nullable=False),
+    sa.Column("clock", sa.String(8), nullable=False),
+    sa.Column("shown_ms", sa.BigInteger, nullable=False),
+    sa.Column("answered_ms", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(["participant", "position"], ["trials.participant", "trials.position"]),
+)
+
+LONGEST_MS = 7 * 24 * 3600 * 1000
+"""A response time is cut off here."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """Where a participant stands."""
+
+    id: int
+    name: str
+    trials: int
+    done: int
+    withdrawn: bool
+
+    @property
+    def finished(self) -> bool:
+        """Whether all trials are answered."""
+        return self.done >= self.trials
+
+
+class Store:
+    """A study's answers behind a database's URL; `close` it.
+
+    Raises
+    ------
+    StudyError
+        If the database cannot be reached, or holds the answers of another plan.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._writing: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        try:
+            self._engine = _engine(url)
+            if self._engine.dialect.name == "sqlite":
+                # SQLite lets one write at a time and makes the others poll; in one process they can queue instead.
+                self._writing = threading.Lock()
+            with self._engine.connect() as connection:
+                connection.execute(sa.text("select 1"))
+        except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
+            raise StudyError(
+                f"expected a database at {sa.engine.url.make_url(url).render_as_string()}, got: {_short(error)}"
+            ) from error
+
+    @classmethod
+    def of(cls, study: Path, url: str | None = None, *, rehearsal: bool = False) -> Store:
+        """The store at a URL, or the study folder's own; a rehearsal has its own."""
+        return cls(url or f"sqlite:///{study / ('rehearsal.db' if rehearsal else 'study.db')}")
+
+    def begin(self, plan: Plan, texts: str, *, simulated: bool = False) -> None:
+        """Make the tables if need be, and write down under which plan and texts answers are collected, for good."""
+        migrate(self._engine)
+        values = {"id": 1, "plan": plan.digest(), "texts": texts, "simulated": simulated, "joined": 0}
+        with self._write() as connection:
+            connection.execute(self._insert(studies).values(values).on_conflict_do_nothing())
+            row = connection.execute(sa.select(studies)).one()
+        self._check(row, plan, simulated=simulated)
+        if row.joined and row.texts != texts:
+            raise StudyError(
+                "expected the texts that the first participants read, got changed ones: put the old texts.toml back, "
+                "or begin a new study"
+            )
+        if row.texts != texts:
+            with self._write() as connection:
+                connection.execute(sa.update(studies).values(texts=texts))
+
+    def _check(self, row: Row[Any], plan: Plan, *, simulated: bool) -> None:
+        if row.plan != plan.digest():
+            raise StudyError(
+                f"expected the plan under which this study began (digest {row.plan[:12]}), got another "
+                f"({plan.digest()[:12]}): put the old plan.json back, or make a new study"
+            )
+        if bool(row.simulated) != simulated:
+            kinds = ("real", "simulated")
+            raise StudyError(
+                f"expected a store of {kinds[simulated]} answers, got one of {kinds[not simulated]} ones: "
+                "a rehearsal has its own"
+            )
+
+    def join(self, plan: Plan, token: str) -> Person | None:
+        """A new participant, or the one who joined with this token before; None if all places are taken."""
+        with self._write() as connection:
+            known = self._person(connection, token)
+            if known is not None:
+                return known
+            joined: int = connection.execute(
+                sa.update(studies).values(joined=studies.c.joined + 1).returning(studies.c.joined)
+            ).scalar_one()
+            if plan.places is not None and joined > plan.places:
+                connection.execute(sa.update(studies).values(joined=plan.places))
+                return None
+            planned = trials_of(plan, joined - 1)
+            name = uuid4().hex[:16]
+            key = connection.execute(
+                sa.insert(participants)
+                .values(
+                    number=joined - 1,
+                    name=name,
+                    token_sha256=hashed(token),
+                    trials=len(planned),
+                    started_ms=now_ms(),
+                )
+                .returning(participants.c.id)
+            ).scalar_one()
+            rows = [
+                {"participant": key, "position": position, "trial": _dumped(trial)}
+                for position, trial in enumerate(planned, 1)
+            ]
+            connection.execute(sa.insert(trials), rows)
+            return Person(key, name, len(planned), 0, withdrawn=False)
+
+    def person(self, token: str) -> Person | None:
+        """Who has this token."""
+        with self._read() as connection:
+            return self._person(connection, token)
+
+    def trial(self, person: Person, position: int) -> Trial | None:
+        """A trial of a person's."""
+        with self._read() as connection:
+            return _trial(connection, person.id, position)
+
+    def answer(
+        self, person: Person, position: int, choice: str, *, milliseconds: int, clock: str, shown_ms: int
+    ) -> Literal["stored", "kept", "early"]:
+        """Write an answer. One that is there already is kept; one to a trial that was not shown yet is refused."""
+        with self._write() as connection:
+            done = _done(connection, person.id)
+            if position <= done:
+                return "kept"
+            if position > done + 1 or position > person.trials:
+                return "early"
+            now = now_ms()
+            connection.execute(
+                self._insert(answers)
+                .values(
+                    participant=person.id,
+                    position=position,
+                    choice=choice,
+                    milliseconds=max(0, min(milliseconds, LONGEST_MS)),
+                    clock=clock,
+                    shown_ms=shown_ms,
+                    answered_ms=now,
+                )
+                .on_conflict_do_nothing()
+            )
+            if position == person.trials:
+                connection.execute(
+                    sa.update(participants)
+                    .where(participants.c.id == person.id, participants.c.finished_ms.is_(None))
+                    .values(finished_ms=now)
+                )
+            return "stored"
+
+    def answered(self, person: Person, position: int) -> str | None:
+        """The answer that was given to a trial."""
+        with self._read() as connection:
+            found: str | None = connection.execute(
+                sa.select(answers.c.choice).where(answers.c.participant == person.id, answers.c.position == position)
+            ).scalar_one_or_none()
+            return found
+
+    def withdraw(self, person: Person) -> None:
+        """Take a person's answers back: they are deleted; that someone was there stays."""
+        with self._write() as connection:
+            connection.execute(sa.delete(answers).where(answers.c.participant == person.id))
+            connection.execute(
+                sa.update(participants)
+                .where(participants.c.id == person.id, participants.c.withdrawn_ms.is_(None))
+                .values(withdrawn_ms=now_ms(), finished_ms=None)
+            )
+
+    def counts(self) -> dict[str, int]:
+        """How many began, finished and withdrew, and how many answers there are."""
+        with self._read() as connection:
+            began, finished, withdrawn = connection.execute(
+                sa.select(
+                    sa.func.count(participants.c.id),
+                    sa.func.count(participants.c.finished_ms),
+                    sa.func.count(participants.c.withdrawn_ms),
+                )
+            ).one()
+            given = connection.execute(sa.select(sa.func.count()).select_from(answers)).scalar_one()
+        return {"began": began, "finished": finished, "withdrawn": withdrawn, "answers": given}
+
+    def collected(self, plan: Plan) -> Collected:
+        """Everything, as it is exported."""
+        try:
+            with self._read() as connection:
+                row = connection.execute(sa.select(studies)).one_or_none()
+                people = connection.execute(sa.select(participants).order_by(participants.c.number)).all()
+                given = connection.execute(
+                    sa.select(participants.c.name, trials.c.trial, answers)
+                    .select_from(participants)
+                    .join(trials, trials.c.participant == participants.c.id)
+                    .join(
+                        answers,
+                        sa.and_(answers.c.participant == participants.c.id, answers.c.position == trials.c.position),
+                    )
+                    .order_by(participants.c.number, answers.c.position)
+                ).all()
+        except sa.exc.DatabaseError as error:
+            raise StudyError(f"expected the answers of a study, got none in {self.url}: serve it first") from error
+        if row is None:
+            raise StudyError(f"expected the answers of a study, got an empty store in {self.url}: serve it first")
+        simulated = bool(row.simulated)
+        self._check(row, plan, simulated=simulated)
+        return Collected(
+            plan=row.plan,
+            simulated=simulated,
+            participants=tuple(_participant(entry, simulated) for entry in people),
+            responses=tuple(_response(entry, plan, simulated) for entry in given),
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._writing, self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            yield connection
+
+    def _insert(self, table: sa.Table) -> Any:
+        return (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(table)
+
+    @staticmethod
+    def _person(connection: Connection, token: str) -> Person | None:
+        row = connection.execute(
+            sa.select(
+                participants,
+                sa.select(sa.func.count())
+                .select_from(answers)
+                .where(answers.c.participant == participants.c.id)
+                .scalar_subquery()
+                .label("done"),
+            ).where(participants.c.token_sha256 == hashed(token))
+        ).one_or_none()
+        if row is None:
+            return None
+        return Person(row.id, row.name, row.trials, row.done, withdrawn=row.withdrawn_ms is not None)
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the tables to this version's form."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", "bla.study:migrations")
+    config.set_main_option("path_separator", "os")
+    try:
+        with engine.connect().execution_options(writes=True) as connection, connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.execute(sa.text("select pg_advisory_xact_lock(2105148244)"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except CommandError as error:
+        raise StudyError(f"expected a store that this version of bla can read, got: {error}") from error
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise StudyError(f"expected a database's URL, as sqlite:///study.db, got {url!r}") from error
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise StudyError(f"expected SQLite or PostgreSQL, got {parsed.get_backend_name()}")
+    if parsed.get_backend_name() == "postgresql":
+        return sa.create_engine(parsed, pool_size=16, max_overflow=24, pool_pre_ping=True)
+    engine = sa.create_engine(parsed, connect_args={"check_same_thread": False}, pool_size=16, max_overflow=24)
+
+    @sa.event.listens_for(engine, "connect")
+    def _connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # BEGIN is ours to say
+        cursor = connection.cursor()
+        for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"pragma {pragma}")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _began(connection: Connection) -> None:
+        # A transaction that will write takes the lock at once: two that read first could both wait for the other.
+        connection.exec_driver_sql(
+            "BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN DEFERRED"
+        )
+
+    return engine
+
+
+def _done(connection: Connection, person: int) -> int:
+    found: int = connection.execute(
+        sa.select(sa.func.count()).select_from(answers).where(answers.c.participant == person)
+    ).scalar_one()
+    return found
+
+
+def _trial(connection: Connection, person: int, position: int) -> Trial | None:
+    text = connection.execute(
+        sa.select(trials.c.trial).where(trials.c.participant == person, trials.c.position == position)
+    ).scalar_one_or_none()
+    return None if text is None else _loaded(text)
+
+
+def _dumped(trial: Trial) -> str:
+    return json.dumps(vars(trial), ensure_ascii=False)
+
+
+def _loaded(text: str) -> Trial:
+    values = json.loads(text)
+    return Trial(**values | {"options": tuple(values["options"])})
+
+
+def _participant(row: Row[Any], simulated: bool) -> Participant:
+    return Participant(
+        participant=row.name,
+        number=row.number,
+        trials=row.trials,
+        started_at=_moment(row.started_ms),
+        finished_at=None if row.finished_ms is None else _moment(row.finished_ms),
+        withdrawn_at=None if row.withdrawn_ms is None else _moment(row.withdrawn_ms),
+        simulated=simulated,
+    )
+
+
+def _response(row: Row[Any], plan: Plan, simulated: bool) -> Response:
+    trial = _loaded(row.trial)
+    return Response(
+        participant=row.name,
+        position=row.position,
+        kind=trial.kind,
+        repeats=trial.repeats,
+        task=plan.task,
+        photo=trial.photo,
+        left=trial.left,
+        right=trial.right,
+        arm=trial.arm,
+        options=trial.options,
+        choice=row.choice,
+        expected=trial.expected,
+        correct=None if trial.expected is None else row.choice == trial.expected,
+        milliseconds=row.milliseconds,
+        clock=row.clock,
+        shown_at=_moment(row.shown_ms),
+        answered_at=_moment(row.answered_ms),
+        simulated=simulated,
+    )
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split("\n(Background")[0].split())[:300]

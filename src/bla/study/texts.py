@@ -1,0 +1,101 @@
+"""Everything that participants read, from one file: `texts.toml`, in any language."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from bla.study.errors import StudyError
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts by "section.name"; `source` is the file as it was written."""
+
+    source: str
+    words: Mapping[str, str]
+
+    @classmethod
+    def english(cls) -> Texts:
+        """The texts that come with the package, and the measure of what a file must hold."""
+        return _english()
+
+    @classmethod
+    def load(cls, path: Path) -> Texts:
+        """Read a file that holds the same texts in another language, or other words.
+
+        Raises
+        ------
+        StudyError
+            Naming the texts that are missing, unknown, or lack a placeholder.
+        """
+        try:
+            texts = cls.parsed(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise StudyError(f"expected texts as TOML in {path}, got: {error}") from error
+        known = cls.english().words
+        if set(texts.words) != set(known):
+            missing, unknown = sorted(set(known) - set(texts.words)), sorted(set(texts.words) - set(known))
+            raise StudyError(f"expected the texts of a study in {path}; missing {missing}, unknown {unknown}")
+        for name, text in texts.words.items():
+            wrong = set(_PLACEHOLDER.findall(text)) - set(_PLACEHOLDER.findall(known[name]))
+            if wrong:
+                raise StudyError(
+                    f"{path}: expected no other placeholders in {name} than English has, got {sorted(wrong)}"
+                )
+        return texts
+
+    @classmethod
+    def parsed(cls, source: str) -> Texts:
+        """From TOML."""
+        return cls(source, dict(_flat(tomllib.loads(source))))
+
+    def __getitem__(self, name: str) -> str:
+        return self.words[name]
+
+    def say(self, name: str, **values: object) -> str:
+        """A text with its placeholders filled in."""
+        return filled(self.words[name], **values)
+
+    def paragraphs(self, name: str, **values: object) -> list[str]:
+        """A text that empty lines divide."""
+        return [part.strip() for part in re.split(r"\n\s*\n", self.say(name, **values)) if part.strip()]
+
+    def digest(self) -> str:
+        """SHA-256 of the file: what people were told is part of what they were asked."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+
+def filled(text: str, **values: object) -> str:
+    """Placeholders {name} replaced; other braces stay.
+
+    >>> filled("{a} {b} {", a=1)
+    '1 {b} {'
+    """
+    return _PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), text)
+
+
+def _flat(record: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+    found = []
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{before}{name}.")
+        elif isinstance(value, str):
+            found.append((before + name, value.strip()))
+        else:
+            raise StudyError(f"expected a text for {before}{name}, got {value!r}: put it in quotes")
+    return found
+
+
+@lru_cache(maxsize=1)
+def _english() -> Texts:
+    return Texts.parsed((files("bla.study") / "texts.toml").read_text(encoding="utf-8"))

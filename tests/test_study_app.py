@@ -1,0 +1,371 @@
+"""The pages over HTTP: a participation, replays, refusals, blindness to the byte."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from bla.study.app import NONCE, TOKEN, create_app
+from bla.study.errors import StudyError
+from bla.study.pages import Pages
+from bla.study.pictures import registered
+from bla.study.plan import Plan
+from bla.study.preparing import Wishes, prepare
+from bla.study.responses import DECOY, Collected
+from bla.study.schedule import trials_of
+from bla.study.store import Store
+from bla.study.texts import Texts
+from small_study import ARMS, explained, small_study
+
+TASKS = ("preference", "prediction", "agreement")
+
+
+class Visitor:
+    """A browser without JavaScript."""
+
+    def __init__(self, app: Any) -> None:
+        self.client = TestClient(app, base_url="http://study.test", raise_server_exceptions=False)
+        self.html = ""
+
+    def get(self, address: str, status: int = 200) -> str:
+        return self._seen(self.client.get(address), status)
+
+    def post(self, address: str, values: dict[str, str], status: int = 200) -> str:
+        return self._seen(self.client.post(address, data=values), status)
+
+    def _seen(self, response: Any, status: int) -> str:
+        assert response.status_code == status, response.text
+        self.html = response.text
+        return self.html
+
+    def fields(self) -> dict[str, str]:
+        found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', self.html)
+        return dict(found)
+
+    def begin(self) -> str:
+        self.get("/")
+        return self.post("/begin", {**self.fields(), "agree": "yes"})
+
+    def answer(self, choice: str = "0", status: int = 200, **change: str) -> str:
+        return self.post("/answer", {**self.fields(), "choice": choice, **change}, status)
+
+    def pictures(self) -> list[str]:
+        return re.findall(r'<img src="(/pictures/\w+\.jpg)"', self.html)
+
+
+@pytest.fixture(params=TASKS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+    return small_study(tmp_path, task=request.param)
+
+
+@pytest.fixture
+def store(place: tuple[Path, str]) -> Iterator[Store]:
+    found = Store.of(place[0])
+    yield found
+    found.close()
+
+
+def test_a_participation(place: tuple[Path, str], store: Store) -> None:
+    study, secret = place
+    plan = Plan.load(study)
+    visitor = Visitor(create_app(study, store))
+    assert "http://study.test/p/" in visitor.begin()
+    visitor.get("/trial")
+    for position in range(1, 8):
+        assert f"Question {position} of 7" in visitor.html
+        visitor.answer(str(position % 2), ms="0")
+    assert "completion code" in visitor.html
+    code = re.findall(r"<code>([\w-]{9})</code>", visitor.html)
+    collected = store.collected(plan)
+    assert [r.position for r in collected.responses] == list(range(1, 8))
+    assert [r.place for r in collected.responses] == [position % 2 for position in range(1, 8)]
+    planned = trials_of(plan, 0)
+    for response, trial in zip(collected.responses, planned, strict=True):
+        assert (response.kind, response.photo, response.left, response.arm) == (
+            trial.kind, trial.photo, trial.left, trial.arm,
+        )  # fmt: skip
+        assert response.clock == "browser"
+    assert collected.participants[0].finished
+    visitor.get("/trial")
+    assert "completion code" in visitor.html
+
+    visitor.post("/researcher", {"secret": "wrong"}, 403)
+    assert "7" not in re.sub(r"<style.*", "", visitor.get("/researcher/responses.zip"))
+    visitor.post("/researcher", {"secret": secret})
+    assert "<dd>1 of 30 planned</dd>" in visitor.html
+    archive = zipfile.ZipFile(io.BytesIO(visitor.client.get("/researcher/responses.zip").content))
+    assert Collected.from_json(archive.read("responses.json")) == collected
+    assert visitor.get("/researcher/codes.csv").split() == ["code", *code]
+    assert visitor.get("/researcher/plan.json") == plan.to_json()
+
+
+def test_what_comes_twice_changes_nothing(place: tuple[Path, str], store: Store) -> None:
+    study, _ = place
+    visitor = Visitor(create_app(study, store))
+    visitor.get("/")
+    form = {**visitor.fields(), "agree": "yes"}
+    visitor.post("/begin", form)
+    token = visitor.client.cookies[TOKEN]
+    visitor.post("/begin", form)
+    assert visitor.client.cookies[TOKEN] == token
+    assert store.counts()["began"] == 1
+    first = visitor.get("/trial")
+    visitor.answer("1")
+    for choice in "10":
+        visitor.html = first
+        visitor.answer(choice)
+        assert "Question 2 of 7" in visitor.html
+    (response,) = store.collected(Plan.load(study)).responses
+    assert response.place == 1
+    assert response.clock == "server"
+
+
+def test_return_by_link_pause_and_taking_back(place: tuple[Path, str], store: Store) -> None:
+    study, _ = place
+    app = create_app(study, store)
+    visitor = Visitor(app)
+    visitor.begin()
+    link = re.findall(r'href="http://study.test(/p/[^"]+)"', visitor.html)[0]
+    visitor.get("/trial")
+    visitor.answer()
+    visitor.answer()
+    other = Visitor(app)
+    assert "Question 3 of 7" in other.get(link)
+    assert link in other.get("/pause")
+    other.post("/withdraw", other.fields(), 422)
+    assert store.counts()["answers"] == 2
+    other.post("/withdraw", {**other.fields(), "sure": "yes"})
+    assert "taken back" in other.html
+    assert "taken back" in visitor.get("/trial")
+    assert store.counts() == {"began": 1, "finished": 0, "withdrawn": 1, "answers": 0}
+    person = store.collected(Plan.load(study)).participants[0]
+    assert person.withdrawn
+    other.get("/p/" + "x" * 60, 404)
+
+
+def test_forged_and_malformed_requests_are_refused(place: tuple[Path, str], store: Store) -> None:
+    study, _ = place
+    visitor = Visitor(create_app(study, store))
+    assert "Welcome" in visitor.get("/trial")
+    visitor.get("/")
+    form = visitor.fields()
+    visitor.post("/begin", form, 422)
+    visitor.post("/begin", {**form, "agree": "yes", "nonce": "x"}, 403)
+    del visitor.client.cookies[NONCE]
+    visitor.post("/begin", {**form, "agree": "yes"}, 403)
+    visitor.begin()
+    page = visitor.get("/trial")
+    fields = visitor.fields()
+    for change, status in (
+        ({"csrf": "0" * 32}, 403),
+        ({"csrf": ""}, 403),
+        ({"position": "2"}, 403),
+        ({"sent": "1"}, 403),
+        ({"signature": "\u00e9"}, 403),
+        ({"choice": "9"}, 422),
+        ({"choice": "-1"}, 422),
+        ({"choice": "²"}, 422),
+        ({"choice": ""}, 422),
+        ({"choice": "0" * 300}, 422),
+    ):
+        visitor.html = page
+        visitor.answer(status=status, **change)
+    evil = visitor.client.post("/answer", data={**fields, "choice": "0"}, headers={"sec-fetch-site": "cross-site"})
+    assert evil.status_code == 403
+    assert visitor.client.post("/answer", content=b"x" * 9000).status_code == 413
+    assert visitor.client.post("/answer", content=iter([b"x" * 5000] * 2)).status_code == 413
+    assert visitor.client.get("/", headers={"x-long": "x" * 20_000}).status_code == 431
+    visitor.get("/pictures/none.jpg", 404)
+    visitor.get("/static/..%2Fapp.py", 404)
+    visitor.get("/docs", 404)
+    visitor.get("/openapi.json", 404)
+    assert visitor.client.put("/answer").status_code == 405
+    assert store.counts()["answers"] == 0
+
+
+def test_rates_are_limited(place: tuple[Path, str], store: Store) -> None:
+    study, _ = place
+    visitor = Visitor(create_app(study, store, joins_a_minute=2, requests_a_second=0.5))
+    for _ in range(2):
+        visitor.begin()
+        visitor.client.cookies.clear()
+    visitor.get("/")
+    visitor.post("/begin", {**visitor.fields(), "agree": "yes"}, 429)
+    codes = [visitor.client.get("/static/study.css").status_code for _ in range(40)]
+    assert codes[-1] == 429
+    assert "retry-after" in visitor.client.get("/").headers
+    assert store.counts()["began"] == 2
+
+
+def test_places_are_limited(tmp_path: Path) -> None:
+    study, _ = small_study(tmp_path, places=1)
+    store = Store.of(study)
+    app = create_app(study, store)
+    Visitor(app).begin()
+    late = Visitor(app)
+    late.get("/")
+    assert "found all" in late.post("/begin", {**late.fields(), "agree": "yes"}, 403)
+    store.close()
+
+
+def test_every_answer_has_secure_headers(place: tuple[Path, str], store: Store) -> None:
+    study, _ = place
+    visitor = Visitor(create_app(study, store))
+    visitor.begin()
+    visitor.get("/trial")
+    for address in ("/", "/trial", "/pause", visitor.pictures()[0], "/static/study.css", "/nowhere"):
+        headers = visitor.client.get(address).headers
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "same-origin"
+        assert "server-timing" not in headers
+    assert "no-store" in visitor.client.get("/trial").headers["cache-control"]
+    cookie = visitor.client.get("/").headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=lax" in cookie
+    secure = TestClient(create_app(study, store), base_url="https://study.test").get("/").headers["set-cookie"]
+    assert "Secure" in secure
+
+
+def test_tokens_are_stored_hashed(place: tuple[Path, str], store: Store) -> None:
+    study, secret = place
+    visitor = Visitor(create_app(study, store))
+    visitor.begin()
+    token = visitor.client.cookies[TOKEN]
+    kept = b"".join(path.read_bytes() for path in study.rglob("*") if path.is_file())
+    assert token.encode() not in kept
+    assert token[:22].encode() not in kept
+    assert secret.encode() not in kept
+    assert (study / "secrets.json").stat().st_mode & 0o077 == 0
+
+
+def test_no_byte_before_the_answer_names_an_arm(place: tuple[Path, str], store: Store) -> None:
+    study, _ = place
+    plan = Plan.load(study)
+    visitor = Visitor(create_app(study, store))
+    sent = bytearray()
+    static = [path.read_bytes() for path in (files("bla.study") / "static").iterdir()]
+
+    def heard(response: Any) -> None:
+        response.read()
+        if "/static/" in str(response.url):
+            assert response.content in static  # the same for every study
+            return
+        sent.extend(str(sorted(response.headers.items())).encode() + str(response.url).encode() + response.content)
+
+    visitor.client.event_hooks["response"].append(heard)
+    visitor.begin()
+    visitor.get("/trial")
+    lengths, sizes, starts = set(), set(), set()
+    while "completion code" not in visitor.html:
+        for address in ("/static/study.css", "/static/study.js", *visitor.pictures()):
+            visitor.client.get(address)
+        for address in visitor.pictures():
+            response = visitor.client.get(address)
+            lengths.add(response.headers["content-length"])
+            with Image.open(io.BytesIO(response.content)) as picture:
+                sizes.add((picture.size, picture.mode, picture.format))
+                assert set(picture.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density", "comment"}
+                starts.add(tuple(map(tuple, picture.quantization.values())))
+            headers = {name: value for name, value in response.headers.items() if name not in ("date",)}
+            starts.add(tuple(sorted(headers.items())))
+        visitor.answer()
+    assert len(lengths) == len(sizes) == 1
+    assert len(starts) == 2, "one set of tables, one set of headers"
+    text = bytes(sent).decode("latin-1")
+    forbidden = [*plan.arm_names, "secret-model", "setup-", ".json", "catch", DECOY, "repeat", plan.digest()]
+    forbidden += [photo.id for photo in plan.every_photo.values()] + [p.name for p in plan.every_photo.values()]
+    for word in forbidden:
+        assert word not in text, word
+    assert not re.search(r"\d+ cells", text)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_pages_are_the_same_when_arms_change_places(task: str, tmp_path: Path) -> None:
+    """Only the random names of the pictures differ."""
+    study, _ = small_study(tmp_path, task=task, repeats=2)
+    plan = Plan.load(study)
+    pages = Pages(plan, Texts.english())
+    exchanged: dict[str, str] = dict(zip(plan.arm_names, reversed(plan.arm_names), strict=True)) | {DECOY: DECOY}
+    for number in range(8):
+        for position, trial in enumerate(trials_of(plan, number), 1):
+            other = replace(
+                trial,
+                left=exchanged.get(str(trial.left)),
+                right=exchanged.get(str(trial.right)),
+                arm=exchanged.get(str(trial.arm)),
+            )
+            shown = [pages.trial(t, position, 9, None, sent=1) for t in (trial, other)]
+            assert shown[0] != shown[1]
+            blank = [re.sub(r"/pictures/\w{24}\.jpg", "/pictures/x.jpg", html) for html in shown]
+            assert blank[0] == blank[1]
+
+
+def test_a_repeat_or_catch_of_a_preference_looks_like_any_other(tmp_path: Path) -> None:
+    study, _ = small_study(tmp_path, catches=2, repeats=2, question="Which?")
+    plan = Plan.load(study)
+    pages = Pages(plan, Texts.english())
+    shown = {
+        re.sub(r"/pictures/\w{24}\.jpg", "", pages.trial(trial, 5, 9, None))
+        for number in range(4)
+        for trial in trials_of(plan, number)
+        if trial.kind != "practice"
+    }
+    assert len(shown) == 1
+
+
+def test_a_study_that_began_refuses_changes(place: tuple[Path, str], store: Store) -> None:
+    study, _ = place
+    Visitor(create_app(study, store)).begin()
+    plan = Plan.load(study)
+    create_app(study, store)
+    with pytest.raises(StudyError, match="simulated"):
+        create_app(study, store, simulated=True)
+    plan.model_copy(update={"people": 99}).save(study / "plan.json")
+    with pytest.raises(StudyError, match="put the old plan"):
+        create_app(study, store)
+    plan.save(study / "plan.json")
+    texts = (study / "texts.toml").read_text()
+    (study / "texts.toml").write_text(texts.replace("Welcome", "Hello"))
+    with pytest.raises(StudyError, match="put the old texts"):
+        create_app(study, store)
+    (study / "texts.toml").write_text(texts)
+    token = plan.photos[0].plain.token
+    content = (study / "pictures" / f"{token}.jpg").read_bytes()
+    (study / "pictures" / f"{token}.jpg").write_bytes(content[:-1] + b"x")
+    with pytest.raises(StudyError, match="registered picture"):
+        registered(study, plan)
+
+
+def test_texts_in_another_language(tmp_path: Path) -> None:
+    texts = tmp_path / "deutsch.toml"
+    english = Texts.english().source
+    texts.write_text(english.replace('language = "en"', 'language = "de"').replace("Welcome", "Willkommen"))
+
+    explained(tmp_path)
+    arms = [str(tmp_path / arm) for arm in ARMS]
+    prepare(tmp_path / "study", arms, Wishes(trials=3, catches=1, practice=1, repeats=1), texts=texts)
+    store = Store.of(tmp_path / "study")
+    page = Visitor(create_app(tmp_path / "study", store)).get("/")
+    store.close()
+    assert '<html lang="de"' in page
+    assert "<h1>Willkommen</h1>" in page
+    for change, message in (
+        (("[pause]", "[rest]"), "missing"),
+        (("{minutes}", "{hours}"), "placeholders"),
+        (('language = "en"', "language = 1"), "quotes"),
+        (("[page]", "[page"), "TOML"),
+    ):
+        texts.write_text(english.replace(*change))
+        with pytest.raises(StudyError, match=message):
+            Texts.load(texts)
