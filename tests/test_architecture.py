@@ -35,13 +35,8 @@ ARROWS: dict[str, set[str]] = {
     "training": {"attention", "cache", "evaluation", "networks", "operators", "settings"},
     "measuring": {"attention", "cache", "evaluation", "networks", "settings", "training"},
     "render": {"explanation"},
-<<<<<<< HEAD
     "report": {"explanation", "photo"},
-    "study": {"explanation", "render"},
-=======
-    "report": {"explanation", "render"},
     "study": {"explanation", "photo", "render"},
->>>>>>> a9a075d (bla study init, serve and export: pictures, schedule, store and pages)
 }
 ARROWS["run"] = set(ARROWS) - {"comparison", "report", "study"}
 ARROWS |= {
