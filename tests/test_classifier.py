@@ -56,6 +56,10 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "timm densenet121": lambda: timm.create_model("densenet121", num_classes=7),
     "timm regnetx_002": lambda: timm.create_model("regnetx_002", num_classes=7),
     "timm swin_tiny": lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, img_size=96),
+    "timm vit_tiny, averaging": lambda: timm.create_model(
+        "vit_tiny_patch16_224", num_classes=7, img_size=96, depth=2, global_pool="avg"
+    ),
+    "timm vit_relpos": lambda: timm.create_model("test_vit_relpos", num_classes=7, img_size=96),
     "torchvision resnet18": lambda: torchvision.models.resnet18(num_classes=7),
     "torchvision efficientnet_b0": lambda: torchvision.models.efficientnet_b0(num_classes=7),
     "torchvision mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=7),
@@ -351,7 +355,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "timm vit_tiny": (
         lambda: timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64, depth=1),
         64,
-        r"vit_tiny_patch16_224: expected a feature map .*, got shape \(2, 17, 192\)",
+        "vit_tiny_patch16_224: expected a head that reads the average of the patch tokens, got one that reads a class "
+        "token, .*it needs a new head",
     ),
     "timm, maximum": (lambda: timm_resnet(global_pool="max"), 96, f"resnet10t: expected {AVERAGE}, .* differ by"),
     "timm, no pooling": (lambda: timm_resnet(global_pool=""), 96, "resnet10t: expected .*RuntimeError"),
@@ -388,6 +393,66 @@ def test_what_cannot_be_split_is_refused_by_name(make: Callable[[], nn.Module], 
     assert_untouched(model, before)
     with pytest.raises(ClassifierError, match=r"^my model: expected"):
         explainable(model, transform=inputs(size), name="my model")
+
+
+def timm_vit() -> nn.Module:
+    model: nn.Module = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64, depth=2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "grid"),
+    [(vgg11, 64, (7, 7)), (alexnet, 96, (6, 6)), (vit, 64, (4, 4)), (timm_vit, 64, (4, 4)), (plain, 64, (8, 8))],
+    ids=["vgg11", "alexnet", "torchvision vit", "timm vit", "plain"],
+)
+def test_a_new_head_needs_no_other_of_the_classifier(
+    make: Callable[[], nn.Module], size: int, grid: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    model = make()
+    before = snapshot(model)
+    wrapped = explainable(model, head=3, transform=inputs(size))
+    assert_untouched(model, before)
+    pixels = torch.randn(2, 3, size, size)
+    assert wrapped.select(pixels).hard.shape == (2, *grid)
+    assert wrapped(pixels).shape == (2, 3)
+    assert wrapped.classes == ("class 0", "class 1", "class 2")
+    assert not wrapped.frozen_head
+    assert all(parameter.requires_grad for parameter in wrapped.head.parameters())
+    assert not any(parameter.requires_grad for parameter in wrapped.trunk.parameters())
+    wrapped.train()(pixels).sum().backward()
+    assert next(wrapped.head.parameters()).grad is not None
+    channels = wrapped.attention.in_channels
+    taken = explainable(model, head=nn.Linear(channels, 4), classes=list("abcd"), transform=inputs(size))
+    assert taken.frozen_head
+    assert taken(pixels).shape == (2, 4)
+
+
+def test_heads_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ClassifierError, match="expected a head of at least one class, got 0"):
+        explainable(plain(), head=0, transform=inputs(64))
+    with pytest.raises(ClassifierError, match="expected a head for 8 pooled features"):
+        explainable(plain(), head=nn.Linear(5, 2), transform=inputs(64))
+    with pytest.raises(ClassifierError, match=r"ResNet: expected .* several cells, .*\(32, 32\)"):
+        explainable(torchvision.models.resnet18(), head=3, transform=inputs(32))
+    with pytest.raises(ClassifierError, match="expected finite features"):
+        explainable(broken(plain()), head=3, transform=inputs(64))
+
+
+def test_patch_tokens_lie_where_their_patches_are() -> None:
+    """A bright patch of a photo that is not square moves its own cell most."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=3, img_size=(64, 96), depth=1, global_pool="avg", reg_tokens=2
+    )
+    wrapped = explainable(model, transform=dataclasses.replace(inputs(64), size=(64, 96)))
+    dark = torch.zeros(1, 3, 64, 96)
+    lit = dark.clone()
+    lit[:, :, 16:32, 64:80] = 1
+    with torch.no_grad():
+        moved = (wrapped.trunk(lit) - wrapped.trunk(dark)).norm(dim=1)[0]
+    assert moved.shape == (4, 6)
+    assert divmod(int(moved.argmax()), 6) == (1, 4)
 
 
 def test_what_cannot_be_copied_is_refused() -> None:

@@ -26,7 +26,16 @@ from bla.attention import (
 )
 from bla.explanation import Explanation, Prediction, Unexplained
 from bla.photo import DataError, Photo, Transform
-from bla.splitting import ClassifierError, TimmHead, TimmTrunk, checked_split, drop_hooks, speaks_timm
+from bla.splitting import (
+    ClassifierError,
+    TimmHead,
+    TimmTrunk,
+    TokenHead,
+    checked_split,
+    checked_trunk,
+    drop_hooks,
+    speaks_timm,
+)
 
 __all__ = [
     "ClassifierError",
@@ -76,7 +85,7 @@ class ExplainableClassifier(nn.Module):
         frozen_head: bool = True,
     ) -> None:
         super().__init__()
-        if isinstance(head, TimmHead) and not frozen_head:
+        if isinstance(head, (TimmHead, TokenHead)) and not frozen_head:
             raise ClassifierError(
                 f"{name}: expected a head of its own to train, got one that shares the trunk's module"
             )
@@ -302,6 +311,7 @@ def explainable(
     model: nn.Module,
     *,
     attention: Attention | None = None,
+    head: nn.Module | int | None = None,
     transform: Transform | None = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
@@ -319,6 +329,9 @@ def explainable(
     model: takes pixels (B, 3, h, w), returns logits (B, K).
     attention: the module to insert; by default ``BoundedLogitAttention(C)``. A :class:`ClassAwareAttention` without
         a judge gets the classifier's head.
+    head: in place of the classifier's own: a module for pooled features (B, C), taken as it is, or K for a new linear
+        one of K classes, to be trained. Any classifier with a last map of several cells serves then, also one that
+        flattens the map (VGG, AlexNet) or reads a class token (ViT).
     transform: the preprocessing; by default timm's for the model, else ImageNet's at 224 x 224
         (``transform.source`` then says "assumed"). The whole photo is squashed to the input size.
     classes: K names; by default ImageNet's for 1,000 classes, else "class 0", ...
@@ -349,7 +362,12 @@ def explainable(
         raise ClassifierError(f"{name}: expected a module that can be copied, got {error}") from error
     drop_hooks(own)
     own = own.eval().requires_grad_(False)
-    trunk, head, channels, outputs = checked_split(own, transform, name)
+    frozen = not isinstance(head, int)
+    if head is None:
+        trunk, head, channels, outputs = checked_split(own, transform, name)
+    else:
+        trunk, channels = checked_trunk(own, transform, name)
+        head, outputs = _given_head(head, channels, own, name)
     if classes is None:
         classes = imagenet_classes() if outputs == 1000 else [f"class {index}" for index in range(outputs)]
     if len(classes) != outputs:
@@ -366,7 +384,29 @@ def explainable(
     setup = "L2X-F"
     if isinstance(attention, BoundedLogitAttention):
         setup = signed("BLA-PH", attention.threshold, "auto", class_aware=isinstance(attention, ClassAwareAttention))
-    return ExplainableClassifier(trunk, attention, head, transform=transform, classes=classes, name=name, setup=setup)
+    return ExplainableClassifier(
+        trunk, attention, head, transform=transform, classes=classes, name=name, setup=setup, frozen_head=frozen
+    )
+
+
+def _given_head(head: nn.Module | int, channels: int, own: nn.Module, name: str) -> tuple[nn.Module, int]:
+    """A head for pooled features that is not the classifier's own, and its classes."""
+    like = next((parameter for parameter in own.parameters()), torch.empty(0))
+    if isinstance(head, int):
+        if head < 1:
+            raise ClassifierError(f"{name}: expected a head of at least one class, got {head}")
+        head = nn.Linear(channels, head)
+    head = head.to(like.device, like.dtype)
+    try:
+        with torch.inference_mode():
+            logits = head(torch.zeros(2, channels).to(like))
+    except Exception as error:
+        raise ClassifierError(f"{name}: expected a head for {channels} pooled features, got {error}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ClassifierError(
+            f"{name}: expected a head that gives logits (batch, classes), got {type(logits).__name__}"
+        )
+    return head, logits.shape[1]
 
 
 def transform_of(model: nn.Module) -> Transform:

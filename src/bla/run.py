@@ -90,7 +90,7 @@ def train(
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
     splits, source = _read_data(data, settings.seed, cache, report, data_root)
-    wrapped = _wrapped(model, weights, mode, device)
+    wrapped = _wrapped(model, weights, mode, device, len(splits.train.classes) if settings.head == "new" else None)
     origin = _origin(model, weights)
     return _train(wrapped, splits, settings, out, source=source, origin=origin, cache=cache, report=report)
 
@@ -207,7 +207,8 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
         if weights not in (None, "random"):
             weights = folder / weights  # as it stands, unless it lies beside the record
         model = load_backbone(backbone["name"], weights)
-    wrapped = explainable(model, transform=transform, name=name).to(pick_device(device))
+    classes_of_new = len(classes) if settings.head == "new" else None
+    wrapped = explainable(model, head=classes_of_new, transform=transform, name=name).to(pick_device(device))
     if weights_digest(wrapped.trunk) != backbone["digest"]:
         raise RunError(
             f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
@@ -367,12 +368,17 @@ def _train(
 
 
 def _wrapped(
-    model: str | nn.Module, weights: str | Path | None, mode: Literal["squash", "crop"], device: str
+    model: str | nn.Module,
+    weights: str | Path | None,
+    mode: Literal["squash", "crop"],
+    device: str,
+    new_classes: int | None,
 ) -> ExplainableClassifier:
+    """The classifier, with its own head checked where it is to be used: ``new_classes`` is None."""
     place = pick_device(device)
     name = model if isinstance(model, str) else None
     built = load_backbone(model, weights) if isinstance(model, str) else model
-    wrapped = explainable(built, name=name)
+    wrapped = explainable(built, name=name, head=None if new_classes is None else max(1, new_classes))
     wrapped.transform = dataclasses.replace(wrapped.transform, mode=mode)
     return wrapped.to(place)
 

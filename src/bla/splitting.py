@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -51,6 +52,41 @@ class TimmHead(nn.Module):
         return logits
 
 
+class TokenTrunk(nn.Module):
+    """The patch tokens that a part of a classifier gives, (B, P + H*W, C), as a map (B, C, H, W) of the photo's shape.
+
+    The P tokens in front, class token and registers, are left out.
+    """
+
+    def __init__(self, tokens: nn.Module, prefix: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.prefix = prefix
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, h, w) to features (B, C, H, W)."""
+        tokens: Tensor = self.tokens(pixels)[:, self.prefix :]
+        height, width = token_grid(tokens.shape[1], (pixels.shape[2], pixels.shape[3]))
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
+
+
+class TokenHead(nn.Module):
+    """What follows a timm classifier's average over patch tokens, for one pooled vector.
+
+    The vector is handed over as the one patch token, on which the average is the identity; tokens in front are zero.
+    """
+
+    def __init__(self, model: nn.Module, prefix: int) -> None:
+        super().__init__()
+        self.model = model
+        self.prefix = prefix
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, C) to logits (B, K)."""
+        logits: Tensor = self.model.forward_head(nn.functional.pad(pooled[:, None], (0, 0, self.prefix, 0)))  # type: ignore[operator]
+        return logits
+
+
 class TracedTrunk(nn.Module):
     """The part of a traced classifier up to the map that is averaged, as (B, C, H, W)."""
 
@@ -92,11 +128,53 @@ def drop_hooks(own: nn.Module) -> None:
                 del hooks[key]
 
 
+def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The grid of so many patches of a picture (h, w): square patches, where its shape allows.
+
+    >>> token_grid(49, (224, 224)), token_grid(6, (32, 48))
+    ((7, 7), (2, 3))
+
+    Raises
+    ------
+    ClassifierError
+        If no grid of the picture's shape has so many cells.
+    """
+    height, width = size
+    rows = round((tokens * height / width) ** 0.5)
+    if not rows or tokens % rows or abs(tokens / rows / rows - width / height) > 0.5 * width / height:
+        raise ClassifierError(f"expected patch tokens in a grid over a picture of {size}, got {tokens} of them")
+    return rows, tokens // rows
+
+
+def checked_trunk(own: nn.Module, transform: Transform, name: str) -> tuple[nn.Module, int]:
+    """Trunk and channels of our copy, for a head of another make: of any classifier with a last map of several cells.
+
+    What follows that map in the classifier does not matter, be it a class token or a flattening (VGG, AlexNet).
+    """
+    pixels = _probe(own, transform)
+    with torch.inference_mode():
+        try:
+            if speaks_timm(own):
+                trunk, _ = _split_timm(own, pixels, name)
+            else:
+                trunk = _traced_trunk(_traced(own, pixels, name), pixels, name)
+            features = trunk(pixels)
+        except ClassifierError:
+            raise
+        except Exception as error:
+            raise ClassifierError(
+                f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; "
+                "pass the transform= that it was trained with"
+            ) from error
+    _check_several_cells(features, transform, name)
+    if not torch.isfinite(features).all():
+        raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
+    return trunk, features.shape[1]
+
+
 def checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.Module, nn.Module, int, int]:
     """Trunk, head, channels and classes of our copy, after the self-check."""
-    like = next((parameter for parameter in own.parameters()), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(2, 3, *transform.size, generator=generator).to(like)
+    pixels = _probe(own, transform)
     with torch.inference_mode():
         try:
             logits = own(pixels)
@@ -113,11 +191,7 @@ def checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.M
         try:
             features = trunk(pixels)
             cells = features.shape[2] * features.shape[3]
-            if cells == 1:
-                raise ClassifierError(
-                    f"{name}: expected a feature map of several cells, got one of 1x1 at input size "
-                    f"{transform.size}: there is nothing to select; use a larger input"
-                )
+            _check_several_cells(features, transform, name)
             uniform = features.new_full((2, *features.shape[2:]), 1 / cells)
             same = head(weighted_sum(features, uniform))
             first, last = torch.zeros_like(uniform), torch.zeros_like(uniform)
@@ -130,12 +204,17 @@ def checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.M
                 f"{name}: expected a head that reads the average of the last feature map, got one that fails on "
                 f"a pooled vector ({type(error).__name__}: {error}); it needs a new head"
             ) from error
+    if isinstance(trunk, TokenTrunk) and trunk.prefix and not torch.allclose(same, logits, rtol=1e-2, atol=1e-2):
+        raise ClassifierError(
+            f"{name}: expected a head that reads the average of the patch tokens, got one that reads a class token, "
+            "which has read every patch by then; it needs a new head (head=)"
+        )
     miss = (same - logits).abs().max() / logits.abs().max().clamp(min=1e-12)
     tolerance = SELF_CHECK_TOLERANCE.get(logits.dtype, 2e-2)
     if not miss <= tolerance:
         raise ClassifierError(
             f"{name}: expected a head that reads the average of the last feature map, got one whose logits differ "
-            f"by {miss.item():.1e} of the largest when the average is put in its place; it needs a new head"
+            f"by {miss.item():.1e} of the largest when the average is put in its place; it needs a new head (head=)"
         )
     if not moved > 0:
         raise ClassifierError(
@@ -145,12 +224,29 @@ def checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.M
     return trunk, head, features.shape[1], logits.shape[1]
 
 
+def _probe(own: nn.Module, transform: Transform) -> Tensor:
+    """Noise of two pictures' size, the same at every call."""
+    like = next((parameter for parameter in own.parameters()), torch.empty(0))
+    return torch.randn(2, 3, *transform.size, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+def _check_several_cells(features: Tensor, transform: Transform, name: str) -> None:
+    if features.shape[2] * features.shape[3] == 1:
+        raise ClassifierError(
+            f"{name}: expected a feature map of several cells, got one of 1x1 at input size {transform.size}: there is "
+            "nothing to select; use a larger input"
+        )
+
+
 def speaks_timm(model: nn.Module) -> bool:
     return all(hasattr(model, name) for name in ("forward_features", "forward_head", "num_features", "pretrained_cfg"))
 
 
 def _split_timm(own: nn.Module, pixels: Tensor, name: str) -> tuple[nn.Module, nn.Module]:
     features = own.forward_features(pixels)  # type: ignore[operator]
+    if isinstance(features, Tensor) and features.ndim == 3:
+        prefix = int(getattr(own, "num_prefix_tokens", 0))
+        return TokenTrunk(_TimmTokens(own), prefix), TokenHead(own, prefix)
     if not isinstance(features, Tensor) or features.ndim != 4:
         came = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise ClassifierError(f"{name}: expected a feature map (batch, channels, height, width), got {came}")
@@ -158,8 +254,21 @@ def _split_timm(own: nn.Module, pixels: Tensor, name: str) -> tuple[nn.Module, n
     return TimmTrunk(own, channels_last), TimmHead(own, channels_last)
 
 
-def _split_traced(own: nn.Module, pixels: Tensor, name: str) -> tuple[nn.Module, nn.Module]:
-    """Cut the traced graph at the last operation that takes a map (B, C, H, W) to (B, C) or (B, C, 1, 1)."""
+class _TimmTokens(nn.Module):
+    """A timm classifier's features as they come."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, h, w) to tokens (B, P + H*W, C)."""
+        tokens: Tensor = self.model.forward_features(pixels)  # type: ignore[operator]
+        return tokens
+
+
+def _traced(own: nn.Module, pixels: Tensor, name: str) -> fx.GraphModule:
+    """The graph, with the shapes that these pixels take in it."""
     try:
         traced = fx.symbolic_trace(own)
         ShapeProp(traced).propagate(pixels)
@@ -168,6 +277,41 @@ def _split_traced(own: nn.Module, pixels: Tensor, name: str) -> tuple[nn.Module,
             f"{name}: expected a timm or torchvision classifier or a module that torch.fx can trace, got "
             f"{type(error).__name__}: {error}"
         ) from error
+    return traced
+
+
+def _traced_trunk(traced: fx.GraphModule, pixels: Tensor, name: str) -> nn.Module:
+    """The graph up to the average over its last map; where there is none, up to the last map or row of tokens."""
+    average = _average(traced)
+    if average is not None:
+        return _until_average(traced, average)
+    for node in reversed(traced.graph.nodes):
+        shape = _shape(node)
+        if len(shape) == 4:
+            return TracedTrunk(_graph_until(traced, node), channels_last=False)
+        if len(shape) == 3 and shape[1] > 1:
+            side = int(shape[1] ** 0.5)
+            prefix = shape[1] - side * side if pixels.shape[2] == pixels.shape[3] else 1
+            return TokenTrunk(_graph_until(traced, node), prefix)
+    raise ClassifierError(f"{name}: expected a feature map of several cells, found none before the head")
+
+
+def _split_traced(own: nn.Module, pixels: Tensor, name: str) -> tuple[nn.Module, nn.Module]:
+    """Cut the traced graph at the last operation that takes a map (B, C, H, W) to (B, C) or (B, C, 1, 1)."""
+    traced = _traced(own, pixels, name)
+    average = _average(traced)
+    if average is None:
+        raise ClassifierError(
+            f"{name}: expected an average over a feature map of several cells before the head, found none at input "
+            f"size {tuple(pixels.shape[2:])} (VGG and AlexNet flatten the map instead, a ViT reads its class token; a "
+            "small input leaves one cell); it needs a new head (head=) or a larger input"
+        )
+    head = TracedHead(_graph_after(traced, average, name), _shape(average)[1:])
+    return _until_average(traced, average), head
+
+
+def _average(traced: fx.GraphModule) -> fx.Node | None:
+    """The last operation that takes a map of several cells to one vector an image."""
     for node in reversed(traced.graph.nodes):
         sources = node.all_input_nodes
         before, after = _shape(sources[0]) if len(sources) == 1 else (), _shape(node)
@@ -176,14 +320,14 @@ def _split_traced(own: nn.Module, pixels: Tensor, name: str) -> tuple[nn.Module,
             continue
         if before[1] * before[2] * before[3] == lengths[0]:  # a flattening of one cell, after the average
             continue
-        channels_last = lengths[0] != before[1]
-        trunk = TracedTrunk(_graph_until(traced, sources[0]), channels_last)
-        return trunk, TracedHead(_graph_after(traced, node, name), after[1:])
-    raise ClassifierError(
-        f"{name}: expected an average over a feature map of several cells before the head, found none at input size "
-        f"{tuple(pixels.shape[2:])} (VGG and AlexNet flatten the map instead; a small input leaves one cell); "
-        "it needs a new head or a larger input"
-    )
+        return cast("fx.Node", node)
+    return None
+
+
+def _until_average(traced: fx.GraphModule, average: fx.Node) -> TracedTrunk:
+    (source,) = average.all_input_nodes
+    lengths = [length for length in _shape(average)[1:] if length != 1]
+    return TracedTrunk(_graph_until(traced, source), channels_last=lengths[0] != _shape(source)[1])
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
