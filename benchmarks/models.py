@@ -1,0 +1,149 @@
+"""Which classifiers can be wrapped: the smallest model of every timm family, and every torchvision classifier.
+
+    python benchmarks/models.py --out FOLDER [--families vit resnet ...] [--largest 200] > docs/models.md
+
+At random weights, and with no other argument than the model. Interrupted, run it again: it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from bla.classifier import ClassifierError, ExplainableClassifier, explainable
+
+LINEAR = 1e-4
+"""How far the sum of two logits may miss the logits of the sum, of the largest, for a head to count as linear."""
+
+
+def smallest(family: str) -> tuple[str | None, int]:
+    """A family's model with the fewest parameters, and how many those are."""
+    sizes = {}
+    for name in timm.list_models(module=family):
+        try:
+            with torch.device("meta"):
+                sizes[name] = sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+        except Exception:  # some read tensors while they are built: they are left out here
+            continue
+    return (min(sizes, key=lambda name: (sizes[name], name)), min(sizes.values())) if sizes else (None, 0)
+
+
+def candidates(families: list[str]) -> Iterator[tuple[str, str, int, Callable[[], nn.Module]]]:
+    """Library, name, parameters and maker, one after the other."""
+    for family in families or timm.list_modules():
+        name, size = smallest(family)
+        if name is not None:
+            yield f"timm {family}", name, size, lambda name=name: timm.create_model(name)  # type: ignore[misc]
+    if not families:
+        for name in torchvision.models.list_models(module=torchvision.models):
+            with torch.device("meta"):
+                size = sum(
+                    parameter.numel() for parameter in torchvision.models.get_model(name, weights=None).parameters()
+                )
+            yield "torchvision", name, size, lambda name=name: torchvision.models.get_model(name, weights=None)  # type: ignore[misc]
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """A head that is not zero, as some are before they are trained."""
+    *_, head = (module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
+    nn.init.normal_(head.weight, std=0.1)
+    return model.eval()
+
+
+@torch.inference_mode()
+def is_linear(wrapped: ExplainableClassifier) -> bool:
+    """Whether logits of cells add up: then they say what each cell speaks for."""
+    one, other = torch.rand(2, 1, wrapped.attention.in_channels)
+    both, none = wrapped.head(one + other), wrapped.head(torch.zeros_like(one))
+    miss = (wrapped.head(one) + wrapped.head(other) - none - both).abs().max()
+    return bool(miss <= LINEAR * both.abs().max())
+
+
+def tried(make: Callable[[], nn.Module]) -> dict[str, Any]:
+    """What wrapping a model gives; of a model that is refused, whether a new head makes it serve."""
+    torch.manual_seed(0)
+    model = lively(make())
+    try:
+        wrapped = explainable(model)
+        found = {"result": "exact" if is_linear(wrapped) else "exact, non-linear head"}
+    except ClassifierError as error:
+        try:
+            wrapped, found = explainable(model, head=10), {"result": "with a new head", "why": str(error)}
+        except ClassifierError as second:
+            return {"result": "refused", "why": str(second)}
+    with torch.inference_mode():
+        selection = wrapped.select(torch.rand(1, 3, *wrapped.transform.size))
+    return found | {"grid": list(selection.hard.shape[1:]), "channels": wrapped.attention.in_channels,
+                    "input": list(wrapped.transform.size)}  # fmt: skip
+
+
+def main() -> None:
+    """Try what has not been tried, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="a folder for a file a model")
+    parser.add_argument("--families", nargs="*", default=[], help="timm modules; by default all, and torchvision")
+    parser.add_argument("--largest", type=float, default=200, help="millions of parameters; larger ones are left out")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore")  # of the libraries, about models of theirs
+    rows, left_out = [], []
+    for library, name, size, make in candidates(arguments.families):
+        if size > 1e6 * arguments.largest:
+            left_out.append(f"{name} ({size / 1e6:.0f} million)")
+            continue
+        file = arguments.out / f"{library.split()[0]}-{name}.json"
+        if not file.exists():
+            print(f"{library} {name}", file=sys.stderr)
+            file.write_text(json.dumps(tried(make)), encoding="utf-8")
+        rows.append((library, name, size, json.loads(file.read_text(encoding="utf-8"))))
+    print(page(rows, left_out, arguments.largest))
+
+
+def page(rows: list[tuple[str, str, int, dict[str, Any]]], left_out: list[str], largest: float) -> str:
+    """The table in Markdown, with what the words mean and why models were refused."""
+    counts = dict.fromkeys(("exact", "exact, non-linear head", "with a new head", "refused"), 0)
+    lines = []
+    for library, name, size, found in rows:
+        counts[found["result"]] += 1
+        grid, pixels = ("x".join(map(str, found.get(key, ()))) for key in ("grid", "input"))
+        cells = (library, name, f"{size / 1e6:.1f}", found["result"], pixels, grid, str(found.get("channels", "")))
+        lines.append(f"| {' | '.join(cells)} |")
+    versions = f"timm {timm.__version__} and torchvision {torchvision.__version__.split('+')[0]}"
+    reasons = [f"- {found['why']}" for _, _, _, found in rows if "why" in found]
+    return "\n".join(
+        [
+            "# Models",
+            "",
+            f"`python benchmarks/models.py --out runs/models > docs/models.md`, with {versions}: the smallest model of",
+            "every timm family, and every torchvision classifier, at random weights.",
+            "",
+            "*Exact*: wrapped by `bla.explainable(model)`; uniform weights give the classifier's own logits. With a",
+            "non-linear head the logits of cells do not add up, so that CAM is not defined. *With a new head*: by",
+            "`bla.explainable(model, head=K)` or `bla train --head new`.",
+            "",
+            "; ".join(f"{count} {result}" for result, count in counts.items()) + ".",
+            "",
+            "| library, family | model | millions | result | input | grid | channels |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *lines,
+            "",
+            "## Why not as they are",
+            "",
+            *reasons,
+            *(["", f"Left out, as larger than {largest:.0f} million: {', '.join(left_out)}."] if left_out else []),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
