@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,9 +16,9 @@ import numpy.typing as npt
 import platformdirs
 
 from bla import embedded
-from bla.data import ImageSet, Splits, image_folder
+from bla.data import ImageSet, Splits, image_folder, stratified_split
 from bla.download import Archive, Progress, downloaded
-from bla.photo import DataError
+from bla.photo import DataError, open_photo
 
 EMBEDDED = "embedded"
 """The name of the data set that comes with the package: :mod:`bla.embedded`."""
@@ -239,6 +242,43 @@ def read_images(
             f"{name}: expected a folder of images or one of {EMBEDDED}, {', '.join(PUBLISHED)}, got no such"
         )
     return image_folder(name, seed=seed), str(Path(name).resolve())
+
+
+@contextmanager
+def photo_splits(
+    images: str | Path | ImageSet | Sequence[Any], *, seed: int, cache: Path, report: Progress
+) -> Iterator[Splits]:
+    """Splits of whatever holds photos; those in memory lie in a temporary folder meanwhile.
+
+    Parameters
+    ----------
+    images: as :func:`read_images` takes them, an image set, or photos: paths, Pillow images or uint8 arrays.
+    """
+    if isinstance(images, (str, Path)):
+        yield read_images(images, seed=seed, cache=cache, report=report)[0]
+        return
+    if not isinstance(images, ImageSet):
+        images = list(images)
+    with tempfile.TemporaryDirectory() as folder:
+        if not isinstance(images, ImageSet) and all(isinstance(image, (str, os.PathLike)) for image in images):
+            paths = [Path(str(image)).absolute() for image in images]
+            root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+            images = ImageSet(root, tuple(sorted({path.relative_to(root).as_posix() for path in paths})))
+        elif not isinstance(images, ImageSet):
+            width = len(str(len(images)))
+            for index, image in enumerate(images):
+                if type(image).__module__.partition(".")[0] == "torch":
+                    raise DataError("expected paths, PIL images or uint8 arrays to fit on, got a tensor: pass photos")
+                target = Path(folder) / f"{index:0{width}}.png"
+                if isinstance(image, (str, os.PathLike)):
+                    target.symlink_to(Path(image).resolve())
+                else:
+                    open_photo(image).save(target)
+            images = ImageSet(Path(folder), tuple(sorted(path.name for path in Path(folder).iterdir())))
+        kept, held_out = stratified_split(images.labels, len(images), 0.2, seed)
+        if not held_out.size:
+            raise DataError(f"expected at least two images to fit on, one of them held out, got {len(images)}")
+        yield Splits(images.subset(kept), images.subset(held_out), seeded=True)
 
 
 def layout(name: str) -> str:

@@ -29,23 +29,22 @@ def measure(networks: Networks, examples: Examples, report: Progress = silent) -
     """
     if not len(examples):
         raise TrainingError("expected at least one image to measure on, got none")
-    device = next(networks.attention.parameters()).device
+    device = networks.device
     modes = {module: module.training for module in networks.modules()}
     networks.eval()
     names = ["baseline", "baseline_continued", "soft", "soft_renormalised", "hard"]
     accuracies = {name: Accuracy() for name in names}
-    height, width = examples.cache.features.shape[1:3]
-    sizes = np.zeros(height * width + 1, np.int64)
+    sizes = np.zeros(0, np.int64)
     agreed = 0
     try:
         for chosen in chunks(len(examples)):
-            features = examples.cache.batch(examples.rows[chosen]).to(device)
-            pooled = examples.cache.pooled_batch(examples.rows[chosen]).to(device)
+            rows = examples.rows[chosen]
+            features = networks.features(examples, rows)
             selection = networks.attention(features)
             renormalised = selection.soft / selection.soft.sum(dim=(1, 2), keepdim=True).clamp(min=1e-12)
             logits = {
-                "baseline": networks.baseline(pooled),
-                "baseline_continued": networks.continued(pooled),
+                "baseline": networks.baseline(networks.pooled(examples, rows, "head")),
+                "baseline_continued": networks.continued(networks.pooled(examples, rows, "continued")),
                 "soft": networks.head(weighted_sum(features, selection.soft)),
                 "soft_renormalised": networks.head(weighted_sum(features, renormalised)),
                 "hard": networks.head(weighted_sum(features, selection.hard)),
@@ -56,7 +55,8 @@ def measure(networks: Networks, examples: Examples, report: Progress = silent) -
                 accuracy.update(logits[name], labels)
             agreed += int((logits["hard"].argmax(-1) == predicted).sum())
             counts = (selection.hard > 0).sum(dim=(1, 2)).cpu().numpy()
-            sizes += np.bincount(counts, minlength=len(sizes))
+            found = np.bincount(counts, minlength=selection.hard[0].numel() + 1)
+            sizes = found + sizes if len(sizes) else found
             report("evaluating", int(chosen[-1]) + 1, len(examples))
     finally:
         for module, mode in modes.items():

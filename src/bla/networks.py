@@ -1,10 +1,11 @@
-"""What is trained, and on what: rows of a feature cache, the module, its head, the baseline and the fair control."""
+"""What is trained, and on what: examples, the module, its head, the baseline and the fair control."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,21 @@ from torch import Tensor, nn
 
 from bla.attention import Attention, ClassAwareAttention
 from bla.cache import FeatureCache
+from bla.pixels import Photos
 from bla.settings import TrainingError
+
+Stage = Literal["head", "module", "continued"]
+"""The stages of a training, in their order."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Rows of a feature cache with their classes; no classes where the classifier's own predictions are learnt."""
+    """Rows of a feature cache with their classes; no classes where the classifier's own predictions are learnt.
 
-    cache: FeatureCache
+    Where the trunk is trained too, features cannot be kept: the rows are then of photos.
+    """
+
+    cache: FeatureCache | Photos
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
 
@@ -52,15 +60,43 @@ class Networks(nn.Module):
         if isinstance(attention, ClassAwareAttention):
             attention.judge = baseline
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The children that a run or a checkpoint must keep."""
+        return ("attention",) if self.own_head else ("attention", "baseline", "head", "continued")
+
     def saved(self) -> dict[str, Tensor]:
         """The tensors that a run or a checkpoint must keep."""
-        parts = ["attention"] if self.own_head else ["attention", "baseline", "head", "continued"]
         state = self.state_dict()
         return {
             key: value
             for key, value in state.items()
-            if key.split(".", maxsplit=1)[0] in parts and not key.startswith("attention.judge.")  # the baseline's own
+            if key.split(".", maxsplit=1)[0] in self.parts
+            and not key.startswith("attention.judge.")  # the baseline's own
         }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.attention.parameters()).device
+
+    def features(self, examples: Examples, rows: npt.NDArray[np.int64]) -> Tensor:
+        """What the module reads, (B, C, H, W)."""
+        return cast("FeatureCache", examples.cache).batch(rows).to(self.device)
+
+    def pooled(self, examples: Examples, rows: npt.NDArray[np.int64], stage: Stage) -> Tensor:
+        """What the mean-pooled head of a stage reads, (B, C): of ``head`` or of ``continued``."""
+        return cast("FeatureCache", examples.cache).pooled_batch(rows).to(self.device)
+
+    def trunks(self, stage: Stage) -> tuple[nn.Module, ...]:
+        """The trunk that a stage trains beside its head or module; here none."""
+        return ()
+
+    def begin(self, stage: Stage) -> None:
+        """Let a stage's head start from the first stage's."""
+        if stage != "head" and not self.own_head:
+            head = self.head if stage == "module" else self.continued
+            head.load_state_dict(self.baseline.state_dict())
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Take back what :meth:`saved` gave.

@@ -6,14 +6,12 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,11 +25,13 @@ from bla.backbones import LITE0, load_backbone
 from bla.cache import FeatureCache, Progress, cached_features, default_root, silent, weights_digest
 from bla.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
 from bla.data import ImageSet, Splits, stratified_split
-from bla.datasets import EMBEDDED, read_images
+from bla.datasets import EMBEDDED, photo_splits, read_images
 from bla.explanation import write_atomically
+from bla.finetuning import TunedNetworks
 from bla.measuring import measure
 from bla.networks import Examples, Networks, new_head
-from bla.photo import DataError, Transform, open_photo
+from bla.photo import DataError, Transform
+from bla.pixels import Photos, readable_photos
 from bla.progress import told
 from bla.settings import Settings, TrainingError
 from bla.training import checkpoints, clear_checkpoints, train_networks
@@ -69,7 +69,8 @@ def train(
     """Train an explainer on a folder of images and write a run folder; go on where an earlier call stopped.
 
     Features of the frozen trunk are cached once; then come the stages of :func:`bla.training.train_networks`, and
-    the metrics on the test images. A folder that already holds this run is returned as it is.
+    the metrics on the test images. With ``settings.trunk_rate`` the trunk is trained too, and its weights lie in the
+    run folder: :mod:`bla.finetuning`. A folder that already holds this run is returned as it is.
 
     Parameters
     ----------
@@ -89,8 +90,12 @@ def train(
     out = Path(out)
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
-    splits, source = _read_data(data, settings.seed, cache, report, data_root)
+    splits, source = read_images(
+        data, seed=settings.seed, data_root=data_root, cache=cache or default_root(), report=report
+    )
     wrapped = _wrapped(model, weights, mode, device, len(splits.train.classes) if settings.head == "new" else None)
+    if settings.trunk_rate is not None:
+        wrapped.name += ", end to end"  # what explains is not what was loaded
     origin = _origin(model, weights)
     return _train(wrapped, splits, settings, out, source=source, origin=origin, cache=cache, report=report)
 
@@ -154,7 +159,7 @@ def fit(
             "expected a wrapped classifier with its own head, got one with a head of its own training"
         )
     _check_float32(wrapped)
-    with _image_splits(images, seed, cache, report) as splits:
+    with photo_splits(images, seed=seed, cache=cache or default_root(), report=report) as splits:
         parts = _examples(wrapped, splits, settings, cache, report)
         before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}
         try:
@@ -203,13 +208,14 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
     if model is None:
         if backbone["name"] is None:
             raise RunError(f"{folder}: expected model=, the classifier it was trained on, which came as an object")
-        weights = backbone["weights"]
+        # a trunk that was trained comes with the run
+        weights = backbone["weights"] if settings.trunk_rate is None else "random"
         if weights not in (None, "random"):
             weights = folder / weights  # as it stands, unless it lies beside the record
         model = load_backbone(backbone["name"], weights)
     classes_of_new = len(classes) if settings.head == "new" else None
     wrapped = explainable(model, head=classes_of_new, transform=transform, name=name).to(pick_device(device))
-    if weights_digest(wrapped.trunk) != backbone["digest"]:
+    if settings.trunk_rate is None and weights_digest(wrapped.trunk) != backbone["digest"]:
         raise RunError(
             f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
             "an explanation is of one classifier; train anew for this one"
@@ -248,7 +254,13 @@ def evaluate(
     if data is None and known != EMBEDDED and not (Path(known).is_absolute() and Path(known).is_dir()):
         where = f"in {known}, which are not here" if known else "as splits made by a program"
         raise RunError(f"expected the images that {run} was trained with {where}: pass --data")
-    splits, source = _read_data(known if data is None else data, settings.seed, cache, report, data_root)
+    splits, source = read_images(
+        known if data is None else data,
+        seed=settings.seed,
+        data_root=data_root,
+        cache=cache or default_root(),
+        report=report,
+    )
     images = splits.test
     if images.digest() != measured_on["test"] and not isinstance(data, Splits):
         if source == known:
@@ -264,9 +276,8 @@ def evaluate(
                 0,
             )
     images = _relabelled(images, opened.classifier.classes, settings)
-    features = cached_features(opened.classifier, images, root=cache, report=report)
-    examples = _readable(features, images, settings)
-    return measure(opened.networks, examples, report), features.failures
+    examples = _readable(opened.classifier, images, settings, cache, report)
+    return measure(opened.networks, examples, report), examples.cache.failures
 
 
 def pick_device(name: str) -> torch.device:
@@ -355,6 +366,8 @@ def _train(
             "seconds": round(time.monotonic() - started, 1),
             "metrics": measure(networks, parts.test, report),
         }
+        if settings.trunk_rate is not None:
+            record["trunk"] = weights_digest(classifier.trunk)
         size = record["metrics"]["size"]
         if "mean_size" in record:
             record["mean_size"]["test"] = size["mean"]
@@ -401,7 +414,11 @@ def _assembled(
         attention = settings.attention(channels).to(like)
         own = settings.head == "own"
         baseline = wrapped.head if own else new_head(channels, len(classes), settings.dropout).to(like)
-    networks = Networks(attention, baseline, own_head=own)
+    networks = (
+        Networks(attention, baseline, own_head=own)
+        if settings.trunk_rate is None
+        else TunedNetworks(attention, baseline, wrapped.trunk, settings=settings, pixels=wrapped.pixels)
+    )
     classifier = ExplainableClassifier(
         wrapped.trunk,
         attention,
@@ -419,6 +436,8 @@ def _restored(folder: Path, record: dict[str, Any], classifier: ExplainableClass
     path = folder / "model.safetensors"
     try:
         networks.restore(load_file(path))
+        if "trunk" in record and weights_digest(classifier.trunk) != record["trunk"]:
+            raise TrainingError("another trunk")
     except (OSError, SafetensorError, TrainingError) as error:
         raise RunError(
             f"expected the weights of the run in {path}, got none or others ({error}): remove {folder} and train again"
@@ -434,9 +453,8 @@ def _examples(
     failures: tuple[tuple[str, str], ...] = ()
     for split in (splits.train, splits.test):
         images = _relabelled(split, wrapped.classes, settings) if settings.head == "own" else split
-        features = cached_features(wrapped, images, root=cache, report=report)
-        found.append(_readable(features, images, settings))
-        failures += features.failures
+        found.append(_readable(wrapped, images, settings, cache, report))
+        failures += found[-1].cache.failures
     if failures:
         report(f"{len(failures)} images cannot be read and take no part, the first: {failures[0][1]}", 0, 0)
     train, test = found
@@ -461,50 +479,19 @@ def _relabelled(images: ImageSet, classes: Sequence[str], settings: Settings) ->
     return dataclasses.replace(images, labels=index[images.labels], classes=tuple(classes))
 
 
-def _readable(features: FeatureCache, images: ImageSet, settings: Settings) -> Examples:
-    failed = {image for image, _ in features.failures}
+def _readable(
+    wrapped: ExplainableClassifier, images: ImageSet, settings: Settings, cache: Path | None, report: Progress
+) -> Examples:
+    """The images that can be read: by their features, or by themselves where the trunk is trained."""
+    source: FeatureCache | Photos
+    if settings.trunk_rate is None:
+        source = cached_features(wrapped, images, root=cache, report=report)
+    else:
+        source = readable_photos(images, wrapped.transform, report)
+    failed = {image for image, _ in source.failures}
     rows = np.array([row for row, name in enumerate(images.names) if name not in failed], np.int64)
     labels = images.labels[rows] if images.labels is not None and settings.targets == "labels" else None
-    return Examples(features, rows, labels)
-
-
-def _read_data(
-    data: str | Path | Splits, seed: int, cache: Path | None, report: Progress, data_root: Path | None = None
-) -> tuple[Splits, str]:
-    """Splits, and what to read them by again; none where they came as an object."""
-    return read_images(data, seed=seed, data_root=data_root, cache=cache or default_root(), report=report)
-
-
-@contextmanager
-def _image_splits(
-    images: str | Path | ImageSet | Sequence[ImageLike], seed: int, cache: Path | None, report: Progress
-) -> Iterator[Splits]:
-    """Splits of whatever holds photos; those in memory lie in a temporary folder meanwhile."""
-    if isinstance(images, (str, Path)):
-        yield _read_data(images, seed, cache, report)[0]
-        return
-    if not isinstance(images, ImageSet):
-        images = list(images)
-    with tempfile.TemporaryDirectory() as folder:
-        if not isinstance(images, ImageSet) and all(isinstance(image, (str, os.PathLike)) for image in images):
-            paths = [Path(cast("str", image)).absolute() for image in images]
-            root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
-            images = ImageSet(root, tuple(sorted({path.relative_to(root).as_posix() for path in paths})))
-        elif not isinstance(images, ImageSet):
-            width = len(str(len(images)))
-            for index, image in enumerate(images):
-                if isinstance(image, torch.Tensor):
-                    raise DataError("expected paths, PIL images or uint8 arrays to fit on, got a tensor: pass photos")
-                target = Path(folder) / f"{index:0{width}}.png"
-                if isinstance(image, (str, os.PathLike)):
-                    target.symlink_to(Path(image).resolve())
-                else:
-                    open_photo(image).save(target)
-            images = ImageSet(Path(folder), tuple(sorted(path.name for path in Path(folder).iterdir())))
-        kept, held_out = stratified_split(images.labels, len(images), 0.2, seed)
-        if not held_out.size:
-            raise DataError(f"expected at least two images to fit on, one of them held out, got {len(images)}")
-        yield Splits(images.subset(kept), images.subset(held_out), seeded=True)
+    return Examples(source, rows, labels)
 
 
 @contextmanager

@@ -44,6 +44,10 @@ class Settings:
     dial: share of the batches that are trained at a size drawn anew, from 1 to half of the cells, by moving the
         bound there. One module then serves every size.
     size, variant: of :class:`bla.attention.L2XAttention`.
+    trunk_rate: end to end: the trunk is trained too, with this learning rate, as :mod:`bla.finetuning` says. None:
+        it stays as it is, and its features are cached.
+    augment: photos that a trunk is trained on are changed at random: :func:`bla.pixels.augmentation`.
+    precision: of a trunk that is trained, by autocast: float32, bfloat16 or float16; all after it is float32.
     validation: share of the training images held out to watch. With ``patience``, a stage ends after that many
         epochs without a smaller loss of what will be used (the hard predictions), and keeps its best epoch.
     """
@@ -69,6 +73,9 @@ class Settings:
     dial: float = 0.0
     size: int = 8
     variant: GumbelVariant = "official"
+    trunk_rate: float | None = None
+    augment: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     validation: float = 0.0
     patience: int | None = None
 
@@ -82,6 +89,12 @@ class Settings:
             (self.head_epochs is None or self.head_epochs >= 1, "head_epochs of at least 1", self.head_epochs),
             (self.batch_size >= 1, "batch_size of at least 1", self.batch_size),
             (self.learning_rate > 0, "learning_rate above 0", self.learning_rate),
+            (self.trunk_rate is None or self.trunk_rate > 0, "trunk_rate above 0", self.trunk_rate),
+            (
+                self.precision in ("float32", "bfloat16", "float16"),
+                "precision float32, bfloat16 or float16",
+                self.precision,
+            ),
             (0 <= self.dropout < 1, "dropout in [0, 1)", self.dropout),
             (0 <= self.seed < 2**32, "seed in [0, 2**32)", self.seed),
             (0 <= self.validation < 1, "validation share in [0, 1)", self.validation),
@@ -103,6 +116,15 @@ class Settings:
         for valid, expected, came in checks:
             if not valid:
                 raise TrainingError(f"expected {expected}, got {came!r}")
+        if self.trunk_rate is None and (self.augment or self.precision != "float32"):
+            raise TrainingError(
+                "expected trunk_rate with augment or precision: a trunk that stays as it is gives features once, in "
+                "float32; set trunk_rate=1e-4, say"
+            )
+        if self.trunk_rate is not None and self.head == "own":
+            raise TrainingError(
+                "expected head='new' with trunk_rate, which trains the classifier, got 'own', which leaves it as it is"
+            )
         if self.setup == "l2x-f":
             for name in ("class_aware", "straight_through", "final_temperature", "mean_size", "dial"):
                 if getattr(self, name):

@@ -21,7 +21,7 @@ from bla import operators
 from bla.attention import BoundedLogitAttention, Selection, weighted_sum
 from bla.cache import Progress, silent
 from bla.evaluation import Accuracy
-from bla.networks import Examples, Networks
+from bla.networks import Examples, Networks, Stage
 from bla.settings import Settings, TrainingError
 
 CHECKPOINT_SECONDS = 20.0
@@ -58,7 +58,7 @@ class _Position:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Stage:
-    name: str
+    name: Stage
     epochs: int
     trained: tuple[nn.Module, ...]
     evaluated: tuple[nn.Module, ...]
@@ -144,26 +144,28 @@ class _Session:
         self.folder = folder
         self.identity = json.loads(json.dumps(identity | {"settings": dataclasses.asdict(settings)}))
         self.report = report
-        self.device = next(networks.attention.parameters()).device
+        self.device = networks.device
         self.position = _Position()
         self.best: dict[str, Tensor] = {}
         self.log: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         self.optimiser: torch.optim.Optimizer | None = None
+        # float16 underflows without; for other precisions it does nothing
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.epochs_run: dict[str, int] = {}
         self.stages = self._stages()
 
     def _stages(self) -> list[_Stage]:
         nets, settings = self.networks, self.settings
 
-        def pooled_by(head: nn.Module) -> Callable[..., tuple[_Outputs, Selection | None]]:
+        def pooled_by(head: nn.Module, stage: Stage) -> Callable[..., tuple[_Outputs, Selection | None]]:
             def outputs(examples: Examples, rows: npt.NDArray[np.int64], _: bool) -> tuple[_Outputs, Selection | None]:
-                return [(1.0, head(examples.cache.pooled_batch(rows).to(self.device)))], None
+                return [(1.0, head(nets.pooled(examples, rows, stage)))], None
 
             return outputs
 
         def attended(examples: Examples, rows: npt.NDArray[np.int64], used: bool) -> tuple[_Outputs, Selection | None]:
-            features = examples.cache.batch(rows).to(self.device)
+            features = nets.features(examples, rows)
             if used:
                 selection = nets.attention(features)
                 return [(1.0, nets.head(weighted_sum(features, selection.hard)))], selection
@@ -176,35 +178,35 @@ class _Session:
             ], selection
 
         def begin_module() -> None:
-            if not nets.own_head:
-                nets.head.load_state_dict(nets.baseline.state_dict())
+            nets.begin("module")
             if isinstance(nets.attention, BoundedLogitAttention):
                 order = np.sort(_generator(settings.seed, 1).permutation(len(self.train))[:256])
-                nets.attention.calibrate(self.train.cache.batch(self.train.rows[order]).to(self.device))
+                nets.attention.calibrate(nets.features(self.train, self.train.rows[order]))
                 if settings.mean_size is not None:
                     self._meet_size(self.train.subset(order))
-
-        def begin_continued() -> None:
-            nets.continued.load_state_dict(nets.baseline.state_dict())
 
         # its children one by one: a judge is not trained
         learning = tuple(child for name, child in nets.attention.named_children() if name != "judge")
         module = _Stage(
             "module",
             settings.epochs,
-            learning if settings.frozen_head else (*learning, nets.head),
-            (nets.attention, nets.head),
+            (*learning, *(() if settings.frozen_head else (nets.head,)), *nets.trunks("module")),
+            (nets.attention, nets.head, *nets.trunks("module")),
             attended,
             begin_module,
         )
         if nets.own_head:
             return [module]
         epochs = settings.head_epochs or settings.epochs
-        baseline, continued = (nets.baseline,), (nets.continued,)
+
+        def pooling(name: Stage, epochs: int, head: nn.Module) -> _Stage:
+            trained = (head, *nets.trunks(name))
+            return _Stage(name, epochs, trained, trained, pooled_by(head, name), lambda: nets.begin(name))
+
         return [
-            _Stage("head", epochs, baseline, baseline, pooled_by(nets.baseline), lambda: None),
+            pooling("head", epochs, nets.baseline),
             module,
-            _Stage("continued", settings.epochs, continued, continued, pooled_by(nets.continued), begin_continued),
+            pooling("continued", settings.epochs, nets.continued),
         ]
 
     def run(self) -> dict[str, Any]:
@@ -269,14 +271,15 @@ class _Session:
         targets = self._targets(self.train, chosen)
         loss = torch.stack([share * functional.cross_entropy(logits, targets) for share, logits in outputs]).sum()
         self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         value = loss.item()
         if not np.isfinite(value):
             raise TrainingError(
                 f"expected a finite loss, got {value} in stage {stage.name}, epoch {position.epoch + 1}, step "
                 f"{position.step + 1}: lower the learning rate ({self.settings.learning_rate})"
             )
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         if selection is not None and self.settings.mean_size is not None:
             self._follow_size(selection.unbounded.detach())
         position.loss += value * len(chosen)
@@ -318,7 +321,7 @@ class _Session:
         assert size is not None
         some = np.sort(_generator(self.settings.seed, 5).permutation(len(examples))[:_SIZED_ON])
         scores = [
-            -attention(examples.cache.batch(examples.rows[some[chosen]]).to(self.device)).unbounded.flatten(1)
+            -attention(self.networks.features(examples, examples.rows[some[chosen]])).unbounded.flatten(1)
             for chosen in chunks(len(some))
         ]
         if size > scores[0].shape[1]:
@@ -336,7 +339,7 @@ class _Session:
             assert examples.labels is not None
             return torch.from_numpy(examples.labels[chosen]).to(self.device)
         with torch.no_grad():
-            pooled = examples.cache.pooled_batch(examples.rows[chosen]).to(self.device)
+            pooled = self.networks.pooled(examples, examples.rows[chosen], "head")
             predicted: Tensor = self.networks.baseline(pooled).argmax(-1)
         return predicted
 
@@ -411,8 +414,19 @@ class _Session:
         self.report(f"{stage.name}: kept the epoch of the smallest validation loss", 0, 0)
 
     def _optimiser(self, stage: _Stage, saved: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-        parameters = [parameter for module in stage.trained for parameter in module.parameters()]
-        optimiser = torch.optim.Adam(parameters, lr=self.settings.learning_rate)
+        trunks = self.networks.trunks(stage.name)
+        groups = [
+            {
+                "params": [parameter for module in modules for parameter in module.parameters()],
+                "lr": rate,
+            }
+            for modules, rate in (
+                ([module for module in stage.trained if module not in trunks], self.settings.learning_rate),
+                (trunks, self.settings.trunk_rate),
+            )
+            if modules
+        ]
+        optimiser = torch.optim.Adam(groups)
         if saved:
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in saved.items():
@@ -436,7 +450,13 @@ class _Session:
         save_file(_own(self.best), temporary / "best.safetensors")
         save_file(_own(optimiser), temporary / "optimiser.safetensors")
         position = dataclasses.asdict(self.position)
-        record = {"identity": self.identity, "position": position, "log": self.log, "epochs_run": self.epochs_run}
+        record = {
+            "identity": self.identity,
+            "position": position,
+            "log": self.log,
+            "epochs_run": self.epochs_run,
+            "scaler": self.scaler.state_dict(),
+        }
         (temporary / "state.json").write_text(json.dumps(record), encoding="utf-8")
         temporary.rename(target)  # no two checkpoints have the same number of steps
         clear_checkpoints(self.folder, but=target)
@@ -461,6 +481,7 @@ class _Session:
         self.best = load_file(last / "best.safetensors")
         self.position = _Position(**record["position"])
         self.log, self.epochs_run = record["log"], record["epochs_run"]
+        self.scaler.load_state_dict(record["scaler"])
         lines = "".join(json.dumps(line) + "\n" for line in self.log)
         (self.folder / "log.jsonl").write_text(lines, encoding="utf-8")
         if self.position.stage < len(self.stages):

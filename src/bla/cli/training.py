@@ -39,6 +39,9 @@ def train(
     dial: float = 0.0,
     size: int = 8,
     variant: Literal["official", "corrected"] = "official",
+    trunk_rate: float | None = None,
+    augment: Annotated[bool, Parameter(negative=())] = False,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
     validation: float = 0.0,
     patience: int | None = None,
     crop: Annotated[bool, Parameter(negative=())] = False,
@@ -102,6 +105,12 @@ def train(
         Cells of l2x-f.
     variant
         Of l2x-f: the temperature multiplies (official) or divides (corrected).
+    trunk_rate
+        Train the trunk too, end to end, with this learning rate (1e-4, say); by default it stays as it is.
+    augment
+        Change the photos at random that a trunk is trained on: part, mirror, brightness, contrast, saturation.
+    precision
+        Of a trunk that is trained: float32, or mixed with bfloat16 or float16.
     validation
         Share of the training images held out to watch.
     patience
@@ -135,6 +144,9 @@ def train(
         dial=dial,
         size=size,
         variant=variant,
+        trunk_rate=trunk_rate,
+        augment=augment,
+        precision=precision,
         validation=validation,
         patience=patience,
     )
