@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from bla.cli.sharing import DONE, Json
 
 studies = App(name="study", help="Ask people: a blind study of explanations.", help_format="plaintext")
-for _name in ("init", "serve", "export", "secret"):
+for _name in ("init", "rehearse", "serve", "results", "export", "secret"):
     studies.command(f"bla.cli.studying:{_name}")
 
 

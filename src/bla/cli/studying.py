@@ -53,7 +53,8 @@ def init(
     folder
         The study's folder to make.
     arms
-        Folders of explanations, as bla explain --out writes them, or NAME=FOLDER; the first is what results tell of.
+        Folders of explanations, as bla explain --out writes them, or .jsonl files, as bla compare writes them; or
+        NAME=FOLDER. The first is what results tell of.
     task
         preference between two explanations; prediction of what the program says; agreement that it is right.
     title
@@ -189,6 +190,93 @@ def serve(
     return DONE
 
 
+def rehearse(
+    folder: Path,
+    /,
+    *,
+    people: int | None = None,
+    share: float = 0.6,
+    against: float | None = None,
+    person_sd: float = 1.0,
+    photo_sd: float = 0.5,
+    noise: float = 0.0,
+    side: float = 0.0,
+    drop_out: float = 0.05,
+    careless: float = 0.05,
+    seed: int = 0,
+    db: Database = None,
+    keep: bool = False,
+    json_: Annotated[Json, Parameter(name="--json")] = False,
+) -> int:
+    """Let simulated people walk the real pages over HTTP, into a store of their own: all of it is marked simulated.
+
+    Parameters
+    ----------
+    folder
+        The study's folder.
+    people
+        How many. By default as many as the plan says.
+    share
+        Mean share of choices that fall on the first arm; in tasks with right answers, of right answers with it.
+    against
+        In tasks with right answers, their share with the other arms. By default the same.
+    person_sd
+        How much people differ, in logits.
+    photo_sd
+        How much photos differ, in logits.
+    noise
+        Share of answers given at random.
+    side
+        Logits by which people favour the left.
+    drop_out
+        Share of people who leave before the end.
+    careless
+        Share of people who answer everything at random, attention checks too.
+    seed
+        Of everything random.
+    db
+        A database's URL for the simulated answers. By default STUDY/rehearsal.db, which is made anew.
+    keep
+        Do not remove an earlier rehearsal: it is an error if there is one.
+    """
+    from bla.progress import shown_progress
+    from bla.study.plan import Plan
+    from bla.study.rehearsal import behaviour_for, rehearse
+    from bla.study.simulation import Behaviour
+    from bla.study.store import Store
+
+    plan = Plan.load(folder)
+    plain = Behaviour(
+        strengths=(0.0,) * len(plan.arms),
+        person_sd=person_sd,
+        photo_sd=photo_sd,
+        noise=noise,
+        side=side,
+        drop_out=drop_out,
+        careless=careless,
+    )
+    behaviour = behaviour_for(plan, share, against, plain, seed)
+    if db is None and not keep:
+        for path in folder.glob("rehearsal.db*"):
+            path.unlink()
+    store = Store.of(folder, db, rehearsal=True)
+    try:
+        with shown_progress() as report:
+            collected = rehearse(folder, behaviour, people or plan.people, store=store, seed=seed, report=report)
+    finally:
+        store.close()
+    finished = sum(person.finished for person in collected.participants)
+    if json_:
+        counts = {"people": len(collected.participants), "finished": finished, "responses": len(collected.responses)}
+        print(json.dumps({"simulated": True, "plan": plan.digest()} | counts))
+        return DONE
+    print(
+        f"Simulated: {len(collected.participants)} people took part, {finished} to the end, "
+        f"{len(collected.responses)} responses. Next: bla study results {folder} --rehearsal"
+    )
+    return DONE
+
+
 def secret(folder: Path, /) -> int:
     """Make a new secret for the researcher; the old one opens nothing any more.
 
@@ -226,7 +314,7 @@ def export(
     from bla.study.plan import Plan
     from bla.study.store import Store
 
-    store = Store.of(folder, db, rehearsal=rehearsal)
+    store = Store.of(folder, db, rehearsal=rehearsal, new=False)
     try:
         collected = store.collected(Plan.load(folder))
     finally:
@@ -238,4 +326,51 @@ def export(
         word = "simulated " if collected.simulated else ""
         people, given = len(collected.participants), len(collected.responses)
         print(f"{given} {word}responses of {people} {word}participants: {', '.join(map(str, written))}")
+    return DONE
+
+
+def results(
+    folder: Path,
+    /,
+    *,
+    rehearsal: bool = False,
+    out: Path | None = None,
+    db: Database = None,
+    json_: Annotated[Json, Parameter(name="--json")] = False,
+) -> int:
+    """Analyse a study as registered: a page with figures and a methods paragraph, and all numbers as JSON.
+
+    Parameters
+    ----------
+    folder
+        The study's folder.
+    rehearsal
+        The simulated answers of the rehearsal.
+    out
+        The page to write, its numbers beside it as JSON. By default STUDY/results.html, or
+        STUDY/simulated-results.html.
+    """
+    from bla.explanation import write_atomically
+    from bla.study.analysis import analyse
+    from bla.study.plan import Plan
+    from bla.study.results import as_json, cautions, page, verdicts
+    from bla.study.store import Store
+
+    plan = Plan.load(folder)
+    store = Store.of(folder, db, rehearsal=rehearsal, new=False)
+    try:
+        collected = store.collected(plan)
+    finally:
+        store.close()
+    found = analyse(plan, collected)
+    word = "simulated-" if collected.simulated else ""
+    target = out or folder / f"{word}results.html"
+    write_atomically(target, page(found).encode())
+    write_atomically(target.with_suffix(".json"), as_json(found).encode())
+    if json_:
+        print(as_json(found))
+        return DONE
+    for text in (*verdicts(found), *cautions(found)):
+        print(text)
+    print(f"The page is {target}, its numbers are in {target.with_suffix('.json')}.")
     return DONE

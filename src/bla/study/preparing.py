@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import json
 import secrets
 import shutil
 from collections import Counter, defaultdict
@@ -91,8 +92,8 @@ def prepare(
 ) -> tuple[Plan, str]:
     """Make the study's folder; returns its plan and the researcher's secret, which is kept nowhere.
 
-    ``arms`` are folders, or NAME=FOLDER. The truth of a photo is the name of its folder, unless ``truth``, a CSV file
-    with the columns image and label, says otherwise.
+    ``arms`` are folders (or .jsonl files, as `bla compare` writes them), or NAME=FOLDER. The truth of a photo is the
+    name of its folder, unless ``truth``, a CSV file with the columns image and label, says otherwise.
 
     Raises
     ------
@@ -160,15 +161,15 @@ def prepare(
 
 
 def _named(arms: Sequence[str]) -> list[tuple[str, Path]]:
-    """Each arm's name and folder: the folder's own name, or the last one by which the folders differ."""
-    given = [(name, Path(folder)) for name, _, folder in (arm.rpartition("=") for arm in arms)]
+    """Each arm's name and folder or file: its own name, or the last one by which the paths differ."""
+    given = [(name, Path(saved)) for name, _, saved in (arm.rpartition("=") for arm in arms)]
     if len(given) < 2:
         raise StudyError(f"expected two folders of explanations or more, an arm each, got {len(given)}")
-    unnamed = [folder.resolve().parts for name, folder in given if not name]
+    unnamed = [saved.resolve().with_suffix("").parts for name, saved in given if not name]
     depth = next((d for d in (-1, -2, -3) if len({p[d:][0] for p in unnamed}) == len(unnamed)), None)
     if depth is None:
         raise StudyError("expected folders of different names, got equal ones: give arms as NAME=FOLDER")
-    named = [(name or folder.resolve().parts[depth], folder) for name, folder in given]
+    named = [(name or saved.resolve().with_suffix("").parts[depth], saved) for name, saved in given]
     if len({name for name, _ in named}) < len(named):
         raise StudyError("expected a different name for each arm, got one twice: give arms as NAME=FOLDER")
     return named
@@ -198,25 +199,32 @@ def _candidates(
     return found, left_out
 
 
-def _read(folder: Path) -> dict[str, tuple[Path, Explanation]]:
-    """The folder's explanations by their photos' digests."""
-    if not folder.is_dir():
-        raise StudyError(f"expected a folder of explanations, as bla explain --out writes it, got {folder}")
+def _read(saved: Path) -> dict[str, tuple[Path, Explanation]]:
+    """A folder's explanations, or those of a file with one a line, by their photos' digests."""
     found = {}
-    for path in sorted(folder.glob("*.json")):
+    for where, record in _records(saved):
         try:
-            explanation = Explanation.load(path)
-        except ExplanationError as error:
-            raise StudyError(f"{path}: {error}") from error
+            explanation = Explanation.from_dict(json.loads(record))
+        except (ExplanationError, ValueError, TypeError) as error:
+            raise StudyError(f"expected an explanation in {where}, got: {error}") from error
         photo = Path(explanation.image)
         if not photo.is_file():
             raise StudyError(
-                f"expected the photo {photo} of {path}, got no such file: work in the folder where bla explain worked"
+                f"expected the photo {photo} of {where}, got no such file: work in the folder where bla explain worked"
             )
         found[hashlib.sha256(photo.read_bytes()).hexdigest()] = photo, explanation
     if not found:
-        raise StudyError(f"expected explanations, as bla explain --out writes them, got no JSON files in {folder}")
+        raise StudyError(f"expected explanations as bla explain --out or bla compare write them, got none in {saved}")
     return found
+
+
+def _records(saved: Path) -> list[tuple[str, str]]:
+    if saved.is_dir():
+        return [(str(path), path.read_text(encoding="utf-8")) for path in sorted(saved.glob("*.json"))]
+    if saved.suffix == ".jsonl" and saved.is_file():
+        lines = saved.read_text(encoding="utf-8").splitlines()
+        return [(f"{saved}, line {number}", line) for number, line in enumerate(lines, 1)]
+    raise StudyError(f"expected a folder of explanations, or a .jsonl file of them, got {saved}")
 
 
 def _truths(path: Path | None) -> dict[str, str] | None:

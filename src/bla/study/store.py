@@ -116,9 +116,13 @@ class Store:
             ) from error
 
     @classmethod
-    def of(cls, study: Path, url: str | None = None, *, rehearsal: bool = False) -> Store:
-        """The store at a URL, or the study folder's own; a rehearsal has its own."""
-        return cls(url or f"sqlite:///{study / ('rehearsal.db' if rehearsal else 'study.db')}")
+    def of(cls, study: Path, url: str | None = None, *, rehearsal: bool = False, new: bool = True) -> Store:
+        """The store at a URL, or the study folder's own; a rehearsal has its own. `new` may make a file."""
+        path = study / ("rehearsal.db" if rehearsal else "study.db")
+        if url is None and not new and not path.exists():
+            verb = "rehearse" if rehearsal else "serve"
+            raise StudyError(f"expected the answers of a study in {path}, got no such file: {verb} it first")
+        return cls(url or f"sqlite:///{path}")
 
     def begin(self, plan: Plan, texts: str, *, simulated: bool = False) -> None:
         """Make the tables if need be, and write down under which plan and texts answers are collected, for good."""
