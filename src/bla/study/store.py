@@ -207,7 +207,7 @@ class Store:
             if position > done + 1 or position > person.trials:
                 return "early"
             now = now_ms()
-            connection.execute(
+            written = connection.execute(
                 self._insert(answers)
                 .values(
                     participant=person.id,
@@ -219,7 +219,9 @@ class Store:
                     answered_ms=now,
                 )
                 .on_conflict_do_nothing()
-            )
+            ).rowcount
+            if not written:  # someone else was quicker by a moment
+                return "kept"
             if position == person.trials:
                 connection.execute(
                     sa.update(participants)
