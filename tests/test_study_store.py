@@ -107,10 +107,11 @@ def test_many_at_once_lose_and_double_nothing(store: Store, url: str) -> None:
 
 
 def test_the_same_answer_from_all_sides_at_once(store: Store) -> None:
-    store.join(plan(), "a")
-    with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(lambda turn: given(store, "a", 1, ("left", "right")[turn % 2]), range(16)))
-    assert sorted(said) == ["kept"] * 15 + ["stored"]
+    for token in "abcdefgh":
+        store.join(plan(), token)
+        with ThreadPoolExecutor(8) as pool:
+            said = list(pool.map(lambda turn, who=token: given(store, who, 1, ("left", "right")[turn % 2]), range(16)))
+        assert sorted(said) == ["kept"] * 15 + ["stored"]
 
 
 def test_a_killed_process_loses_nothing_that_it_acknowledged(url: str) -> None:

@@ -219,8 +219,9 @@ class Store:
                     answered_ms=now,
                 )
                 .on_conflict_do_nothing()
-            ).rowcount
-            if not written:  # someone else was quicker by a moment
+                .returning(answers.c.position)
+            ).first()
+            if written is None:  # someone else was quicker by a moment
                 return "kept"
             if position == person.trials:
                 connection.execute(
