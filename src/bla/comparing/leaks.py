@@ -42,22 +42,19 @@ def measure_leakage(
     Methods that run the whole network are left out of the first two: they would have to explain the training images.
     """
     cheap = {name: method for name, method in made.items() if not method.needs_pixels}
-    masks = _training_masks(cheap, training, training_targets, place, report)
+    learnt = _of_training(cheap, training, training_targets, place, report)
     values: dict[str, dict[str, Tensor]] = {name: {} for name in made}
     targets = training_labels.cpu()
-    for place_in_order, name in enumerate(cheap):
-        report("retraining on the selected cells", place_in_order + 1, len(cheap))
+    pooled = mean_of_selected(subjects.features, torch.stack([selected[name] for name in cheap], dim=1))
+    for order, name in enumerate(cheap):
+        masks, means = learnt[name]
         values[name]["mask_only"] = mask_probe(
-            masks[name], targets, selected[name], labels, classes=classes, seed=seed
+            masks, targets, selected[name], labels, classes=classes, seed=seed
         ).double()
         values[name]["retrained"] = retrained(
-            mean_of_selected(training.features, masks[name]),
-            targets,
-            mean_of_selected(subjects.features, selected[name]),
-            labels,
-            classes=classes,
-            seed=seed,
+            means, targets, pooled[:, order], labels, classes=classes, seed=seed
         ).double()
+        report("probing and retraining on the selected cells", order + 1, len(cheap))
     if subjects.coverage is not None:
         for name in made:
             values[name]["off_object"] = _off_object(evaluator, subjects, selected[name], labels, place)
@@ -81,28 +78,38 @@ def measure_leakage(
 
 
 @torch.inference_mode()
-def _training_masks(
+def _of_training(
     methods: Mapping[str, Method], training: Subjects, targets: Tensor, place: torch.device, report: Progress
-) -> dict[str, Tensor]:
-    rankings: dict[str, list[Tensor]] = {name: [] for name in methods if name != "shuffled"}
-    sizes = []
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of the training images and each method, the masks (N, H, W) at the run's sizes and the mean (N, C) over them."""
+    choose = methods[RUN].sizes
+    assert choose is not None
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in methods if name != "shuffled"}
+    rankings, sizes = [], []
     for start in range(0, len(training), _BATCH):
         rows = np.arange(start, min(start + _BATCH, len(training)))
-        batch = Batch(training.features(rows).to(place), targets[rows].to(place), torch.from_numpy(rows))
-        for name, found in rankings.items():
-            maps = methods[name].maps(batch)
-            found.append(maps.cpu())
-        own = methods[RUN].sizes
-        assert own is not None
-        sizes.append(own(batch).cpu())
+        features = training.features(rows).to(place)
+        batch = Batch(features, targets[rows].to(place), torch.from_numpy(rows))
+        wanted = choose(batch)
+        maps = {name: methods[name].maps(batch) for name in found}
+        masks = {name: top_cells(ranking, wanted) for name, ranking in maps.items()}
+        means = read_cells(lambda pooled: pooled, features, torch.stack([*masks.values()], dim=1))
+        for order, (name, mask) in enumerate(masks.items()):
+            found[name].append((mask.cpu(), means[:, order].cpu()))
+        rankings.append(maps[RUN].cpu())
+        sizes.append(wanted.cpu())
         report("masks of the training images", int(rows[-1]) + 1, len(training))
-    joined = {name: torch.cat(found) for name, found in rankings.items()}
+    joined = {
+        name: (torch.cat([mask for mask, _ in parts]), torch.cat([mean for _, mean in parts]))
+        for name, parts in found.items()
+    }
     if "shuffled" in methods:
-        whole = another_images(methods[RUN], dict(enumerate(joined[RUN])), len(training))
+        ranking = torch.cat(rankings)
         every = torch.arange(len(training))
-        joined["shuffled"] = whole.maps(Batch(joined[RUN][:, None], every, every))
-    wanted = torch.cat(sizes)
-    return {name: top_cells(ranking, wanted) for name, ranking in joined.items()}
+        moved = another_images(methods[RUN], dict(enumerate(ranking)), len(training))
+        masks_moved = top_cells(moved.maps(Batch(ranking[:, None], every, every)), torch.cat(sizes))
+        joined["shuffled"] = masks_moved, mean_of_selected(training.features, masks_moved)
+    return joined
 
 
 @torch.no_grad()

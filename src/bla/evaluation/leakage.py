@@ -188,12 +188,14 @@ def retrained(
 
 @torch.no_grad()
 def mean_of_selected(features: Features, masks: Tensor) -> Tensor:
-    """The mean (N, C) of each image's selected cells (N, H, W)."""
+    """The mean (N, C) of each image's selected cells (N, H, W); of several sets (N, M, H, W), (N, M, C)."""
+    sets = masks[:, None] if masks.ndim == 3 else masks
     found = []
     for rows in _rows(len(masks)):
         maps = _batch(features, rows)
-        found.append(read_cells(lambda pooled: pooled, maps, masks[rows, None].to(maps.device))[:, 0].cpu())
-    return torch.cat(found)
+        found.append(read_cells(lambda pooled: pooled, maps, sets[rows].to(maps.device)).cpu())
+    means = torch.cat(found)
+    return means[:, 0] if masks.ndim == 3 else means
 
 
 @torch.inference_mode(False)

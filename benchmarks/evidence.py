@@ -1,0 +1,207 @@
+"""The tables of docs/evidence.md: BLA against other methods, at equal area, over trainings with several seeds.
+
+    python benchmarks/evidence.py birds100 catdog CUB_200_2011 --out OUT
+
+For each folder of images (with classes; boxes where there are some) and each seed, every recipe is trained, and the
+methods rank the cells of the test images, are cut to the sizes that BLA chose, and are judged. Interrupted, the same
+command goes on. Intervals are 95%, of resampling trainings and images together; differences are paired, on the same
+images and trainings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import bla.run
+from bla.comparing.leaks import measure_leakage
+from bla.comparing.making import RUN, Methods
+from bla.comparing.subjects import find_subjects, labels_of, predictions_of, training_subjects
+from bla.comparison import Batch, PooledClassifier, another_images
+from bla.evaluation import Ranked, judge_methods, localise, top_cells, train_evaluator
+from bla.evaluation.statistics import correlation, over_seeds
+from bla.explanation import write_atomically
+from bla.progress import told
+from bla.settings import Settings
+
+METHODS = (
+    RUN, "cam", "grad-cam", "grad-cam++", "layer-cam", "softmax-attention", "l2x", "learned-mask",
+    "norm", "centre", "random", "shuffled",
+)  # fmt: skip
+RECIPES: dict[str, dict[str, Any]] = {
+    "BLA": {"setup": "bla"},
+    "class-aware": {"setup": "bla-ph", "threshold": 0.0, "class_aware": True, "hidden": (64,), "dial": 0.5},
+}
+EPOCHS = {"birds100": (15, 10), "CUB_200_2011": (20, 20)}
+"""Of the head and of the module; elsewhere 5 and 5."""
+COLUMNS = {
+    "accuracy": "own accuracy",
+    "evaluator": "evaluator",
+    "evaluator_left": "left out",
+    "area": "area kept",
+    "area_left": "area left",
+    "mask_only": "mask only",
+    "retrained": "retrained",
+    "on_object": "on object",
+    "pointing": "pointing",
+}
+
+
+def measured(data: Path, out: Path, recipe: str, seed: int) -> dict[str, Any]:
+    """Values of every method for every test image, by one training; read back where they are on disk."""
+    file = out / data.name / f"{recipe}-{seed}.json"
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    head_epochs, epochs = EPOCHS.get(data.name, (5, 5))
+    settings = Settings(seed=seed, epochs=epochs, head_epochs=head_epochs, **RECIPES[recipe])
+    folder = out / data.name / f"run-{recipe}-{seed}"
+    opened = bla.run.train(data, folder, settings)
+    place = next(opened.classifier.attention.parameters()).device
+    subjects, _, _ = find_subjects(opened, None, limit=None, seed=seed, cache=None, report=told)
+    training = training_subjects(opened, None, told)
+    pooled = PooledClassifier(opened.classifier.trunk, opened.networks.baseline).eval()
+    labels, learnt = subjects.labels, labels_of(training, pooled, place)
+    assert labels is not None
+    targets = predictions_of(pooled, subjects, place)["index"]
+    making = Methods(opened, pooled, training, seed=seed, report=told)
+    made = {name: making.build(name) for name in METHODS if name != "shuffled"}
+    maps: dict[str, list[torch.Tensor]] = {name: [] for name in made}
+    sizes = []
+    for start in range(0, len(subjects), 64):
+        rows = np.arange(start, min(start + 64, len(subjects)))
+        batch = Batch(subjects.features(rows).to(place), targets[rows].to(place), torch.from_numpy(rows))
+        for name, method in made.items():
+            maps[name].append(method.maps(batch).cpu())
+        assert made[RUN].sizes is not None
+        sizes.append(made[RUN].sizes(batch).cpu())
+    rankings = {name: torch.cat(found) for name, found in maps.items()}
+    every = torch.arange(len(subjects))
+    made["shuffled"] = another_images(made[RUN], dict(enumerate(rankings[RUN])), len(subjects))
+    rankings["shuffled"] = made["shuffled"].maps(Batch(rankings[RUN][:, None], targets, every))
+    size = torch.cat(sizes)
+    selected = {name: top_cells(ranking, size) for name, ranking in rankings.items()}
+    classes = len(opened.classifier.classes)
+    judge = train_evaluator(lambda rows: training.features(rows).to(place), learnt, classes=classes, seed=seed)
+    values, curves = judge_methods(
+        lambda rows: subjects.features(rows).to(place),
+        {name: Ranked(rankings[name], selected[name], made[name].head or opened.networks.baseline) for name in made},
+        labels,
+        judge=judge,
+    )
+    _, leaked = measure_leakage(
+        made,
+        selected,
+        subjects,
+        training,
+        training_labels=learnt,
+        training_targets=predictions_of(pooled, training, place)["index"],
+        labels=labels,
+        evaluator=judge,
+        classes=classes,
+        seed=seed,
+        place=place,
+        report=told,
+    )
+    coverage = subjects.coverage
+    result: dict[str, Any] = {"size": size.tolist(), "metrics": opened.record["metrics"], "methods": {}, "curves": {}}
+    result["area"] = None if coverage is None else coverage.sum(dim=(1, 2)).tolist()
+    for name in made:
+        found = values[name] | leaked[name]
+        if coverage is not None:
+            found |= localise(rankings[name], selected[name], coverage)
+        result["methods"][name] = {
+            metric: [None if not np.isfinite(each) else round(each, 6) for each in value.tolist()]
+            for metric, value in found.items()
+        }
+        result["curves"][name] = {
+            "sizes": curves[name].sizes,
+            "kept": curves[name].kept.double().mean(0).tolist(),
+            "left": curves[name].left.double().mean(0).tolist(),
+            "on_object": None
+            if coverage is None
+            else [
+                float(localise(rankings[name], top_cells(rankings[name], number), coverage)["on_object"].nanmean())
+                for number in curves[name].sizes
+            ],
+        }
+    write_atomically(file, json.dumps(result).encode())
+    return result
+
+
+def summary(trainings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and intervals over trainings and images, and the run's paired differences from each method."""
+
+    def stacked(method: str, metric: str) -> np.ndarray:
+        return np.array([training["methods"][method][metric] for training in trainings], np.float64)
+
+    found: dict[str, Any] = {"methods": {}, "differences": {}}
+    for name, metrics in trainings[0]["methods"].items():
+        rows, differences = {}, {}
+        for metric in (metric for metric in metrics if metric in COLUMNS):
+            own, others = stacked(RUN, metric), stacked(name, metric)
+            known = np.isfinite(own).all(0) & np.isfinite(others).all(0)
+            rows[metric] = over_seeds(others[:, known]).to_dict()
+            if name != RUN:
+                differences[metric] = over_seeds((own - others)[:, known]).to_dict()
+        found["methods"][name], found["differences"][name] = rows, differences
+    sizes = np.array([training["size"] for training in trainings], np.float64)
+    found["size"] = {"mean": float(sizes.mean()), "by_seed": sizes.mean(1).tolist()}
+    found["accuracy"] = {
+        key: float(np.mean([training["metrics"][key]["top1"] for training in trainings]))
+        for key in ("baseline", "baseline_continued", "soft", "hard")
+    }
+    if trainings[0]["area"] is not None:
+        area = np.array(trainings[0]["area"])
+        found["size"]["object_correlation"] = correlation(sizes.mean(0), area).to_dict()
+        found["size"]["object_correlation_by_seed"] = [correlation(each, area).mean for each in sizes]
+    return found
+
+
+def printed(name: str, recipe: str, found: dict[str, Any]) -> None:
+    """Two Markdown tables: values, and differences from the run."""
+    columns = [metric for metric in COLUMNS if metric in found["methods"][RUN]]
+    print(f"\n### {name}, {recipe}, mean size {found['size']['mean']:.1f}\n")
+    print(f"Accuracy: {', '.join(f'{key} {value:.3f}' for key, value in found['accuracy'].items())}.", end="")
+    if "object_correlation" in found["size"]:
+        each = found["size"]["object_correlation"]
+        print(f" Size and object area: r = {each['mean']:.2f} [{each['low']:.2f}, {each['high']:.2f}].", end="")
+    print(f"\n\n| method | {' | '.join(COLUMNS[metric] for metric in columns)} |\n|{' --- |' * (len(columns) + 1)}")
+    for method, rows in found["methods"].items():
+        title = recipe if method == RUN else method
+        means = [f"{rows[metric]['mean']:.3f}" for metric in columns]
+        print(f"| {title} | {' | '.join(means)} |")
+    print(f"\n{recipe} minus:\n\n| method | {' | '.join(COLUMNS[metric] for metric in columns)} |")
+    print(f"|{' --- |' * (len(columns) + 1)}")
+    for method, rows in found["differences"].items():
+        if rows:
+            cells = [f"{rows[m]['mean']:+.3f} [{rows[m]['low']:+.3f}, {rows[m]['high']:+.3f}]" for m in columns]
+            print(f"| {method} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    """Train and measure what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", type=Path, help="image folders with classes")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    everything: dict[str, Any] = {}
+    for data in arguments.data:
+        for recipe in arguments.recipes:
+            trainings = [measured(data, arguments.out, recipe, seed) for seed in range(arguments.seeds)]
+            everything.setdefault(data.name, {})[recipe] = summary(trainings)
+            if not arguments.json:
+                printed(data.name, recipe, everything[data.name][recipe])
+    if arguments.json:
+        print(json.dumps(everything, indent=1))
+
+
+if __name__ == "__main__":
+    main()
