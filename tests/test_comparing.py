@@ -20,11 +20,14 @@ from bla.explanation import Explanation
 NET = """
 import torch
 from torch import nn
+from bla.photo import Transform
 
 def build():
     torch.manual_seed(0)
-    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=32, padding=4), nn.ReLU())
-    return nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=16, padding=4), nn.ReLU())
+    net = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    net.transform = Transform((64, 80), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # a grid of 4 x 5
+    return net
 """
 
 
@@ -63,7 +66,7 @@ def compared(*arguments: str, capsys: pytest.CaptureFixture[str], code: int = 0)
 
 
 def test_all_methods_and_leakage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = compared("--methods", "all", "--leakage", "--out", "all", capsys=capsys)
+    result = compared("--methods", "all", "--leakage", "--sanity", "--pixels", "5", "--out", "all", capsys=capsys)
     assert json.loads((place / "all/compare.json").read_text()) == result
     assert list(result["methods"]) == list(ALL)
     assert result["data"]["images"] == 12 == len(result["images"])
@@ -95,6 +98,24 @@ def test_all_methods_and_leakage(place: Path, capsys: pytest.CaptureFixture[str]
         assert metric["version"] == 1
     assert result["judge"] == "evaluator"
     assert result["leakage"]["chance"] == 0.5
+    sample = result["pixels"]["images"]
+    assert len(sample) == 5
+    for name, record in result["methods"].items():
+        for metric in ("deletion", "insertion", "average_drop", "road_most", "kept_grey", "infidelity"):
+            known = [index for index, value in enumerate(record["each"][metric]) if value is not None]
+            assert known == sample, "only the sample has pixel-level figures"
+        assert ("max_sensitivity" in record["each"]) == (not record["needs_pixels"] and name != "shuffled")
+    sane = result["sanity"]["methods"]
+    assert list(sane["bla"]["cascade"]) == ["heads", "module", "trunk, top third", "trunk, two thirds", "trunk"]
+    assert (
+        sane["centre"]["stability"]["flip"]
+        == sane["centre"]["stability"]["noise"]
+        == 1
+        > sane["centre"]["stability"]["shift"]
+    )
+    assert sane["norm"]["cascade"]["heads"] == pytest.approx(1), "what the trunk alone decides does not hear of heads"
+    assert sane["norm"]["cascade"]["trunk"] < 0.9
+    assert sane["bla"]["cascade"]["module"] < 0.99
     # cells, hires and unrectified gradients agree at the last map: same cells, same figures
     own, other = (result["methods"][name] for name in ("cam", "grad-cam"))
     assert own["each"]["accuracy"] == other["each"]["accuracy"]

@@ -20,6 +20,8 @@ def compare(
     out: Path | None = None,
     methods: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
     leakage: Annotated[bool, Parameter(negative=())] = False,
+    pixels: int = 0,
+    sanity: Annotated[bool, Parameter(negative=())] = False,
     limit: int | None = None,
     seed: int = 0,
     device: Device = "auto",
@@ -42,6 +44,10 @@ def compare(
         By default those that read the feature map alone.
     leakage
         Train an evaluator, probes and heads that tell what the selections give away.
+    pixels
+        Change the pixels of so many photos, drawn by the seed, through the whole network: seconds a photo and method.
+    sanity
+        Compare maps under randomised networks, and of flipped, shifted and noisy photos.
     limit
         Compare on so many photos, drawn by the seed.
     seed
@@ -59,6 +65,8 @@ def compare(
             out=folder,
             methods=methods or CHEAP,
             leakage=leakage,
+            sanity=sanity,
+            pixels=pixels,
             limit=limit,
             seed=seed,
             device=device,

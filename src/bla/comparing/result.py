@@ -19,6 +19,7 @@ from bla.cache import Progress, silent, weights_digest
 from bla.comparing.keeping import Writer
 from bla.comparing.leaks import measure_leakage
 from bla.comparing.making import CHEAP, RUN, TRAINED, Methods, explained, method_names
+from bla.comparing.probing import Sample, measure_pixels, measure_sanity
 from bla.comparing.subjects import Subjects, find_subjects, labels_of, predictions_of, training_subjects
 from bla.comparison import ComparisonError, Method, PooledClassifier, another_images
 from bla.evaluation import (
@@ -33,11 +34,15 @@ from bla.evaluation import (
     train_evaluator,
 )
 from bla.evaluation.leakage import METRICS as LEAKAGE_METRICS
+from bla.evaluation.pixels import METRICS as PIXEL_METRICS
+from bla.evaluation.pixels import STEPS
 from bla.evaluation.statistics import bootstrap, correlation, holm, paired
 from bla.explanation import write_atomically
 
 SCHEMA_VERSION = 1
-METRICS = cells.METRICS | localisation.METRICS | LEAKAGE_METRICS
+SANE = 16
+"""Photos of the sanity checks, where no other number is asked for."""
+METRICS = cells.METRICS | localisation.METRICS | LEAKAGE_METRICS | PIXEL_METRICS
 EXPLAINS = {
     "baseline": "the mean-pooled classifier: its head reads the average of all cells",
     "own": "the method's own head, which reads its selection",
@@ -53,6 +58,8 @@ def compare(
     out: str | Path,
     methods: Sequence[str] = CHEAP,
     leakage: bool = False,
+    sanity: bool = False,
+    pixels: int = 0,
     limit: int | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -70,6 +77,8 @@ def compare(
     data: images, with or without classes or objects; by default the run's test images.
     methods: names of :data:`ALL`. The run's own is always among them: it sets the sizes.
     leakage: train an evaluator, probes and retrained heads on the run's training images.
+    sanity: compare maps under randomised networks and changed photos, on the photos of ``pixels``, or on 16.
+    pixels: measure what changed pixels do through the whole network on so many photos, drawn by ``seed``.
     limit: compare on so many photos, drawn by ``seed``.
 
     Raises
@@ -140,6 +149,23 @@ def compare(
         )
         for name in names:
             values[name] |= leaked[name]
+    sample, sane = None, None
+    if pixels < 0:
+        raise ComparisonError(f"expected a number of photos to change the pixels of, got {pixels}")
+    if pixels or sanity:
+        targets = predictions["index"]
+        sample = Sample(opened, pooled, subjects, targets, count=pixels or SANE, seed=seed)
+        if sanity:
+            sane = {"images": sample.rows.tolist(), "methods": measure_sanity(sample, made, seed=seed, report=report)}
+    if pixels and sample is not None:
+        signature = _signature(opened, subjects, made[RUN], limit, seed)
+        changed = measure_pixels(
+            sample, made, rankings, selected, folder=out / "pixels", signature=signature, seed=seed, report=report
+        )
+        for name in names:
+            for metric, measured in changed[name].items():
+                values[name][metric] = torch.full((len(subjects),), torch.nan, dtype=torch.float64)
+                values[name][metric][sample.rows] = torch.tensor(measured, dtype=torch.float64)
     for name in names:
         if leaks is None:  # then the judge is the baseline, and its word on the selected cells is accuracy
             del values[name]["evaluator"], values[name]["evaluator_left"]
@@ -199,8 +225,14 @@ def compare(
             "object_correlation": _size_correlation(sizes, subjects.coverage, seed),
         },
         "leakage": leaks,
-        "pixels": None,
-        "sanity": None,
+        "pixels": None
+        if sample is None or not pixels
+        else {
+            "images": sample.rows.tolist(),
+            "classifier": EXPLAINS["baseline"],
+            "steps": STEPS,
+        },
+        "sanity": sane,
         "images": [
             {
                 "image": subjects.name(index),
