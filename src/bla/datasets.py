@@ -18,6 +18,7 @@ import platformdirs
 from bla import embedded
 from bla.data import ImageSet, Splits, image_folder, stratified_split
 from bla.download import Archive, Progress, downloaded
+from bla.huggingface import PREFIX, read_dataset
 from bla.photo import DataError, open_photo
 
 EMBEDDED = "embedded"
@@ -202,7 +203,8 @@ def read_images(
 
     Parameters
     ----------
-    data: in this order: splits, as they are; ``"embedded"``; a name of :data:`PUBLISHED`, looked for in
+    data: in this order: splits, as they are; ``"embedded"``; ``hf:SOURCE``, of Hugging Face's library
+        (:mod:`bla.huggingface`); a name of :data:`PUBLISHED`, looked for in
         ``data_root``, in its folder of that name and in the working folder's, else downloaded; a folder in the
         layout of one of these; any other folder as :func:`bla.data.image_folder` reads it.
     seed: of the division, where the data set has none.
@@ -223,6 +225,8 @@ def read_images(
     name = str(data)
     if name == EMBEDDED:
         return _embedded(cache / EMBEDDED, report), EMBEDDED
+    if name.startswith(PREFIX):
+        return read_dataset(name, seed=seed, cache=cache, report=report)
     if name in PUBLISHED:
         published = PUBLISHED[name]
         kept = data_root or default_data_root()
@@ -279,6 +283,11 @@ def photo_splits(
         if not held_out.size:
             raise DataError(f"expected at least two images to fit on, one of them held out, got {len(images)}")
         yield Splits(images.subset(kept), images.subset(held_out), seeded=True)
+
+
+def named(source: str) -> bool:
+    """Whether what :func:`read_images` returned to read by again is a name rather than a path."""
+    return source == EMBEDDED or source.startswith(PREFIX)
 
 
 def layout(name: str) -> str:

@@ -25,7 +25,7 @@ from bla.backbones import LITE0, load_backbone
 from bla.cache import FeatureCache, Progress, cached_features, default_root, silent, weights_digest
 from bla.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
 from bla.data import ImageSet, Splits, stratified_split
-from bla.datasets import EMBEDDED, photo_splits, read_images
+from bla.datasets import named, photo_splits, read_images
 from bla.explanation import write_atomically
 from bla.finetuning import TunedNetworks
 from bla.measuring import measure
@@ -251,7 +251,7 @@ def evaluate(
     settings = Settings(**opened.record["settings"])
     measured_on = opened.record["data"]
     known = measured_on["root"]
-    if data is None and known != EMBEDDED and not (Path(known).is_absolute() and Path(known).is_dir()):
+    if data is None and not named(known) and not (Path(known).is_absolute() and Path(known).is_dir()):
         where = f"in {known}, which are not here" if known else "as splits made by a program"
         raise RunError(f"expected the images that {run} was trained with {where}: pass --data")
     splits, source = read_images(

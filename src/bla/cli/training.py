@@ -56,7 +56,8 @@ def train(
     ----------
     data
         A folder, CLASS/*.jpg or {train,test}/CLASS/*.jpg or images without classes, or a published data set's own
-        layout; or a name: embedded, cats_vs_dogs, stanford_dogs, caltech_birds2011.
+        layout; or a name: embedded, cats_vs_dogs, stanford_dogs, caltech_birds2011, or
+        hf:SOURCE for a folder or a name of Hugging Face datasets.
     out
         The run folder to write.
     setup

@@ -15,7 +15,7 @@ from bla import run as runs
 from bla.cache import FeatureCache, Progress, cached_features, default_root
 from bla.comparison import ComparisonError, PooledClassifier
 from bla.data import ImageSet, list_images
-from bla.datasets import EMBEDDED, read_images
+from bla.datasets import named, read_images
 from bla.photo import DataError
 from bla.settings import Settings
 
@@ -134,7 +134,7 @@ def _labelled(images: ImageSet, opened: runs.Run) -> ImageSet:
 def training_subjects(opened: runs.Run, cache: Path | None, report: Progress) -> Subjects:
     settings = Settings(**opened.record["settings"])
     source = opened.record["data"]["root"]
-    if source != EMBEDDED and not (source and Path(source).is_dir()):
+    if not named(source) and not (source and Path(source).is_dir()):
         raise ComparisonError(
             f"expected the run's training images in {source or 'a folder'}, which trained rivals and the evaluator "
             "need, got no such folder: leave out --leakage, softmax-attention, l2x and learned-mask"
