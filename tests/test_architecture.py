@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ARROWS: dict[str, set[str]] = {
     "photo": set(),
     "data": {"photo"},
-    "datasets": {"data", "download", "embedded", "huggingface", "photo"},
+    "datasets": {"cache", "data", "download", "embedded", "huggingface", "photo"},
     "huggingface": {"data", "explanation", "photo"},
     "download": {"photo"},
     "embedded": set(),

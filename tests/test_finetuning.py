@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import bla
 from bla import run, training
 from bla.attention import BoundedLogitAttention, weighted_sum
 from bla.cache import silent, weights_digest
 from bla.classifier import explainable
+from bla.comparing import compare
+from bla.comparison import ComparisonError
 from bla.data import image_folder
 from bla.finetuning import TunedNetworks
 from bla.networks import Examples, new_head
@@ -356,6 +359,7 @@ def test_settings_that_contradict() -> None:
         ({"trunk_rate": 0.0}, "expected trunk_rate above 0"),
         ({"trunk_rate": 1e-4, "precision": "int8"}, "expected precision float32"),
         ({"trunk_rate": 1e-4, "head": "own", "setup": "bla-ph"}, "expected head='new' with trunk_rate"),
+        ({"trunk_rate": 1e-4, "class_aware": True}, "expected setup bla-ph for class_aware with trunk_rate"),
     ]:
         with pytest.raises(TrainingError, match=message):
             Settings(**wrong)  # type: ignore[arg-type]
@@ -371,3 +375,10 @@ def test_from_scratch_by_name(data: Path, tmp_path: Path) -> None:
     classifier = load(tmp_path / "run", device="cpu")
     assert weights_digest(classifier.trunk) == trained.record["trunk"]
     assert run.evaluate(tmp_path / "run", device="cpu")[0] == trained.record["metrics"]
+    shared = bla.save_pretrained(tmp_path / "run", tmp_path / "shared", with_classifier=True)
+    assert sorted(path.name for path in shared.iterdir()) == ["README.md", "model.safetensors", "run.json"]
+    assert trained.record["trunk"] in (shared / "README.md").read_text()
+    again = bla.from_pretrained(shared, device="cpu")
+    assert weights_digest(again.trunk) == trained.record["trunk"]
+    with pytest.raises(ComparisonError, match="each was trained end to end with a trunk of its own"):
+        compare(tmp_path / "run", out=tmp_path / "compared", device="cpu")

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import platformdirs
 
 from bla import embedded
+from bla.cache import Progress, default_root, silent
 from bla.data import ImageSet, Splits, image_folder, stratified_split
-from bla.download import Archive, Progress, downloaded
+from bla.download import Archive, downloaded
 from bla.huggingface import PREFIX, read_dataset
 from bla.photo import DataError, open_photo
 
@@ -196,8 +197,8 @@ def read_images(
     *,
     seed: int = 0,
     data_root: Path | None = None,
-    cache: Path,
-    report: Progress,
+    cache: Path | None = None,
+    report: Progress = silent,
 ) -> tuple[Splits, str]:
     """Images to train and to test on, from whatever names them, and what to read them by again.
 
@@ -209,7 +210,7 @@ def read_images(
         layout of one of these; any other folder as :func:`bla.data.image_folder` reads it.
     seed: of the division, where the data set has none.
     data_root: by default :func:`default_data_root`.
-    cache: where what is made here is kept.
+    cache: where what is made here is kept, by default :func:`bla.cache.default_root`.
 
     Returns
     -------
@@ -222,7 +223,7 @@ def read_images(
     """
     if isinstance(data, Splits):
         return data, ""
-    name = str(data)
+    name, cache = str(data), cache or default_root()
     if name == EMBEDDED:
         return _embedded(cache / EMBEDDED, report), EMBEDDED
     if name.startswith(PREFIX):
@@ -250,7 +251,7 @@ def read_images(
 
 @contextmanager
 def photo_splits(
-    images: str | Path | ImageSet | Sequence[Any], *, seed: int, cache: Path, report: Progress
+    images: str | Path | ImageSet | Sequence[Any], *, seed: int, cache: Path | None, report: Progress
 ) -> Iterator[Splits]:
     """Splits of whatever holds photos; those in memory lie in a temporary folder meanwhile.
 

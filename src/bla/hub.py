@@ -77,6 +77,7 @@ def save_pretrained(
         if source.resolve() == target.resolve():
             raise HubError(f"expected another folder than the run's own, got {target}: choose another name")
         record, trained = read_record(source), (source / "model.safetensors").read_bytes()
+        with_classifier = with_classifier and "trunk" not in record  # one trained end to end is in it already
         own = None
         if with_classifier and record["backbone"]["name"] is not None:
             file = record["backbone"]["weights"]
@@ -192,13 +193,16 @@ def card(record: Mapping[str, Any]) -> str:
     learnt = "their labels" if labels else "the classifier's own predicted classes; no label was used"
     own_head = settings["head"] == "own"
     where = {None: "by name", "random": "by name, with the weights it is initialised with", CLASSIFIER: CLASSIFIER}
+    included = where[backbone["weights"]] if backbone["name"] else "not included"
+    if "trunk" in record:
+        included = "its weights included" if backbone["name"] else "its weights included, its code not"
     rows = [
         ("Shows", "for each photo, the cells of the feature map that alone made the prediction"),
         ("Method", f"{record['setup']} (bounded logit attention, arXiv 2105.14824)"),
         ("Head", "the classifier's own, unchanged" if own_head else f"a linear one, {len(record['classes'])} classes"),
         ("Trained on", f"{trained_on}, towards {learnt}"),
-        ("Classifier", f"`{record['model']}`, {where[backbone['weights']] if backbone['name'] else 'not included'}"),
-        ("SHA-256 of its trunk", f"`{backbone['digest']}`, checked at loading"),
+        ("Classifier", f"`{record['model']}`, {included}"),
+        ("SHA-256 of its trunk", f"`{record.get('trunk', backbone['digest'])}`, checked at loading"),
         (
             "Input",
             f"{record['transform']['size'][0]} x {record['transform']['size'][1]}, {record['transform']['mode']}",
@@ -356,7 +360,9 @@ def _portable(record: dict[str, Any], with_classifier: bool) -> dict[str, Any]:
     if with_classifier:
         weights = CLASSIFIER
     elif weights not in (None, "random"):
-        name_of_classifier = weights = None  # nobody else has that file: they must bring the classifier
+        weights = None
+        if "trunk" not in record:
+            name_of_classifier = None  # nobody else has that file: they must bring the classifier
     return record | {
         "data": record["data"] | {"root": name},
         "backbone": backbone | {"name": name_of_classifier, "weights": weights},

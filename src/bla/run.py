@@ -22,7 +22,7 @@ from torch import nn
 
 from bla.attention import BoundedLogitAttention
 from bla.backbones import LITE0, load_backbone
-from bla.cache import FeatureCache, Progress, cached_features, default_root, silent, weights_digest
+from bla.cache import FeatureCache, Progress, cached_features, silent, weights_digest
 from bla.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
 from bla.data import ImageSet, Splits, stratified_split
 from bla.datasets import named, photo_splits, read_images
@@ -90,9 +90,7 @@ def train(
     out = Path(out)
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
-    splits, source = read_images(
-        data, seed=settings.seed, data_root=data_root, cache=cache or default_root(), report=report
-    )
+    splits, source = read_images(data, seed=settings.seed, data_root=data_root, cache=cache, report=report)
     wrapped = _wrapped(model, weights, mode, device, len(splits.train.classes) if settings.head == "new" else None)
     if settings.trunk_rate is not None:
         wrapped.name += ", end to end"  # what explains is not what was loaded
@@ -159,7 +157,7 @@ def fit(
             "expected a wrapped classifier with its own head, got one with a head of its own training"
         )
     _check_float32(wrapped)
-    with photo_splits(images, seed=seed, cache=cache or default_root(), report=report) as splits:
+    with photo_splits(images, seed=seed, cache=cache, report=report) as splits:
         parts = _examples(wrapped, splits, settings, cache, report)
         before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}
         try:
@@ -258,7 +256,7 @@ def evaluate(
         known if data is None else data,
         seed=settings.seed,
         data_root=data_root,
-        cache=cache or default_root(),
+        cache=cache,
         report=report,
     )
     images = splits.test

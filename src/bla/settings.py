@@ -121,6 +121,11 @@ class Settings:
                 "expected trunk_rate with augment or precision: a trunk that stays as it is gives features once, in "
                 "float32; set trunk_rate=1e-4, say"
             )
+        if self.trunk_rate is not None and self.class_aware and not self.frozen_head:
+            raise TrainingError(
+                f"expected setup bla-ph for class_aware with trunk_rate, got {self.setup!r}, which moves the trunk "
+                "under the head that the score asks"
+            )
         if self.trunk_rate is not None and self.head == "own":
             raise TrainingError(
                 "expected head='new' with trunk_rate, which trains the classifier, got 'own', which leaves it as it is"

@@ -93,6 +93,11 @@ def compare(
         raise ComparisonError(f"expected a folder for the comparison, got the file {out}: choose another name")
     opened = runs.open_run(run, device=device)
     classifier, networks = opened.classifier, opened.networks
+    if "trunk" in opened.record and not classifier.frozen_head:
+        raise ComparisonError(
+            f"expected a run whose baseline reads the same features as its module, got {run}, in which each was "
+            "trained end to end with a trunk of its own: compare one trained with --setup bla-ph"
+        )
     place = next(classifier.attention.parameters()).device
     subjects, failures, source = find_subjects(opened, data, limit=limit, seed=seed, cache=cache, report=report)
     pooled = PooledClassifier(classifier.trunk, networks.baseline).eval()
