@@ -46,9 +46,10 @@ ARROWS |= {
     "comparing": {"cache", "comparison", "data", "datasets", "evaluation", "explanation", "photo", "run", "settings"},
     "explaining": {"cache", "classifier", "explanation", "photo", "render", "run"},
     "hub": {"attention", "backbones", "cache", "classifier", "explanation", "photo", "run", "settings"},
-    "export": {"attention", "classifier", "explanation", "operators", "photo", "run"},
-    "batch": {"data", "explanation", "export", "photo", "render"},
-    "serve": {"data", "explanation", "export", "photo", "render"},
+    "engine": {"explanation", "photo"},
+    "export": {"attention", "classifier", "engine", "explanation", "operators", "photo", "run"},
+    "batch": {"data", "engine", "explanation", "photo", "render"},
+    "serve": {"engine", "explanation", "photo", "render"},
 }
 ARROWS["__init__"] = ARROWS["cli"] = set(ARROWS)
 ARROWS["__main__"] = {"cli"}
@@ -148,7 +149,7 @@ def test_operators_load_torch_alone() -> None:
 
 
 def test_explanations_and_pictures_load_no_torch() -> None:
-    assert not modules_after("import bla.render; bla.Explanation") & {"torch", "torchvision", "timm"}
+    assert not modules_after("import bla.render, bla.engine; bla.Explanation") & {"torch", "torchvision", "timm"}
 
 
 def test_every_public_name_loads() -> None:
