@@ -21,6 +21,7 @@ from bla import run, training
 from bla.attention import BoundedLogitAttention, weighted_sum
 from bla.cache import silent, weights_digest
 from bla.classifier import explainable
+from bla.cli import run_command
 from bla.comparing import compare
 from bla.comparison import ComparisonError
 from bla.data import image_folder
@@ -365,12 +366,36 @@ def test_settings_that_contradict() -> None:
             Settings(**wrong)  # type: ignore[arg-type]
 
 
-def test_from_scratch_by_name(data: Path, tmp_path: Path) -> None:
-    """Timm's smallest of a kind: random weights, trained, loaded without fetching any."""
-    settings = Settings(epochs=1, batch_size=12, trunk_rate=1e-3, precision="bfloat16")
-    trained = train(
-        data, tmp_path / "run", settings, model="test_efficientnet", weights="random", device="cpu", report=silent
-    )
+def test_from_scratch_by_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Timm's smallest of a kind: random weights, trained, loaded without fetching any, shared."""
+    command = [
+        "train",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        "--model",
+        "test_efficientnet",
+        "--weights",
+        "random",
+    ]
+    options = [
+        "--weights",
+        "random",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "12",
+        "--trunk-rate",
+        "1e-3",
+        "--augment",
+        "--precision",
+        "bfloat16",
+    ]
+    assert run_command([*command, *options, "--device", "cpu", "--json"]) == 0
+    trained = open_run(tmp_path / "run", device="cpu")
+    assert json.loads(capsys.readouterr().out) == trained.record
+    chosen = trained.record["settings"]
+    assert (chosen["trunk_rate"], chosen["augment"], chosen["precision"]) == (1e-3, True, "bfloat16")
     assert trained.record["backbone"]["weights"] == "random"
     classifier = load(tmp_path / "run", device="cpu")
     assert weights_digest(classifier.trunk) == trained.record["trunk"]

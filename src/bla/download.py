@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -97,8 +98,11 @@ def _fetch(archive: Archive, target: Path, name: str, layout: str, report: Progr
             isinstance(error, urllib.error.HTTPError) and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
         )
         if not complete:  # all of it was there already
+            with contextlib.suppress(OSError):
+                part.parent.rmdir()  # where nothing came, nothing is left
+            reason = getattr(error, "reason", "") or error
             raise DataError(
-                f"expected {name} from {archive.url}, got {type(error).__name__}: {error}. The same command goes on "
+                f"expected {name} from {archive.url}, got {type(error).__name__}: {reason}. The same command goes on "
                 f"from what came; without internet, put {layout}, or pass the folder that has it"
             ) from error
     with part.open("rb") as file:
