@@ -367,31 +367,10 @@ def test_settings_that_contradict() -> None:
 
 
 def test_from_scratch_by_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Timm's smallest of a kind: random weights, trained, loaded without fetching any, shared."""
-    command = [
-        "train",
-        str(data),
-        "--out",
-        str(tmp_path / "run"),
-        "--model",
-        "test_efficientnet",
-        "--weights",
-        "random",
-    ]
-    options = [
-        "--weights",
-        "random",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "12",
-        "--trunk-rate",
-        "1e-3",
-        "--augment",
-        "--precision",
-        "bfloat16",
-    ]
-    assert run_command([*command, *options, "--device", "cpu", "--json"]) == 0
+    """Random weights of a small net of timm's: trained, loaded without fetching any, shared."""
+    command = ["train", str(data), "--out", str(tmp_path / "run")]
+    options = "--model test_efficientnet --weights random --epochs 1 --batch-size 12 --trunk-rate 1e-3 --augment"
+    assert run_command([*command, *options.split(), "--precision", "bfloat16", "--device", "cpu", "--json"]) == 0
     trained = open_run(tmp_path / "run", device="cpu")
     assert json.loads(capsys.readouterr().out) == trained.record
     chosen = trained.record["settings"]
