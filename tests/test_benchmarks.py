@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bla import embedded
+from small_study import small_study
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -60,3 +61,14 @@ def test_paper(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert 1 <= mean <= 49
     assert half_width >= 0
     assert figures["L2X-F"]["size"] == [8.0, 0.0]
+
+
+def test_study_analysis(tmp_path: Path) -> None:
+    study, _ = small_study(tmp_path)
+    options = ["--studies", "6", "--people", "12", "--photos", "12", "--share", "0.75"]
+    rehearsing = ["--study", study, "--rehearsals", "2", "--rehearsing", "3"]
+    figures = json.loads(run(BENCHMARKS / "study_analysis.py", *options, *rehearsing, "--json"))
+    assert figures["simulated"] is True
+    assert all(row["found"] <= 0.5 and row["by_arrays"]["found"] < 0.15 for row in figures["null"])
+    assert all(row["found"] > 0.3 and row["promised"] >= 0.8 for row in figures["effect"])
+    assert figures["rehearsals"]["same_answers"] == figures["rehearsals"]["same_results"] == 2
