@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ COLUMNS = {
 }
 
 
-def measured(data: Path, out: Path, recipe: str, seed: int) -> dict[str, Any]:
+def measured(data: Path, out: Path, recipe: str, seed: int, methods: Sequence[str] = METHODS) -> dict[str, Any]:
     """Values of every method for every test image, by one training; read back where they are on disk."""
     file = out / data.name / f"{recipe}-{seed}.json"
     if file.exists():
@@ -71,7 +72,7 @@ def measured(data: Path, out: Path, recipe: str, seed: int) -> dict[str, Any]:
     assert labels is not None
     targets = predictions_of(pooled, subjects, place)["index"]
     making = Methods(opened, pooled, training, seed=seed, report=told)
-    made = {name: making.build(name) for name in METHODS if name != "shuffled"}
+    made = {name: making.build(name) for name in dict.fromkeys((RUN, *methods)) if name != "shuffled"}
     maps: dict[str, list[torch.Tensor]] = {name: [] for name in made}
     sizes = []
     for start in range(0, len(subjects), 64):
@@ -83,8 +84,9 @@ def measured(data: Path, out: Path, recipe: str, seed: int) -> dict[str, Any]:
         sizes.append(made[RUN].sizes(batch).cpu())
     rankings = {name: torch.cat(found) for name, found in maps.items()}
     every = torch.arange(len(subjects))
-    made["shuffled"] = another_images(made[RUN], dict(enumerate(rankings[RUN])), len(subjects))
-    rankings["shuffled"] = made["shuffled"].maps(Batch(rankings[RUN][:, None], targets, every))
+    if "shuffled" in methods:
+        made["shuffled"] = another_images(made[RUN], dict(enumerate(rankings[RUN])), len(subjects))
+        rankings["shuffled"] = made["shuffled"].maps(Batch(rankings[RUN][:, None], targets, every))
     size = torch.cat(sizes)
     selected = {name: top_cells(ranking, size) for name, ranking in rankings.items()}
     classes = len(opened.classifier.classes)
@@ -143,6 +145,8 @@ def summary(trainings: list[dict[str, Any]]) -> dict[str, Any]:
 
     found: dict[str, Any] = {"methods": {}, "differences": {}}
     for name, metrics in trainings[0]["methods"].items():
+        if any(name not in training["methods"] for training in trainings):
+            continue  # measured with other methods before
         rows, differences = {}, {}
         for metric in (metric for metric in metrics if metric in COLUMNS):
             own, others = stacked(RUN, metric), stacked(name, metric)
@@ -191,13 +195,16 @@ def main() -> None:
     parser.add_argument("data", nargs="+", type=Path, help="image folders with classes")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     everything: dict[str, Any] = {}
     for data in arguments.data:
         for recipe in arguments.recipes:
-            trainings = [measured(data, arguments.out, recipe, seed) for seed in range(arguments.seeds)]
+            trainings = [
+                measured(data, arguments.out, recipe, seed, arguments.methods) for seed in range(arguments.seeds)
+            ]
             everything.setdefault(data.name, {})[recipe] = summary(trainings)
             if not arguments.json:
                 printed(data.name, recipe, everything[data.name][recipe])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from bla import comparing
 from bla.cli import run_command
 from bla.comparing import ALL, CHEAP, RUN
+from bla.data import Splits, image_folder
 from bla.evaluation.statistics import holm
 from bla.explanation import Explanation
 
@@ -222,3 +224,59 @@ def test_a_moved_training_set_is_told(place: Path, capsys: pytest.CaptureFixture
     assert run_command(["compare", "moved", "data", "--methods", "cam", "--out", "moved-out"]) == 0
     assert not math.isnan(json.loads((place / "moved-out/compare.json").read_text())["seconds"])
     sys.modules.pop("comparednet", None)
+
+
+def splits_with_boxes(place: Path) -> Splits:
+    """The test photos, with the box of the coloured patch; the first photo's object is not known."""
+    images = image_folder(place / "data").test
+    boxes = [np.array([[20.0, 10.0, 50.0, 30.0]])] * len(images)
+    boxes[0] = np.empty((0, 4))
+    images = dataclasses.replace(images, boxes=tuple(boxes))
+    return Splits(images, images, seeded=False)
+
+
+def test_objects_are_compared_with_where_they_are_known(place: Path) -> None:
+    sys.path.insert(0, str(place))
+    try:
+        result = comparing.compare(
+            "run", splits_with_boxes(place), out=place / "objects", methods=["centre", "norm"], leakage=True
+        )
+    finally:
+        sys.path.remove(str(place))
+    assert result["data"]["objects"] == 11
+    # photos of 60 x 40 pixels, cells of 12 x 10: the box covers rows 1 and 2 in full, and 4, 12, 12 and 2 of 12 columns
+    covered = np.zeros((4, 5))
+    covered[1:3] = [0, 4 / 12, 1, 1, 2 / 12]
+    for name, record in result["methods"].items():
+        assert record["each"]["on_object"][0] is None
+        assert record["values"]["on_object"]["images"] == 11
+        lines = (place / "objects/explanations" / f"{name}.jsonl").read_text().splitlines()
+        for line, share, recall in zip(
+            lines[1:], record["each"]["on_object"][1:], record["each"]["recall"][1:], strict=True
+        ):
+            chosen = np.array(json.loads(line)["selected"], bool)
+            assert share == pytest.approx(covered[chosen].sum() / chosen.sum(), abs=1e-5)
+            assert recall == pytest.approx(covered[chosen].sum() / covered.sum(), abs=1e-5)
+        assert "off_object" in record["each"]
+        assert len(record["curve"]["on_object"]) == 12
+    assert -1 <= result["size"]["object_correlation"]["mean"] <= 1
+    assert result["images"][1]["object_share"] == pytest.approx(covered.mean())
+
+
+def test_a_class_aware_run_is_asked_about_the_class_that_cam_is(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "data", "--model", "comparednet:build", "--epochs", "2", "--class-aware", "--out", "aware"]
+    assert run_command(train) == 0
+    capsys.readouterr()
+    assert run_command(["compare", "aware", "--methods", "cam", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["methods"]["bla"]["class_specific"]
+    own, cams = (
+        [
+            json.loads(line)["target"]
+            for line in (place / f"aware/comparison/explanations/{name}.jsonl").read_text().splitlines()
+        ]
+        for name in ("bla", "cam")
+    )
+    assert own == cams == [["blue", "red"].index(image["predicted"]) for image in result["images"]]

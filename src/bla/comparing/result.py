@@ -22,6 +22,7 @@ from bla.comparing.making import CHEAP, RUN, TRAINED, Methods, explained, method
 from bla.comparing.probing import Sample, measure_pixels, measure_sanity
 from bla.comparing.subjects import Subjects, find_subjects, labels_of, predictions_of, training_subjects
 from bla.comparison import ComparisonError, Method, PooledClassifier, another_images
+from bla.data import Splits
 from bla.evaluation import (
     Evaluator,
     Ranked,
@@ -53,7 +54,7 @@ EXPLAINS = {
 
 def compare(
     run: str | Path,
-    data: str | Path | None = None,
+    data: str | Path | Splits | None = None,
     *,
     out: str | Path,
     methods: Sequence[str] = CHEAP,
@@ -74,7 +75,7 @@ def compare(
     Parameters
     ----------
     run: a run folder, or a shipped explainer's name.
-    data: images, with or without classes or objects; by default the run's test images.
+    data: images, with or without classes or objects, or splits, of which the test images; by default the run's own.
     methods: names of :data:`ALL`. The run's own is always among them: it sets the sizes.
     leakage: train an evaluator, probes and retrained heads on the run's training images.
     sanity: compare maps under randomised networks and changed photos, on the photos of ``pixels``, or on 16.

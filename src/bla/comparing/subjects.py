@@ -14,7 +14,7 @@ from torch import Tensor
 from bla import run as runs
 from bla.cache import FeatureCache, Progress, cached_features, default_root
 from bla.comparison import ComparisonError, PooledClassifier
-from bla.data import ImageSet, list_images
+from bla.data import ImageSet, Splits, list_images
 from bla.datasets import named, read_images
 from bla.photo import DataError
 from bla.settings import Settings
@@ -50,12 +50,20 @@ class Subjects:
 
 
 def find_subjects(
-    opened: runs.Run, data: str | Path | None, *, limit: int | None, seed: int, cache: Path | None, report: Progress
+    opened: runs.Run,
+    data: str | Path | Splits | None,
+    *,
+    limit: int | None,
+    seed: int,
+    cache: Path | None,
+    report: Progress,
 ) -> tuple[Subjects, tuple[tuple[str, str], ...], str]:
     """The photos: the run's test images, a division's test images, or all that lie in a folder."""
     if limit is not None and limit < 1:
         raise ComparisonError(f"expected a limit of at least 1 photo, got {limit}")
-    source = str(data) if data is not None else opened.record["data"]["root"]
+    source: str | Splits = (
+        opened.record["data"]["root"] if data is None else data if isinstance(data, Splits) else str(data)
+    )
     if not source:
         raise ComparisonError("expected photos to compare on, got none, and the run was trained on splits of a program")
     settings = Settings(**opened.record["settings"])
@@ -64,8 +72,7 @@ def find_subjects(
         same = splits.test.digest() == opened.record["data"]["test"]
         images = splits.test if same or not splits.seeded else splits.whole()
     except DataError:
-        path = Path(source)
-        if not path.exists():
+        if isinstance(source, Splits) or not (path := Path(source)).exists():
             raise
         paths = list_images([path])  # one class, one image, a file: no division to find
         root = path if path.is_dir() else path.parent
@@ -78,7 +85,7 @@ def find_subjects(
     subjects = _cached(images, chosen, opened, cache, report)
     names = {images.names[row] for row in chosen}
     failures = tuple((image, reason) for image, reason in subjects.cache.failures if image in names)
-    return subjects, failures, source
+    return subjects, failures, source if isinstance(source, str) else ""
 
 
 def _cached(
