@@ -21,6 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/study"))
+    parser.add_argument("--only", nargs="*", help="such as trial-desktop consent-phone; by default all")
     parser.add_argument("--chromium", default=shutil.which("chromium") or shutil.which("google-chrome"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -32,12 +33,14 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=arguments.chromium, args=options)
         with served(create_app(study, store)) as address:
             for name, size, dark in (("desktop", DESKTOP, False), ("phone", PHONE, False), ("dark", DESKTOP, True)):
-                walk(browser, address, arguments.out, name, size, dark=dark)
+                walk(browser, address, arguments.out, name, size, dark=dark, only=arguments.only)
         browser.close()
         store.close()
 
 
-def walk(browser: Browser, address: str, out: Path, name: str, size: tuple[int, int], *, dark: bool) -> None:
+def walk(
+    browser: Browser, address: str, out: Path, name: str, size: tuple[int, int], *, dark: bool, only: list[str] | None
+) -> None:
     """A participation, a picture of each kind of page."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
@@ -49,6 +52,8 @@ def walk(browser: Browser, address: str, out: Path, name: str, size: tuple[int, 
     page = context.new_page()
 
     def keep(what: str) -> None:
+        if only and f"{what}-{name}" not in only:
+            return
         page.wait_for_load_state("networkidle")
         target = out / f"{what}-{name}.png"
         page.screenshot(path=target, full_page=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,19 @@ def test_study_analysis(tmp_path: Path) -> None:
     assert all(row["found"] <= 0.5 and row["by_arrays"]["found"] < 0.15 for row in figures["null"])
     assert all(row["found"] > 0.3 and row["promised"] >= 0.8 for row in figures["effect"])
     assert figures["rehearsals"]["same_answers"] == figures["rehearsals"]["same_results"] == 2
+
+
+@pytest.mark.parametrize(("kills", "kind"), [(0, "sqlite"), (2, "sqlite"), (2, "postgresql")])
+def test_study_load(kills: int, kind: str) -> None:
+    """Nothing lost or doubled."""
+    server = os.environ.get("BLA_TEST_POSTGRESQL")
+    if kind == "postgresql" and not server:
+        if os.environ.get("CI"):
+            pytest.fail("expected BLA_TEST_POSTGRESQL in CI")
+        pytest.skip("needs BLA_TEST_POSTGRESQL, the URL of a PostgreSQL server to make databases on")
+    small = ["--people", "10", "--trials", "8", "--thinking", "0.05", "--arriving", "1", "--limit", "2000"]
+    small += ["--db", str(server)] if kind == "postgresql" else []
+    found = json.loads(run(BENCHMARKS / "study_load.py", *small, "--kills", str(kills), "--json"))
+    assert found["passed"]
+    assert (found["finished"], found["answers"], found["kills"]) == (10, 80, kills)
+    assert (found["lost"], found["doubled"], found["changed"]) == (0, 0, 0)

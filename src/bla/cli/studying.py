@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -175,12 +176,15 @@ def serve(
     from bla.study.app import create_app
     from bla.study.serving import listening, serve
     from bla.study.store import Store
+    from bla.study.texts import Texts
 
     store = Store.of(folder, db)
     try:
         app = create_app(
             folder, store, joins_a_minute=joins_a_minute, requests_a_second=requests_a_second, timing=timing
         )
+        if Texts.load(folder / "texts.toml")["consent.text"] == Texts.english()["consent.text"]:
+            print(f"The consent text in {folder / 'texts.toml'} is still the template: put yours in.", file=sys.stderr)
         server = listening(host, port)
         address = f"http://{host}:{server.getsockname()[1]}"
         print(f"The study is at {address}, what it collected at {address}/researcher. Stop it with Ctrl-C.", flush=True)
