@@ -29,10 +29,11 @@ from torch import Tensor
 from bla import embedded
 from bla.backbones import LITE0, load_backbone
 from bla.cache import FeatureCache, cached_features
-from bla.classifier import ExplainableClassifier, explainable, prefetch
+from bla.classifier import ExplainableClassifier, explainable
 from bla.data import ImageSet, image_folder
 from bla.measuring import measure
 from bla.networks import Examples, Networks, new_head
+from bla.prefetching import prefetch
 from bla.settings import SETUPS, Settings
 from bla.training import train_networks
 

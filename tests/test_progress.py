@@ -19,7 +19,11 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], mo
         report("reading", 3, 9)
         report("a remark [with brackets]", 0, 0)
     captured = capsys.readouterr()
-    assert captured.err.splitlines() == ["reading: 1 of 9", "reading: 3 of 9", "a remark [with brackets]"]
+    assert captured.err.splitlines() == [
+        "reading: 1 of 9",
+        "reading: 3 of 9, 0.2 a second, 0:00:33 left",
+        "a remark [with brackets]",
+    ]
     assert captured.out == ""
 
 

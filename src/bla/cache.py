@@ -25,10 +25,12 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from bla.classifier import ExplainableClassifier, prefetch
+from bla import processes
+from bla.classifier import ExplainableClassifier
 from bla.data import ImageSet
 from bla.explanation import write_atomically
 from bla.photo import DataError, Photo, Transform
+from bla.prefetching import prefetch
 
 FORMAT = 1
 BATCH = 16
@@ -98,7 +100,8 @@ def cached_features(
     """The features that the classifier's trunk gives for every image, computed where the cache lacks them.
 
     A build that was interrupted goes on where it stopped; of two that start at once, one builds and the other
-    waits for it. An image that cannot be read is listed in ``failures`` and takes no part.
+    waits for it; the processes of :mod:`bla.processes` build a part each. An image that cannot be read is listed in
+    ``failures`` and takes no part.
 
     Parameters
     ----------
@@ -115,10 +118,13 @@ def cached_features(
         raise CacheError("expected at least one image to cache features of, got none")
     root = default_root() if root is None else root
     folder = root / _key(classifier, images, kind)
-    if not (folder / "manifest.json").exists():
-        with _only_builder(folder, report):
-            if not (folder / "manifest.json").exists():
-                _build(folder, classifier, images, kind, report)
+    if processes.agreed(not (folder / "manifest.json").exists()):
+        with _only_builder(folder, report) if processes.rank() == 0 else contextlib.nullcontext():
+            if processes.agreed(not (folder / "manifest.json").exists()):
+                if processes.world() == 1:
+                    _build(folder, classifier, images, kind, report)
+                else:
+                    _build_together(folder, classifier, images, kind, report)
     cache = _opened(folder)
     _probe(cache, classifier, images)
     return cache
@@ -134,7 +140,7 @@ def listed(root: Path | None = None) -> list[dict[str, Any]]:
         # a build may end meanwhile: what was not there at first takes the place of what no longer is
         for name in ("manifest.json", "progress.json", "manifest.json"):
             with contextlib.suppress(FileNotFoundError):
-                size = sum(file.stat().st_size for file in folder.glob("[!.]*"))
+                size = sum(file.stat().st_size for file in folder.rglob("[!.]*") if file.is_file())
                 entry = {"key": folder.name, "bytes": size, "complete": name == "manifest.json"}
                 try:
                     found.append(entry | _read(folder / name))
@@ -229,7 +235,13 @@ def _only_builder(folder: Path, report: Progress) -> Iterator[None]:
 
 
 def _build(
-    folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
+    folder: Path,
+    classifier: ExplainableClassifier,
+    images: ImageSet,
+    kind: CacheType,
+    report: Progress,
+    *,
+    whole: bool = True,
 ) -> None:
     folder.mkdir(exist_ok=True)  # the run that we waited for may have removed it
     state = _resumable(folder, images, classifier.name, kind)
@@ -272,10 +284,60 @@ def _build(
             commit = committer.submit(_commit, folder, [*files.values()], json.dumps(state).encode())
         if commit is not None:
             commit.result()
-    if len(state["failures"]) == len(images):
+    if whole and len(state["failures"]) == len(images):
         shutil.rmtree(folder)
         raise CacheError(f"expected images that can be read, got none of {len(images)}: {state['failures'][0][1]}")
     write_atomically(folder / "manifest.json", json.dumps(state, indent=1).encode())
+    (folder / "progress.json").unlink()
+
+
+def _build_together(
+    folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
+) -> None:
+    """Each process builds whole chunks of its own beside one another; the first joins them.
+
+    Another number of processes than those that were interrupted begins anew.
+    """
+    parts = [folder / f"part-{index}-of-{processes.world()}" for index in range(processes.world())]
+    if processes.rank() == 0:
+        folder.mkdir(exist_ok=True)
+        for stale in set(folder.iterdir()) - set(parts):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        state = _record(classifier.name, images.root.name, len(images), kind)
+        write_atomically(folder / "progress.json", json.dumps(state).encode())
+    processes.together()
+    chunks = processes.share(-(-len(images) // CHUNK))
+    rows = range(chunks.start * CHUNK, min(chunks.stop * CHUNK, len(images)))
+    part = parts[processes.rank()]
+    if rows and not (part / "manifest.json").exists():
+        _build(part, classifier, images.subset(np.array(rows)), kind, report, whole=False)
+    processes.together()
+    if processes.rank() == 0:
+        _join(folder, [part for part in parts if (part / "manifest.json").exists()], len(images))
+    processes.together()
+
+
+def _join(folder: Path, parts: Sequence[Path], images: int) -> None:
+    """One cache of whole parts, in their order."""
+    manifests = [_read(part / "manifest.json") for part in parts]
+    whole = manifests[0] | {"images": images, "done": images, "failures": [], "checksums": {}}
+    for manifest in manifests:
+        whole["failures"] += manifest["failures"]
+    for file in ("features", "pooled"):
+        whole["checksums"][file] = [checksum for manifest in manifests for checksum in manifest["checksums"][file]]
+        with (folder / file).open("wb") as target:
+            for part in parts:
+                with (part / file).open("rb") as source:
+                    shutil.copyfileobj(source, target, 1 << 22)
+            target.flush()
+            os.fsync(target.fileno())
+    if len(whole["failures"]) == images:
+        reason = whole["failures"][0][1]
+        shutil.rmtree(folder)
+        raise CacheError(f"expected images that can be read, got none of {images}: {reason}")
+    write_atomically(folder / "manifest.json", json.dumps(whole, indent=1).encode())
+    for part in parts:
+        shutil.rmtree(part)
     (folder / "progress.json").unlink()
 
 
@@ -293,6 +355,8 @@ def _resumable(folder: Path, images: ImageSet, name: str, kind: CacheType) -> di
         state = _read(folder / "progress.json")
     for stale in folder.glob(".*"):  # a record whose writer was killed
         stale.unlink()
+    for part in folder.glob("part-*/"):  # of a build by several processes that was interrupted
+        shutil.rmtree(part)
     for file in ("features", "pooled"):
         whole = 0
         if state["shape"]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -26,6 +25,7 @@ from bla.attention import (
 )
 from bla.explanation import Explanation, Prediction, Unexplained
 from bla.photo import DataError, Photo, Transform
+from bla.prefetching import prefetch
 from bla.splitting import (
     ClassifierError,
     TimmHead,
@@ -54,7 +54,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | Tensor
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class ExplainableClassifier(nn.Module):
@@ -443,23 +442,6 @@ def imagenet_classes() -> list[str]:
         name if names.count(name) == 1 else f"{name} ({info.index_to_label_name(index)})"
         for index, name in enumerate(names)
     ]
-
-
-def prefetch(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """Results of ``function`` in order, computed at most ``ahead`` items before they are asked for."""
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def _name_of(model: nn.Module) -> str:

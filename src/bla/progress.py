@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +27,11 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    rate = TextColumn("{task.fields[rate]}")
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, TaskID] = {}
+        pace = Pace()
 
         def report(title: str, done: int, total: int) -> None:
             if not total:
@@ -37,24 +41,52 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
                 for task in tasks.values():
                     progress.remove_task(task)
                 tasks.clear()
-                tasks[title] = progress.add_task(title, total=total)
-            progress.update(tasks[title], completed=done)
+                tasks[title] = progress.add_task(title, total=total, rate="")
+            rate, _ = pace(title, done, total)
+            progress.update(tasks[title], completed=done, rate=f"{rate:.1f}/s" if rate else "")
 
         yield report
 
 
 def _lines() -> Callable[[str, int, int], None]:
     last = 0.0
+    pace = Pace()
 
     def report(title: str, done: int, total: int) -> None:
         nonlocal last
         if not total:
             print(title, file=sys.stderr, flush=True)
-        elif time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            return
+        rate, left = pace(title, done, total)
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            print(f"{title}: {done} of {total}", file=sys.stderr, flush=True)
+            text = f", {rate:.1f} a second, {datetime.timedelta(seconds=round(left))} left" if rate else ""
+            print(f"{title}: {done} of {total}{text}", file=sys.stderr, flush=True)
 
     return report
+
+
+class Pace:
+    """How fast what bears a title goes, since it was first told of: what an earlier call did does not count.
+
+    >>> pace = Pace()
+    >>> pace("working", 5, 9)
+    (0.0, inf)
+    """
+
+    def __init__(self) -> None:
+        self.title = ""
+        self.first, self.since = 0, 0.0
+
+    def __call__(self, title: str, done: int, total: int) -> tuple[float, float]:
+        """Steps a second, and seconds left."""
+        now = time.monotonic()
+        if title != self.title or done < self.first:
+            self.title, self.first, self.since = title, done, now
+        if done == self.first:
+            return 0.0, math.inf
+        rate = (done - self.first) / max(now - self.since, 1e-9)
+        return rate, (total - done) / rate
 
 
 told = _lines()

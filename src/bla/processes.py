@@ -1,0 +1,103 @@
+"""Several processes that train as one: who is here, what they agree on, what they add up.
+
+Started by ``torchrun --nproc-per-node N -m bla train ...`` or whatever else sets ``RANK``, ``WORLD_SIZE``,
+``MASTER_ADDR`` and ``MASTER_PORT``. In a process by itself nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+Value = TypeVar("Value")
+PATIENCE = datetime.timedelta(days=7)
+"""How long the others wait for one that works alone; whoever started them ends them when one fails."""
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that the environment tells of, until the end of the block."""
+    if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    distributed.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield
+        distributed.barrier()  # the first one to leave takes the meeting place along
+    finally:
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process; the first, 0, is the one that writes."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world() -> int:
+    """How many there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def agreed(value: Value) -> Value:
+    """What the first process says; nobody goes on before it has said so."""
+    if world() == 1:
+        return value
+    said: list[Any] = [value]
+    distributed.broadcast_object_list(said)
+    return said[0]  # type: ignore[no-any-return]
+
+
+def together() -> None:
+    """Wait until all are here."""
+    if world() > 1:
+        distributed.barrier()
+
+
+def everyones(value: Value) -> list[Value]:
+    """What each process says, in their order."""
+    if world() == 1:
+        return [value]
+    said: list[Any] = [None] * world()
+    distributed.all_gather_object(said, value)
+    return said
+
+
+def share(count: int, index: int | None = None) -> range:
+    """The part of ``range(count)`` that falls to a process: contiguous, none padded, none left out.
+
+    >>> share(5)
+    range(0, 5)
+    """
+    index = rank() if index is None else index
+    return range(count * index // world(), count * (index + 1) // world())
+
+
+def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace each gradient by the sum of everyone's; who has none counts as zero."""
+    if world() == 1:
+        return
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    flat = torch.cat([
+        (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).flatten().cpu()
+        for parameter in wanted
+    ])  # fmt: skip
+    distributed.all_reduce(flat)
+    start = 0
+    for parameter in wanted:
+        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter).to(parameter.device)
+        start += parameter.numel()
+
+
+def added(values: Tensor) -> Tensor:
+    """The sum of everyone's values."""
+    if world() == 1:
+        return values
+    total = values.detach().cpu().clone()
+    distributed.all_reduce(total)
+    return total.to(values.device)
