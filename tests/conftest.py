@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -32,6 +35,124 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the photographs of ../shared/data, which are not part of the project")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def bad_photos() -> dict[str, bytes]:
+    """Some 200 kinds of files that are no photo, or a broken or an odd one, by name; few of them can be shown."""
+    return dict(_bad_photos())
+
+
+def _bad_photos() -> Iterator[tuple[str, bytes]]:
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.RandomState(0)
+    pixels = rng.randint(0, 255, (24, 32, 3), np.uint8)
+
+    def encoded(kind: str, image: Image.Image | None = None, **options: Any) -> bytes:
+        file = io.BytesIO()
+        (image or Image.fromarray(pixels)).save(file, kind, **options)
+        return file.getvalue()
+
+    def png(width: int, height: int, depth: int = 8, colour: int = 2, data: bytes = bytes(100)) -> bytes:
+        content = b"\x89PNG\r\n\x1a\n"
+        header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+        for kind, part in ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b"")):
+            content += struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        return content
+
+    formats = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+    magics = [
+        b"\xff\xd8\xff\xe0",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"BM",
+        b"RIFF\0\0\0\0WEBP",
+        b"II*\0",
+        b"MM\0*",
+        b"P6 ",
+    ]
+    others = [
+        b"",
+        b"\0",
+        bytes(5000),
+        b"text",
+        b"<html></html>",
+        b"{}",
+        b"[[[[",
+        b"%PDF-1.7\n",
+        b"PK\x03\x04",
+        b"\x7fELF",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"\0\0\0\x18ftypmp42",
+        b"\0\0\0\x18ftypavif",
+        b"%!PS-Adobe-3.0 EPSF",
+        b"8BPS\0\x01",
+        b"\0\0\x01\0\x01\0",
+        b"\0\0\0\x0cjP  \r\n\x87\n",
+        b"DDS |",
+        b"SIMPLE  =",
+        b"\xd7\xcd\xc6\x9a",
+        b"#FIG",
+        b"\x1f\x8b\x08\0" + bytes(50),
+        b"../../../etc/passwd",
+        "ünïcödé".encode("utf-16"),
+        b"\xef\xbb\xbf",
+        b"\r\n" * 99,
+    ]
+    for index, content in enumerate(others):
+        yield f"other-{index}", content
+    for kind in formats:
+        whole = encoded(kind)
+        for share in (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99):
+            yield f"{kind}-cut-{share}", whole[: int(len(whole) * share)]
+        for seed in range(6):
+            damaged = bytearray(whole)
+            for place in rng.randint(0, min(len(whole), 400), 1 + 3 * seed):
+                damaged[place] ^= 1 << rng.randint(8)
+            yield f"{kind}-flipped-{seed}", bytes(damaged)
+        yield f"{kind}-twice", whole + whole
+        yield f"{kind}-trailed", whole + rng.bytes(100)
+        yield f"{kind}-headed", b"\n" + whole
+        narrow = Image.new("RGB", (1, 3000))
+        yield f"{kind}-narrow", encoded(kind, narrow)
+        yield f"{kind}-point", encoded(kind, Image.new("L", (1, 1)))
+    for magic in magics:
+        for count in (0, 3, 300):
+            yield f"magic-{magic[:4].hex()}-{count}", magic + rng.bytes(count)
+    sizes = [
+        (60_000, 60_000),
+        (2**31 - 1, 1),
+        (1, 100_000_000),
+        (0, 0),
+        (0, 9),
+        (2**31 - 1, 2**31 - 1),
+        (13_400, 13_400),
+    ]
+    for width, height in sizes:
+        yield f"png-declares-{width}x{height}", png(width, height)
+        yield f"ppm-declares-{width}x{height}", b"P6 %d %d 255\n" % (width, height)
+        header = struct.pack(
+            "<2sIHHIIiiHHIIiiII", b"BM", 200, 0, 0, 54, 40, min(width, 2**31 - 1), -height, 1, 24, *[0] * 6
+        )
+        yield f"bmp-declares-{width}x{height}", header + bytes(50)
+        yield (
+            f"gif-declares-{width}x{height}",
+            b"GIF89a" + struct.pack("<HHBBB", width % 65536, height % 65536, 0, 0, 0),
+        )
+    yield "png-inflates", png(3000, 3000, data=bytes(3000 * 9001))
+    yield "png-of-no-depth", png(4, 4, depth=77)
+    yield "png-of-no-colour", png(4, 4, colour=9)
+    for mode in ("1", "L", "LA", "P", "RGBA", "I;16"):
+        yield f"mode-png-{mode}", encoded("PNG", Image.new(mode, (20, 10)))
+    for mode in ("CMYK", "YCbCr", "L"):
+        yield f"mode-jpeg-{mode}", encoded("JPEG", Image.new(mode, (20, 10)))
+    for mode in ("CMYK", "F", "LAB", "I;16", "RGBA"):
+        yield f"mode-tiff-{mode}", encoded("TIFF", Image.new(mode, (20, 10)))
+    yield "tiff-of-nan", encoded("TIFF", Image.fromarray(np.full((9, 9), np.nan, np.float32)))
+    yield "exif-broken", encoded("JPEG", exif=b"Exif\0\0" + b"\xff" * 40)
+    yield "icc-broken", encoded("JPEG", icc_profile=rng.bytes(99))
 
 
 @pytest.fixture(scope="session")
