@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -63,9 +64,14 @@ class Visitor:
         return re.findall(r'<img src="(/pictures/\w+\.jpg)"', self.html)
 
 
-@pytest.fixture(params=TASKS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
-    return small_study(tmp_path, task=request.param)
+@pytest.fixture(scope="module", params=TASKS)
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    return small_study(tmp_path_factory.mktemp("prepared"), task=request.param)
+
+
+@pytest.fixture
+def place(prepared: tuple[Path, str], tmp_path: Path) -> tuple[Path, str]:
+    return shutil.copytree(prepared[0], tmp_path / "study"), prepared[1]
 
 
 @pytest.fixture
