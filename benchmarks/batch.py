@@ -1,0 +1,195 @@
+"""Batches: throughput against a loop in one process, memory on a million tiny images, ten kills. Prints JSON.
+
+    python benchmarks/batch.py throughput PHOTOS [--run RUN] [--images 256] [--rounds 5]
+    python benchmarks/batch.py memory [--rows 1000000]
+    python benchmarks/batch.py kills PHOTOS [--run RUN]
+
+The memory test runs a tiny exported network at 32 x 32: it is about the rows, not about the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from bla.batch import cores, explain_all
+from bla.data import list_images
+from bla.engine import Engine, open_engine
+from bla.prefetching import prefetch
+
+
+def throughput(photos: Path, run: str, images: int, rounds: int) -> dict[str, Any]:
+    """Batch against the same decoding and the same graph on all cores, without plan, rows or files; in turn."""
+    graph = open_engine(run).path
+    every = list_images([photos])
+    paths = [every[index] for index in np.linspace(0, len(every) - 1, min(images, len(every))).astype(int)]
+    whole, single = Engine(graph), Engine(graph, threads=1)
+    groups = [paths[start : start + 16] for start in range(0, len(paths), 16)]
+
+    def turns() -> None:
+        for group in groups:
+            whole.run(np.stack([whole.transform.read(path).pixels for path in group]))
+
+    def threads() -> None:
+        def work(group: list[Path]) -> object:
+            return single.run(np.stack([single.transform.read(path).pixels for path in group]))
+
+        with ThreadPoolExecutor(cores()) as pool:
+            for _ in prefetch(pool, work, groups, ahead=2 * cores()):
+                pass
+
+    def batch() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "list.txt").write_text("\n".join(map(str, paths)))
+            explain_all(Path(folder) / "list.txt", Path(folder) / "out", graph)
+
+    seconds: dict[str, list[float]] = {"turns": [], "threads": [], "batch": []}
+    single.run(np.zeros((16, *single.transform.size, 3), np.uint8))
+    for _ in range(rounds):
+        for name, function in (("turns", turns), ("threads", threads), ("batch", batch)):
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    rate = {name: len(paths) / statistics.median(times) for name, times in seconds.items()}
+    best = [
+        min(one, other) / mine
+        for one, other, mine in zip(seconds["turns"], seconds["threads"], seconds["batch"], strict=True)
+    ]
+    return {
+        "claim": "throughput of batch, of the better of two loops of decoding and the same graph, in one process",
+        "target": 0.9,
+        "value": statistics.median(best),
+        "rounds": [round(value, 3) for value in best],
+        "images_a_second": {name: round(value, 1) for name, value in rate.items()},
+        "images": len(paths),
+    }
+
+
+def memory(rows: int) -> dict[str, Any]:
+    """Peak anonymous memory on a tenth of the rows and on all."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        graph = _tiny(folder / "tiny.onnx")
+        kinds = [_jpeg(seed) for seed in range(64)]
+        peaks, rates = [], []
+        for count in (rows // 10, rows):
+            table = folder / f"{count}.parquet"
+            schema = pa.schema([("path", pa.string()), ("jpg", pa.binary())])
+            with pq.ParquetWriter(table, schema) as writer:
+                for start in range(0, count, 50_000):
+                    some = range(start, min(start + 50_000, count))
+                    columns = {"path": [f"{row}.jpg" for row in some], "jpg": [kinds[row % 64] for row in some]}
+                    writer.write_table(pa.table(columns, schema=schema))
+            command = [sys.executable, "-m", "bla", "batch", table, folder / f"out{count}", "--run", graph, "--json"]
+            process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
+            peak = 0
+            while process.poll() is None:
+                try:
+                    status = Path(f"/proc/{process.pid}/status").read_text()
+                    peak = max(peak, int(status.partition("RssAnon:")[2].split()[0]))
+                except (OSError, IndexError):
+                    pass
+                time.sleep(0.1)
+            assert process.stdout is not None
+            record = json.loads(process.stdout.read())
+            if record["statuses"] != {"ok": count}:
+                raise SystemExit(f"expected {count} rows, got {record['statuses']}")
+            peaks.append(peak / 1024)
+            rates.append(count / record["last_call"]["seconds"])
+    return {
+        "claim": f"growth of batch's anonymous memory from {rows // 10:,} to {rows:,} tiny images",
+        "value": peaks[1] / peaks[0] - 1,
+        "megabytes": [round(peak) for peak in peaks],
+        "images_a_second": [round(rate) for rate in rates],
+    }
+
+
+def kills(photos: Path, run: str, times: int = 10) -> dict[str, Any]:
+    """Killed at random moments after a further part was written; the rows against an uninterrupted batch's."""
+    graph = open_engine(run).path
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "out"
+        explain_all(photos, Path(place) / "whole", graph, shard=16)
+        command = [sys.executable, "-m", "bla", "batch", photos, out, "--run", graph, "--shard", "16"]
+        done = 0
+        for seed in range(times):
+            process = subprocess.Popen([*map(str, command)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            before = len(list(out.glob("part-*")))
+            while len(list(out.glob("part-*"))) == before and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(random.Random(seed).random() * 0.2)
+            done += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        subprocess.run([*map(str, command)], check=False, capture_output=True)
+        rows = [pq.read_table(sorted(folder.glob("part-*"))).to_pylist() for folder in (Path(place) / "whole", out)]
+    return {
+        "claim": "rows doubled, lost or different after kills",
+        "value": sum(a != b for a, b in zip(*rows, strict=True)),
+        "rows": len(rows[0]),
+        "kills": done,
+    }
+
+
+def _tiny(path: Path) -> Path:
+    import torch
+    from torch import nn
+
+    from bla.classifier import explainable
+    from bla.export import export
+    from bla.photo import Transform
+
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
+    net = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    wrapped = explainable(net, transform=Transform((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear"))
+    wrapped.fitted = True
+    return export(wrapped, path).path
+
+
+def _jpeg(seed: int) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.RandomState(seed).randint(0, 255, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", quality=60)
+    return file.getvalue()
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["throughput", "memory", "kills"])
+    parser.add_argument("photos", type=Path, nargs="?")
+    parser.add_argument("--run", default="tf_efficientnet_lite0")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    options = parser.parse_args()
+    if options.what != "memory" and options.photos is None:
+        parser.error("expected a folder of photos")
+    if options.what == "memory":
+        result = memory(options.rows)
+    elif options.what == "kills":
+        result = kills(options.photos, options.run)
+    else:
+        result = throughput(options.photos, options.run, options.images, options.rounds)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
