@@ -8,6 +8,7 @@ At random weights, and with no other argument than the model. Interrupted, run i
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import warnings
@@ -43,14 +44,15 @@ def candidates(families: list[str]) -> Iterator[tuple[str, str, int, Callable[[]
     for family in families or timm.list_modules():
         name, size = smallest(family)
         if name is not None:
-            yield f"timm {family}", name, size, lambda name=name: timm.create_model(name)  # type: ignore[misc]
+            yield f"timm {family}", name, size, functools.partial(timm.create_model, name)
     if not families:
         for name in torchvision.models.list_models(module=torchvision.models):
+            settings = {"weights": None} | ({"init_weights": False} if name in ("googlenet", "inception_v3") else {})
             with torch.device("meta"):
                 size = sum(
-                    parameter.numel() for parameter in torchvision.models.get_model(name, weights=None).parameters()
+                    parameter.numel() for parameter in torchvision.models.get_model(name, **settings).parameters()
                 )
-            yield "torchvision", name, size, lambda name=name: torchvision.models.get_model(name, weights=None)  # type: ignore[misc]
+            yield "torchvision", name, size, functools.partial(torchvision.models.get_model, name, **settings)
 
 
 def lively(model: nn.Module) -> nn.Module:
