@@ -69,7 +69,7 @@ def choose(comparison: Comparison, count: int, seed: int) -> list[tuple[int, str
 
 
 def exhibits(
-    comparison: Comparison, chosen: Sequence[tuple[int, str]], methods: int = 8
+    comparison: Comparison, chosen: Sequence[tuple[int, str]], methods: int = 7
 ) -> tuple[Markup, list[Exhibit]]:
     """The photos as definitions for the page, once each, and the exhibits that use them.
 
