@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,26 @@ def test_pages_and_memory_agree_answer_by_answer(task: str, tmp_path: Path) -> N
     with pytest.raises(StudyError, match="empty store"):
         rehearse(study, behaviour, 1, store=store)
     store.close()
+
+
+def test_a_lost_connection_loses_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fifth answer of the server is lost on its way: the simulated people ask again."""
+    study, _ = small_study(tmp_path)
+    plan = Plan.load(study)
+    lost = iter(range(1, 10_000))
+    getresponse = http.client.HTTPConnection.getresponse
+
+    def losing(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+        response = getresponse(connection)
+        if next(lost) % 5 == 0:
+            raise http.client.RemoteDisconnected("lost")
+        return response
+
+    monkeypatch.setattr(http.client.HTTPConnection, "getresponse", losing)
+    store = Store.of(study, rehearsal=True)
+    collected = rehearse(study, BEHAVIOUR, 6, store=store, seed=2)
+    store.close()
+    assert answers(collected) == answers(without_pages(plan, BEHAVIOUR, 6, seed=2))
 
 
 def test_the_analysis_recovers_what_was_put_in(tmp_path: Path) -> None:

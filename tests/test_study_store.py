@@ -147,6 +147,10 @@ def test_withdrawn_answers_are_deleted(store: Store) -> None:
     given(store, "a", 1)
     store.withdraw(person)
     assert store.counts() == {"began": 1, "finished": 0, "withdrawn": 1, "answers": 0}
+    # an answer that was on its way meanwhile, its sender still taken for one who takes part
+    late = store.answer(person, 1, "left", milliseconds=900, clock="browser", shown_ms=now_ms())
+    assert late == "early"
+    assert store.counts()["answers"] == 0
 
 
 def test_the_migrations_make_the_tables_of_the_code(store: Store, url: str) -> None:

@@ -242,7 +242,9 @@ class Walker:
     def begin(self) -> bool:
         """Consent; False if all places are taken."""
         self._get("/")
-        return self._post("/begin", self.page.hidden | {"agree": "yes"}) == "/instructions"
+        begun = self._post("/begin", self.page.hidden | {"agree": "yes"}) == "/instructions"
+        self._connection.close()  # others walk first
+        return begun
 
     def walk(self) -> None:
         """Answer trial after trial until the end, or until the person leaves."""
@@ -296,9 +298,17 @@ class Walker:
         headers = {"cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
         if body is not None:
             headers["content-type"] = "application/x-www-form-urlencoded"
-        self._connection.request(method, address, body, headers)
-        response = self._connection.getresponse()
-        content = response.read()
+        for again in (True, True, False):
+            try:
+                self._connection.request(method, address, body, headers)
+                response = self._connection.getresponse()
+                content = response.read()
+                break
+            except (http.client.HTTPException, ConnectionError):
+                # The server closes a connection that was idle. What it took already it will take once.
+                self._connection.close()
+                if not again:
+                    raise
         for name, value in response.getheaders():
             if name.lower() == "set-cookie":
                 self.cookies |= {key: morsel.value for key, morsel in SimpleCookie(value).items()}

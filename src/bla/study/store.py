@@ -199,8 +199,13 @@ class Store:
     def answer(
         self, person: Person, position: int, choice: str, *, milliseconds: int, clock: str, shown_ms: int
     ) -> Literal["stored", "kept", "early"]:
-        """Write an answer. One that is there already is kept; one to a trial that was not shown yet is refused."""
+        """Write an answer. One that is there already is kept; one to a trial that was not shown yet is refused.
+
+        So is one that comes while the person takes the answers back: the two wait for each other.
+        """
         with self._write() as connection:
+            if _lock(connection, person.id) is not None:
+                return "early"
             done = _done(connection, person.id)
             if position <= done:
                 return "kept"
@@ -242,6 +247,7 @@ class Store:
     def withdraw(self, person: Person) -> None:
         """Take a person's answers back: they are deleted; that someone was there stays."""
         with self._write() as connection:
+            _lock(connection, person.id)
             connection.execute(sa.delete(answers).where(answers.c.participant == person.id))
             connection.execute(
                 sa.update(participants)
@@ -383,6 +389,14 @@ def _engine(url: str) -> Engine:
 def _done(connection: Connection, person: int) -> int:
     found: int = connection.execute(
         sa.select(sa.func.count()).select_from(answers).where(answers.c.participant == person)
+    ).scalar_one()
+    return found
+
+
+def _lock(connection: Connection, person: int) -> int | None:
+    """Hold a participant's row until the transaction ends; when the answers were taken back, if they were."""
+    found: int | None = connection.execute(
+        sa.select(participants.c.withdrawn_ms).where(participants.c.id == person).with_for_update()
     ).scalar_one()
     return found
 
