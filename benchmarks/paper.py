@@ -1,67 +1,202 @@
-"""The paper's setups on a folder of images, over seeds: top-1 of baseline, soft and hard, and the size.
+"""The paper's experiment: setups x data sets x seeds, each beside the mean-pool head trained for as long.
 
-    python benchmarks/paper.py DATA --out RUNS [--setups bla bla-t bla-ph l2x-f] [--seeds 5] [--epochs 5] [--json]
+    python benchmarks/paper.py DATA [DATA ...] --out RUNS [--setups bla bla-t ...] [--seeds 5] [--folds 5]
 
-A run folder each under RUNS; interrupted, run it again: it goes on. Mean and 95% interval (Student's t over seeds).
+A data set is a folder or a name, as `bla train` takes it. A run folder each under RUNS; interrupted, run it again: it
+goes on. With --folds the data are pooled and divided anew into so many folds, fold i with seed i; without, the data's
+own division is used with each seed. RUNS/paper.md and RUNS/paper.json hold the tables: mean and 95% interval (Student's
+t over seeds or folds), of all metrics, of hard minus continued baseline (paired), of time and memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from bla.progress import shown_progress
+from bla.cache import default_root
+from bla.datasets import read_images
+from bla.progress import told
 from bla.run import train
-from bla.settings import SETUPS, Settings
+from bla.settings import Settings
 
-COLUMNS = ("baseline", "baseline_continued", "soft", "soft_renormalised", "hard")
-
-
-def measured(data: str, out: Path, setup: Any, seed: int, epochs: int) -> dict[str, float]:
-    """One run's figures, trained where it is not there yet."""
-    with shown_progress() as report:
-        run = train(data, out / f"{setup}-{seed}", Settings(setup=setup, seed=seed, epochs=epochs), report=report)
-    metrics = run.record["metrics"]
-    figures = {name: metrics[name]["top1"] for name in COLUMNS}
-    figures["hard - baseline"] = metrics["hard"]["top1"] - metrics["baseline"]["top1"]
-    return figures | {"agreement": metrics["agreement"], "size": metrics["size"]["mean"]}
+PREDICTIONS = ("baseline", "baseline_continued", "soft", "soft_renormalised", "hard")
+SIZES = (4, 8, 12, 16)
 
 
-def interval(values: list[float]) -> tuple[float, float]:
+def _agnostic(size: float, **given: Any) -> Settings:
+    return Settings.recommended(class_aware=False, hidden=(), mean_size=size, **given)
+
+
+SETUPS: dict[str, Callable[..., Settings]] = {
+    "bla": lambda **given: Settings("bla", **given),
+    "bla-t": lambda **given: Settings("bla-t", **given),
+    "bla-ph": lambda **given: Settings("bla-ph", **given),
+    **{
+        f"l2x-f-{variant}-{size}": lambda variant=variant, size=size, **given: Settings(
+            "l2x-f", variant=variant, size=size, **given
+        )
+        for variant in ("official", "corrected")
+        for size in (4, 8, 12)
+    },
+    "recommended": Settings.recommended,
+    "recommended-ph": lambda **given: Settings.recommended(setup="bla-ph", **given),
+    **{
+        f"recommended-{size}": lambda size=size, **given: Settings.recommended(mean_size=size, **given)
+        for size in SIZES
+        if size != Settings.recommended().mean_size
+    },
+    **{f"agnostic-{size}": lambda size=size, **given: _agnostic(size, **given) for size in SIZES},
+    "agnostic-ph-12": lambda **given: _agnostic(12, setup="bla-ph", **given),
+}
+"""The paper's four setups, L2X-F in both variants at three sizes, and the recommended one: as it is, with a frozen
+head, at other mean sizes, and with the paper's class-agnostic score in place of the class-aware one."""
+
+
+def settings_of(name: str, seed: int, epochs: int | None, classes: int) -> Settings:
+    """A setup; the paper's are trained for its epochs: 2 a stage for two classes, else 5."""
+    given: dict[str, Any] = {"seed": seed}
+    if epochs is not None:
+        given |= {"epochs": epochs, "head_epochs": epochs}
+    elif not name.startswith(("recommended", "agnostic")):
+        given |= {"epochs": 2 if classes == 2 else 5}
+    return SETUPS[name](**given)
+
+
+def trained(data: str, out: Path, name: str, seed: int, *, folds: int, epochs: int | None) -> dict[str, Any]:
+    """One run's figures, trained where it is not there yet. Peak memory is this process's, which does nothing else."""
+    figures = out / "figures.json"
+    if figures.exists():
+        found: dict[str, Any] = json.loads(figures.read_text())
+        return found
+    splits, _ = read_images(data, cache=default_root(), report=told)
+    if folds:
+        splits = splits.folds(folds)[seed]
+    settings = settings_of(name, seed, epochs, len(splits.train.classes))
+    record = train(splits, out, settings).record
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    found = {
+        "metrics": record["metrics"],
+        "dead": record["dead"],
+        "seconds": record["seconds"],
+        "megabytes": peak,
+        "mean_size": record.get("mean_size"),
+        "settings": record["settings"],
+        "epochs": record["epochs"],
+    }
+    figures.write_text(json.dumps(found))
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half the width of its 95% interval."""
     if len(values) == 1:
-        return values[0], float("nan")
+        return float(values[0]), float("nan")
     return float(np.mean(values)), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
 
 
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and half-width of everything that is tabulated."""
+    metrics = [run["metrics"] for run in runs]
+    result: dict[str, Any] = {
+        f"{name} {kind}": interval([each[name][kind] for each in metrics])
+        for name in PREDICTIONS
+        for kind in ("loss", "top1", "top5")
+    }
+    hard, soft = [each["hard"]["top1"] for each in metrics], [each["soft"]["top1"] for each in metrics]
+    continued = [each["baseline_continued"]["top1"] for each in metrics]
+    return result | {
+        "hard - continued": interval([one - other for one, other in zip(hard, continued, strict=True)]),
+        "soft - hard": interval([one - other for one, other in zip(soft, hard, strict=True)]),
+        "agreement": interval([each["agreement"] for each in metrics]),
+        "size": interval([each["size"]["mean"] for each in metrics]),
+        "size std": interval([each["size"]["std"] for each in metrics]),
+        "seconds": interval([run["seconds"] for run in runs]),
+        "megabytes": interval([run["megabytes"] for run in runs]),
+        "dead": sum(run["dead"] for run in runs),
+        "runs": len(runs),
+    }
+
+
+def markdown(table: dict[str, dict[str, Any]]) -> str:
+    """Two tables: accuracy, and what else."""
+    first = {
+        "baseline": "baseline top1", "continued": "baseline_continued top1", "soft": "soft top1",
+        "soft, renormalised": "soft_renormalised top1", "hard": "hard top1", "hard - continued": "hard - continued",
+        "agreement": "agreement", "size": "size",
+    }  # fmt: skip
+    second = {
+        f"{label} {kind}": f"{name} {kind}"
+        for kind in ("loss", "top5")
+        for label, name in {"continued": "baseline_continued", "soft": "soft", "hard": "hard"}.items()
+    } | {"seconds": "seconds", "MB": "megabytes", "dead": "dead", "runs": "runs"}
+    return "\n\n".join(_rows(table, columns) for columns in (first, second))
+
+
+def _rows(table: dict[str, dict[str, Any]], columns: dict[str, str]) -> str:
+    lines = [f"| setup | {' | '.join(columns)} |", f"|{' --- |' * (len(columns) + 1)}"]
+    for setup, row in table.items():
+        lines.append(f"| {setup} | {' | '.join(_cell(key, row[key]) for key in columns.values())} |")
+    return "\n".join(lines)
+
+
+def _cell(key: str, value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    digits = 0 if key in ("seconds", "megabytes") else 2 if key.startswith("size") else 3 if "loss" in key else 4
+    mean, half = value
+    return f"{mean:.{digits}f}" if np.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
 def main() -> None:
-    """Train what is missing, print the table."""
+    """Train what is missing, write the tables and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="an image folder with classes, or embedded")
+    parser.add_argument("data", nargs="+", help="folders or names of data sets with classes, or embedded")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--setups", nargs="*", choices=SETUPS, default=list(SETUPS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=5, help="of each stage")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--folds", type=int, default=0, help="divide all images anew into so many folds, a run each")
+    parser.add_argument("--epochs", type=int, help="of each stage, in place of the setups' own")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a process each")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of Markdown")
     arguments = parser.parse_args()
-    table: dict[str, dict[str, tuple[float, float]]] = {}
-    for setup in arguments.setups:
-        runs = [measured(arguments.data, arguments.out, setup, s, arguments.epochs) for s in range(arguments.seeds)]
-        table[SETUPS[setup]] = {key: interval([run[key] for run in runs]) for key in runs[0]}
-    if arguments.json:
-        print(json.dumps(table, indent=1))
-        return
-    columns = list(next(iter(table.values())))
-    print(f"| setup | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
-    for setup, row in table.items():
-        digits = {key: 1 if key == "size" else 4 for key in row}
-        cells = [f"{row[key][0]:.{digits[key]}f} ± {row[key][1]:.{digits[key]}f}" for key in columns]
-        print(f"| {setup} | {' | '.join(cells)} |")
+    count = arguments.folds or arguments.seeds
+    # seed by seed, so that an interrupted benchmark has whole rows of fewer seeds
+    jobs = [(data, setup, seed) for data in arguments.data for seed in range(count) for setup in arguments.setups]
+    context = multiprocessing.get_context("spawn")
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with ProcessPoolExecutor(arguments.jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        futures = [
+            pool.submit(
+                trained,
+                data,
+                arguments.out / Path(data).name / f"{setup}-{seed}",
+                setup,
+                seed,
+                folds=arguments.folds,
+                epochs=arguments.epochs,
+            )
+            for data, setup, seed in jobs
+        ]
+        for done, ((data, setup, seed), future) in enumerate(zip(jobs, futures, strict=True), start=1):
+            found.setdefault((data, setup), []).append(future.result())
+            print(f"{done} of {len(jobs)}: {data} {setup} {seed}", file=sys.stderr, flush=True)
+    tables = {
+        Path(data).name: {setup: summary(found[data, setup]) for setup in arguments.setups} for data in arguments.data
+    }
+    text = "\n\n".join(f"## {data}\n\n{markdown(table)}" for data, table in tables.items())
+    (arguments.out / "paper.md").write_text(text + "\n")
+    (arguments.out / "paper.json").write_text(json.dumps(tables, indent=1) + "\n")
+    print(json.dumps(tables, indent=1) if arguments.json else text)
 
 
 if __name__ == "__main__":

@@ -54,14 +54,18 @@ def test_memory_of_training_is_measured() -> None:
 
 def test_paper(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
-    options = ["--out", tmp_path / "runs", "--setups", "bla", "l2x-f", "--seeds", "2", "--epochs", "1"]
-    table = run(BENCHMARKS / "paper.py", data, *options)
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["BLA", "L2X-F"]
-    figures = json.loads(run(BENCHMARKS / "paper.py", data, *options, "--json"))
-    mean, half_width = figures["BLA"]["size"]
+    setups = ["bla", "l2x-f-corrected-4", "recommended"]
+    options = ["--out", tmp_path / "runs", "--setups", *setups, "--folds", "2", "--epochs", "1"]
+    text = run(BENCHMARKS / "paper.py", data, *options)
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+    assert rows == ["setup", *setups] * 2
+    figures = json.loads(run(BENCHMARKS / "paper.py", data, *options, "--json"))["embedded"]
+    mean, half_width = figures["bla"]["size"]
     assert 1 <= mean <= 49
     assert half_width >= 0
-    assert figures["L2X-F"]["size"] == [8.0, 0.0]
+    assert figures["l2x-f-corrected-4"]["size"] == [4.0, 0.0]
+    assert figures["recommended"]["runs"] == 2
+    assert (tmp_path / "runs" / "paper.md").read_text().strip() == text.strip()
 
 
 def test_study_analysis(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import bla
 from bla.attention import AttentionError, ClassAwareAttention
 from bla.classifier import ClassifierError, ExplainableClassifier, explainable
+from bla.hub import from_pretrained, save_pretrained
 from bla.networks import Networks, new_head
 from bla.run import open_run, train
 from bla.settings import Settings, TrainingError
@@ -233,3 +235,15 @@ def test_a_timm_head_judges_each_cell(lite0: ExplainableClassifier) -> None:
     expected = (one - every.mean()) / every.std(correction=0)
     torch.testing.assert_close(clues[1, 1, 2, 0], expected, rtol=1e-3, atol=1e-3)
     assert selection.hard.shape == (2, 3, 3)
+
+
+def test_what_was_fitted_is_shared_and_comes_back(tmp_path: Path) -> None:
+    wrapped = wrapped_and_fitted(tmp_path)
+    folder = save_pretrained(wrapped, tmp_path / "shared")
+    assert not [key for key in load_file(folder / "model.safetensors") if "judge" in key]
+    loaded = from_pretrained(folder, model=Tiny())
+    photo = some_photos()[1]
+    for target in range(len(wrapped.classes)):
+        [ours], [theirs] = wrapped.explain(photo, target=target), loaded.explain(photo, target=target)
+        assert np.array_equal(ours.unbounded, theirs.unbounded)
+        assert theirs.target == target

@@ -94,6 +94,11 @@ def test_a_class_can_be_asked_about(place: Path, capsys: pytest.CaptureFixture[s
     assert record["setup"] == "BLA, class-aware"
     assert record["mean_size"]["asked"] == 8
     assert record["mean_size"]["test"] == record["metrics"]["size"]["mean"]
+    recommended = [*TRAIN[:-1], "other", "--setup", "recommended", "--no-class-aware", "--hidden", "2", "--json"]
+    assert run_command(recommended) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert (settings["class_aware"], settings["hidden"], settings["mean_size"]) == (False, [2], 8)
+    assert (settings["epochs"], settings["head_epochs"], settings["straight_through"]) == (2, 15, 0.5)
     photo = "data/test/red/0.png"
     for target in ("blue", "0"):
         assert run_command(["explain", photo, "--run", "run", "--target", target, "--json"]) == 0

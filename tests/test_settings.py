@@ -88,3 +88,13 @@ def test_the_setups_are_the_papers(setup: Any, threshold: Any, frozen: bool) -> 
         assert (attention.size, attention.variant) == (5, "corrected")
     assert set(SETUPS) == {"bla", "bla-t", "bla-ph", "l2x-f"}
     assert Settings(setup="l2x-f", head="own").frozen_head
+
+
+def test_the_recommended_settings_are_replaced_by_what_is_given() -> None:
+    settings = Settings.recommended(seed=3)
+    assert (settings.setup, settings.class_aware, settings.mean_size, settings.seed) == ("bla", True, 8, 3)
+    assert settings.name == "BLA, class-aware"
+    assert Settings.recommended(mean_size=4).mean_size == 4
+    post_hoc = Settings.recommended(head="own", targets="predictions")
+    assert (post_hoc.setup, post_hoc.frozen_head, post_hoc.threshold) == ("bla-ph", True, 0)
+    assert Settings.recommended(class_aware=False, hidden=()).attention(4).score.in_channels == 4

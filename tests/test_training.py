@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from bla import training
 from bla.attention import BoundedLogitAttention, L2XAttention
-from bla.networks import Examples
+from bla.networks import Examples, Networks
 from bla.settings import Settings, TrainingError
-from bla.training import bound_of_mean_size, chunks, clear_checkpoints, train_networks
+from bla.sizing import bound_of_mean_size
+from bla.training import chunks, clear_checkpoints, train_networks
 from small import MAP_CHANNELS as CHANNELS
 from small import MAP_CLASSES as CLASSES
 from small import MAP_GRID as GRID
@@ -638,14 +639,45 @@ def test_a_mean_size_is_met_where_it_is_set(size: float, validated: bool, aware:
     networks.eval()
     with torch.no_grad():
         sizes = (networks.attention(images.cache.batch(images.rows)).hard > 0).sum(dim=(1, 2)).double()
-    assert sizes.mean().item() == outcome["mean_size"]["set"] == log_of(tmp_path)[-4]["mean_size"]
-    assert abs(sizes.mean().item() - size) <= 0.5 / len(images) + 1e-9
-    assert (outcome["mean_size"]["asked"], outcome["mean_size"]["on"]) == (
-        size,
-        "validation" if validated else "training",
-    )
+    on = "validation" if validated else "training, judged unseen" if aware else "training"
+    assert (outcome["mean_size"]["asked"], outcome["mean_size"]["on"]) == (size, on)
+    assert outcome["mean_size"]["set"] == log_of(tmp_path)[-4]["mean_size"]
+    assert abs(outcome["mean_size"]["set"] - size) <= 0.5 / len(images) + 1e-9
+    if on != "training, judged unseen":
+        assert sizes.mean().item() == outcome["mean_size"]["set"]
     if 1 < size < CELLS:
         assert sizes.min() < sizes.max(), "each image has its own"
+
+
+def test_the_bound_of_a_class_aware_score_is_set_on_what_unseen_judges_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image once, by a judge trained on the others; then the baseline judges again."""
+    settings = Settings(epochs=1, head_epochs=2, batch_size=10, mean_size=3, class_aware=True)
+    networks, examples = make_networks(settings), make_examples()
+    judged: list[tuple[set[int], set[int]]] = []
+    train_judge = training.trained_judge
+
+    def recording(nets: Networks, given: Settings, some: Examples, fold: int) -> nn.Module:
+        judge = train_judge(nets, given, some, fold)
+        judged.append((set(some.rows.tolist()), set()))
+        judge.register_forward_hook(lambda *_: seen.append(len(judged)))
+        return judge
+
+    seen: list[int] = []
+    features = Networks.features
+
+    def reading(nets: Networks, some: Examples, rows: npt.NDArray[np.int64]) -> Tensor:
+        if judged and nets.attention.judge is not nets.baseline:
+            judged[-1][1].update(rows.tolist())
+        return features(nets, some, rows)
+
+    monkeypatch.setattr(training, "trained_judge", recording)
+    monkeypatch.setattr(Networks, "features", reading)
+    train_networks(networks, settings, examples)
+    assert networks.attention.judge is networks.baseline
+    assert sorted(set(seen)) == [1, 2, 3, 4, 5]
+    everything = set(examples.rows.tolist())
+    assert all(trained | read == everything and not trained & read for trained, read in judged)
+    assert sorted(row for _, read in judged for row in read) == sorted(everything)
 
 
 def test_a_mean_size_beyond_the_map_is_refused() -> None:

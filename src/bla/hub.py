@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from bla.attention import BoundedLogitAttention
+from bla.attention import BoundedLogitAttention, ClassAwareAttention
 from bla.backbones import load_backbone
 from bla.cache import weights_digest
 from bla.classifier import ExplainableClassifier, TimmTrunk, explainable
@@ -298,7 +298,11 @@ def _described(
         "seconds": 0.0,
         "metrics": dict(metrics or {}),
     }
-    tensors = {f"attention.{key}": value for key, value in classifier.attention.state_dict().items()}
+    tensors = {  # a judge is the classifier's own head
+        f"attention.{key}": value
+        for key, value in classifier.attention.state_dict().items()
+        if not key.startswith("judge.")
+    }
     return record, save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
 
 
@@ -316,11 +320,15 @@ def _settings_of(classifier: ExplainableClassifier) -> Settings:
             targets="predictions",
             hidden=tuple(layer.out_channels for layer in layers[:-1] if isinstance(layer, nn.Conv2d)),
             context=attention.context is not None,
+            class_aware=isinstance(attention, ClassAwareAttention),
             **{name: getattr(attention, name) for name in names},
         )
     except TrainingError as error:
         raise HubError(f"expected an attention that a run can describe, got {attention}: {error}") from error
-    if repr(settings.attention(attention.in_channels)) != repr(attention):
+    built = settings.attention(attention.in_channels)
+    if isinstance(built, ClassAwareAttention) and isinstance(attention, ClassAwareAttention):
+        built.judge = attention.judge
+    if repr(built) != repr(attention):
         raise HubError(f"expected an attention that a run can describe, got one of your own make: {attention}")
     return settings
 

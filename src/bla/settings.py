@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -13,6 +13,17 @@ from bla.operators import GumbelVariant
 Setup = Literal["bla", "bla-t", "bla-ph", "l2x-f"]
 SETUPS: dict[Setup, str] = {"bla": "BLA", "bla-t": "BLA-T", "bla-ph": "BLA-PH", "l2x-f": "L2X-F"}
 """The paper's setups, and what explanations are signed with."""
+
+
+RECOMMENDED: dict[str, Any] = {
+    "class_aware": True,
+    "hidden": (64,),
+    "straight_through": 0.5,
+    "mean_size": 8.0,
+    "head_epochs": 15,
+    "epochs": 10,
+}
+"""What we recommend in place of the paper's choices: docs/results.md holds the ablation on validation images."""
 
 
 class TrainingError(ValueError):
@@ -150,6 +161,18 @@ class Settings:
                 self.attention(1)
         except ValueError as error:
             raise TrainingError(str(error)) from error
+
+    @classmethod
+    def recommended(cls, **given: Any) -> Settings:
+        """The recommended settings, but for those that are given. With an own head, or ``setup="bla-ph"``, post hoc.
+
+        A class-aware score with a mean size: its selection has seen what the head predicts from all cells.
+
+        >>> Settings.recommended(mean_size=12).class_aware, Settings.recommended(head="own").setup
+        (True, 'bla-ph')
+        """
+        setup = "bla-ph" if given.get("head") == "own" else "bla"
+        return cls(**{"setup": setup, "threshold": 0.0, **RECOMMENDED, **given})
 
     @property
     def name(self) -> str:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bla import operators
-from bla.attention import BoundedLogitAttention, Selection, weighted_sum
-from bla.cache import Progress, silent
+from bla.attention import BoundedLogitAttention, ClassAwareAttention, Selection, weighted_sum
+from bla.cache import FeatureCache, Progress, silent
 from bla.evaluation import Accuracy
 from bla.networks import Examples, Networks, Stage
 from bla.settings import Settings, TrainingError
+from bla.sizing import JUDGES, bound_of_mean_size, trained_judge
 
 CHECKPOINT_SECONDS = 20.0
 EVALUATION_BATCH = 64
@@ -230,7 +231,7 @@ class _Session:
             return {}
         lines = [line for line in self.log if line["stage"] == "module"]
         kept = lines[-1] if self.settings.patience is None else min(lines, key=lambda line: line["validation"]["loss"])
-        on = "training" if self.validation is None else "validation"
+        on = "validation" if self.validation else "training, judged unseen" if self._judged_unseen() else "training"
         return {"mean_size": {"asked": self.settings.mean_size, "set": kept["mean_size"], "on": on}}
 
     def _run_stage(self, stage: _Stage) -> None:
@@ -313,20 +314,54 @@ class _Session:
         assert size is not None
         attention.move_bound(_FOLLOWING * bound_of_mean_size(-unbounded.flatten(1), size)[0])
 
-    @torch.no_grad()
+    def _judged_unseen(self) -> bool:
+        """Whether the bound is set by judges of its own: where the judge was trained on the images it is set on."""
+        aware = isinstance(self.networks.attention, ClassAwareAttention)
+        cached = isinstance(self.train.cache, FeatureCache)  # a trunk that is trained too would have to run for each
+        return aware and cached and not self.networks.own_head and self.validation is None
+
     def _meet_size(self, examples: Examples) -> float:
         """Set the bound so that these images have the mean size asked for; returns what they have then."""
-        attention, size = self.networks.attention, self.settings.mean_size
-        assert isinstance(attention, BoundedLogitAttention)
-        assert size is not None
+        return self._set_bound(self._scores(examples))
+
+    def _meet_size_unseen(self) -> float:
+        """As :meth:`_meet_size` on the training images, each as a judge sees it that was not trained on it.
+
+        The baseline is surer of the images that it was trained on than of others, and a class-aware score reads how
+        its logits vary over a map: a bound set on what it says of them gives other images other sizes. So each fifth
+        of the images is judged by a head trained as the baseline was, on the other four.
+        """
+        attention = self.networks.attention
+        assert isinstance(attention, ClassAwareAttention)
+        fold_of = _generator(self.settings.seed, 6).permutation(len(self.train)) % JUDGES
+        scores = []
+        try:
+            for fold in range(min(JUDGES, len(self.train))):
+                others = self.train.subset(np.flatnonzero(fold_of != fold))
+                attention.judge = trained_judge(self.networks, self.settings, others, fold)
+                scores.append(self._scores(self.train.subset(np.flatnonzero(fold_of == fold))))
+        finally:
+            attention.judge = self.networks.baseline
+        return self._set_bound(torch.cat(scores))
+
+    @torch.no_grad()
+    def _scores(self, examples: Examples) -> Tensor:
+        """U of these images' cells, (B, N); of some of the images where there are many."""
         some = np.sort(_generator(self.settings.seed, 5).permutation(len(examples))[:_SIZED_ON])
+        attention = self.networks.attention
         scores = [
             -attention(self.networks.features(examples, examples.rows[some[chosen]])).unbounded.flatten(1)
             for chosen in chunks(len(some))
         ]
-        if size > scores[0].shape[1]:
-            raise TrainingError(f"expected a mean_size of at most {scores[0].shape[1]}, the cells of a map, got {size}")
-        score, reached = bound_of_mean_size(torch.cat(scores), size)
+        return torch.cat(scores)
+
+    def _set_bound(self, scores: Tensor) -> float:
+        attention, size = self.networks.attention, self.settings.mean_size
+        assert isinstance(attention, BoundedLogitAttention)
+        assert size is not None
+        if size > scores.shape[1]:
+            raise TrainingError(f"expected a mean_size of at most {scores.shape[1]}, the cells of a map, got {size}")
+        score, reached = bound_of_mean_size(scores, size)
         attention.move_bound(score)
         return reached
 
@@ -369,7 +404,11 @@ class _Session:
         for module in stage.evaluated:
             module.eval()
         if stage.name == "module" and self.settings.mean_size is not None:
-            line["mean_size"] = self._meet_size(self.validation or self.train)
+            last = position.epoch + 1 == stage.epochs
+            if last and self._judged_unseen():
+                line["mean_size"] = self._meet_size_unseen()
+            else:
+                line["mean_size"] = self._meet_size(self.validation or self.train)
         if self.validation is not None:
             line["validation"] = self._validate(stage)
             if self.settings.patience is not None:
@@ -488,33 +527,6 @@ class _Session:
             stage = self.stages[self.position.stage].name
             self.report(f"resumed in stage {stage}, epoch {self.position.epoch + 1}, step {self.position.step}", 0, 0)
         return load_file(last / "optimiser.safetensors")
-
-
-def bound_of_mean_size(scores: Tensor, size: float) -> tuple[float, float]:
-    r"""The score t that the bound has to be at for a mean size, and the mean size that it gives.
-
-    .. math:: \tfrac1B \sum_b \max(1, |\{n : u_{bn} \le t\}|)
-
-    comes nearest to ``size``; a map with no cell at the bound has its best one selected. Scores u: (B, N). t lies
-    between two scores, so that no rounding moves a cell over it.
-
-    >>> bound_of_mean_size(torch.tensor([[0.0, 1.0, 5.0], [2.0, 3.0, 4.0]]), 2)
-    (3.5, 2.0)
-    """
-    flat = scores.flatten().sort().values
-    low, high = 0, len(flat) - 1
-
-    def reached(place: int) -> float:
-        return float((scores <= flat[place]).sum(dim=1).clamp(min=1).double().mean())
-
-    while low < high:  # the first place whose mean size is enough
-        middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) >= size else (middle + 1, high)
-    if low and size - reached(low - 1) < reached(low) - size:
-        low -= 1
-    above = flat[flat > flat[low]]
-    score = (flat[low] + above[0]) / 2 if len(above) else flat[low] + 1
-    return float(score), reached(low)
 
 
 def clear_checkpoints(folder: Path, but: Path | None = None) -> None:

@@ -16,12 +16,12 @@ def train(
     /,
     *,
     out: Path,
-    setup: Literal["bla", "bla-t", "bla-ph", "l2x-f"] = "bla",
+    setup: Literal["bla", "bla-t", "bla-ph", "l2x-f", "recommended", "recommended-ph"] = "bla",
     model: str = "tf_efficientnet_lite0",
     weights: str | None = None,
     head: Literal["new", "own"] = "new",
     targets: Literal["labels", "predictions"] = "labels",
-    epochs: int = 5,
+    epochs: int | None = None,
     head_epochs: int | None = None,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
@@ -32,8 +32,8 @@ def train(
     hidden: Annotated[list[int] | None, Parameter(negative=())] = None,
     context: Annotated[bool, Parameter(negative=())] = False,
     gate: Annotated[bool, Parameter(negative=())] = False,
-    class_aware: Annotated[bool, Parameter(negative=())] = False,
-    straight_through: float = 0.0,
+    class_aware: bool | None = None,
+    straight_through: float | None = None,
     final_temperature: float | None = None,
     mean_size: float | None = None,
     dial: float = 0.0,
@@ -61,7 +61,9 @@ def train(
     out
         The run folder to write.
     setup
-        bla; bla-t, with a threshold; bla-ph, post hoc with a frozen head; l2x-f, the fixed-size rival.
+        bla; bla-t, with a threshold; bla-ph, post hoc with a frozen head; l2x-f, the fixed-size rival; or what we
+        recommend: a class-aware score, a mean size of 8, hidden 64, straight-through 0.5, more epochs;
+        recommended-ph has a frozen head.
     model
         A timm model, or package.module:callable for a classifier of yours.
     weights
@@ -71,9 +73,9 @@ def train(
     targets
         What to predict: the data's labels, or the classifier's own predictions (with --head own).
     epochs
-        Epochs of the module's stage.
+        Epochs of the module's stage: by default 5, with recommended 10.
     head_epochs
-        Epochs of the head's stage; by default as many.
+        Epochs of the head's stage: by default as many, with recommended 15.
     batch_size
         Images in a batch.
     learning_rate
@@ -123,34 +125,40 @@ def train(
     from bla.progress import shown_progress
     from bla.settings import Settings
 
-    settings = Settings(
-        setup=setup,
-        head=head,
-        targets=targets,
-        epochs=epochs,
-        head_epochs=head_epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        dropout=dropout,
-        seed=seed,
-        temperature=temperature,
-        threshold=_threshold(threshold),
-        hidden=tuple(hidden or ()),
-        context=context,
-        gate=gate,
-        class_aware=class_aware,
-        straight_through=straight_through,
-        final_temperature=final_temperature,
-        mean_size=mean_size,
-        dial=dial,
-        size=size,
-        variant=variant,
-        trunk_rate=trunk_rate,
-        augment=augment,
-        precision=precision,
-        validation=validation,
-        patience=patience,
-    )
+    given: dict[str, Any] = {
+        "head": head,
+        "targets": targets,
+        "epochs": epochs,
+        "head_epochs": head_epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "dropout": dropout,
+        "seed": seed,
+        "temperature": temperature,
+        "threshold": _threshold(threshold),
+        "hidden": None if hidden is None else tuple(hidden),
+        "context": context,
+        "gate": gate,
+        "class_aware": class_aware,
+        "straight_through": straight_through,
+        "final_temperature": final_temperature,
+        "mean_size": mean_size,
+        "dial": dial,
+        "size": size,
+        "variant": variant,
+        "validation": validation,
+        "patience": patience,
+        "trunk_rate": trunk_rate,
+        "augment": augment,
+        "precision": precision,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if setup == "recommended":
+        settings = Settings.recommended(**given)
+    elif setup == "recommended-ph":
+        settings = Settings.recommended(setup="bla-ph", **given)
+    else:
+        settings = Settings(setup=setup, **given)
     mode: Literal["squash", "crop"] = "crop" if crop else "squash"
     with shown_progress() as report:
         trained = run.train(
