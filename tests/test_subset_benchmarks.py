@@ -1,0 +1,176 @@
+"""The benchmark of subset selection runs at a small size, and so do the examples; the sets are the published ones."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import runpy
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import subsets
+from bags import auc, drawn_bags, fashion_or_mnist, found, read_idx
+from bla.cache import FeatureCache
+from bla.operators import BoundedLogits, HardConcrete, StraightThroughTopK
+from cells import trained_cells
+from gradient_quality import bias_and_variance, distribution, timed
+from gradient_quality import subsets as every_subset
+from synthetic import L2X, bayes, syn
+
+ROOT = Path(__file__).parents[1]
+
+
+def die(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    monkeypatch.setattr(sys, "argv", ["subsets.py", *map(str, arguments)])
+    threads = torch.get_num_threads()
+    try:
+        subsets.main()
+    finally:
+        torch.set_num_threads(threads)
+    return capsys.readouterr().out
+
+
+def test_bayes_figures_are_those_known() -> None:
+    known = {"xor": (0.632, 0.620), "orange": (0.824, 0.391), "additive": (0.973, 0.065)}
+    for name, (accuracy, entropy) in known.items():
+        figures = bayes(L2X[name][0](100_000, die()))
+        assert figures["accuracy"] == pytest.approx(accuracy, abs=0.005)
+        assert figures["cross_entropy"] == pytest.approx(entropy, abs=0.005)
+    assert bayes(syn(3, 11)(100_000, die()))["accuracy"] == pytest.approx(0.822, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["orange", "xor", "additive", "switch", *(f"syn{n}" for n in range(1, 7))])
+def test_only_the_relevant_features_matter(name: str) -> None:
+    draw = L2X[name][0] if name in L2X else syn(int(name[3:]), 11)
+    drawn = draw(4, die())
+    first = drawn.features[0].tolist()
+    rules = {
+        "xor": lambda x: x[0] * x[1],
+        "orange": lambda x: sum(v * v for v in x[:4]) - 4,
+        "additive": lambda x: -100 * np.sin(0.2 * x[0]) + abs(x[1]) + x[2] + np.exp(-x[3]) - 2.4,
+        "switch": lambda x: sum(v * v for v in x[:4]) - 4,
+        "syn1": lambda x: x[0] * x[1],
+        "syn2": lambda x: sum(v * v for v in x[2:6]) - 4,
+        "syn3": lambda x: -10 * np.sin(0.2 * x[6]) + abs(x[7]) + x[8] + np.exp(-x[9]) - 2.4,
+    }
+    branches = {"syn4": ("syn1", "syn2"), "syn5": ("syn1", "syn3"), "syn6": ("syn2", "syn3")}
+    rule = rules[name if name in rules else branches[name][int(first[10] >= 0)]]
+    assert drawn.probability[0].item() == pytest.approx(1 / (1 + np.exp(rule(first))), rel=1e-3)
+    counts = {"xor": {2}, "syn1": {2}, "switch": {5}, "syn4": {3, 5}, "syn5": {3, 5}, "syn6": {5}}
+    assert set(draw(100, die()).relevant.sum(1).tolist()) == counts.get(name, {4})
+
+
+def test_synthetic_sets_train_and_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["invase", "--out", tmp_path, "--sets", "syn4", "--seeds", 2, "--scale", 0.02]
+    names = ["bounded", "gumbel-maximum", "simple"]
+    table = json.loads(run(monkeypatch, capsys, *options, "--operators", *names, "--json"))
+    assert [row["operator"] for row in table] == ["Bayes", *names]
+    assert all(0 <= row["tpr"][0] <= 1 for row in table[1:])
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert len(stamps) == 3 * 5
+    text = run(monkeypatch, capsys, *options, "--operators", *names, "--settings")
+    assert "BoundedLogits(temperature=1.0" in text
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}, "nothing is done twice"
+    table = json.loads(
+        run(monkeypatch, capsys, "l2x", "--out", tmp_path, "--sets", "xor", "--seeds", 1, "--scale", 0.001,
+            "--operators", "bounded-dial", "--json")
+    )  # fmt: skip
+    assert table[1]["size"][0] == 2
+
+
+def test_bags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["bags", "--out", tmp_path, "--seeds", 1, "--scale", 0.02, "--bags", 20, "--json"]
+    table = json.loads(run(monkeypatch, capsys, *options))
+    assert len(table) == 6
+    assert all(0 <= row["auc"][0] <= 1 for row in table)
+
+
+def test_bags_hold_what_they_should() -> None:
+    labels = np.arange(1000) % 10
+    rows = np.arange(0, 1000, 2) + (np.arange(500) % 2)
+    bags = drawn_bags(labels, rows, 40, 10, np.random.default_rng(0))
+    positive = (labels[bags] == 9).any(axis=1)
+    assert bags.shape == (40, 10)
+    assert positive.sum() == 20
+    assert set(bags.ravel()) <= set(rows)
+
+
+def test_figures_of_bags_by_hand() -> None:
+    assert auc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([False, True, False, True])) == 0.875
+    chosen, wanted = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, True])
+    assert found(chosen, wanted) == {"precision": 0.5, "recall": 1 / 3, "f1": 0.4}
+
+
+def test_idx_files(tmp_path: Path) -> None:
+    for part, n in (("train", 5), ("t10k", 3)):
+        pixels = np.arange(n * 4, dtype=np.uint8).reshape(n, 2, 2)
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(
+            b"\0\0\x08\x03" + struct.pack(">3I", n, 2, 2) + pixels.tobytes()
+        )
+        labels = b"\0\0\x08\x01" + struct.pack(">I", n) + bytes(range(n))
+        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    images, labels = fashion_or_mnist(tmp_path)
+    assert images.shape == (8, 4)
+    assert images[1, 3] == pytest.approx(7 / 255)
+    assert labels.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    short = tmp_path / "train-images-idx3-ubyte"
+    short.write_bytes(short.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"expected 20 values .* got 19"):
+        read_idx(short)
+    short.write_bytes(b"PNG?")
+    with pytest.raises(ValueError, match="idx format"):
+        read_idx(short)
+    with pytest.raises(ValueError, match="found neither"):
+        fashion_or_mnist(tmp_path / "nowhere")
+
+
+def test_distributions_are_those_drawn_from() -> None:
+    scores = torch.tensor([0.5, -0.3, 0.1, -0.8], dtype=torch.float64)
+    every = every_subset(4)
+    for operator in (BoundedLogits(noise=0.7), HardConcrete(), StraightThroughTopK(2)):
+        probability = distribution(operator, scores)
+        assert probability is not None
+        assert probability.sum().item() == pytest.approx(1)
+        if isinstance(operator, StraightThroughTopK):
+            drawn = operator.soft(scores.expand(20_000, 4), generator=die()).mean(dim=0)
+            assert torch.allclose(probability @ every, drawn, atol=0.02)
+    assert distribution(BoundedLogits(), scores) is None
+    figures = bias_and_variance(StraightThroughTopK(2), 50, n=5)
+    assert -1 <= figures["cosine"] <= 1
+
+
+def test_cost_is_measured() -> None:
+    figures = timed(BoundedLogits(), 50, 2)
+    assert figures["forward ms"] > 0
+    assert figures["backward ms"] > 0
+
+
+def test_cells(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.random((40, 3, 3, 8)).astype(np.float16)
+    labels = np.arange(40) % 2
+    features[labels == 1, 1, 1] += 3
+    cache = FeatureCache(tmp_path, features, features.reshape(40, 9, 8).mean(axis=1).astype(np.float32), ())
+    split = (cache, labels)
+    figures = trained_cells(BoundedLogits(k=2, noise=1.0), split, split, 0, scale=1.0, report=lambda *_: None)
+    assert figures["size"] == 2
+    assert 0 <= figures["top1"] <= 1
+
+
+@pytest.mark.parametrize("name", ["tabular_subset", "transformer_subset"])
+def test_examples(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--steps", "30"])
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    assert "accuracy from the selected" in capsys.readouterr().out
