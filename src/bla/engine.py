@@ -208,7 +208,7 @@ class Engine:
         """Explain photos that :attr:`transform` has read, in one run; one that gives no numbers is unexplained."""
         outputs = self.run(np.stack([photo.pixels for photo in photos]), sizes=sizes, targets=targets)
         return [
-            self._explanation(name, photo, Outputs(*(values[row] for values in outputs)))
+            self.explanation(name, photo, Outputs(*(values[row] for values in outputs)))
             for row, (name, photo) in enumerate(zip(names, photos, strict=True))
         ]
 
@@ -248,7 +248,8 @@ class Engine:
             Prediction(index, self.classes[index], min(float(probabilities[index]), 1.0)) for index in best.tolist()
         )
 
-    def _explanation(self, name: str, photo: Photo, outputs: Outputs) -> Explanation | Unexplained:
+    def explanation(self, name: str, photo: Photo, outputs: Outputs) -> Explanation | Unexplained:
+        """Of one photo, from its row of each output."""
         if not (np.isfinite(outputs.unbounded).all() and np.isfinite(outputs.logits).all()):
             return Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {self.card.model}")
         top = self.top(outputs.logits)

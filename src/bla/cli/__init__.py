@@ -25,6 +25,7 @@ app.command("bla.cli.comparing:compare")
 app.command("bla.cli.reporting:report")
 app.command("bla.cli.shipping:export")
 app.command("bla.cli.batches:batch")
+app.command("bla.cli.shipping:serve")
 app.command("bla.cli.caches:caches", name="cache")
 app.command("bla.cli.studies:studies", name="study")
 
