@@ -2,8 +2,8 @@
 
 People of a real study, 200 of them with 3 to 8 s of thinking before each of 30 answers, against `bla study serve` in a
 process of its own. Each loads the page and its pictures as a browser does, and sends every twentieth answer twice.
-With --kills the server is killed (SIGKILL) so many times, evenly spread, and started again; people then try again as
-browsers do. At the end every answer in the store is compared with what its person was told is stored.
+With --kills the server is killed (SIGKILL) so many times, evenly spread, and started again; people who meet it dead
+reload after 1 to 4 s. At the end every answer in the store is compared with what its person was told is stored.
 
     python benchmarks/study_load.py --db sqlite --kills 10
     python benchmarks/study_load.py --db postgresql://postgres@127.0.0.1/postgres
@@ -53,8 +53,8 @@ class Seen:
 class Browser:
     """A browser's connection, cookies, and patience: a request that fails is made again."""
 
-    def __init__(self, port: int, seen: Seen) -> None:
-        self.port, self.seen = port, seen
+    def __init__(self, port: int, seen: Seen, patience: float) -> None:
+        self.port, self.seen, self.patience = port, seen, patience
         self.cookies: dict[str, str] = {}
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
@@ -67,7 +67,7 @@ class Browser:
             except (OSError, EOFError, TimeoutError, asyncio.IncompleteReadError):
                 self.seen.failures += 1
                 self.close()
-                await asyncio.sleep(random.uniform(0.2, 0.6))
+                await asyncio.sleep(random.uniform(1, 4) * self.patience)
 
     async def _once(self, method: str, address: str, body: bytes) -> tuple[int, str, bytes]:
         if self._streams is None:
@@ -113,7 +113,7 @@ async def person(number: int, port: int, seen: Seen, options: argparse.Namespace
     """One participation: the completion code, and the answers by position."""
     rng = random.Random(number)
     await asyncio.sleep(rng.uniform(0, options.arriving))
-    browser, given = Browser(port, seen), {}
+    browser, given = Browser(port, seen, options.thinking), {}
     _, _, page = await browser.ask("GET", "/")
     await browser.ask("POST", "/begin", fields(page.decode()) | {"agree": "yes"})
     await browser.ask("GET", "/instructions")

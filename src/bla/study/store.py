@@ -84,6 +84,8 @@ class Person:
     trials: int
     done: int
     withdrawn: bool
+    next: Trial | None = None
+    """The first trial without an answer."""
 
     @property
     def finished(self) -> bool:
@@ -193,6 +195,8 @@ class Store:
 
     def trial(self, person: Person, position: int) -> Trial | None:
         """A trial of a person's."""
+        if position == person.done + 1:
+            return person.next
         with self._read() as connection:
             return _trial(connection, person.id, position)
 
@@ -271,7 +275,7 @@ class Store:
     def collected(self, plan: Plan) -> Collected:
         """Everything, as it is exported."""
         try:
-            with self._read() as connection:
+            with self._read(whole=True) as connection:
                 row = connection.execute(sa.select(studies)).one_or_none()
                 people = connection.execute(sa.select(participants).order_by(participants.c.number)).all()
                 given = connection.execute(
@@ -307,8 +311,11 @@ class Store:
             yield connection
 
     @contextlib.contextmanager
-    def _read(self) -> Iterator[Connection]:
+    def _read(self, *, whole: bool = False) -> Iterator[Connection]:
+        """To ask; `whole`: several questions about one moment."""
         with self._engine.connect() as connection:
+            if self._engine.dialect.name == "postgresql":  # one question needs no transaction around it
+                connection.execution_options(isolation_level="REPEATABLE READ" if whole else "AUTOCOMMIT")
             yield connection
 
     def _insert(self, table: sa.Table) -> Any:
@@ -316,19 +323,35 @@ class Store:
 
     @staticmethod
     def _person(connection: Connection, token: str) -> Person | None:
+        done = (
+            sa.select(sa.func.count())
+            .select_from(answers)
+            .where(answers.c.participant == participants.c.id)
+            .correlate(participants)
+            .scalar_subquery()
+        )
+        ahead = (
+            sa.select(trials.c.trial)
+            .where(trials.c.participant == participants.c.id, trials.c.position == done + 1)
+            .correlate(participants)
+            .scalar_subquery()
+        )
+        # One question to the database: on PostgreSQL each is a journey.
         row = connection.execute(
-            sa.select(
-                participants,
-                sa.select(sa.func.count())
-                .select_from(answers)
-                .where(answers.c.participant == participants.c.id)
-                .scalar_subquery()
-                .label("done"),
-            ).where(participants.c.token_sha256 == hashed(token))
+            sa.select(participants, done.label("done"), ahead.label("ahead")).where(
+                participants.c.token_sha256 == hashed(token)
+            )
         ).one_or_none()
         if row is None:
             return None
-        return Person(row.id, row.name, row.trials, row.done, withdrawn=row.withdrawn_ms is not None)
+        return Person(
+            row.id,
+            row.name,
+            row.trials,
+            row.done,
+            withdrawn=row.withdrawn_ms is not None,
+            next=None if row.ahead is None else _loaded(row.ahead),
+        )
 
 
 def now_ms() -> int:
