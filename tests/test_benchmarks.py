@@ -54,18 +54,30 @@ def test_memory_of_training_is_measured() -> None:
 
 def test_paper(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
-    setups = ["bla", "l2x-f-corrected-4", "recommended"]
+    setups = ["l2x-f-corrected-4", "recommended"]
     options = ["--out", tmp_path / "runs", "--setups", *setups, "--folds", "2", "--epochs", "1"]
     text = run(BENCHMARKS / "paper.py", data, *options)
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     assert rows == ["setup", *setups] * 2
-    figures = json.loads(run(BENCHMARKS / "paper.py", data, *options, "--json"))["embedded"]
-    mean, half_width = figures["bla"]["size"]
+    figures = json.loads((tmp_path / "runs" / "paper.json").read_text())["embedded"]
+    mean, half_width = figures["recommended"]["size"]
     assert 1 <= mean <= 49
     assert half_width >= 0
-    assert figures["l2x-f-corrected-4"]["size"] == [4.0, 0.0]
     assert figures["recommended"]["runs"] == 2
+    assert figures["l2x-f-corrected-4"]["size"] == [4.0, 0.0]
     assert (tmp_path / "runs" / "paper.md").read_text().strip() == text.strip()
+
+
+def test_ablation(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
+    options = ["--out", tmp_path / "runs", "--groups", "start", "--seeds", "1", "--epochs", "1"]
+    tables = json.loads(run(BENCHMARKS / "ablation.py", data, *options, "--json"))
+    assert set(tables) == {"start"}
+    dead = {name: row["dead starts"] for name, row in tables["start"].items()}
+    assert dead["zero"] == 100
+    assert dead["calibrated to the features"] == 0
+    assert tables["start"]["zero"]["dead"] == 1
+    assert tables["start"]["zero"]["size"][0] == 49
 
 
 def test_study_analysis(tmp_path: Path) -> None:
