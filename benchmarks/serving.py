@@ -1,0 +1,254 @@
+"""The exported graph and the server against what a user would take instead. Prints a Markdown table, or JSON.
+
+    python benchmarks/serving.py PHOTOS [--only graph gradcam serving overload] [--json]
+
+PHOTOS is a folder of photos. Ratios are of pairs measured in turn in one run; of a server the CPU seconds of its
+process are counted, so that the client, which works on the same cores, is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnxruntime
+import psutil
+import torch
+from torch import Tensor, nn
+
+from bla.classifier import ExplainableClassifier
+from bla.data import list_images
+from bla.engine import Engine
+from bla.export import OPSET, export
+from bla.run import load
+
+BATCH = 16
+
+
+class Plain(nn.Module):
+    """The classifier alone; with ``cam``, the class activation map of the predicted class too (linear heads)."""
+
+    def __init__(self, wrapped: ExplainableClassifier, weight: Tensor | None) -> None:
+        super().__init__()
+        self.trunk, self.head, self.weight = wrapped.trunk, wrapped.head, weight
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Logits, and the map (B, H, W)."""
+        features = self.trunk(pixels)
+        logits = self.head(features.mean(dim=(2, 3)))
+        if self.weight is None:
+            return (logits,)
+        chosen = self.weight[logits.argmax(-1)][:, None]
+        return logits, torch.bmm(chosen, features.flatten(2)).unflatten(-1, features.shape[2:]).squeeze(1)
+
+
+def written(module: nn.Module, path: Path, size: tuple[int, int]) -> onnxruntime.InferenceSession:
+    """Exported and opened as the explainer is."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        shapes = ({0: torch.export.Dim("batch")},)
+        program = torch.onnx.export(
+            module.eval(), (torch.zeros(2, 3, *size),), dynamo=True, dynamic_shapes=shapes, opset_version=OPSET,
+            input_names=["pixels"], verbose=False,
+        )  # fmt: skip
+        program.save(path)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(path, options)
+
+
+def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, round by round, in an order that turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(rounds + 2):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.perf_counter()
+            calls[name]()
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], one: str, other: str) -> float:
+    """Of the medians."""
+    return statistics.median(seconds[one]) / statistics.median(seconds[other])
+
+
+def graph(wrapped: ExplainableClassifier, file: Path, rounds: int) -> list[Any]:
+    """The explained prediction against the classifier alone and against CAM, all exported; a batch of 16."""
+    size = wrapped.transform.size
+    weight = next(module.weight for module in reversed([*wrapped.head.modules()]) if isinstance(module, nn.Linear))
+    sessions = {
+        "explained": Engine(file)._session,
+        "plain": written(Plain(wrapped, None), file.with_name("plain.onnx"), size),
+        "cam": written(Plain(wrapped, weight), file.with_name("cam.onnx"), size),
+    }
+    feeds = {"pixels": np.random.default_rng(0).standard_normal((BATCH, 3, *size)).astype(np.float32)}
+    seconds = in_turn({name: lambda s=session: s.run(None, feeds) for name, session in sessions.items()}, rounds)
+    each = {name: round(1e3 * statistics.median(values) / BATCH, 2) for name, values in seconds.items()}
+    claims = (("plain", "classifier alone", "<= 1.03"), ("cam", "CAM", "<= 1"))
+    return [
+        (f"exported explained prediction over exported {title}, time", wanted, ratio(seconds, "explained", name), each)
+        for name, title, wanted in claims
+    ]
+
+
+def gradcam(wrapped: ExplainableClassifier, file: Path, rounds: int) -> list[Any]:
+    """pytorch-grad-cam's GradCAM on the same pixels and cores."""
+    from pytorch_grad_cam import GradCAM
+
+    from bla.backbones import load_backbone
+
+    model = load_backbone(wrapped.name).requires_grad_(True)
+    cam = GradCAM(model=model, target_layers=[model.bn2])
+    pixels = torch.randn(BATCH, 3, *wrapped.transform.size)
+    session, feeds = Engine(file)._session, {"pixels": pixels.numpy()}
+    calls = {"ours": lambda: session.run(None, feeds), "gradcam": lambda: cam(input_tensor=pixels, targets=None)}
+    seconds = in_turn(calls, rounds)
+    each = {name: round(1e3 * statistics.median(values) / BATCH, 2) for name, values in seconds.items()}
+    claim = "pytorch-grad-cam's GradCAM over the exported explanation, time"
+    return [(claim, ">= 10", ratio(seconds, "gradcam", "ours"), each)]
+
+
+@contextmanager
+def served(file: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A server of the file in a process of its own."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "bla", "serve", str(file), "--port", str(port), *options])
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                httpx.get(f"{address}/healthz")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield address, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+async def send(address: str, photos: list[bytes], *, rate: float | None, room: int) -> Counter[int]:
+    """All photos, at a rate (open loop), or ``room`` at a time; the statuses of the answers."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=room)
+    gate, statuses = asyncio.Semaphore(room), Counter[int]()
+    async with httpx.AsyncClient(limits=limits, timeout=60) as client:
+
+        async def one(photo: bytes) -> None:
+            answer = await client.post(f"{address}/v1/explain", content=photo, headers={"content-type": "image/jpeg"})
+            statuses[answer.status_code] += 1
+
+        async def gated(photo: bytes) -> None:
+            async with gate:
+                await one(photo)
+
+        if rate is None:
+            await asyncio.gather(*map(gated, photos))
+        else:
+            start, tasks = time.monotonic(), []
+            for index, photo in enumerate(photos):
+                await asyncio.sleep(max(0.0, start + index / rate - time.monotonic()))
+                tasks.append(asyncio.create_task(one(photo)))
+            await asyncio.gather(*tasks)
+    return statuses
+
+
+def serving(photos: list[bytes], file: Path, rounds: int) -> list[Any]:
+    """CPU seconds an image: an in-process loop of decode and run, against the server."""
+    engine, own = Engine(file), psutil.Process()
+    shares, milliseconds = [], []
+    with served(file) as (address, process):
+        asyncio.run(send(address, photos[:64], rate=None, room=32))
+        for _ in range(rounds):
+            start = cpu(own)
+            for first in range(0, len(photos), BATCH):
+                engine.run(np.stack([engine.transform.read(photo).pixels for photo in photos[first : first + BATCH]]))
+            loop = cpu(own) - start
+            start = cpu(process)
+            assert asyncio.run(send(address, photos, rate=None, room=32)) == {200: len(photos)}
+            server = cpu(process) - start
+            shares.append(loop / server)
+            milliseconds.append([round(1e3 * seconds / len(photos), 2) for seconds in (loop, server)])
+    detail = {"CPU ms an image, loop and server": milliseconds}
+    return [("throughput of serving a CPU second, of that of the loop", ">= 0.85", statistics.median(shares), detail)]
+
+
+def overload(photos: list[bytes], file: Path) -> list[Any]:
+    """Twice the load that the server bears, arriving whatever it answers."""
+    with served(file) as (address, process):
+        asyncio.run(send(address, photos[:64], rate=None, room=32))
+        start = time.monotonic()
+        asyncio.run(send(address, photos, rate=None, room=32))
+        bearable = len(photos) / (time.monotonic() - start)
+        before = process.memory_info().rss
+        many = list(itertools.islice(itertools.cycle(photos), int(2 * bearable * 10)))
+        statuses = asyncio.run(send(address, many, rate=2 * bearable, room=64))
+        after = process.memory_info().rss
+        waiting = httpx.get(f"{address}/healthz").json()["waiting"]
+    detail = {
+        "photos a second": round(bearable, 1), "statuses": dict(statuses), "waiting afterwards": waiting,
+        "megabytes before and after": [round(before / 1e6), round(after / 1e6)],
+    }  # fmt: skip
+    other = len(many) - statuses[200] - statuses[429]
+    return [("answers other than 200 and 429 at twice the bearable load", "0", other, detail)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, help="a folder of photos")
+    parser.add_argument("--only", nargs="*", default=["graph", "gradcam", "serving", "overload"])
+    parser.add_argument("--run", default="tf_efficientnet_lite0")
+    parser.add_argument("--images", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    photos = [path.read_bytes() for path in list_images([arguments.photos])[: arguments.images]]
+    rows: list[Any] = []
+    with tempfile.TemporaryDirectory() as folder:
+        wrapped = load(arguments.run, device="cpu")
+        file = export(wrapped, Path(folder, "explainer.onnx")).path
+        benchmarks: dict[str, Callable[[], list[Any]]] = {
+            "graph": lambda: graph(wrapped, file, arguments.rounds),
+            "gradcam": lambda: gradcam(wrapped, file, max(3, arguments.rounds // 3)),
+            "serving": lambda: serving(photos, file, max(3, arguments.rounds // 5)),
+            "overload": lambda: overload(photos, file),
+        }
+        for name in arguments.only:
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
+            rows += benchmarks[name]()
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print("| claim | wanted | measured | |\n| --- | --- | --- | --- |")
+    for claim, wanted, value, detail in rows:
+        print(f"| {claim} | {wanted} | {value:.3f} | {json.dumps(detail)} |")
+
+
+if __name__ == "__main__":
+    main()
