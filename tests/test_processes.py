@@ -1,4 +1,4 @@
-"""Several processes as one: the same training, each image counted once, one cache, one writer, kills and resumes."""
+"""Several processes as one: one cache, one writer, kills and resumes."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
-"""Several processes that train as one: who is here, what they agree on, what they add up.
+"""Several processes that build a cache as one: who is here, what they agree on, which part is whose.
 
-Started by ``torchrun --nproc-per-node N -m bla train ...`` or whatever else sets ``RANK``, ``WORLD_SIZE``,
-``MASTER_ADDR`` and ``MASTER_PORT``. In a process by itself nothing here does anything.
+A program of yours, started by ``torchrun`` or whatever else sets ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
+``MASTER_PORT``, calls :func:`bla.cache.cached_features` within :func:`joined`. In a process by itself nothing here does
+anything.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 Value = TypeVar("Value")
 PATIENCE = datetime.timedelta(days=7)
@@ -59,15 +59,6 @@ def together() -> None:
         distributed.barrier()
 
 
-def everyones(value: Value) -> list[Value]:
-    """What each process says, in their order."""
-    if world() == 1:
-        return [value]
-    said: list[Any] = [None] * world()
-    distributed.all_gather_object(said, value)
-    return said
-
-
 def share(count: int, index: int | None = None) -> range:
     """The part of ``range(count)`` that falls to a process: contiguous, none padded, none left out.
 
@@ -76,28 +67,3 @@ def share(count: int, index: int | None = None) -> range:
     """
     index = rank() if index is None else index
     return range(count * index // world(), count * (index + 1) // world())
-
-
-def add_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by the sum of everyone's; who has none counts as zero."""
-    if world() == 1:
-        return
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    flat = torch.cat([
-        (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).flatten().cpu()
-        for parameter in wanted
-    ])  # fmt: skip
-    distributed.all_reduce(flat)
-    start = 0
-    for parameter in wanted:
-        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter).to(parameter.device)
-        start += parameter.numel()
-
-
-def added(values: Tensor) -> Tensor:
-    """The sum of everyone's values."""
-    if world() == 1:
-        return values
-    total = values.detach().cpu().clone()
-    distributed.all_reduce(total)
-    return total.to(values.device)

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,6 +88,10 @@ def train(
         If data, classifier, cache or settings do not serve; each says what was expected.
     """
     settings = settings or Settings()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError(
+            f"expected one process to train, got WORLD_SIZE={os.environ['WORLD_SIZE']}: start bla train by itself"
+        )
     out = Path(out)
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
