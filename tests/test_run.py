@@ -69,12 +69,6 @@ def files_of(folder: Path) -> list[str]:
 # --- the folder
 
 
-def test_one_of_several_processes_does_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="expected one process to train, got WORLD_SIZE=2"):
-        run.train(tmp_path, tmp_path / "run")
-
-
 def test_the_folder_holds_what_the_contract_says(trained: Path, data: Path) -> None:
     assert files_of(trained) == ["log.jsonl", "model.safetensors", "run.json"]
     record = record_of(trained)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bla import processes
 from bla.attention import weighted_sum
 from bla.cache import Progress, silent
 from bla.evaluation import Accuracy, size_summary
@@ -20,7 +21,8 @@ def measure(networks: Networks, examples: Examples, report: Progress = silent) -
     """The metrics object: baseline, its continuation, soft and hard, agreement and size, over all examples.
 
     ``soft_renormalised`` is soft with each image's weights divided by their sum, which tells the gap between soft
-    and hard from a difference of scale. Without labels the classifier's own predictions count as true.
+    and hard from a difference of scale. Without labels the classifier's own predictions count as true. The processes of
+    :mod:`bla.processes` measure a share each; every image counts once.
 
     Raises
     ------
@@ -57,13 +59,16 @@ def measure(networks: Networks, examples: Examples, report: Progress = silent) -
             counts = (selection.hard > 0).sum(dim=(1, 2)).cpu().numpy()
             found = np.bincount(counts, minlength=selection.hard[0].numel() + 1)
             sizes = found + sizes if len(sizes) else found
-            report("evaluating", int(chosen[-1]) + 1, len(examples))
+            report("evaluating", int(chosen[-1]) + 1, processes.share(len(examples)).stop)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    metrics: dict[str, Any] = {name: accuracy.result() for name, accuracy in accuracies.items()}
+    everyones = processes.everyones((accuracies, agreed, sizes))
+    metrics: dict[str, Any] = {
+        name: sum((counted[name] for counted, _, _ in everyones), Accuracy()).result() for name in names
+    }
     return metrics | {
-        "agreement": agreed / len(examples),
-        "size": size_summary(sizes),
+        "agreement": sum(agreed for _, agreed, _ in everyones) / len(examples),
+        "size": size_summary(np.sum([sizes for _, _, sizes in everyones if len(sizes)], axis=0)),
         "images": len(examples),
     }

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from bla import processes
 from bla.cache import Progress, silent
 from bla.classifier import prefetch
 from bla.data import ImageSet
@@ -49,10 +50,13 @@ class Photos:
         height, width = self.transform.size
         larger = dataclasses.replace(self.transform, size=(round(height * MARGIN), round(width * MARGIN)))
         change = augmentation(self.transform.size, self.transform.interpolation)
-        # one after the other: the draws of a position are then the same on any number of threads
-        changed = [change(torch.from_numpy(pixels).permute(2, 0, 1)) for pixels in _read(self.images, rows, larger)]
-        array: npt.NDArray[np.uint8] = torch.stack(changed).permute(0, 2, 3, 1).numpy()
-        return array
+        changed = []
+        seeds = torch.empty(len(rows), dtype=torch.int64).random_(2**31)  # each photo's own: it is changed the same
+        with torch.random.fork_rng([]):  # whichever process reads it, and on any number of threads
+            for seed, pixels in zip(seeds.tolist(), _read(self.images, rows, larger), strict=True):
+                torch.manual_seed(seed)
+                changed.append(change(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy())
+        return np.stack(changed)
 
 
 def readable_photos(images: ImageSet, transform: Transform, report: Progress = silent) -> Photos:
@@ -73,12 +77,14 @@ def readable_photos(images: ImageSet, transform: Transform, report: Progress = s
         return None
 
     title = f"reading {len(images)} images"
+    mine = processes.share(len(images))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for row, error in enumerate(prefetch(pool, read, range(len(images)), ahead=64)):
+        for row, error in zip(mine, prefetch(pool, read, mine, ahead=64), strict=True):
             if error is not None:
                 failures.append((images.names[row], error))
-            if (row + 1) % 64 == 0 or row + 1 == len(images):
-                report(title, row + 1, len(images))
+            if (row + 1) % 64 == 0 or row + 1 == mine.stop:
+                report(title, row + 1, mine.stop)
+    failures = [failure for found in processes.everyones(failures) for failure in found]
     if len(failures) == len(images):
         reason = failures[0][1] if failures else "no image"
         raise DataError(f"{images.root}: expected images that can be read, got none of {len(images)}: {reason}")

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from bla import processes
 from bla.attention import BoundedLogitAttention
 from bla.backbones import LITE0, load_backbone
 from bla.cache import FeatureCache, Progress, cached_features, silent, weights_digest
@@ -54,6 +55,7 @@ class Run:
     networks: Networks
 
 
+@processes.joined()
 def train(
     data: str | Path | Splits,
     out: str | Path,
@@ -71,7 +73,8 @@ def train(
 
     Features of the frozen trunk are cached once; then come the stages of :func:`bla.training.train_networks`, and
     the metrics on the test images. With ``settings.trunk_rate`` the trunk is trained too, and its weights lie in the
-    run folder: :mod:`bla.finetuning`. A folder that already holds this run is returned as it is.
+    run folder: :mod:`bla.finetuning`. A folder that already holds this run is returned as it is. Several processes
+    train as one: :mod:`bla.processes`.
 
     Parameters
     ----------
@@ -88,10 +91,7 @@ def train(
         If data, classifier, cache or settings do not serve; each says what was expected.
     """
     settings = settings or Settings()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainingError(
-            f"expected one process to train, got WORLD_SIZE={os.environ['WORLD_SIZE']}: start bla train by itself"
-        )
+    report = report if processes.rank() == 0 else silent
     out = Path(out)
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
@@ -226,6 +226,7 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
     return _restored(folder, record, *_assembled(wrapped, settings, classes))
 
 
+@processes.joined()
 def evaluate(
     run: str | Path,
     data: str | Path | Splits | None = None,
@@ -250,6 +251,7 @@ def evaluate(
     RunError, DataError
         If there is no such run, its data have moved, or the data's classes are not the run's.
     """
+    report = report if processes.rank() == 0 else silent
     opened = open_run(run, model=model, device=device)
     settings = Settings(**opened.record["settings"])
     measured_on = opened.record["data"]
@@ -284,9 +286,9 @@ def evaluate(
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
+    """``auto`` is CUDA where there is one, of several on a machine this process's, else the CPU."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
@@ -337,11 +339,13 @@ def _train(
         "classes": classes,
     }
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    first = processes.rank() == 0
+    with _locked(out) if first else nullcontext():
         done = _finished(out, settings, identity)
         if done is not None:
             report(f"{out} already holds this run", 0, 0)
-            clear_checkpoints(out)  # a kill may have left one beside the finished run
+            if first:
+                clear_checkpoints(out)  # a kill may have left one beside the finished run
             return _restored(out, done, *_assembled(wrapped, settings, classes))
         started = time.monotonic()
         parts = _examples(wrapped, splits, settings, cache, report)
@@ -375,10 +379,11 @@ def _train(
         if "mean_size" in record:
             record["mean_size"]["test"] = size["mean"]
         record["dead"] |= settings.setup != "l2x-f" and size["min"] == size["cells"]  # died in the very last steps
-        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in networks.saved().items()}
-        write_atomically(out / "model.safetensors", save(tensors))
-        write_atomically(out / "run.json", json.dumps(record, indent=1).encode())
-        clear_checkpoints(out)
+        if first:
+            tensors = {key: value.detach().cpu().contiguous().clone() for key, value in networks.saved().items()}
+            write_atomically(out / "model.safetensors", save(tensors))
+            write_atomically(out / "run.json", json.dumps(record, indent=1).encode())
+            clear_checkpoints(out)
         classifier.fitted = True
         return Run(record, classifier.eval(), networks)
 

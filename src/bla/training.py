@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bla import operators
+from bla import operators, processes
 from bla.attention import BoundedLogitAttention, ClassAwareAttention, Selection, weighted_sum
 from bla.cache import FeatureCache, Progress, silent
 from bla.evaluation import Accuracy
@@ -83,7 +83,9 @@ def train_networks(
     The last checkpoint stays until :func:`clear_checkpoints`, so that a result not yet written is not lost.
 
     A training that was killed and started again gives bit for bit the result of one that was not, on the same
-    machine with as many threads: batches, dropout and draws are functions of the seed and the position alone.
+    machine with as many threads: batches, dropout and draws are functions of the seed and the position alone. The
+    processes of :mod:`bla.processes` train as one: the result is that of one process but for rounding, and where one
+    stopped, any number of them goes on.
 
     Parameters
     ----------
@@ -144,7 +146,7 @@ class _Session:
         self.validation = validation
         self.folder = folder
         self.identity = json.loads(json.dumps(identity | {"settings": dataclasses.asdict(settings)}))
-        self.report = report
+        self.report = report if processes.rank() == 0 else silent
         self.device = networks.device
         self.position = _Position()
         self.best: dict[str, Tensor] = {}
@@ -244,6 +246,7 @@ class _Session:
         while position.epoch < stage.epochs:
             title = f"{stage.name}: epoch {position.epoch + 1} of {stage.epochs}"
             order = _generator(self.settings.seed, 2, position.stage, position.epoch).permutation(len(self.train))
+            processes.take_the_firsts(self.networks.saved().values())
             while position.step < steps:
                 self._step(stage, order)
                 if position.step % 8 == 0 or position.step == steps:
@@ -268,12 +271,22 @@ class _Session:
         # Dropout and draws depend on the seed and the position alone: nothing to save, nothing to restore.
         seeds = _generator(self.settings.seed, 3, position.stage, position.epoch, position.step)
         torch.manual_seed(int(seeds.randint(2**31)))
-        outputs, selection = stage.outputs(self.train, self.train.rows[chosen], False)
-        targets = self._targets(self.train, chosen)
-        loss = torch.stack([share * functional.cross_entropy(logits, targets) for share, logits in outputs]).sum()
+        with processes.part_of(len(chosen)) as part:
+            mine = chosen[part.start : part.stop]
+            outputs, selection = stage.outputs(self.train, self.train.rows[mine], False)
+        targets = self._targets(self.train, mine)
+        losses = [share * functional.cross_entropy(logits, targets, reduction="sum") for share, logits in outputs]
+        everyones = len(chosen) if len(mine) < len(chosen) else len(chosen) * processes.world()
+        loss = torch.stack(losses).sum() / everyones
         self.optimiser.zero_grad()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        value = loss.item()
+        alive = loss.new_tensor(len(mine))  # the rival bounds nothing and cannot die
+        if selection is not None and isinstance(self.networks.attention, BoundedLogitAttention):
+            alive = (selection.unbounded < 0).flatten(1).any(1).sum().to(loss)
+        counted = torch.stack([loss.detach(), alive])
+        gradients = [parameter.grad for module in stage.trained for parameter in module.parameters()]
+        processes.add_up([*(gradient for gradient in gradients if gradient is not None), counted])
+        value = counted[0].item()
         if not np.isfinite(value):
             raise TrainingError(
                 f"expected a finite loss, got {value} in stage {stage.name}, epoch {position.epoch + 1}, step "
@@ -282,12 +295,9 @@ class _Session:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if selection is not None and self.settings.mean_size is not None:
-            self._follow_size(selection.unbounded.detach())
+            self._follow_size(torch.cat(processes.everyones(selection.unbounded.detach())))
         position.loss += value * len(chosen)
-        alive = len(chosen)
-        if selection is not None and isinstance(self.networks.attention, BoundedLogitAttention):
-            alive = int((selection.unbounded < 0).flatten(1).any(1).sum())  # the rival bounds nothing and cannot die
-        position.alive += alive
+        position.alive += int(counted[1])
         position.step += 1
         position.total_steps += 1
 
@@ -353,7 +363,7 @@ class _Session:
             -attention(self.networks.features(examples, examples.rows[some[chosen]])).unbounded.flatten(1)
             for chosen in chunks(len(some))
         ]
-        return torch.cat(scores)
+        return torch.cat([part for parts in processes.everyones(scores) for part in parts])
 
     def _set_bound(self, scores: Tensor) -> float:
         attention, size = self.networks.attention, self.settings.mean_size
@@ -420,7 +430,7 @@ class _Session:
                 go_on = position.waited < self.settings.patience
         self._to_train(stage)
         self.log.append(line)
-        if self.folder is not None:
+        if self.folder is not None and processes.rank() == 0:
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         position.epoch += 1
@@ -443,7 +453,7 @@ class _Session:
             [(_, logits)], _ = stage.outputs(self.validation, self.validation.rows[chosen], True)
             targets = self._targets(self.validation, chosen)
             accuracy.update(logits, targets)
-        return accuracy.result()
+        return sum(processes.everyones(accuracy), Accuracy()).result()
 
     def _restore_best(self, stage: _Stage) -> None:
         own = self.networks.saved()
@@ -477,7 +487,7 @@ class _Session:
     def _save(self) -> None:
         """Write a checkpoint under a temporary name and move it into place by one rename."""
         self.saved_at = time.monotonic()
-        if self.folder is None:
+        if self.folder is None or processes.rank():
             return
         target = self.folder / f"checkpoint-{self.position.total_steps}"
         temporary = self.folder / f".{target.name}.partial"
@@ -505,9 +515,10 @@ class _Session:
         if self.folder is None:
             return {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        last = next(reversed(checkpoints(self.folder)), None)
+        last = processes.agreed(next(reversed(checkpoints(self.folder)), None))
         if last is None:
-            (self.folder / "log.jsonl").unlink(missing_ok=True)
+            if processes.rank() == 0:
+                (self.folder / "log.jsonl").unlink(missing_ok=True)
             return {}
         record = json.loads((last / "state.json").read_text(encoding="utf-8"))
         different = [key for key in self.identity if record["identity"].get(key) != self.identity[key]]
@@ -521,12 +532,15 @@ class _Session:
         self.position = _Position(**record["position"])
         self.log, self.epochs_run = record["log"], record["epochs_run"]
         self.scaler.load_state_dict(record["scaler"])
-        lines = "".join(json.dumps(line) + "\n" for line in self.log)
-        (self.folder / "log.jsonl").write_text(lines, encoding="utf-8")
+        optimiser = load_file(last / "optimiser.safetensors")
+        processes.together()  # all have read it before the first one writes another
+        if processes.rank() == 0:
+            lines = "".join(json.dumps(line) + "\n" for line in self.log)
+            (self.folder / "log.jsonl").write_text(lines, encoding="utf-8")
         if self.position.stage < len(self.stages):
             stage = self.stages[self.position.stage].name
             self.report(f"resumed in stage {stage}, epoch {self.position.epoch + 1}, step {self.position.step}", 0, 0)
-        return load_file(last / "optimiser.safetensors")
+        return optimiser
 
 
 def clear_checkpoints(folder: Path, but: Path | None = None) -> None:
@@ -547,9 +561,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def chunks(count: int) -> Iterator[npt.NDArray[np.int64]]:
-    """The indices of ``count`` examples, a batch of evaluation at a time."""
-    for start in range(0, count, EVALUATION_BATCH):
-        yield np.arange(start, min(start + EVALUATION_BATCH, count))
+    """The indices of ``count`` examples, or of this process's share, a batch of evaluation at a time."""
+    mine = processes.share(count)
+    for start in mine[::EVALUATION_BATCH]:
+        yield np.arange(start, min(start + EVALUATION_BATCH, mine.stop))
 
 
 def _generator(*key: int) -> np.random.RandomState:

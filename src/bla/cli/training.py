@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import CacheFolder, DataRoot, Device, Json, skipped
+from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, skipped
 
 
 def train(
@@ -51,6 +51,8 @@ def train(
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
     """Train an explainer on images and write a run folder. Interrupted, run it again: it goes on.
+
+    By several processes as one: torchrun --nproc-per-node 2 -m bla train ...
 
     Parameters
     ----------
@@ -121,7 +123,7 @@ def train(
     crop
         Show the model its own resize and centre crop, in place of the whole photo squashed.
     """
-    from bla import run
+    from bla import processes, run
     from bla.progress import shown_progress
     from bla.settings import Settings
 
@@ -160,7 +162,7 @@ def train(
     else:
         settings = Settings(setup=setup, **given)
     mode: Literal["squash", "crop"] = "crop" if crop else "squash"
-    with shown_progress() as report:
+    with processes.joined(), shown_progress() as report:
         trained = run.train(
             data,
             out,
@@ -173,6 +175,8 @@ def train(
             cache=cache,
             report=report,
         )
+        if processes.rank():
+            return DONE  # the first one tells
     record = trained.record
     if json_:
         print(json.dumps(record))
@@ -203,11 +207,14 @@ def evaluate(
     data
         Images to measure on, with the run's classes. By default those it was trained with.
     """
+    from bla import processes
     from bla.progress import shown_progress
     from bla.run import evaluate as measured
 
-    with shown_progress() as report:
+    with processes.joined(), shown_progress() as report:
         metrics, failures = measured(run, data, device=device, data_root=data_root, cache=cache, report=report)
+        if processes.rank():
+            return DONE
     if json_:
         print(json.dumps(metrics))
     else:

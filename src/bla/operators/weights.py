@@ -132,11 +132,11 @@ def gumbel_soft(
     if variant not in ("official", "corrected"):
         raise ValueError(f"expected variant 'official' or 'corrected', got {variant!r}")
     wide = _at_least_float32(logits)
-    shape = (1,) * (wide.ndim - 1) + wide.shape[-1:] if shared_noise else wide.shape
-    noise = torch.empty((size, *shape), dtype=wide.dtype, device=wide.device)
+    batch = (1,) * (wide.ndim - 1) if shared_noise else wide.shape[:-1]
+    noise = torch.empty((*batch, size, wide.shape[-1]), dtype=wide.dtype, device=wide.device)
     noise.exponential_(generator=generator).log_().neg_()
     scale = temperature if variant == "official" else 1 / temperature
-    return torch.softmax(scale * (wide + noise), dim=-1).amax(dim=0).to(logits.dtype)
+    return torch.softmax(scale * (wide.unsqueeze(-2) + noise), dim=-1).amax(dim=-2).to(logits.dtype)
 
 
 def top_hard(logits: Tensor, size: int) -> Tensor:
