@@ -17,14 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import bla.run
-from bla.comparing.leaks import measure_leakage
-from bla.comparing.making import RUN, Methods
-from bla.comparing.subjects import find_subjects, labels_of, predictions_of, training_subjects
-from bla.comparison import Batch, PooledClassifier, another_images
-from bla.evaluation import Ranked, judge_methods, localise, top_cells, train_evaluator
+from bla.comparing import RUN, compare
 from bla.evaluation.statistics import correlation, over_seeds
 from bla.explanation import write_atomically
 from bla.progress import told
@@ -64,75 +59,15 @@ def measured(data: Path, out: Path, recipe: str, seed: int, methods: Sequence[st
     settings = Settings(seed=seed, epochs=epochs, head_epochs=head_epochs, **RECIPES[recipe])
     folder = out / data.name / f"run-{recipe}-{seed}"
     opened = bla.run.train(data, folder, settings)
-    place = next(opened.classifier.attention.parameters()).device
-    subjects, _, _ = find_subjects(opened, None, limit=None, seed=seed, cache=None, report=told)
-    training = training_subjects(opened, None, told)
-    pooled = PooledClassifier(opened.classifier.trunk, opened.networks.baseline).eval()
-    labels, learnt = subjects.labels, labels_of(training, pooled, place)
-    assert labels is not None
-    targets = predictions_of(pooled, subjects, place)["index"]
-    making = Methods(opened, pooled, training, seed=seed, report=told)
-    made = {name: making.build(name) for name in dict.fromkeys((RUN, *methods)) if name != "shuffled"}
-    maps: dict[str, list[torch.Tensor]] = {name: [] for name in made}
-    sizes = []
-    for start in range(0, len(subjects), 64):
-        rows = np.arange(start, min(start + 64, len(subjects)))
-        batch = Batch(subjects.features(rows).to(place), targets[rows].to(place), torch.from_numpy(rows))
-        for name, method in made.items():
-            maps[name].append(method.maps(batch).cpu())
-        assert made[RUN].sizes is not None
-        sizes.append(made[RUN].sizes(batch).cpu())
-    rankings = {name: torch.cat(found) for name, found in maps.items()}
-    every = torch.arange(len(subjects))
-    if "shuffled" in methods:
-        made["shuffled"] = another_images(made[RUN], dict(enumerate(rankings[RUN])), len(subjects))
-        rankings["shuffled"] = made["shuffled"].maps(Batch(rankings[RUN][:, None], targets, every))
-    size = torch.cat(sizes)
-    selected = {name: top_cells(ranking, size) for name, ranking in rankings.items()}
-    classes = len(opened.classifier.classes)
-    judge = train_evaluator(lambda rows: training.features(rows).to(place), learnt, classes=classes, seed=seed)
-    values, curves = judge_methods(
-        lambda rows: subjects.features(rows).to(place),
-        {name: Ranked(rankings[name], selected[name], made[name].head or opened.networks.baseline) for name in made},
-        labels,
-        judge=judge,
-    )
-    _, leaked = measure_leakage(
-        made,
-        selected,
-        subjects,
-        training,
-        training_labels=learnt,
-        training_targets=predictions_of(pooled, training, place)["index"],
-        labels=labels,
-        evaluator=judge,
-        classes=classes,
-        seed=seed,
-        place=place,
-        report=told,
-    )
-    coverage = subjects.coverage
-    result: dict[str, Any] = {"size": size.tolist(), "metrics": opened.record["metrics"], "methods": {}, "curves": {}}
-    result["area"] = None if coverage is None else coverage.sum(dim=(1, 2)).tolist()
-    for name in made:
-        found = values[name] | leaked[name]
-        if coverage is not None:
-            found |= localise(rankings[name], selected[name], coverage)
-        result["methods"][name] = {
-            metric: [None if not np.isfinite(each) else round(each, 6) for each in value.tolist()]
-            for metric, value in found.items()
-        }
-        result["curves"][name] = {
-            "sizes": curves[name].sizes,
-            "kept": curves[name].kept.double().mean(0).tolist(),
-            "left": curves[name].left.double().mean(0).tolist(),
-            "on_object": None
-            if coverage is None
-            else [
-                float(localise(rankings[name], top_cells(rankings[name], number), coverage)["on_object"].nanmean())
-                for number in curves[name].sizes
-            ],
-        }
+    found = compare(folder, out=folder / "comparison", methods=methods, leakage=True, seed=seed, report=told)
+    shares = [image["object_share"] for image in found["images"]]
+    result = {
+        "size": [image["size"] for image in found["images"]],
+        "metrics": opened.record["metrics"],
+        "methods": {name: method["each"] for name, method in found["methods"].items()},
+        "curves": {name: method["curve"] for name, method in found["methods"].items()},
+        "area": None if None in shares else [share * found["size"]["cells"] for share in shares],
+    }
     write_atomically(file, json.dumps(result).encode())
     return result
 

@@ -73,7 +73,7 @@ class BoundedLogits(SubsetOperator):
         else:
             relaxed = torch.exp(self.temperature * (z - z.amax(dim=-1, keepdim=True)))
         if self.threshold:
-            items = mask.sum(dim=-1, keepdim=True)
+            items = mask.sum(dim=-1, keepdim=True).to(relaxed.dtype)  # an integer would make gamma a float32
             gamma = AUTO_THRESHOLD_MASS / items if self.threshold == "auto" else self.threshold
             relaxed = torch.where(mask, relaxed, 0.0)
             # softmax - gamma, over the largest weight 1 / total: the largest may itself be under a large gamma
