@@ -32,9 +32,10 @@ METHODS = (
 RECIPES: dict[str, dict[str, Any]] = {
     "BLA": {"setup": "bla"},
     "dial": {"setup": "bla", "mean_size": 8, "dial": 0.5},
+    "every-size": {"setup": "bla", "dial": 0.5},
     "class-aware": {"setup": "bla-ph", "threshold": 0.0, "class_aware": True, "hidden": (64,), "dial": 0.5},
 }
-"""The paper's BLA; trained to serve every size, 8 cells on average; and scores asked about a class, head frozen."""
+"""The paper's BLA; trained to serve every size, with 8 cells on average or as many as it likes; and scores asked about a class, head frozen."""
 EPOCHS = {"birds100": (15, 10), "CUB_200_2011": (20, 20)}
 """Of the head and of the module; elsewhere 5 and 5."""
 COLUMNS = {
@@ -132,9 +133,12 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, nargs=2, metavar=("HEAD", "MODULE"), help="other ones: into another OUT")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     everything: dict[str, Any] = {}
+    if arguments.epochs:
+        EPOCHS.update({data.name: tuple(arguments.epochs) for data in arguments.data})
     for data in arguments.data:
         for recipe in arguments.recipes:
             trainings = [

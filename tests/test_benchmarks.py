@@ -52,6 +52,14 @@ def test_memory_of_training_is_measured() -> None:
     assert int(run(BENCHMARKS / "performance.py", "--train-on-random-features", "40")) > 10_000
 
 
+def test_judging(tmp_path: Path) -> None:
+    figures = json.loads(
+        run(BENCHMARKS / "judging.py", "--out", tmp_path, "--images", "130", "--methods", "2", "--json")
+    )
+    assert figures["images"] == 130
+    assert figures["seconds"]["2"] < 60 / 20  # a minute for 10,000 images, with room for machines that are shared
+
+
 def test_paper(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
     setups = ["recommended"]
