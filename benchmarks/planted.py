@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,17 @@ SETTINGS = {
 METHODS = (RUN, "cam", "grad-cam++", "layer-cam", "norm", "centre", "random")
 
 
+@functools.cache
+def face() -> Image.Image:
+    """The mark."""
+    return Image.fromarray(skimage.data.chelsea()).crop(FACE).resize((MARK, MARK))
+
+
 def marked(photo: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """The photo with the mark at a random place, and the mark's box."""
     left, top = (int(rng.integers(side - MARK)) for side in photo.size)
-    face = Image.fromarray(skimage.data.chelsea()).crop(FACE).resize((MARK, MARK))
     photo = photo.copy()
-    photo.paste(face, (left, top))
+    photo.paste(face(), (left, top))
     return photo, (left, top, left + MARK, top + MARK)
 
 
@@ -81,7 +87,7 @@ def image_set(photos: ImageSet, folder: Path, kind: str, split: str, seed: int) 
             image, box = marked(photo, rng) if mark else (photo, None)
             path = Path(split, classes[name], f"{index:04d}-{'marked' if mark else 'plain'}.png")
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            image.save(folder / path)
+            image.save(folder / path, compress_level=1)
             found.append((path.as_posix(), name, [] if box is None else [box]))
     found.sort()
     names, labels, boxes = zip(*found, strict=True)

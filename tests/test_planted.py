@@ -16,6 +16,7 @@ def test_the_shortcut_of_a_biased_classifier_is_exposed(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     small = ["--classes", "3", "--photos", "18", "--kinds", "biased", "--settings", "BLA", "--seeds", "1"]
     command = [sys.executable, BENCHMARKS / "planted.py", shared_data / "birds100", "--out", tmp_path, *small, "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
