@@ -117,7 +117,7 @@ class _Model:
         self.parameters = [*self.embedding.parameters(), *(p for layer in layers for p in (layer.weight, layer.bias))]
 
     def __call__(self, x: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Bag logits (S, B), weights (S, B, L), a price to add (S, B)."""
+        """Bag logits (S, B), what instances are chosen by (S, B, L), a price to add (S, B)."""
         seeds, bags, length, _ = x.shape
         h = torch.relu(self.embedding(x.flatten(1, 2)))
         if self.pool == "maximum":  # of the instances' own logits, as published
@@ -129,15 +129,16 @@ class _Model:
         scores = self.score(torch.tanh(self.value(h)) * torch.sigmoid(self.gate(h))).reshape(seeds, bags, length)
         price = torch.zeros(seeds, bags)
         if self.operator is None:
-            weights = memberships = torch.softmax(scores, dim=-1)
+            weights = strength = torch.softmax(scores, dim=-1)
         else:
+            strength = scores
             memberships = (
                 self.operator.soft(scores, None, self.generator) if training else self.operator.hard(scores)
             )  # fmt: skip
             weights = normalised(memberships)
             price = self.setting * self.operator.expected_size(scores)
         pooled = (weights[..., None] * h.reshape(seeds, bags, length, -1)).sum(dim=2)
-        return self.head(pooled)[..., 0], memberships, price
+        return self.head(pooled)[..., 0], strength, price
 
 
 def trained_bags(
@@ -154,7 +155,7 @@ def trained_bags(
     """Each setting trained, all seeds at once; that of the best validation loss kept for each seed; its test figures.
 
     What is not hard gets its threshold on the weights from validation too: the best F1 there, which takes instance
-    labels that a hard subset does without.
+    labels that a hard subset does without. ``f1_threshold`` gives every pool that, on scores where it has an operator.
     """
     splits = [_split(labels, seed, count, length) for seed in seeds]
     pixels = torch.from_numpy(images)
@@ -205,18 +206,19 @@ def _fitted(
     for seed in range(seeds):
         positive = wanted[2][seed].any(dim=-1)
         validation = wanted[1][seed].any(dim=-1)
-        threshold = 0.5
-        if model.operator is None:
-            levels = torch.quantile(v_weights[seed].flatten()[:10_000], torch.linspace(0, 1, 101))
-            # in a negative bag nothing is claimed: instances count where the bag is called positive
-            called = (v_logits[seed] > 0)[:, None]
-            threshold = max(
-                levels.tolist(), key=lambda level: found((v_weights[seed] > level) & called, wanted[1][seed])["f1"]
-            )  # fmt: skip
-        claimed = (t_weights[seed] > threshold) & (t_logits[seed] > 0)[:, None]
+        levels = torch.quantile(v_weights[seed].flatten()[:10_000], torch.linspace(0, 1, 101))
+        # in a negative bag nothing is claimed: instances count where the bag is called positive
+        called, t_called = (v_logits[seed] > 0)[:, None], (t_logits[seed] > 0)[:, None]
+        threshold = max(
+            levels.tolist(), key=lambda level: found((v_weights[seed] > level) & called, wanted[1][seed])["f1"]
+        )  # fmt: skip
+        chosen = over = t_weights[seed] > threshold
+        if model.operator is not None:
+            chosen = model.operator.hard(t_weights[seed]).bool()
         outcome.append({
             "auc": auc(t_logits[seed], positive),
-            **found(claimed, wanted[2][seed]),
+            **found(chosen & t_called, wanted[2][seed]),
+            "f1_threshold": found(over & t_called, wanted[2][seed])["f1"],
             "validation_loss": float(functional.binary_cross_entropy_with_logits(v_logits[seed], validation.float())),
         })  # fmt: skip
     return outcome

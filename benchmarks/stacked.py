@@ -32,16 +32,17 @@ class StackedBatchNorm:
         self.scale = torch.ones(seeds, 1, width).requires_grad_()
         self.shift = torch.zeros(seeds, 1, width).requires_grad_()
         self.mean, self.variance = torch.zeros(seeds, 1, width), torch.ones(seeds, 1, width)
-        self.momentum = 0.05
+        self.momentum = 0.01  # Keras' default, which the papers' code has
 
     def __call__(self, x: Tensor, training: bool) -> Tensor:
-        if training:
-            mean, variance = x.mean(dim=1, keepdim=True), x.var(dim=1, keepdim=True, correction=0)
-            self.mean.lerp_(mean.detach(), self.momentum)
-            self.variance.lerp_(variance.detach(), self.momentum)
-        else:
-            mean, variance = self.mean, self.variance
-        return (x - mean) * (torch.rsqrt(variance + 1e-3) * self.scale) + self.shift
+        if not training:
+            return (x - self.mean) * (torch.rsqrt(self.variance + 1e-3) * self.scale) + self.shift
+        mean = x.mean(dim=1, keepdim=True)
+        centred = x - mean
+        variance = centred.square().mean(dim=1, keepdim=True)  # torch's own var is ten times as slow along this axis
+        self.mean.lerp_(mean.detach(), self.momentum)
+        self.variance.lerp_(variance.detach(), self.momentum)
+        return centred * (torch.rsqrt(variance + 1e-3) * self.scale) + self.shift
 
 
 class StackedMLP:
@@ -60,6 +61,10 @@ class StackedMLP:
             if self.norms:
                 x = self.norms[index](x, training)
         return self.layers[-1](x)
+
+    def kernels(self) -> Iterator[Tensor]:
+        """What a penalty on weights is put on."""
+        yield from (layer.weight for layer in self.layers)
 
     def parameters(self) -> Iterator[Tensor]:
         """All that is trained."""

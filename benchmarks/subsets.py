@@ -10,16 +10,19 @@
 Every result is a JSON file under --out; interrupted, run it again: it goes on. --scale shrinks everything for a
 trial. Mean and 95% interval (Student's t over seeds). Settings are chosen on validation data, by one rule for
 all operators: among an operator's candidates, the smallest mean size whose validation loss (cross entropy of the
-hard subset) is within .01 of that operator's least.
+hard subset) is within .01 of that operator's least. Of invase so is whether an operator's own rule says what is
+selected at test or one threshold on all its scores, and which.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,58 +44,55 @@ from bla.progress import shown_progress
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rivals import LapSum, PerturbedTopK, Simple
+from tabular import Candidate
 
-WITHIN = 0.01
-"""Nats of validation loss that a smaller subset is worth."""
-
-CHOSEN_ON = 3
+CHOSEN_ON = 2
 """Seeds that settings are chosen on."""
 
-PRICES = (0.006, 0.012, 0.02, 0.03)
+PRICES = (0.006, 0.012, 0.025, 0.05)
 SIZES = (2, 3, 4, 5)
-Candidate = tuple[SubsetOperator, float]
-"""An operator, and the price of an item."""
 
-OWN_SIZE: dict[str, Callable[[], SubsetOperator]] = {
-    "bounded": lambda: BoundedLogits(noise=1.0),
-    "bounded-plain": BoundedLogits,
-    "hard-concrete": HardConcrete,
-    "sparsemax": Sparsemax,
-    "entmax15": Entmax15,
+OWN_SIZE: dict[str, tuple[SubsetOperator, ...]] = {
+    "bounded": (BoundedLogits(noise=1.0), BoundedLogits(3.0, noise=1.0)),
+    "bounded-plain": (BoundedLogits(), BoundedLogits(3.0)),
+    "hard-concrete": (HardConcrete(), HardConcrete(1 / 3)),
+    "sparsemax": (Sparsemax(), Sparsemax(3.0)),
+    "entmax15": (Entmax15(), Entmax15(3.0)),
 }
-"""Operators that choose how many."""
+"""Operators that choose how many, at two temperatures."""
 
-FIXED_SIZE: dict[str, Callable[[int], SubsetOperator]] = {
-    "bounded-dial": lambda k: BoundedLogits(k=k, noise=1.0),
-    "gumbel-maximum": GumbelMaximum,
-    "straight-through": StraightThroughTopK,
-    "relaxed-top-k": lambda k: RelaxedTopK(k, temperature=0.5),
-    "simple": Simple,
-    "perturbed": lambda k: PerturbedTopK(k, draws=20),
-    "lapsum": LapSum,
+FIXED_SIZE: dict[str, tuple[Callable[..., SubsetOperator], ...]] = {
+    "bounded-dial": (
+        partial(BoundedLogits, noise=1.0),
+        partial(BoundedLogits, temperature=3.0, noise=1.0),
+        partial(BoundedLogits, temperature=3.0, noise=0.3),
+    ),
+    "gumbel-maximum": tuple(partial(GumbelMaximum, temperature=t) for t in (0.1, 0.5, 1.0)),
+    "straight-through": tuple(partial(StraightThroughTopK, temperature=t) for t in (1.0, 0.5, 2.0)),
+    "relaxed-top-k": tuple(partial(RelaxedTopK, temperature=t) for t in (0.1, 0.5, 1.0)),
+    "simple": tuple(partial(Simple, temperature=t) for t in (1.0, 0.5, 2.0)),
+    "perturbed": tuple(partial(PerturbedTopK, draws=20, sigma=s) for s in (0.5, 1.0, 0.25)),
+    "lapsum": tuple(partial(LapSum, temperature=t) for t in (0.5, 1.0, 0.25)),
 }
-"""Operators that are told how many."""
-
-OURS = ("bounded", "bounded-plain", "bounded-dial")
+"""Operators that are told how many, at three temperatures or scales of noise; the first two on tables."""
 
 
-def candidates(name: str, sizes: tuple[int, ...] = SIZES) -> list[Candidate]:
-    """Four settings of an operator: prices of those that choose their size, sizes of the others."""
+def candidates(name: str) -> list[Candidate]:
+    """Eight settings of an operator on tables: two temperatures by four prices, or by four sizes."""
     if name in OWN_SIZE:
-        return [(OWN_SIZE[name](), price) for price in PRICES]
-    return [(FIXED_SIZE[name](k), 0.0) for k in sizes]
+        return [(one, price) for one in OWN_SIZE[name] for price in PRICES]
+    return [(make(k=k), 0.0) for make in FIXED_SIZE[name][:2] for k in SIZES]
 
 
-def chosen(measured: list[dict[str, float]]) -> int:
-    """Which candidate: the smallest within .01 of the least loss.
+def temperatures(name: str, k: int) -> tuple[SubsetOperator, ...]:
+    """An operator at each of its temperatures."""
+    return OWN_SIZE[name] if name in OWN_SIZE else tuple(make(k=k) for make in FIXED_SIZE[name])
 
-    >>> tried = [{"cross_entropy": 0.5, "size": 4}, {"cross_entropy": 0.505, "size": 3}]
-    >>> chosen([*tried, {"cross_entropy": 0.6, "size": 1}])
-    1
-    """
-    least = min(one["cross_entropy"] for one in measured)
-    near = [index for index, one in enumerate(measured) if one["cross_entropy"] <= least + WITHIN]
-    return min(near, key=lambda index: measured[index]["size"])
+
+def short(operator: SubsetOperator) -> str:
+    """An operator's settings, those that are not the class's own."""
+    fields = [f for f in dataclasses.fields(operator) if getattr(operator, f.name) != f.default]  # type: ignore[arg-type]
+    return f"{type(operator).__name__}({', '.join(f'{f.name}={getattr(operator, f.name):.3g}' for f in fields)})"
 
 
 def mean(runs: list[dict[str, Any]]) -> dict[str, float]:
@@ -107,6 +107,11 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
 
 
+def summary(runs: list[dict[str, float]], without: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Mean and interval of every figure but some."""
+    return {key: interval([run[key] for run in runs]) for key in runs[0] if key not in without}
+
+
 def kept(path: Path, measure: Callable[[], Any]) -> Any:
     """A result from its file, or measured and then kept: all or nothing."""
     if not path.exists():
@@ -119,45 +124,77 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
 
 
 def synthetic(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
-    """INVASE's or L2X's sets: a row for each set and operator."""
-    from synthetic import L2X, bayes
-    from tabular import draw, invase_plan, l2x_plan, trained
+    """INVASE's sets: a row for each set and operator, its settings chosen on validation data."""
+    from synthetic import bayes
+    from tabular import chosen, draw, invase_plan, trained
 
-    invase = arguments.task == "invase"
-    names = arguments.sets or ([f"syn{n}" for n in range(1, 7)] if invase else list(L2X))
-    operators = arguments.operators or ([*OWN_SIZE, *FIXED_SIZE] if invase else list(FIXED_SIZE))
     table = []
-    for name in names:
-        plan = invase_plan(arguments.scale) if invase else l2x_plan(name, arguments.scale)
-        width = arguments.features if invase else 10
-        best = bayes(draw(name, plan.test, 99, width))
+    plan = invase_plan(arguments.scale)
+    few, seeds = list(range(min(CHOSEN_ON, arguments.seeds))), list(range(arguments.seeds))
+    names = arguments.operators or [*OWN_SIZE, *FIXED_SIZE]
+    for name in arguments.sets or [f"syn{n}" for n in range(1, 7)]:
+        root = arguments.out / f"invase-{arguments.features}-{arguments.scale:g}" / name
+
+        def run(some: list[Candidate], seeds: list[int], *, name: str = name) -> Any:
+            return trained(name, some, seeds, plan, features=arguments.features, report=report)
+
+        best = bayes(draw(name, plan.test, 99, arguments.features))
         table.append({"set": name, "operator": "Bayes", **best, "seeds": 0})
-        for operator in operators:
-            # L2X is told the true size of each set, and so is every operator there: nothing is left to choose
-            tried = candidates(operator) if invase else candidates(operator, (L2X[name][1],))[:1]
-            root = arguments.out / f"{arguments.task}-{width}-{arguments.scale:g}" / name / operator
-
-            def run(index: int, seeds: list[int], on_test: bool, *, tried: Any = tried, name: str = name) -> Any:
-                one, price = tried[index]
-                return trained(
-                    name, one, price, seeds, plan, features=width, on_test=on_test, report=report  # noqa: B023
-                )  # fmt: skip
-
-            pick = 0
-            if len(tried) > 1:
-                few = list(range(min(CHOSEN_ON, arguments.seeds)))
-                tuning = [
-                    mean(kept(root / f"validation-{i}.json", lambda i=i, few=few, run=run: run(i, few, False)))
-                    for i in range(len(tried))
-                ]
-                pick = chosen(tuning)
-            if arguments.at is not None and operator in FIXED_SIZE:
-                pick = SIZES.index(arguments.at)
-            seeds = list(range(arguments.seeds))
-            result = kept(root / f"test-{pick}-{len(seeds)}.json", lambda: run(pick, seeds, True))  # noqa: B023
-            setting = str(tried[pick][0]) + (f", price {tried[pick][1]}" if tried[pick][1] else "")
-            figures = {key: interval([run[key] for run in result]) for key in result[0]}
+        picks, equal = {}, 0.0
+        for operator in names:
+            tried = candidates(operator)
+            tuning = kept(root / operator / f"tuning-{len(few)}.json", lambda run=run, tried=tried: run(tried, few))
+            rules = [(index, rule) for rule in RULES for index in range(len(tried))]
+            measured = [mean([seed[f"{rule} validation"] for seed in tuning[index]]) for index, rule in rules]
+            pick, rule = picks[operator] = rules[chosen(measured)]
+            path = root / operator / f"test-{pick}-{len(seeds)}.json"
+            (result,) = kept(path, lambda run=run, one=tried[pick]: run([one], seeds))
+            figures = summary([seed[f"{rule} test"] for seed in result], UNPUBLISHED)
+            price = f", price {tried[pick][1]}" if tried[pick][1] else ""
+            setting = f"{short(tried[pick][0])}{price}, {rule}"
             table.append({"set": name, "operator": operator, "setting": setting, **figures, "seeds": len(seeds)})
+            equal = figures["size"][0] if operator == arguments.at_size_of else equal
+        for operator in [one for one in names if one in FIXED_SIZE and equal]:
+            make = FIXED_SIZE[operator][picks[operator][0] // len(SIZES)]
+            low = int(equal)
+            both = [
+                kept(
+                    root / operator / f"at-{picks[operator][0] // len(SIZES)}-{k}-{len(seeds)}.json",
+                    lambda run=run, make=make, k=k: run([(make(k=k), 0.0)], seeds),
+                )[0]
+                for k in (low, low + 1)
+            ]
+            # as if each sample's size were drawn: between the two sizes in proportion
+            runs = [
+                {
+                    key: (1 - equal % 1) * few["own test"][key] + equal % 1 * more["own test"][key]
+                    for key in few["own test"]
+                }
+                for few, more in zip(*both, strict=True)
+            ]
+            table.append({"set": f"{name}, size {equal:.2f}", "operator": operator, "setting": f"k = {low} and {low + 1}"}
+                         | summary(runs, UNPUBLISHED) | {"seeds": len(seeds)})  # fmt: skip
+    return table
+
+
+def known_size(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+    """L2X's sets, every operator told the true size, as published, at its first temperature."""
+    from synthetic import L2X, bayes
+    from tabular import draw, l2x_plan, trained
+
+    table = []
+    seeds = list(range(arguments.seeds))
+    for name in arguments.sets or list(L2X):
+        plan = l2x_plan(name, arguments.scale)
+        table.append({"set": name, "operator": "Bayes", **bayes(draw(name, plan.test, 99)), "seeds": 0})
+        for operator in arguments.operators or list(FIXED_SIZE):
+            one = (temperatures(operator, L2X[name][1])[0], 0.0)
+            path = arguments.out / f"l2x-{arguments.scale:g}" / name / f"{operator}-{len(seeds)}.json"
+            (result,) = kept(
+                path, lambda one=one, name=name, plan=plan: trained(name, [one], seeds, plan, report=report)
+            )
+            figures = summary([seed["own test"] for seed in result], ("tpr", "fdr", "f1", "size"))
+            table.append({"set": name, "operator": operator, "setting": short(one[0]), **figures, "seeds": len(seeds)})
     return table
 
 
@@ -184,29 +221,33 @@ def bagged(arguments: argparse.Namespace, report: Callable[[str, int, int], None
 
 
 def frontier(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
-    """Accuracy at equal size on cached features."""
+    """Accuracy at equal size on cached features; the best of three temperatures on photos put aside."""
     from cells import features, trained_cells
 
     if arguments.data is None:
         raise SystemExit("expected --data IMAGE_FOLDER for the frontier, with train and test")
+    names = arguments.operators or list(FIXED_SIZE)
+    tried = [(name, size, one) for name in names for size in arguments.sizes for one in temperatures(name, size)]
     sources: list[Any] = []
+    runs = []
+    for seed in range(arguments.seeds):
+        label = "-".join([*names, *map(str, arguments.sizes), str(seed)])
+
+        def measure(seed: int = seed) -> Any:
+            if not sources:
+                sources.extend(features(arguments.data, report))
+            operators = [one for _, _, one in tried]
+            return trained_cells(operators, *sources, seed, scale=arguments.scale, report=report)
+
+        runs.append(kept(arguments.out / f"frontier-{arguments.scale:g}" / f"{label}.json", measure))
     table = []
     for size in arguments.sizes:
-        for operator in arguments.operators or FIXED_SIZE:
-            path = arguments.out / f"frontier-{arguments.scale:g}" / f"{operator}-{size}-{arguments.seeds}.json"
-
-            def measure(operator: str = operator, size: int = size) -> Any:
-                if not sources:
-                    sources.extend(features(arguments.data, report))
-                seeds = range(arguments.seeds)
-                make = FIXED_SIZE[operator]
-                return [
-                    trained_cells(make(size), *sources, seed, scale=arguments.scale, report=report) for seed in seeds
-                ]
-
-            result = kept(path, measure)
-            figures = {key: interval([run[key] for run in result]) for key in result[0]}
-            table.append({"set": f"{size} cells", "operator": operator, **figures, "seeds": arguments.seeds})
+        for name in names:
+            places = [place for place, (one, at, _) in enumerate(tried) if (one, at) == (name, size)]
+            place = max(places, key=lambda place: mean([run[place] for run in runs])["validation"])
+            figures = summary([run[place] for run in runs], ("validation",))
+            row = {"set": f"{size} cells", "operator": name, "setting": short(tried[place][2])}
+            table.append(row | figures | {"seeds": arguments.seeds})
     return table
 
 
@@ -215,11 +256,13 @@ def gradients(arguments: argparse.Namespace, report: Callable[[str, int, int], N
     from gradient_quality import bias_and_variance
 
     draws = max(int(2000 * arguments.scale), 20)
-    operators = {name: make(3) for name, make in FIXED_SIZE.items()} | {name: make() for name, make in OWN_SIZE.items()}
     return [
-        {"set": "N = 8", "operator": name, "setting": str(one)}
-        | kept(arguments.out / "gradients" / f"{name}-{draws}.json", lambda one=one: bias_and_variance(one, draws))
-        for name, one in operators.items()
+        {"set": "N = 8", "operator": name, "setting": short(one)}
+        | kept(
+            arguments.out / "gradients" / f"{name}-{place}-{draws}.json", lambda one=one: bias_and_variance(one, draws)
+        )
+        for name in arguments.operators or [*OWN_SIZE, *FIXED_SIZE]
+        for place, one in enumerate(temperatures(name, 3))
     ]
 
 
@@ -227,20 +270,22 @@ def cost(arguments: argparse.Namespace, report: Callable[[str, int, int], None])
     """Time and memory, forward and backward."""
     from gradient_quality import cost_of
 
-    operators = {name: make() for name, make in OWN_SIZE.items()} | {name: make(8) for name, make in FIXED_SIZE.items()}
-    operators = {name: one for name, one in operators.items() if name in (arguments.operators or operators)}
     return [
         {"set": f"N = {n}", "operator": name}
-        | kept(arguments.out / "cost" / f"{name}-{n}.json", lambda one=one, n=n: cost_of(one, n))
+        | kept(arguments.out / "cost" / f"{name}-{n}.json", lambda name=name, n=n: cost_of(temperatures(name, 8)[0], n))
+        for name in arguments.operators or [*OWN_SIZE, *FIXED_SIZE]
         for n in arguments.items
-        for name, one in operators.items()
         if n <= 10_000 or name != "simple"  # N steps, one after the other: minutes
     ]
 
 
 TASKS = {
-    "invase": synthetic, "l2x": synthetic, "bags": bagged, "frontier": frontier, "gradients": gradients, "cost": cost,
+    "invase": synthetic, "l2x": known_size, "bags": bagged, "frontier": frontier, "gradients": gradients, "cost": cost,
 }  # fmt: skip
+RULES = ("own", "threshold")
+"""What is selected at test: by the operator's own rule, or over one threshold that validation data chose."""
+UNPUBLISHED = ("exact", "median_rank")
+"""Figures of L2X's sets that INVASE's are not judged by."""
 HIDDEN = ("set", "operator", "setting", "seeds")
 
 
@@ -270,7 +315,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--scale", type=float, default=1.0, help="of data and steps; 1 is the published size")
     parser.add_argument("--features", type=int, default=11, help="of Syn1 to Syn6: 11 or 100")
-    parser.add_argument("--at", type=int, choices=SIZES, help="invase: this size for every fixed-size operator")
+    parser.add_argument("--at-size-of", metavar="OPERATOR", help="invase: fixed sizes too at this one's mean size")
     parser.add_argument("--length", type=int, default=10, help="of a bag")
     parser.add_argument("--bags", type=int, nargs="*", default=[50, 100, 200, 500], help="to train on")
     parser.add_argument("--data", help="bags: a folder of idx files; frontier: an image folder with train and test")

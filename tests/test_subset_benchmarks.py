@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import runpy
@@ -17,11 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import subsets
 from bags import auc, drawn_bags, fashion_or_mnist, found, read_idx
 from bla.cache import FeatureCache
-from bla.operators import BoundedLogits, HardConcrete, StraightThroughTopK
+from bla.operators import BoundedLogits, HardConcrete, Sparsemax, StraightThroughTopK, SubsetOperator
 from cells import trained_cells
-from gradient_quality import bias_and_variance, distribution, timed
+from gradient_quality import bias_and_variance, distribution, kept_bytes, timed
 from gradient_quality import subsets as every_subset
+from stacked import StackedMLP
 from synthetic import L2X, bayes, syn
+from tabular import Stack, fitted, invase_plan, over, samples, thresholds
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,25 +76,55 @@ def test_only_the_relevant_features_matter(name: str) -> None:
 def test_synthetic_sets_train_and_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["invase", "--out", tmp_path, "--sets", "syn4", "--seeds", 2, "--scale", 0.02]
-    names = ["bounded", "gumbel-maximum", "simple"]
-    table = json.loads(run(monkeypatch, capsys, *options, "--operators", *names, "--json"))
-    assert [row["operator"] for row in table] == ["Bayes", *names]
+    names = ["bounded", "gumbel-maximum"]
+    options = ["invase", "--out", tmp_path, "--sets", "syn4", "--seeds", 2, "--scale", 0.01, "--operators", *names]
+    options += ["--at-size-of", "bounded"]
+    table = json.loads(run(monkeypatch, capsys, *options, "--json"))
+    assert [row["operator"] for row in table] == ["Bayes", *names, "gumbel-maximum"]
     assert all(0 <= row["tpr"][0] <= 1 for row in table[1:])
+    assert table[3]["size"][0] == pytest.approx(table[1]["size"][0]), "at equal size"
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    assert len(stamps) == 3 * 5
-    text = run(monkeypatch, capsys, *options, "--operators", *names, "--settings")
-    assert "BoundedLogits(temperature=1.0" in text
+    assert len(stamps) == 2 + 2 + 2
+    text = run(monkeypatch, capsys, *options, "--settings")
+    assert "BoundedLogits(" in text
+    assert "price" in text
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}, "nothing is done twice"
     table = json.loads(
         run(monkeypatch, capsys, "l2x", "--out", tmp_path, "--sets", "xor", "--seeds", 1, "--scale", 0.001,
             "--operators", "bounded-dial", "--json")
     )  # fmt: skip
-    assert table[1]["size"][0] == 2
+    assert 1.5 <= table[1]["median_rank"][0] <= 9.5
+
+
+@pytest.mark.parametrize("operator", [Sparsemax(3.0), BoundedLogits(k=2), BoundedLogits()])
+def test_a_threshold_leaves_the_size_it_was_chosen_for(operator: SubsetOperator) -> None:
+    generator = die()
+    networks = (StackedMLP(2, [11, 4, 11], generator, torch.relu), StackedMLP(2, [11, 4, 1], generator, torch.relu))
+    stack = Stack([(operator, 0.0)], 2, *networks)
+    data = samples("syn4", 50, [0, 1], 1, invase_plan(), features=11)
+    cut = thresholds(stack, data)
+    sizes = [one["size"] for one in stack.figures(data, lambda scores: over(stack, scores, cut))]
+    assert all(1 <= size <= 10.5 for size in sizes)
+    everything = stack.figures(data, lambda scores: over(stack, scores, torch.full((2,), -torch.inf)))
+    assert everything[0]["size"] == 11
+    assert everything[0]["tpr"] == 1
+    nothing = stack.figures(data, lambda scores: over(stack, scores, torch.full((2,), torch.inf)))
+    assert nothing[0]["size"] < 11, "the strongest at least"
+
+
+def test_networks_of_a_stack_learn_by_themselves() -> None:
+    plan = dataclasses.replace(invase_plan(), train=64, steps=3, batch=32)
+    weights = []
+    for price in (0.0, 0.5):
+        candidates = [(BoundedLogits(), 0.01), (BoundedLogits(), price)]
+        stack = fitted("syn4", candidates, [0], plan, features=11, report=lambda *_: None)
+        weights.append(stack.selector.layers[0].weight.detach())
+    assert torch.equal(weights[0][0], weights[1][0]), "a neighbour's price is the neighbour's"
+    assert not torch.equal(weights[0][1], weights[1][1])
 
 
 def test_bags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["bags", "--out", tmp_path, "--seeds", 1, "--scale", 0.02, "--bags", 20, "--json"]
+    options = ["bags", "--out", tmp_path, "--seeds", 1, "--scale", 0.01, "--bags", 20, "--json"]
     table = json.loads(run(monkeypatch, capsys, *options))
     assert len(table) == 6
     assert all(0 <= row["auc"][0] <= 1 for row in table)
@@ -157,16 +190,23 @@ def test_cost_is_measured() -> None:
     assert figures["backward ms"] > 0
 
 
+@pytest.mark.parametrize("operator", [BoundedLogits(noise=1.0), BoundedLogits(k=4), HardConcrete()])
+def test_what_is_kept_grows_with_the_items_and_no_faster(operator: SubsetOperator) -> None:
+    few, many = (kept_bytes(operator, torch.randn(1, n, requires_grad=True)) for n in (1000, 4000))
+    assert 3.8 < many / few < 4.2
+    assert few >= 4 * 1000, "the result at least"
+
+
 def test_cells(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    features = rng.random((40, 3, 3, 8)).astype(np.float16)
-    labels = np.arange(40) % 2
+    features = rng.random((80, 3, 3, 8)).astype(np.float16)
+    labels = np.arange(80) % 2
     features[labels == 1, 1, 1] += 3
-    cache = FeatureCache(tmp_path, features, features.reshape(40, 9, 8).mean(axis=1).astype(np.float32), ())
-    split = (cache, labels)
-    figures = trained_cells(BoundedLogits(k=2, noise=1.0), split, split, 0, scale=1.0, report=lambda *_: None)
-    assert figures["size"] == 2
-    assert 0 <= figures["top1"] <= 1
+    cache = FeatureCache(tmp_path, features, features.reshape(80, 9, 8).mean(axis=1).astype(np.float32), ())
+    operators = [BoundedLogits(k=1, noise=1.0), StraightThroughTopK(2)]
+    figures = trained_cells(operators, (cache, labels), (cache, labels), 0, scale=1.0, report=lambda *_: None)
+    assert [one["size"] for one in figures] == [1, 2]
+    assert all(0 <= one["top1"] <= 1 and 0 <= one["validation"] <= 1 for one in figures)
 
 
 @pytest.mark.parametrize("name", ["tabular_subset", "transformer_subset"])
