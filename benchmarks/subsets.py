@@ -130,7 +130,7 @@ def synthetic(arguments: argparse.Namespace, report: Callable[[str, int, int], N
 
     table = []
     plan = invase_plan(arguments.scale)
-    few, seeds = list(range(min(CHOSEN_ON, arguments.seeds))), list(range(arguments.seeds))
+    tune_on, seeds = list(range(min(CHOSEN_ON, arguments.seeds))), list(range(arguments.seeds))
     names = arguments.operators or [*OWN_SIZE, *FIXED_SIZE]
     for name in arguments.sets or [f"syn{n}" for n in range(1, 7)]:
         root = arguments.out / f"invase-{arguments.features}-{arguments.scale:g}" / name
@@ -143,7 +143,9 @@ def synthetic(arguments: argparse.Namespace, report: Callable[[str, int, int], N
         picks, equal = {}, 0.0
         for operator in names:
             tried = candidates(operator)
-            tuning = kept(root / operator / f"tuning-{len(few)}.json", lambda run=run, tried=tried: run(tried, few))
+            tuning = kept(
+                root / operator / f"tuning-{len(tune_on)}.json", lambda run=run, tried=tried: run(tried, tune_on)
+            )
             rules = [(index, rule) for rule in RULES for index in range(len(tried))]
             measured = [mean([seed[f"{rule} validation"] for seed in tuning[index]]) for index, rule in rules]
             pick, rule = picks[operator] = rules[chosen(measured)]
@@ -164,17 +166,15 @@ def synthetic(arguments: argparse.Namespace, report: Callable[[str, int, int], N
                 )[0]
                 for k in (low, low + 1)
             ]
-            # as if each sample's size were drawn: between the two sizes in proportion
-            runs = [
-                {
-                    key: (1 - equal % 1) * few["own test"][key] + equal % 1 * more["own test"][key]
-                    for key in few["own test"]
-                }
-                for few, more in zip(*both, strict=True)
-            ]
-            table.append({"set": f"{name}, size {equal:.2f}", "operator": operator, "setting": f"k = {low} and {low + 1}"}
-                         | summary(runs, UNPUBLISHED) | {"seeds": len(seeds)})  # fmt: skip
+            runs = [between(*pair, equal % 1) for pair in zip(*both, strict=True)]
+            row = {"set": f"{name}, size {equal:.2f}", "operator": operator, "setting": f"k = {low} and {low + 1}"}
+            table.append(row | summary(runs, UNPUBLISHED) | {"seeds": len(seeds)})
     return table
+
+
+def between(low: dict[str, Any], high: dict[str, Any], share: float) -> dict[str, float]:
+    """Figures of a size between two, as if the larger were used for a share of the samples."""
+    return {key: (1 - share) * value + share * high["own test"][key] for key, value in low["own test"].items()}
 
 
 def known_size(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
