@@ -48,11 +48,13 @@ def candidates(families: list[str]) -> Iterator[tuple[str, str, int, Callable[[]
     if not families:
         for name in torchvision.models.list_models(module=torchvision.models):
             settings = {"weights": None} | ({"init_weights": False} if name in ("googlenet", "inception_v3") else {})
-            with torch.device("meta"):
-                size = sum(
-                    parameter.numel() for parameter in torchvision.models.get_model(name, **settings).parameters()
-                )
-            yield "torchvision", name, size, functools.partial(torchvision.models.get_model, name, **settings)
+            make = functools.partial(torchvision.models.get_model, name, **settings)
+            try:
+                with torch.device("meta"):
+                    model = make()
+            except NotImplementedError:  # RegNets read tensors while they are built
+                model = make()
+            yield "torchvision", name, sum(parameter.numel() for parameter in model.parameters()), make
 
 
 def lively(model: nn.Module) -> nn.Module:
