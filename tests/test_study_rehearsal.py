@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,16 @@ def test_pages_and_memory_agree_answer_by_answer(task: str, tmp_path: Path) -> N
 
 
 def test_a_lost_connection_loses_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fifth answer of the server is lost on its way: the simulated people ask again."""
+    """Every fifth answer that a person is given is lost on its way: the simulated people ask again."""
     study, _ = small_study(tmp_path)
     plan = Plan.load(study)
-    lost = iter(range(1, 10_000))
+    given: Counter[http.client.HTTPConnection] = Counter()
     getresponse = http.client.HTTPConnection.getresponse
 
     def losing(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
         response = getresponse(connection)
-        if next(lost) % 5 == 0:
+        given[connection] += 1
+        if given[connection] % 5 == 0:
             raise http.client.RemoteDisconnected("lost")
         return response
 

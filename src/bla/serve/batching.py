@@ -91,7 +91,6 @@ class Batcher:
             for group in ([plain] if plain else []) + [[job] for job in waiting if job.masks is not None]:
                 started = time.monotonic()
                 self._run(group)
-                self.done += len(group)
                 self._pace += 0.1 * ((time.monotonic() - started) / len(group) - self._pace)
             if not open_:
                 return
@@ -123,6 +122,7 @@ class Batcher:
         except Exception as error:  # whatever it is, those who wait must hear of it
             loop.call_soon_threadsafe(_settle, jobs, error)
         else:
+            self.done += len(jobs)  # before anybody has the answer
             loop.call_soon_threadsafe(_settle, jobs, rows)
 
 
