@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -235,11 +236,24 @@ def splits_with_boxes(place: Path) -> Splits:
     return Splits(images, images, seeded=False)
 
 
-def test_objects_are_compared_with_where_they_are_known(place: Path) -> None:
+def splits_with_masks(place: Path) -> Splits:
+    """The same objects, each drawn into a file as large as its photo."""
+    images = image_folder(place / "data").test
+    (place / "masks").mkdir()
+    for index in range(len(images)):
+        mask = np.zeros((40, 60), np.uint8)
+        mask[10:30, 20:50] = 255 * (index > 0)
+        Image.fromarray(mask).save(place / "masks" / f"{index}.png")
+    images = dataclasses.replace(images, masks=tuple(f"../../masks/{index}.png" for index in range(len(images))))
+    return Splits(images, images, seeded=False)
+
+
+@pytest.mark.parametrize("known", [splits_with_boxes, splits_with_masks])
+def test_objects_are_compared_with_where_they_are_known(place: Path, known: Callable[[Path], Splits]) -> None:
     sys.path.insert(0, str(place))
     try:
         result = comparing.compare(
-            "run", splits_with_boxes(place), out=place / "objects", methods=["centre", "norm"], leakage=True
+            "run", known(place), out=place / known.__name__, methods=["centre", "norm"], leakage=True
         )
     finally:
         sys.path.remove(str(place))
@@ -250,7 +264,7 @@ def test_objects_are_compared_with_where_they_are_known(place: Path) -> None:
     for name, record in result["methods"].items():
         assert record["each"]["on_object"][0] is None
         assert record["values"]["on_object"]["images"] == 11
-        lines = (place / "objects/explanations" / f"{name}.jsonl").read_text().splitlines()
+        lines = (place / known.__name__ / "explanations" / f"{name}.jsonl").read_text().splitlines()
         for line, share, recall in zip(
             lines[1:], record["each"]["on_object"][1:], record["each"]["recall"][1:], strict=True
         ):
