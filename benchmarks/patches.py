@@ -100,9 +100,10 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=240, help="photos to train on")
     parser.add_argument("--test", type=int, default=80, help="photos to measure on")
     parser.add_argument("--epochs", type=int, default=20, help="of each stage")
+    parser.add_argument("--mean-size", type=float, help="cells to select on average; by default the module's choice")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    settings = Settings(epochs=arguments.epochs)
+    settings = Settings(epochs=arguments.epochs, mean_size=arguments.mean_size)
     whole, draw = image_folder(arguments.data), np.random.RandomState(0)
     data = Splits(
         whole.train.subset(draw.permutation(len(whole.train))[: arguments.train]),
