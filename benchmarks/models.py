@@ -11,6 +11,7 @@ import argparse
 import functools
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +22,26 @@ import torch
 import torchvision
 from torch import nn
 
+from bla.attention import MapHead
 from bla.classifier import ClassifierError, ExplainableClassifier, explainable
+from bla.joining import JoinedHead
 
 LINEAR = 1e-4
 """How far the sum of two logits may miss the logits of the sum, of the largest, for a head to count as linear."""
+
+
+WORDS = """\
+*Exact*: wrapped by `bla.explainable(model)`, no other argument. Checked at each wrapping: uniform weights give the
+classifier's own logits, other weights others. *Non-linear head*: the logits of cells do not add up, so that CAM is
+not defined. *Whole map*: what follows the map flattens it or takes its maxima (VGG, AlexNet); it reads the map with
+the cells left out at zero. *Class token*: cut where the class token joins the patch tokens; in every attention from
+there on it reads the selected ones alone. Of these two it is also checked that whatever the cells left out hold, the
+logits are the same. *With a new head*: by `bla.explainable(model, head=K)` or `bla train --head new`.
+
+Channels: what the score reads of a cell; of a class token's cells the head reads the first half. Cost: the wrapped
+classifier's time over the classifier's, one image on one busy core, so good to a fifth; where a class token joins
+late, the head repeats the blocks before it.
+"""
 
 
 def smallest(family: str) -> tuple[str | None, int]:
@@ -58,7 +75,11 @@ def candidates(families: list[str]) -> Iterator[tuple[str, str, int, Callable[[]
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """A head that is not zero, as some are before they are trained."""
+    """No head that is zero, and no last scale of a block, as some are before they are trained."""
+    for module in model.modules():
+        scale = getattr(module, "weight", None)
+        if "Norm" in type(module).__name__ and isinstance(scale, nn.Parameter) and not scale.any():
+            nn.init.ones_(scale)
     *_, head = (module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
     nn.init.normal_(head.weight, std=0.1)
     return model.eval()
@@ -73,13 +94,35 @@ def is_linear(wrapped: ExplainableClassifier) -> bool:
     return bool(miss <= LINEAR * both.abs().max())
 
 
+def way(wrapped: ExplainableClassifier) -> str:
+    """What kind of head reads the selected cells."""
+    if isinstance(wrapped.head, JoinedHead):
+        return "exact, class token"
+    if isinstance(wrapped.head, MapHead):
+        return "exact, whole map"
+    return "exact" if is_linear(wrapped) else "exact, non-linear head"
+
+
+@torch.inference_mode()
+def cost(model: nn.Module, wrapped: ExplainableClassifier) -> float:
+    """Seconds of the wrapped classifier over those of the classifier, the least of three each."""
+    pixels = torch.rand(1, 3, *wrapped.transform.size)
+    seconds: dict[str, list[float]] = {"wrapped": [], "model": []}
+    for _ in range(3):
+        for name, network in (("wrapped", wrapped), ("model", model)):
+            start = time.perf_counter()
+            network(pixels)
+            seconds[name].append(time.perf_counter() - start)
+    return round(min(seconds["wrapped"]) / min(seconds["model"]), 2)
+
+
 def tried(make: Callable[[], nn.Module]) -> dict[str, Any]:
     """What wrapping a model gives; of a model that is refused, whether a new head makes it serve."""
     torch.manual_seed(0)
     model = lively(make())
     try:
         wrapped = explainable(model)
-        found = {"result": "exact" if is_linear(wrapped) else "exact, non-linear head"}
+        found = {"result": way(wrapped), "cost": cost(model, wrapped)}
     except ClassifierError as error:
         try:
             wrapped, found = explainable(model, head=10), {"result": "with a new head", "why": str(error)}
@@ -115,12 +158,14 @@ def main() -> None:
 
 def page(rows: list[tuple[str, str, int, dict[str, Any]]], left_out: list[str], largest: float) -> str:
     """The table in Markdown, with what the words mean and why models were refused."""
-    counts = dict.fromkeys(("exact", "exact, non-linear head", "with a new head", "refused"), 0)
+    kinds = ("exact", "exact, non-linear head", "exact, whole map", "exact, class token", "with a new head", "refused")
+    counts = {"timm": dict.fromkeys(kinds, 0), "torchvision": dict.fromkeys(kinds, 0)}
     lines = []
     for library, name, size, found in rows:
-        counts[found["result"]] += 1
+        counts[library.split()[0]][found["result"]] += 1
         grid, pixels = ("x".join(map(str, found.get(key, ()))) for key in ("grid", "input"))
-        cells = (library, name, f"{size / 1e6:.1f}", found["result"], pixels, grid, str(found.get("channels", "")))
+        last = (str(found.get(key, "")) for key in ("channels", "cost"))
+        cells = (library, name, f"{size / 1e6:.1f}", found["result"], pixels, grid, *last)
         lines.append(f"| {' | '.join(cells)} |")
     versions = f"timm {timm.__version__} and torchvision {torchvision.__version__.split('+')[0]}"
     reasons = [f"- {found['why']}" for _, _, _, found in rows if "why" in found]
@@ -131,14 +176,18 @@ def page(rows: list[tuple[str, str, int, dict[str, Any]]], left_out: list[str], 
             f"`python benchmarks/models.py --out runs/models > docs/models.md`, with {versions}: the smallest model of",
             "every timm family, and every torchvision classifier, at random weights.",
             "",
-            "*Exact*: wrapped by `bla.explainable(model)`; uniform weights give the classifier's own logits. With a",
-            "non-linear head the logits of cells do not add up, so that CAM is not defined. *With a new head*: by",
-            "`bla.explainable(model, head=K)` or `bla train --head new`.",
+            *WORDS.splitlines(),
             "",
-            "; ".join(f"{count} {result}" for result, count in counts.items()) + ".",
+            "| | " + " | ".join(kinds) + " | wrapped without another argument |",
+            "| --- |" + " --- |" * (len(kinds) + 1),
+            *(
+                f"| {library} | {' | '.join(map(str, found.values()))} | {sum(list(found.values())[:4])} |"
+                for library, found in counts.items()
+                if any(found.values())
+            ),
             "",
-            "| library, family | model | millions | result | input | grid | channels |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
+            "| library, family | model | millions | result | input | grid | channels | cost |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *lines,
             "",
             "## Why not as they are",

@@ -30,7 +30,9 @@ from bla.classifier import (
     transform_of,
 )
 from bla.explanation import Explanation, Unexplained
+from bla.joining import _Replacing
 from bla.photo import DataError, Transform
+from bla.splitting import logits_in
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -43,6 +45,77 @@ def plain(classes: int = 3) -> nn.Sequential:
     """A grid of 4x6 cells at 32x48."""
     stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=8), nn.ReLU())
     return nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+
+class Cut(nn.Module):
+    """A classifier of a stem, and of whatever follows it."""
+
+    def __init__(self, head: Callable[[Cut, Tensor], Any]) -> None:
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, 4, 3, stride=4), nn.Conv2d(3, 4, 3, stride=4)
+        self.classes, self.wide = nn.Linear(4, 5), nn.Linear(8, 5)
+        self.follow = head
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.follow(self, pixels)
+
+
+def means(features: Tensor) -> Tensor:
+    return features.mean(dim=(2, 3))
+
+
+def reads_a_branch(net: Cut, pixels: Tensor) -> Tensor:
+    logits: Tensor = net.wide(torch.cat([means(net.stem(pixels)), means(net.other(pixels))], 1))
+    return logits
+
+
+def reads_the_maximum_too(net: Cut, pixels: Tensor) -> Tensor:
+    features = net.stem(pixels)
+    logits: Tensor = net.wide(torch.cat([means(features), features.amax(dim=(2, 3))], 1))
+    return logits
+
+
+def decides_by_content(net: Cut, pixels: Tensor) -> Tensor:
+    features = net.stem(pixels)
+    logits: Tensor = net.classes(means(features * 2 if features.mean() > 0 else features))
+    return logits
+
+
+class Returns(nn.Module):
+    """A classifier that returns more than logits."""
+
+    def __init__(self, model: nn.Module, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.form = form
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.form(self.model(pixels))
+
+
+def no_gigabyte(model: nn.Module, flat: int) -> nn.Module:
+    """VGG and AlexNet on the meta device, with as many layers in the head, but narrow ones."""
+    model.classifier = nn.Sequential(nn.Linear(flat, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 5))
+    model = model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def vgg11() -> nn.Module:
+    with torch.device("meta"):
+        return no_gigabyte(torchvision.models.vgg11(), 512 * 7 * 7)
+
+
+def alexnet() -> nn.Module:
+    with torch.device("meta"):
+        return no_gigabyte(torchvision.models.alexnet(), 256 * 6 * 6)
+
+
+def vit(size: int = 64) -> nn.Module:
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16, "num_classes": 5}
+    model: nn.Module = torchvision.models.VisionTransformer(image_size=size, patch_size=16, **sizes)
+    return model
 
 
 # One contract, whatever the family.
@@ -67,6 +140,24 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "torchvision convnext_tiny": lambda: torchvision.models.convnext_tiny(num_classes=7),
     "torchvision densenet121": lambda: torchvision.models.densenet121(num_classes=7),
     "sequential": lambda: plain(7),
+    # heads that read maps
+    "timm vgg11": lambda: timm.create_model("vgg11", num_classes=7, mlp_ratio=0.01),
+    "timm resnet, maximum": lambda: timm.create_model("resnet10t", num_classes=7, global_pool="max"),
+    "timm vit_tiny": lambda: timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=96, depth=2),
+    "timm deit, distilled": lambda: timm.create_model(
+        "deit_tiny_distilled_patch16_224", num_classes=7, img_size=96, depth=2
+    ),
+    "timm convit": lambda: timm.create_model("convit_tiny", num_classes=7, img_size=96, depth=2, local_up_to_layer=1),
+    "timm cait": lambda: timm.create_model("cait_xxs24_224", num_classes=7, img_size=96, depth=1, init_values=1),
+    "torchvision vgg11": vgg11,
+    "torchvision alexnet": alexnet,
+    "torchvision vit": lambda: vit(96),
+    "average and maximum": lambda: Cut(reads_the_maximum_too),
+    "maximum": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 8), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
+    # heads that are not what is averaged, and classifiers that return more than logits
+    "timm lowformer": lambda: timm.create_model("lowformer_b0", num_classes=7),
+    "a tuple": lambda: Returns(plain(7), lambda logits: (logits, 3)),
+    "a dictionary": lambda: Returns(plain(7), lambda logits: {"loss": None, "logits": logits}),
 }
 
 
@@ -129,7 +220,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 def test_uniform_weights_are_the_classifiers_own(family: Family) -> None:
     own = copy.deepcopy(family.model).eval()
     with torch.no_grad():
-        logits, features = own(family.pixels), family.wrapped.trunk(family.pixels)
+        logits, features = logits_in(own(family.pixels)), family.wrapped.trunk(family.pixels)
         cells = features.shape[2] * features.shape[3]
         uniform = family.wrapped.classify(features, torch.full((2, *features.shape[2:]), 1 / cells))
     assert features.shape[:2] == (2, family.wrapped.attention.in_channels)
@@ -147,6 +238,16 @@ def test_moving_the_weight_moves_the_logits(family: Family) -> None:
             logits.append(family.wrapped.classify(features, weights))
     spread = torch.stack(logits).std(dim=0).amax(1)
     assert (spread > 1e-4 * torch.stack(logits).abs().max()).all()
+
+
+def test_of_the_cells_left_out_nothing_is_read(family: Family) -> None:
+    with torch.no_grad():
+        features = family.wrapped.trunk(family.pixels)
+        weights = torch.zeros(2, *features.shape[2:])
+        weights[:, 0, :2] = 0.5
+        others = torch.where(weights[:, None] > 0, features, torch.randn_like(features))
+        logits = family.wrapped.classify(features, weights)
+        torch.testing.assert_close(family.wrapped.classify(others, weights), logits, rtol=0, atol=1e-5)
 
 
 def test_forward_is_hard_in_evaluation_and_soft_in_training(family: Family) -> None:
@@ -270,65 +371,6 @@ def test_wrapping_is_repeatable_and_leaves_the_random_state_to_the_attention() -
 # Refusals.
 
 
-class Cut(nn.Module):
-    """A classifier of a stem, and of whatever follows it."""
-
-    def __init__(self, head: Callable[[Cut, Tensor], Any]) -> None:
-        super().__init__()
-        self.stem, self.other = nn.Conv2d(3, 4, 3, stride=4), nn.Conv2d(3, 4, 3, stride=4)
-        self.classes, self.wide = nn.Linear(4, 5), nn.Linear(8, 5)
-        self.follow = head
-
-    def forward(self, pixels: Tensor) -> Any:
-        return self.follow(self, pixels)
-
-
-def means(features: Tensor) -> Tensor:
-    return features.mean(dim=(2, 3))
-
-
-def reads_a_branch(net: Cut, pixels: Tensor) -> Tensor:
-    logits: Tensor = net.wide(torch.cat([means(net.stem(pixels)), means(net.other(pixels))], 1))
-    return logits
-
-
-def reads_the_maximum_too(net: Cut, pixels: Tensor) -> Tensor:
-    features = net.stem(pixels)
-    logits: Tensor = net.wide(torch.cat([means(features), features.amax(dim=(2, 3))], 1))
-    return logits
-
-
-def decides_by_content(net: Cut, pixels: Tensor) -> Tensor:
-    features = net.stem(pixels)
-    logits: Tensor = net.classes(means(features * 2 if features.mean() > 0 else features))
-    return logits
-
-
-def no_gigabyte(model: nn.Module, flat: int) -> nn.Module:
-    """VGG and AlexNet on the meta device, with as many layers in the head, but narrow ones."""
-    model.classifier = nn.Sequential(nn.Linear(flat, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 5))
-    model = model.to_empty(device="cpu")
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.05)
-    return model
-
-
-def vgg11() -> nn.Module:
-    with torch.device("meta"):
-        return no_gigabyte(torchvision.models.vgg11(), 512 * 7 * 7)
-
-
-def alexnet() -> nn.Module:
-    with torch.device("meta"):
-        return no_gigabyte(torchvision.models.alexnet(), 256 * 6 * 6)
-
-
-def vit() -> nn.Module:
-    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16, "num_classes": 5}
-    model: nn.Module = torchvision.models.VisionTransformer(image_size=64, patch_size=16, **sizes)
-    return model
-
-
 def without_head(model: nn.Module) -> nn.Module:
     *_, head = (module for module in model.modules() if isinstance(module, nn.Linear))
     nn.init.zeros_(head.weight)
@@ -345,41 +387,18 @@ def timm_resnet(**settings: Any) -> nn.Module:
     return model
 
 
-AVERAGE = "a head that reads the average of the last feature map"
 REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
-    "timm vgg11": (
-        lambda: timm.create_model("vgg11", num_classes=5, mlp_ratio=0.01),
-        64,
-        f"vgg11: expected {AVERAGE}, got one whose logits differ by .* of the largest.*; it needs a new head",
-    ),
-    "timm vit_tiny": (
-        lambda: timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64, depth=1),
-        64,
-        "vit_tiny_patch16_224: expected a head that reads the average of the patch tokens, got one that reads a class "
-        "token, .*it needs a new head",
-    ),
-    "timm, maximum": (lambda: timm_resnet(global_pool="max"), 96, f"resnet10t: expected {AVERAGE}, .* differ by"),
     "timm, no pooling": (lambda: timm_resnet(global_pool=""), 96, "resnet10t: expected .*RuntimeError"),
     "timm, one cell": (timm_resnet, 32, "resnet10t: expected a feature map of several cells, got one of 1x1 "),
     "timm, one colour": (lambda: timm_resnet(in_chans=1), 64, r"resnet10t: .*pixels \(2, 3, 64, 64\), .*transform="),
     "timm, all-zero head": (lambda: without_head(timm_resnet()), 96, "resnet10t: expected logits that depend on "),
-    "torchvision vgg11": (vgg11, 64, "VGG: expected an average over a feature map .*flatten the map.*a new head"),
-    "torchvision alexnet": (alexnet, 96, "AlexNet: expected an average over a feature map .*a new head"),
-    "torchvision vit": (vit, 64, "VisionTransformer: expected an average over a feature map .*a new head"),
     "torchvision, one cell": (torchvision.models.resnet18, 32, r"ResNet: expected .* several cells .*\(32, 32\)"),
     "all-zero head": (lambda: without_head(plain()), 48, "Sequential: expected logits that depend on .*all zero"),
-    "maximum": (
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
-        32,
-        f"Sequential: expected {AVERAGE}, .* differ by",
-    ),
-    "tuple": (lambda: Cut(lambda net, x: (means(net.stem(x)), x)), 32, "Cut: expected logits of shape .*, got tuple"),
     "map": (lambda: Cut(lambda net, x: net.stem(x)), 32, r"Cut: expected logits of shape .*, got \(2, 4, 8, 8\)"),
-    "another branch": (lambda: Cut(reads_a_branch), 32, "Cut: expected .* one feature map alone, .* also reads"),
-    "average and maximum": (lambda: Cut(reads_the_maximum_too), 32, "Cut: expected .* alone, got one that also reads"),
-    "control flow": (lambda: Cut(decides_by_content), 32, "Cut: expected .*torch.fx can trace, got TraceError"),
+    "another branch": (lambda: Cut(reads_a_branch), 32, "Cut: .* one feature map alone, .* also reads"),
+    "control flow": (lambda: Cut(decides_by_content), 32, "Cut: .*torch.export can trace, got TraceError"),
     "fails": (lambda: nn.Sequential(nn.Linear(5, 5)), 32, "Sequential: expected a classifier of pixels .*RuntimeError"),
-    "not a number": (lambda: broken(plain()), 32, f"Sequential: expected {AVERAGE}, .* differ by nan"),
+    "not a number": (lambda: broken(plain()), 32, "Sequential: expected finite logits, got NaN"),
 }  # fmt: skip
 
 
@@ -453,6 +472,41 @@ def test_patch_tokens_lie_where_their_patches_are() -> None:
         moved = (wrapped.trunk(lit) - wrapped.trunk(dark)).norm(dim=1)[0]
     assert moved.shape == (4, 6)
     assert divmod(int(moved.argmax()), 6) == (1, 4)
+
+
+def test_a_class_token_reads_what_it_would_read_were_the_other_patches_dropped() -> None:
+    """Slowly: the selected tokens alone go through the blocks; and with the rest of the photo painted over."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64, depth=3).eval()
+    wrapped = explainable(model, transform=inputs(64))
+    pixels = torch.randn(1, 3, 64, 64)
+    chosen = [1, 6, 7]
+    weights = torch.zeros(1, 16)
+    weights[:, chosen] = 1 / 3
+    painted = pixels.clone()
+    for cell in set(range(16)) - {*chosen}:
+        painted[:, :, 16 * (cell // 4) :, 16 * (cell % 4) :][:, :, :16, :16] = torch.randn(16, 16)
+    with torch.no_grad():
+        tokens = model._pos_embed(model.patch_embed(pixels))[:, [0, *(1 + cell for cell in chosen)]]
+        expected = model.forward_head(model.norm(model.blocks(tokens)))
+        for seen in (pixels, painted):
+            logits = wrapped.classify(wrapped.trunk(seen), weights.reshape(1, 4, 4))
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_soft_weights_of_a_class_token_are_attended_by_their_share_and_pass_gradients() -> None:
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(1, 1, 5, 4) for _ in range(3))
+    keep = torch.tensor([[1.0, 0.5, 0.25, 0.0]], requires_grad=True)
+    with _Replacing(torch.empty(1, 4, 4), keep, 1) as mode:
+        mode.replaced = mode.patches
+        found = torch.nn.functional.scaled_dot_product_attention(queries, keys, values)
+    shares = (queries @ keys.mT / 2).exp() * torch.cat([torch.ones(1, 1), keep], 1)
+    torch.testing.assert_close(found, shares / shares.sum(-1, keepdim=True) @ values)
+    found.sum().backward()
+    assert keep.grad is not None
+    assert torch.isfinite(keep.grad).all()
+    assert (keep.grad[0, :3] != 0).all()
 
 
 def test_what_cannot_be_copied_is_refused() -> None:

@@ -340,6 +340,37 @@ def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
     return torch.bmm(features.flatten(2), weights.flatten(1).unsqueeze(-1).to(features.dtype)).squeeze(-1)
 
 
+def kept(weights: Tensor) -> Tensor:
+    """What is kept of each cell, in [0, 1]: the weights (B, H, W) over the largest of each map.
+
+    Uniform weights keep all, a hard selection keeps the selected and nothing else.
+
+    >>> kept(torch.tensor([[[0.25, 0.25, 0.0, 0.125]]]))
+    tensor([[[1.0000, 1.0000, 0.0000, 0.5000]]])
+    """
+    return weights / weights.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+
+
+class MapHead(nn.Module):
+    """A head that reads a map of which cells are kept or left out, where no pooled vector holds what it needs.
+
+    ``forward(features, keep=None)``: features (B, C, H, W) and ``keep`` (B, H, W) in [0, 1] to logits (B, K). Of a
+    cell with 0 nothing is read; None keeps all.
+    """
+
+
+def read(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
+    """Logits (B, K) that a head gives for features (B, C, H, W) under weights (B, H, W).
+
+    >>> read(nn.Identity(), torch.ones(1, 3, 2, 2), torch.full((1, 2, 2), 0.25))
+    tensor([[1., 1., 1.]])
+    """
+    logits: Tensor = (
+        head(features, kept(weights)) if isinstance(head, MapHead) else head(weighted_sum(features, weights))
+    )
+    return logits
+
+
 def _score_network(in_channels: int, hidden: Sequence[int]) -> nn.Conv2d | nn.Sequential:
     widths = [in_channels, *hidden]
     layers: list[nn.Module] = []

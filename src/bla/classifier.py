@@ -19,9 +19,10 @@ from bla.attention import (
     Attention,
     BoundedLogitAttention,
     ClassAwareAttention,
+    MapHead,
     Selection,
+    read,
     signed,
-    weighted_sum,
 )
 from bla.explanation import Explanation, Prediction, Unexplained
 from bla.photo import DataError, Photo, Transform
@@ -84,7 +85,7 @@ class ExplainableClassifier(nn.Module):
         frozen_head: bool = True,
     ) -> None:
         super().__init__()
-        if isinstance(head, (TimmHead, TokenHead)) and not frozen_head:
+        if isinstance(head, (TimmHead, TokenHead, MapHead)) and not frozen_head:
             raise ClassifierError(
                 f"{name}: expected a head of its own to train, got one that shares the trunk's module"
             )
@@ -134,8 +135,7 @@ class ExplainableClassifier(nn.Module):
 
     def classify(self, features: Tensor, weights: Tensor) -> Tensor:
         """Logits (B, K) that the head gives for features (B, C, H, W) under weights (B, H, W)."""
-        logits: Tensor = self.head(weighted_sum(features, weights))
-        return logits
+        return read(self.head, features, weights)
 
     def select(self, pixels: Tensor, *, size: int | None = None, target: Tensor | None = None) -> Selection:
         """The selection for normalised pixels (B, 3, h, w); with ``size`` exactly that many cells.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bla import processes
-from bla.attention import weighted_sum
+from bla.attention import read
 from bla.cache import Progress, silent
 from bla.evaluation import Accuracy, size_summary
 from bla.networks import Examples, Networks
@@ -47,9 +47,9 @@ def measure(networks: Networks, examples: Examples, report: Progress = silent) -
             logits = {
                 "baseline": networks.baseline(networks.pooled(examples, rows, "head")),
                 "baseline_continued": networks.continued(networks.pooled(examples, rows, "continued")),
-                "soft": networks.head(weighted_sum(features, selection.soft)),
-                "soft_renormalised": networks.head(weighted_sum(features, renormalised)),
-                "hard": networks.head(weighted_sum(features, selection.hard)),
+                "soft": read(networks.head, features, selection.soft),
+                "soft_renormalised": read(networks.head, features, renormalised),
+                "hard": read(networks.head, features, selection.hard),
             }
             predicted = logits["baseline"].argmax(-1)
             labels = predicted if examples.labels is None else torch.from_numpy(examples.labels[chosen]).to(device)

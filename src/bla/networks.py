@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bla.attention import Attention, ClassAwareAttention
+from bla.attention import Attention, ClassAwareAttention, MapHead
 from bla.cache import FeatureCache
 from bla.pixels import Photos
 from bla.settings import TrainingError
@@ -58,6 +58,11 @@ class Networks(nn.Module):
         self.continued = baseline if own_head else copy.deepcopy(baseline)
         self.own_head = own_head
         if isinstance(attention, ClassAwareAttention):
+            if isinstance(baseline, MapHead):
+                raise TrainingError(
+                    "expected a head that reads pooled vectors, to be asked about a cell, got one that reads maps: "
+                    "train without class_aware"
+                )
             attention.judge = baseline
 
     @property
@@ -85,7 +90,12 @@ class Networks(nn.Module):
         return cast("FeatureCache", examples.cache).batch(rows).to(self.device)
 
     def pooled(self, examples: Examples, rows: npt.NDArray[np.int64], stage: Stage) -> Tensor:
-        """What the mean-pooled head of a stage reads, (B, C): of ``head`` or of ``continued``."""
+        """What the mean-pooled head of a stage reads, (B, C): of ``head`` or of ``continued``.
+
+        A classifier's own head that reads maps takes them whole.
+        """
+        if isinstance(self.baseline, MapHead):
+            return self.features(examples, rows)
         return cast("FeatureCache", examples.cache).pooled_batch(rows).to(self.device)
 
     def trunks(self, stage: Stage) -> tuple[nn.Module, ...]:

@@ -1,16 +1,26 @@
-"""A classifier cut in two before its global average pooling, and the check that the cut is right."""
+"""A classifier cut in two before its head reads the map, and the check that the cut is right."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import Tensor, nn
 
-from bla.attention import weighted_sum
+from bla.attention import MapHead, kept, read
+from bla.joining import split_at_join
 from bla.photo import Transform
+from bla.tracing import (
+    TokenTrunk,
+    TracingError,
+    exported,
+    split_at_average,
+    split_at_map,
+    token_grid,
+    traced,
+    trunk_of,
+)
 
 SELF_CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far uniform weights may miss the classifier's logits at wrap time, of the largest logit; half precision: 2e-2."""
@@ -18,6 +28,14 @@ SELF_CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 class ClassifierError(ValueError):
     """A classifier that cannot be split, or is used before it can explain."""
+
+
+class _UncutError(ValueError):
+    """Why one way to cut does not serve; where ``final``, no other would."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
 
 
 class TimmTrunk(nn.Module):
@@ -52,24 +70,6 @@ class TimmHead(nn.Module):
         return logits
 
 
-class TokenTrunk(nn.Module):
-    """The patch tokens that a part of a classifier gives, (B, P + H*W, C), as a map (B, C, H, W) of the photo's shape.
-
-    The P tokens in front, class token and registers, are left out.
-    """
-
-    def __init__(self, tokens: nn.Module, prefix: int) -> None:
-        super().__init__()
-        self.tokens = tokens
-        self.prefix = prefix
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w) to features (B, C, H, W)."""
-        tokens: Tensor = self.tokens(pixels)[:, self.prefix :]
-        height, width = token_grid(tokens.shape[1], (pixels.shape[2], pixels.shape[3]))
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
-
-
 class TokenHead(nn.Module):
     """What follows a timm classifier's average over patch tokens, for one pooled vector.
 
@@ -87,32 +87,45 @@ class TokenHead(nn.Module):
         return logits
 
 
-class TracedTrunk(nn.Module):
-    """The part of a traced classifier up to the map that is averaged, as (B, C, H, W)."""
+class TimmMapHead(MapHead):
+    """What follows a timm classifier's last map, where that is not an average: VGG's 7x7 convolution, a maximum."""
 
-    def __init__(self, graph: fx.GraphModule, channels_last: bool) -> None:
+    def __init__(self, model: nn.Module, channels_last: bool) -> None:
         super().__init__()
-        self.graph = graph
+        self.model = model
         self.channels_last = channels_last
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w) to features (B, C, H, W)."""
-        features: Tensor = self.graph(pixels)
-        return features.permute(0, 3, 1, 2) if self.channels_last else features
-
-
-class TracedHead(nn.Module):
-    """The part of a traced classifier after its average, for one pooled vector."""
-
-    def __init__(self, graph: fx.GraphModule, pooled_shape: Sequence[int]) -> None:
-        super().__init__()
-        self.graph = graph
-        self.pooled_shape = tuple(pooled_shape)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled features (B, C) to logits (B, K)."""
-        logits: Tensor = self.graph(pooled.reshape(-1, *self.pooled_shape))
+    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Features (B, C, H, W), each cell times what is kept of it (B, H, W), to logits (B, K)."""
+        if keep is not None:
+            features = features * keep[:, None].to(features.dtype)
+        logits: Tensor = self.model.forward_head(features.permute(0, 2, 3, 1) if self.channels_last else features)  # type: ignore[operator]
         return logits
+
+
+class FirstLogits(nn.Module):
+    """A classifier that returns more than logits, such as an object with ``logits``, a dictionary or a tuple."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Any:
+        """Pixels (B, 3, h, w) to the logits (B, K) among what the classifier returns."""
+        return logits_in(self.model(pixels))
+
+
+def logits_in(returned: Any) -> Any:
+    """The logits of what a classifier returns: ``.logits``, ``["logits"]``, or the first of a tuple; else itself."""
+    if isinstance(returned, Tensor):
+        return returned
+    if isinstance(getattr(returned, "logits", None), Tensor):
+        return returned.logits
+    if isinstance(returned, Mapping) and isinstance(returned.get("logits"), Tensor):
+        return returned["logits"]
+    if isinstance(returned, (tuple, list)) and returned and isinstance(returned[0], Tensor):
+        return returned[0]
+    return returned
 
 
 def drop_hooks(own: nn.Module) -> None:
@@ -128,24 +141,6 @@ def drop_hooks(own: nn.Module) -> None:
                 del hooks[key]
 
 
-def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
-    """The grid of so many patches of a picture (h, w): square patches, where its shape allows.
-
-    >>> token_grid(49, (224, 224)), token_grid(6, (32, 48))
-    ((7, 7), (2, 3))
-
-    Raises
-    ------
-    ClassifierError
-        If no grid of the picture's shape has so many cells.
-    """
-    height, width = size
-    rows = round((tokens * height / width) ** 0.5)
-    if not rows or tokens % rows or abs(tokens / rows / rows - width / height) > 0.5 * width / height:
-        raise ClassifierError(f"expected patch tokens in a grid over a picture of {size}, got {tokens} of them")
-    return rows, tokens // rows
-
-
 def checked_trunk(own: nn.Module, transform: Transform, name: str) -> tuple[nn.Module, int]:
     """Trunk and channels of our copy, for a head of another make: of any classifier with a last map of several cells.
 
@@ -154,74 +149,100 @@ def checked_trunk(own: nn.Module, transform: Transform, name: str) -> tuple[nn.M
     pixels = _probe(own, transform)
     with torch.inference_mode():
         try:
-            if speaks_timm(own):
-                trunk, _ = _split_timm(own, pixels, name)
-            else:
-                trunk = _traced_trunk(_traced(own, pixels, name), pixels, name)
+            if not isinstance(own(pixels), Tensor):
+                own = FirstLogits(own)
+            trunk = _cut_timm(own, pixels)[0] if speaks_timm(own) else _traced_trunk(own, pixels)
             features = trunk(pixels)
-        except ClassifierError:
-            raise
+            _check_several_cells(features, pixels)
+        except (_UncutError, TracingError, ClassifierError) as error:
+            raise ClassifierError(f"{name}: {error}") from error
         except Exception as error:
-            raise ClassifierError(
-                f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; "
-                "pass the transform= that it was trained with"
-            ) from error
-    _check_several_cells(features, transform, name)
+            raise _takes_no(pixels, error, name) from error
     if not torch.isfinite(features).all():
         raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
     return trunk, features.shape[1]
 
 
 def checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.Module, nn.Module, int, int]:
-    """Trunk, head, channels and classes of our copy, after the self-check."""
+    """Trunk, head, channels and classes of our copy, after the self-check.
+
+    Ways to cut are tried in turn, the plainest first, until one passes; where none does, the first's reason is given.
+    """
     pixels = _probe(own, transform)
     with torch.inference_mode():
         try:
-            logits = own(pixels)
+            returned = own(pixels)
         except Exception as error:
-            raise ClassifierError(
-                f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; "
-                "pass the transform= that it was trained with"
-            ) from error
+            raise _takes_no(pixels, error, name) from error
+        logits = logits_in(returned)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ClassifierError(f"{name}: expected logits of shape (batch, classes), got {came}")
-        split = _split_timm if speaks_timm(own) else _split_traced
-        trunk, head = split(own, pixels, name)
-        try:
-            features = trunk(pixels)
-            cells = features.shape[2] * features.shape[3]
-            _check_several_cells(features, transform, name)
-            uniform = features.new_full((2, *features.shape[2:]), 1 / cells)
-            same = head(weighted_sum(features, uniform))
-            first, last = torch.zeros_like(uniform), torch.zeros_like(uniform)
-            first[:, 0, 0] = last[:, -1, -1] = 1
-            moved = (head(weighted_sum(features, first)) - head(weighted_sum(features, last))).abs().max()
-        except ClassifierError:
-            raise
-        except Exception as error:
-            raise ClassifierError(
-                f"{name}: expected a head that reads the average of the last feature map, got one that fails on "
-                f"a pooled vector ({type(error).__name__}: {error}); it needs a new head"
-            ) from error
-    if isinstance(trunk, TokenTrunk) and trunk.prefix and not torch.allclose(same, logits, rtol=1e-2, atol=1e-2):
-        raise ClassifierError(
-            f"{name}: expected a head that reads the average of the patch tokens, got one that reads a class token, "
-            "which has read every patch by then; it needs a new head (head=)"
-        )
-    miss = (same - logits).abs().max() / logits.abs().max().clamp(min=1e-12)
+        if not torch.isfinite(logits).all():
+            raise ClassifierError(f"{name}: expected finite logits, got NaN or infinity: check its weights")
+        if returned is not logits:
+            own = FirstLogits(own)
+        reasons: list[Exception] = []
+        for cut in _TIMM_WAYS if speaks_timm(own) else _OTHER_WAYS:
+            try:
+                trunk, head = cut(own, pixels)
+                features = trunk(pixels)
+                _check_several_cells(features, pixels)
+                _self_check(head, features, logits)
+                return trunk, head, features.shape[1], logits.shape[1]
+            except (_UncutError, TracingError, ClassifierError) as error:
+                reasons.append(error)
+                if getattr(error, "final", False):
+                    break
+            except Exception as error:  # whatever a classifier's own code raises at what it was not made for
+                reasons.append(
+                    _UncutError(f"expected {_AVERAGE}, got one that fails on it ({type(error).__name__}: {error})")
+                )
+    checked = [error for error in reasons if not isinstance(error, TracingError)]  # what was cut at all says more
+    reason = str((checked or reasons)[0])
+    raise ClassifierError(f"{name}: {reason}{'' if 'nothing to select' in reason else _REMEDY}")
+
+
+_AVERAGE = "a head that reads the average of the last feature map"
+_REMEDY = "; it needs a new head (head=), or name trunk and head yourself (parts=)"
+
+
+def _self_check(head: nn.Module, features: Tensor, logits: Tensor) -> None:
+    """Uniform weights give the classifier's logits, other weights others, and of a cell left out nothing is read."""
+    cells = features.shape[2] * features.shape[3]
+    uniform = features.new_full((len(features), *features.shape[2:]), 1 / cells)
+    same = read(head, features, uniform)
     tolerance = SELF_CHECK_TOLERANCE.get(logits.dtype, 2e-2)
+    scale = logits.abs().max().clamp(min=1e-12)
+    miss = (same - logits).abs().max() / scale
     if not miss <= tolerance:
-        raise ClassifierError(
-            f"{name}: expected a head that reads the average of the last feature map, got one whose logits differ "
-            f"by {miss.item():.1e} of the largest when the average is put in its place; it needs a new head (head=)"
+        if isinstance(head, TokenHead) and head.prefix:
+            raise _UncutError(
+                "expected a head that reads the average of the patch tokens, got one that reads a class token, which "
+                "has read every patch by then"
+            )
+        raise _UncutError(
+            f"expected {_AVERAGE}, got one whose logits differ by {miss.item():.1e} of the largest when the average is "
+            "put in its place"
         )
-    if not moved > 0:
-        raise ClassifierError(
-            f"{name}: expected logits that depend on the cells of the feature map, got the same from any cell "
-            "(a class token that pools by itself, or a head that is all zero); it needs a new or a trained head"
+    first, last = torch.zeros_like(uniform), torch.zeros_like(uniform)
+    first[:, 0, 0] = last[:, -1, -1] = 1
+    alone = read(head, features, first)
+    if not (alone - read(head, features, last)).abs().max() > 0:
+        raise _UncutError(
+            "expected logits that depend on the cells of the feature map, got the same from any cell (a head that is "
+            "all zero, or features alike everywhere): it needs a trained head",
+            final=True,
         )
-    return trunk, head, features.shape[1], logits.shape[1]
+    if isinstance(head, MapHead):
+        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features)
+        others = features + (1 - kept(first))[:, None] * noise
+        leaked = (read(head, others, first) - alone).abs().max() / scale
+        if not leaked <= tolerance:
+            raise _UncutError(
+                "expected a head that reads nothing of the cells left out, got logits that change by "
+                f"{leaked.item():.1e} of the largest with them"
+            )
 
 
 def _probe(own: nn.Module, transform: Transform) -> Tensor:
@@ -230,11 +251,21 @@ def _probe(own: nn.Module, transform: Transform) -> Tensor:
     return torch.randn(2, 3, *transform.size, generator=torch.Generator().manual_seed(0)).to(like)
 
 
-def _check_several_cells(features: Tensor, transform: Transform, name: str) -> None:
+def _takes_no(pixels: Tensor, error: Exception, name: str) -> ClassifierError:
+    return ClassifierError(
+        f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; pass the "
+        "transform= that it was trained with"
+    )
+
+
+def _check_several_cells(features: Tensor, pixels: Tensor) -> None:
+    if features.ndim != 4:
+        raise _UncutError(f"expected a feature map (batch, channels, height, width), got {tuple(features.shape)}")
     if features.shape[2] * features.shape[3] == 1:
-        raise ClassifierError(
-            f"{name}: expected a feature map of several cells, got one of 1x1 at input size {transform.size}: there is "
-            "nothing to select; use a larger input"
+        raise _UncutError(
+            "expected a feature map of several cells, got one of 1x1 at input size "
+            f"{tuple(pixels.shape[2:])}: there is nothing to select; use a larger input",
+            final=True,
         )
 
 
@@ -242,16 +273,60 @@ def speaks_timm(model: nn.Module) -> bool:
     return all(hasattr(model, name) for name in ("forward_features", "forward_head", "num_features", "pretrained_cfg"))
 
 
-def _split_timm(own: nn.Module, pixels: Tensor, name: str) -> tuple[nn.Module, nn.Module]:
+Parts = tuple[nn.Module, nn.Module]
+
+
+def _cut_timm(own: nn.Module, pixels: Tensor) -> Parts:
+    """By timm's seam, where the map, or the row of tokens, is averaged."""
     features = own.forward_features(pixels)  # type: ignore[operator]
     if isinstance(features, Tensor) and features.ndim == 3:
         prefix = int(getattr(own, "num_prefix_tokens", 0))
         return TokenTrunk(_TimmTokens(own), prefix), TokenHead(own, prefix)
     if not isinstance(features, Tensor) or features.ndim != 4:
         came = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        raise ClassifierError(f"{name}: expected a feature map (batch, channels, height, width), got {came}")
+        raise _UncutError(f"expected a feature map (batch, channels, height, width), got {came}")
     channels_last = getattr(own, "output_fmt", "NCHW") == "NHWC"
     return TimmTrunk(own, channels_last), TimmHead(own, channels_last)
+
+
+def _cut_timm_map(own: nn.Module, pixels: Tensor) -> Parts:
+    """By timm's seam, where the head reads the map in another way."""
+    trunk, _ = _cut_timm(own, pixels)
+    if not isinstance(trunk, TimmTrunk):
+        raise TracingError("expected a feature map, got tokens")
+    return trunk, TimmMapHead(own, trunk.channels_last)
+
+
+def _cut_traced(own: nn.Module, pixels: Tensor) -> Parts:
+    return split_at_average(traced(own, pixels))
+
+
+def _cut_traced_map(own: nn.Module, pixels: Tensor) -> Parts:
+    return split_at_map(traced(own, pixels))
+
+
+def _cut_exported(own: nn.Module, pixels: Tensor) -> Parts:
+    return split_at_average(exported(own, pixels))
+
+
+def _cut_joined(own: nn.Module, pixels: Tensor) -> Parts:
+    """Where a class token joins the patch tokens."""
+
+    def grid(tokens: int) -> tuple[int, int] | None:
+        try:
+            return token_grid(tokens, (pixels.shape[2], pixels.shape[3]))
+        except TracingError:
+            return None
+
+    parts = split_at_join(own, pixels, grid)
+    if parts is None:
+        raise TracingError("expected a class token that joins patch tokens, found none")
+    return parts
+
+
+Cut = Callable[[nn.Module, Tensor], Parts]
+_TIMM_WAYS: tuple[Cut, ...] = (_cut_timm, _cut_joined, _cut_exported, _cut_timm_map)
+_OTHER_WAYS: tuple[Cut, ...] = (_cut_traced, _cut_joined, _cut_traced_map, _cut_exported)
 
 
 class _TimmTokens(nn.Module):
@@ -267,97 +342,13 @@ class _TimmTokens(nn.Module):
         return tokens
 
 
-def _traced(own: nn.Module, pixels: Tensor, name: str) -> fx.GraphModule:
-    """The graph, with the shapes that these pixels take in it."""
+def _traced_trunk(own: nn.Module, pixels: Tensor) -> nn.Module:
+    square = pixels.shape[2] == pixels.shape[3]
     try:
-        traced = fx.symbolic_trace(own)
-        ShapeProp(traced).propagate(pixels)
-    except Exception as error:
-        raise ClassifierError(
-            f"{name}: expected a timm or torchvision classifier or a module that torch.fx can trace, got "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    return traced
-
-
-def _traced_trunk(traced: fx.GraphModule, pixels: Tensor, name: str) -> nn.Module:
-    """The graph up to the average over its last map; where there is none, up to the last map or row of tokens."""
-    average = _average(traced)
-    if average is not None:
-        return _until_average(traced, average)
-    for node in reversed(traced.graph.nodes):
-        shape = _shape(node)
-        if len(shape) == 4:
-            return TracedTrunk(_graph_until(traced, node), channels_last=False)
-        if len(shape) == 3 and shape[1] > 1:
-            side = int(shape[1] ** 0.5)
-            prefix = shape[1] - side * side if pixels.shape[2] == pixels.shape[3] else 1
-            return TokenTrunk(_graph_until(traced, node), prefix)
-    raise ClassifierError(f"{name}: expected a feature map of several cells, found none before the head")
-
-
-def _split_traced(own: nn.Module, pixels: Tensor, name: str) -> tuple[nn.Module, nn.Module]:
-    """Cut the traced graph at the last operation that takes a map (B, C, H, W) to (B, C) or (B, C, 1, 1)."""
-    traced = _traced(own, pixels, name)
-    average = _average(traced)
-    if average is None:
-        raise ClassifierError(
-            f"{name}: expected an average over a feature map of several cells before the head, found none at input "
-            f"size {tuple(pixels.shape[2:])} (VGG and AlexNet flatten the map instead, a ViT reads its class token; a "
-            "small input leaves one cell); it needs a new head (head=) or a larger input"
-        )
-    head = TracedHead(_graph_after(traced, average, name), _shape(average)[1:])
-    return _until_average(traced, average), head
-
-
-def _average(traced: fx.GraphModule) -> fx.Node | None:
-    """The last operation that takes a map of several cells to one vector an image."""
-    for node in reversed(traced.graph.nodes):
-        sources = node.all_input_nodes
-        before, after = _shape(sources[0]) if len(sources) == 1 else (), _shape(node)
-        lengths = [length for length in after[1:] if length != 1]
-        if len(before) != 4 or len(lengths) != 1 or lengths[0] not in (before[1], before[3]):
-            continue
-        if before[1] * before[2] * before[3] == lengths[0]:  # a flattening of one cell, after the average
-            continue
-        return cast("fx.Node", node)
-    return None
-
-
-def _until_average(traced: fx.GraphModule, average: fx.Node) -> TracedTrunk:
-    (source,) = average.all_input_nodes
-    lengths = [length for length in _shape(average)[1:] if length != 1]
-    return TracedTrunk(_graph_until(traced, source), channels_last=lengths[0] != _shape(source)[1])
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
-
-
-def _graph_until(traced: fx.GraphModule, last: fx.Node) -> fx.GraphModule:
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in traced.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        if node is last:
-            break
-    graph.output(copies[last])
-    part = fx.GraphModule(traced, graph)
-    part.graph.eliminate_dead_code()  # what served the head alone
-    part.recompile()
-    return part
-
-
-def _graph_after(traced: fx.GraphModule, pool: fx.Node, name: str) -> fx.GraphModule:
-    graph = fx.Graph()
-    copies = {pool: graph.placeholder("pooled")}
-    nodes = list(traced.graph.nodes)
-    for node in nodes[nodes.index(pool) + 1 :]:
-        missing = [source for source in node.all_input_nodes if source not in copies]
-        if node.op != "get_attr" and missing:
-            raise ClassifierError(
-                f"{name}: expected a head that reads the average of one feature map alone, got one that also reads "
-                f"{', '.join(source.name for source in missing)}; it needs a new head"
-            )
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    return fx.GraphModule(traced, graph)
+        trunk, prefix = trunk_of(traced(own, pixels), square)
+    except TracingError as first:
+        try:
+            trunk, prefix = trunk_of(exported(own, pixels), square)
+        except TracingError:
+            raise first from None
+    return trunk if prefix is None else TokenTrunk(trunk, prefix)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bla import operators, processes
-from bla.attention import BoundedLogitAttention, ClassAwareAttention, Selection, weighted_sum
+from bla.attention import BoundedLogitAttention, ClassAwareAttention, Selection, read
 from bla.cache import FeatureCache, Progress, silent
 from bla.evaluation import Accuracy
 from bla.networks import Examples, Networks, Stage
@@ -171,14 +171,12 @@ class _Session:
             features = nets.features(examples, rows)
             if used:
                 selection = nets.attention(features)
-                return [(1.0, nets.head(weighted_sum(features, selection.hard)))], selection
+                return [(1.0, read(nets.head, features, selection.hard))], selection
             self._set_temperature()
             selection = nets.attention(features, size=self._dialled(features.shape[2] * features.shape[3]))
             through = operators.straight_through(selection.hard, selection.soft)
             shares = [(1 - settings.straight_through, selection.soft), (settings.straight_through, through)]
-            return [
-                (share, nets.head(weighted_sum(features, weights))) for share, weights in shares if share
-            ], selection
+            return [(share, read(nets.head, features, weights)) for share, weights in shares if share], selection
 
         def begin_module() -> None:
             nets.begin("module")

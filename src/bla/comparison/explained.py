@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bla.attention import MapHead
+
 Explains = Literal["baseline", "own", "nothing"]
 """The classifier that a method's map speaks of: the mean-pooled one, the method's own head, or none (a control)."""
 
@@ -32,6 +34,11 @@ class PooledClassifier(nn.Module):
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
         super().__init__()
+        if isinstance(head, MapHead):
+            raise ComparisonError(
+                "expected a head that reads pooled features, as the methods compared do, got one that reads maps "
+                "(VGG's, or that of a class token): train with head='new' to compare"
+            )
         self.trunk = trunk
         self.cells = nn.Identity()
         self.head = head

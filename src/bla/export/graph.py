@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bla import operators
-from bla.attention import L2XAttention, Selection, weighted_sum
+from bla.attention import L2XAttention, MapHead, Selection, read
 from bla.classifier import ExplainableClassifier
 from bla.photo import Transform
 
@@ -63,14 +63,19 @@ class ExplainedGraph(nn.Module):
             )
         maps = tuple(values.unflatten(1, features.shape[2:]) for values in (scores, soft, hard > 0, unbounded))
         if masks is None:
-            return (self.head(weighted_sum(features, hard.unflatten(1, features.shape[2:]))), *maps, *last)
+            return (read(self.head, features, hard.unflatten(1, features.shape[2:])), *maps, *last)
         asked = masks.flatten(2)
         if not gate:
             asked = asked / asked.sum(dim=-1, keepdim=True)
         # the selection and the subsets asked about go through the head together: (B, 1 + M, N)
         weights = torch.cat([hard[:, None], asked], dim=1)
-        pooled = torch.bmm(features.flatten(2), weights.transpose(1, 2)).transpose(1, 2)
-        logits = self.head(pooled.flatten(0, 1)).unflatten(0, (weights.shape[0], weights.shape[1]))
+        if isinstance(self.head, MapHead):
+            each = features[:, None] + torch.zeros_like(weights[:, :, :1, None, None]).to(features.dtype)
+            logits = read(self.head, each.flatten(0, 1), weights.reshape(-1, *features.shape[2:]))
+        else:
+            pooled = torch.bmm(features.flatten(2), weights.transpose(1, 2)).transpose(1, 2)
+            logits = self.head(pooled.flatten(0, 1))
+        logits = logits.reshape(weights.shape[0], weights.shape[1], -1)
         return logits[:, 0], *maps, logits[:, 1:], *last
 
 
