@@ -31,8 +31,8 @@ from bla.classifier import (
 )
 from bla.explanation import Explanation, Unexplained
 from bla.joining import _Replacing
+from bla.naming import tensor_in
 from bla.photo import DataError, Transform
-from bla.splitting import logits_in
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -220,7 +220,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 def test_uniform_weights_are_the_classifiers_own(family: Family) -> None:
     own = copy.deepcopy(family.model).eval()
     with torch.no_grad():
-        logits, features = logits_in(own(family.pixels)), family.wrapped.trunk(family.pixels)
+        logits, features = tensor_in(own(family.pixels)), family.wrapped.trunk(family.pixels)
         cells = features.shape[2] * features.shape[3]
         uniform = family.wrapped.classify(features, torch.full((2, *features.shape[2:]), 1 / cells))
     assert features.shape[:2] == (2, family.wrapped.attention.in_channels)

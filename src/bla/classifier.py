@@ -25,7 +25,8 @@ from bla.attention import (
     signed,
 )
 from bla.explanation import Explanation, Prediction, Unexplained
-from bla.photo import DataError, Photo, Transform
+from bla.naming import Part
+from bla.photo import DataError, Interpolation, Photo, Transform
 from bla.prefetching import prefetch
 from bla.splitting import (
     ClassifierError,
@@ -311,7 +312,8 @@ def explainable(
     *,
     attention: Attention | None = None,
     head: nn.Module | int | None = None,
-    transform: Transform | None = None,
+    parts: tuple[Part, Part] | None = None,
+    transform: Transform | Any = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
 ) -> ExplainableClassifier:
@@ -319,21 +321,28 @@ def explainable(
 
     The classifier is copied, never edited; hooks of yours stay with the original (torch's own, as for weight
     normalisation, are part of the copy). Layer, grid and preprocessing are found: by timm's
-    ``forward_features`` / ``forward_head``, or, for torchvision's models and any traceable module, at the last
-    operation that averages a map over its grid. The split is checked on random input before it is returned:
-    uniform weights give the classifier's own logits, and moving the weight to one cell changes them.
+    ``forward_features`` / ``forward_head``, or, for any module that torch.fx or torch.export can trace (torchvision's,
+    those of Hugging Face transformers, yours), at the last operation that averages a map, or patch tokens, over the
+    grid. Where a class token reads the patch tokens (ViT), the cut is where it joins them: :mod:`bla.joining`; where
+    the map is flattened (VGG, AlexNet), the head reads it with the cells left out at zero. The split is checked on
+    random input before it is returned: uniform weights give the classifier's own logits, moving the weight to one cell
+    changes them, and of cells left out nothing is read.
 
     Parameters
     ----------
-    model: takes pixels (B, 3, h, w), returns logits (B, K).
+    model: takes pixels (B, 3, h, w), returns logits (B, K), alone, as ``.logits`` or first in a tuple.
     attention: the module to insert; by default ``BoundedLogitAttention(C)``. A :class:`ClassAwareAttention` without
         a judge gets the classifier's head.
     head: in place of the classifier's own: a module for pooled features (B, C), taken as it is, or K for a new linear
-        one of K classes, to be trained. Any classifier with a last map of several cells serves then, also one that
-        flattens the map (VGG, AlexNet) or reads a class token (ViT).
-    transform: the preprocessing; by default timm's for the model, else ImageNet's at 224 x 224
-        (``transform.source`` then says "assumed"). The whole photo is squashed to the input size.
-    classes: K names; by default ImageNet's for 1,000 classes, else "class 0", ...
+        one of K classes, to be trained. Any classifier with a last map of several cells serves then.
+    parts: (trunk, head), where no cut is found: of each a submodule's name, or a callable of the classifier and a
+        tensor, as in ``(lambda model, pixels: model.body(pixels)[-1], "fc")``. The trunk gives a map (B, C, H, W) or
+        patch tokens (B, H*W, C), the head takes their mean (B, C). Checked as any other cut.
+    transform: the preprocessing, or an image processor of Hugging Face transformers; by default timm's for the
+        model, else ImageNet's at 224 x 224 (``transform.source`` then says "assumed"). The whole photo is squashed to
+        the input size.
+    classes: K names; by default those of a transformers model's ``config.id2label``, ImageNet's for 1,000 classes, or
+        "class 0", ...
 
     Raises
     ------
@@ -354,7 +363,12 @@ def explainable(
         model = model.module
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     name = name or _name_of(model)
-    transform = transform or transform_of(model)
+    if transform is None:
+        transform = transform_of(model)
+    elif not isinstance(transform, Transform):
+        transform = transform_of_processor(transform)
+    if parts is not None and head is not None:
+        raise ClassifierError(f"{name}: expected parts=, which name a head, or head=, got both")
     try:
         own = copy.deepcopy(model)
     except Exception as error:
@@ -363,10 +377,12 @@ def explainable(
     own = own.eval().requires_grad_(False)
     frozen = not isinstance(head, int)
     if head is None:
-        trunk, head, channels, outputs = checked_split(own, transform, name)
+        trunk, head, channels, outputs = checked_split(own, transform, name, parts)
     else:
         trunk, channels = checked_trunk(own, transform, name)
         head, outputs = _given_head(head, channels, own, name)
+    if classes is None:
+        classes = _own_classes(model, outputs)
     if classes is None:
         classes = imagenet_classes() if outputs == 1000 else [f"class {index}" for index in range(outputs)]
     if len(classes) != outputs:
@@ -431,6 +447,49 @@ def transform_of(model: nn.Module) -> Transform:
     return Transform(size=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear", source="assumed")
 
 
+_RESAMPLING: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers, which image processors use."""
+
+
+def transform_of_processor(processor: Any) -> Transform:
+    """The preprocessing of an image processor of Hugging Face transformers: size, colours, interpolation, crop.
+
+    As everywhere the whole photo is squashed, unless ``mode="crop"`` is set; the crop is then the processor's.
+    """
+    try:
+        settings = processor.to_dict()
+        size, crop = settings["size"], settings.get("crop_size")
+        short = size.get("shortest_edge")
+        if crop and settings.get("do_center_crop"):
+            height, width = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+        else:
+            height, width = (short, short) if short else (size["height"], size["width"])
+        share = min(height, width) / short if short and crop else settings.get("crop_pct") or 1.0
+        plain = settings.get("do_normalize", True)
+        return Transform(
+            size=(height, width),
+            mean=tuple(settings["image_mean"]) if plain else (0.0, 0.0, 0.0),
+            std=tuple(settings["image_std"]) if plain else (1.0, 1.0, 1.0),
+            interpolation=_RESAMPLING[int(settings.get("resample", 2))],
+            crop_fraction=share,
+            source="transformers",
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ClassifierError(
+            f"expected a bla.photo.Transform or an image processor of transformers, got {type(processor).__name__} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _own_classes(model: nn.Module, outputs: int) -> list[str] | None:
+    """The names that a transformers model has for its classes; None where they are numbered only, or two are alike."""
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(labels, dict) or sorted(labels) != list(range(outputs)):
+        return None
+    names = [str(labels[index]) for index in range(outputs)]
+    return names if len({*names}) == outputs and names[0] != "LABEL_0" else None
+
+
 def imagenet_classes() -> list[str]:
     """The names of ImageNet's 1,000 classes: the first synonym, with the synset where two share it."""
     from timm.data import ImageNetInfo
@@ -446,7 +505,8 @@ def imagenet_classes() -> list[str]:
 
 def _name_of(model: nn.Module) -> str:
     config = getattr(model, "pretrained_cfg", None)
-    return (config or {}).get("architecture") or type(model).__name__
+    kept = getattr(getattr(model, "config", None), "name_or_path", None)  # of transformers
+    return (config or {}).get("architecture") or (isinstance(kept, str) and kept) or type(model).__name__
 
 
 def _each(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:

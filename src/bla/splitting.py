@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bla.attention import MapHead, kept, read
 from bla.joining import split_at_join
+from bla.naming import Part, named_parts, tensor_in
 from bla.photo import Transform
 from bla.tracing import (
     TokenTrunk,
@@ -112,20 +113,7 @@ class FirstLogits(nn.Module):
 
     def forward(self, pixels: Tensor) -> Any:
         """Pixels (B, 3, h, w) to the logits (B, K) among what the classifier returns."""
-        return logits_in(self.model(pixels))
-
-
-def logits_in(returned: Any) -> Any:
-    """The logits of what a classifier returns: ``.logits``, ``["logits"]``, or the first of a tuple; else itself."""
-    if isinstance(returned, Tensor):
-        return returned
-    if isinstance(getattr(returned, "logits", None), Tensor):
-        return returned.logits
-    if isinstance(returned, Mapping) and isinstance(returned.get("logits"), Tensor):
-        return returned["logits"]
-    if isinstance(returned, (tuple, list)) and returned and isinstance(returned[0], Tensor):
-        return returned[0]
-    return returned
+        return tensor_in(self.model(pixels))
 
 
 def drop_hooks(own: nn.Module) -> None:
@@ -163,10 +151,13 @@ def checked_trunk(own: nn.Module, transform: Transform, name: str) -> tuple[nn.M
     return trunk, features.shape[1]
 
 
-def checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.Module, nn.Module, int, int]:
+def checked_split(
+    own: nn.Module, transform: Transform, name: str, parts: tuple[Part, Part] | None = None
+) -> tuple[nn.Module, nn.Module, int, int]:
     """Trunk, head, channels and classes of our copy, after the self-check.
 
     Ways to cut are tried in turn, the plainest first, until one passes; where none does, the first's reason is given.
+    With ``parts`` theirs is the only one.
     """
     pixels = _probe(own, transform)
     with torch.inference_mode():
@@ -174,7 +165,7 @@ def checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.M
             returned = own(pixels)
         except Exception as error:
             raise _takes_no(pixels, error, name) from error
-        logits = logits_in(returned)
+        logits = tensor_in(returned)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ClassifierError(f"{name}: expected logits of shape (batch, classes), got {came}")
@@ -183,7 +174,11 @@ def checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.M
         if returned is not logits:
             own = FirstLogits(own)
         reasons: list[Exception] = []
-        for cut in _TIMM_WAYS if speaks_timm(own) else _OTHER_WAYS:
+        ways = _TIMM_WAYS if speaks_timm(own) else _OTHER_WAYS
+        if parts is not None:
+            model, asked = own.model if isinstance(own, FirstLogits) else own, parts
+            ways = (lambda _, pixels: named_parts(model, asked, pixels),)
+        for cut in ways:
             try:
                 trunk, head = cut(own, pixels)
                 features = trunk(pixels)
@@ -200,7 +195,7 @@ def checked_split(own: nn.Module, transform: Transform, name: str) -> tuple[nn.M
                 )
     checked = [error for error in reasons if not isinstance(error, TracingError)]  # what was cut at all says more
     reason = str((checked or reasons)[0])
-    raise ClassifierError(f"{name}: {reason}{'' if 'nothing to select' in reason else _REMEDY}")
+    raise ClassifierError(f"{name}: {reason}{'' if parts or 'nothing to select' in reason else _REMEDY}")
 
 
 _AVERAGE = "a head that reads the average of the last feature map"
