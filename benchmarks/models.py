@@ -23,7 +23,7 @@ import torchvision
 from torch import nn
 
 from bla.attention import MapHead
-from bla.classifier import ClassifierError, ExplainableClassifier, explainable
+from bla.classifier import ClassifierError, ExplainableClassifier, explainable, transform_of
 from bla.joining import JoinedHead
 
 LINEAR = 1e-4
@@ -116,14 +116,25 @@ def cost(model: nn.Module, wrapped: ExplainableClassifier) -> float:
     return round(min(seconds["wrapped"]) / min(seconds["model"]), 2)
 
 
-def tried(make: Callable[[], nn.Module]) -> dict[str, Any]:
-    """What wrapping a model gives; of a model that is refused, whether a new head makes it serve."""
+def tried(make: Callable[[], nn.Module], *, again: bool = False) -> dict[str, Any]:
+    """What wrapping a model gives; of a model that is refused, whether a new head makes it serve.
+
+    ``again``: with batch norms that have seen a batch, where at their start all activations vanish.
+    """
     torch.manual_seed(0)
     model = lively(make())
+    if again:
+        for norm in [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]:
+            norm.momentum = 1.0
+        with torch.no_grad():
+            model.train()(torch.randn(4, 3, *transform_of(model).size))
+        model.eval()
     try:
         wrapped = explainable(model)
         found = {"result": way(wrapped), "cost": cost(model, wrapped)}
     except ClassifierError as error:
+        if "features alike everywhere" in str(error) and not again:
+            return tried(make, again=True)
         try:
             wrapped, found = explainable(model, head=10), {"result": "with a new head", "why": str(error)}
         except ClassifierError as second:
@@ -139,13 +150,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a folder for a file a model")
     parser.add_argument("--families", nargs="*", default=[], help="timm modules; by default all, and torchvision")
-    parser.add_argument("--largest", type=float, default=200, help="millions of parameters; larger ones are left out")
+    parser.add_argument("--largest", type=float, default=200, help="millions of parameters of timm's to be tried")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")  # of the libraries, about models of theirs
     rows, left_out = [], []
     for library, name, size, make in candidates(arguments.families):
-        if size > 1e6 * arguments.largest:
+        if size > 1e6 * arguments.largest and library != "torchvision":
             left_out.append(f"{name} ({size / 1e6:.0f} million)")
             continue
         file = arguments.out / f"{library.split()[0]}-{name}.json"
@@ -193,7 +204,11 @@ def page(rows: list[tuple[str, str, int, dict[str, Any]]], left_out: list[str], 
             "## Why not as they are",
             "",
             *reasons,
-            *(["", f"Left out, as larger than {largest:.0f} million: {', '.join(left_out)}."] if left_out else []),
+            *(
+                ["", f"Left out of timm, as larger than {largest:.0f} million: {', '.join(left_out)}."]
+                if left_out
+                else []
+            ),
         ]
     )
 

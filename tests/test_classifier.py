@@ -126,7 +126,9 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "timm efficientnet_b0": lambda: timm.create_model("efficientnet_b0", num_classes=7),
     "timm mobilenetv3_small_100": lambda: timm.create_model("mobilenetv3_small_100", num_classes=7),
     "timm convnext_atto": lambda: timm.create_model("convnext_atto", num_classes=7),
-    "timm densenet121": lambda: timm.create_model("densenet121", num_classes=7),
+    "timm densenet121": lambda: timm.create_model(
+        "densenet121", num_classes=7, growth_rate=8, block_config=(2, 2, 2, 2)
+    ),
     "timm regnetx_002": lambda: timm.create_model("regnetx_002", num_classes=7),
     "timm swin_tiny": lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, img_size=96),
     "timm vit_tiny, averaging": lambda: timm.create_model(
@@ -138,7 +140,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "torchvision mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=7),
     "torchvision mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=7),
     "torchvision convnext_tiny": lambda: torchvision.models.convnext_tiny(num_classes=7),
-    "torchvision densenet121": lambda: torchvision.models.densenet121(num_classes=7),
+    "torchvision densenet121": lambda: torchvision.models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=7),
     "sequential": lambda: plain(7),
     # heads that read maps
     "timm vgg11": lambda: timm.create_model("vgg11", num_classes=7, mlp_ratio=0.01),

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
 
 from bla import render
-from bla.explanation import Explanation, Prediction
+from bla.explanation import Explanation, Prediction, Votes
 from bla.render import overlay, panel
 
 TABBY = Prediction(281, "tabby", 0.923)
@@ -90,6 +90,17 @@ def test_blank_picture_of_six_by_four_pixels_by_hand() -> None:
         got[..., 1],
         [[216, 216, 7, 7, 216, 216]] * 2 + [[216, 216, 216, 216, 7, 7]] * 2,
     )
+
+
+def test_votes_are_blue_for_and_orange_against() -> None:
+    votes = Votes(1, 2, ("cat", "dog"), np.array([[2, -1, 0]], np.float32), 0.0, 1.0, "exact")
+    explanation = make((1, 3), (0, 0, 60, 40), selected=[[1, 1, 0]], votes=votes)
+    *_, last = pictures(flat(60, 40), explanation)
+    middle, width = last.shape[0] // 2, last.shape[1]
+    assert last[middle, width // 6].tolist() == [0, 90, 181]
+    assert last[middle, width // 2].tolist() == [238, 178, 132]  # half as strong: half of white
+    assert "for cat, not dog" in words(explanation, (60, 40))
+    assert "blue for, orange against, at most 2" in words(explanation, (60, 40))
 
 
 def test_what_the_model_did_not_see_is_pale_and_hatched_by_hand() -> None:

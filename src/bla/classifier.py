@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from bla.attention import (
     read,
     signed,
 )
-from bla.explanation import Explanation, Prediction, Unexplained
+from bla.explanation import Explanation, Prediction, Unexplained, Votes
 from bla.naming import Part
 from bla.photo import DataError, Interpolation, Photo, Transform
 from bla.prefetching import prefetch
@@ -38,6 +38,7 @@ from bla.splitting import (
     drop_hooks,
     speaks_timm,
 )
+from bla.votes import votes
 
 __all__ = [
     "ClassifierError",
@@ -56,6 +57,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | Tensor
 
 Item = TypeVar("Item")
+
+
+class _Question(NamedTuple):
+    """What an explanation is asked for."""
+
+    size: int | None
+    target: int | None
+    against: int | None
 
 
 class ExplainableClassifier(nn.Module):
@@ -167,14 +176,16 @@ class ExplainableClassifier(nn.Module):
         *,
         size: int | None = None,
         target: int | str | None = None,
+        against: int | str | None = None,
         batch_size: int = 16,
     ) -> list[Explanation]:
         """Explain photos: paths, PIL images, arrays or tensors, one or many.
 
         An array is a photo, uint8 (h, w, 3). A tensor of uint8 is a photo (3, h, w) or (h, w, 3); a tensor of
         floats is normalised pixels as :meth:`select` takes them, (3, h, w) or a batch. ``size`` asks for exactly
-        that many cells. ``target``, a class by index or name, asks a class-aware explainer about that class; by
-        default it is asked about the one that it predicts from all cells.
+        that many cells. ``target``, a class by index or name, asks what each selected cell says for that class, and
+        ``against`` for it rather than that other one: ``explanation.votes``. A class-aware explainer selects its cells
+        for the target, too; by default for the class that it predicts from all cells.
 
         Raises
         ------
@@ -183,7 +194,7 @@ class ExplainableClassifier(nn.Module):
         DataError
             If a photo cannot be read, naming it. :meth:`explain_each` goes on instead.
         """
-        found = list(self.explain_each(images, size=size, target=target, batch_size=batch_size))
+        found = list(self.explain_each(images, size=size, target=target, against=against, batch_size=batch_size))
         for result in found:
             if isinstance(result, Unexplained):
                 raise DataError(result.error)
@@ -195,6 +206,7 @@ class ExplainableClassifier(nn.Module):
         *,
         size: int | None = None,
         target: int | str | None = None,
+        against: int | str | None = None,
         batch_size: int = 16,
     ) -> Iterator[Explanation | Unexplained]:
         """As :meth:`explain`, one by one in order, with an :class:`Unexplained` for a photo that cannot be read."""
@@ -209,12 +221,16 @@ class ExplainableClassifier(nn.Module):
             raise ClassifierError(f"expected a batch_size of at least 1, got {batch_size}")
         if self.training:
             raise ClassifierError("expected evaluation mode, got training mode: call .eval() before .explain()")
-        yield from self._explain_each(images, size, self._class_index(target), batch_size)
+        if against is not None and target is None:
+            raise ClassifierError("expected a target, to be held against another class, got none")
+        question = _Question(size, self._class_index(target), self._class_index(against))
+        if question.target is not None and question.target == question.against:
+            raise ClassifierError(f"expected two classes, got {target!r} against itself")
+        yield from self._explain_each(images, question, batch_size)
 
     def _class_index(self, target: int | str | None) -> int | None:
         if target is None:
             return None
-        self._class_aware()
         if isinstance(target, str) and target in self.classes:
             return self.classes.index(target)
         if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(self.classes):
@@ -226,12 +242,12 @@ class ExplainableClassifier(nn.Module):
 
     @torch.inference_mode()
     def _explain_each(
-        self, images: ImageLike | Iterable[ImageLike], size: int | None, target: int | None, batch_size: int
+        self, images: ImageLike | Iterable[ImageLike], question: _Question, batch_size: int
     ) -> Iterator[Explanation | Unexplained]:
         with ThreadPoolExecutor(2) as pool:
             loaded = prefetch(pool, self._load, enumerate(_each(images)), ahead=2 * batch_size)
             for batch in _batched(loaded, batch_size):
-                yield from self._explain_batch(batch, size, target)
+                yield from self._explain_batch(batch, question)
 
     def _load(self, item: tuple[int, ImageLike]) -> tuple[str, Photo | Tensor | str]:
         """A name and what was read: a photo, normalised pixels, or why neither."""
@@ -251,8 +267,9 @@ class ExplainableClassifier(nn.Module):
             return name, str(error) if isinstance(image, (str, os.PathLike)) else f"{name}: {error}"
 
     def _explain_batch(
-        self, batch: Sequence[tuple[str, Photo | Tensor | str]], size: int | None, target: int | None
+        self, batch: Sequence[tuple[str, Photo | Tensor | str]], question: _Question
     ) -> Iterator[Explanation | Unexplained]:
+        size, target = question.size, question.target
         readable = [item for _, item in batch if not isinstance(item, str)]
         rows: Iterator[tuple[Any, ...]] = iter(())
         if readable:
@@ -276,12 +293,13 @@ class ExplainableClassifier(nn.Module):
             best = probabilities.topk(min(5, probabilities.shape[-1]))
             maps = [values.float().cpu().numpy() for values in selection]
             asked = [None] * len(readable) if targets is None else targets.tolist()
-            rows = zip(asked, best.values.tolist(), best.indices.tolist(), *maps, strict=True)
+            said = self._votes(features, selection.hard, question)
+            rows = zip(asked, said, best.values.tolist(), best.indices.tolist(), *maps, strict=True)
         for name, item in batch:
             if isinstance(item, str):
                 yield Unexplained(name, item)
                 continue
-            about, values, indices, unbounded, scores, soft, hard = next(rows)
+            about, vote, values, indices, unbounded, scores, soft, hard = next(rows)
             if not (np.isfinite(unbounded).all() and np.isfinite(values).all()):
                 yield Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {self.name}")
                 continue
@@ -300,7 +318,20 @@ class ExplainableClassifier(nn.Module):
                 target=about,
                 model=self.name,
                 setup=self.setup,
+                votes=vote,
             )
+
+    def _votes(self, features: Tensor, weights: Tensor, question: _Question) -> list[Votes | None]:
+        """For each image what its cells say about the class in question."""
+        target, against = question.target, question.against
+        if target is None:
+            return [None] * len(features)
+        asked = [index for index in (target, against) if index is not None]
+        indices = [torch.full((len(features),), index, device=features.device) for index in asked]
+        found = votes(self.head, features, weights, *indices)
+        labels = tuple(self.classes[index] for index in asked)
+        each = zip(found.cells.float().cpu().numpy(), found.offset.tolist(), found.logit.tolist(), strict=True)
+        return [Votes(target, against, labels, cells, offset, logit, found.method) for cells, offset, logit in each]
 
     def _prediction(self, index: int, probability: float) -> Prediction:
         return Prediction(index, self.classes[index], min(probability, 1.0))

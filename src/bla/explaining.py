@@ -31,12 +31,13 @@ def explain_files(
     run: str | Path,
     size: int | None = None,
     target: int | str | None = None,
+    against: int | str | None = None,
     out: Path | None = None,
     device: str = "auto",
 ) -> Iterator[Explanation | Unexplained]:
     """Explain photos in order; with ``out``, write ``NAME.png`` (the panel) and ``NAME.json`` for each.
 
-    A photo that ``out`` already explains, by the same explainer at the same size and target and since the photo last
+    A photo that ``out`` already explains, by the same explainer asked the same and since the photo last
     changed, is read from there. A photo that cannot be read yields an :class:`Unexplained`, and the others are done.
 
     Raises
@@ -51,11 +52,12 @@ def explain_files(
     if out is not None:
         if out.exists() and not out.is_dir():
             raise ExplanationError(f"expected a folder for the pictures, got the file {out}: choose another name")
-        signature = _signature(classifier, size, target)
+        signature = _signature(classifier, size, target, against)
         names = output_names(photos, out)
         _check_ours(photos, names, out)
         kept = _kept(names, out, signature)
-    fresh = classifier.explain_each([photo for photo in photos if photo not in kept], size=size, target=target)
+    others = [photo for photo in photos if photo not in kept]
+    fresh = classifier.explain_each(others, size=size, target=target, against=against)
     for photo in photos:
         result = kept.get(photo) or next(fresh)
         if out is not None and isinstance(result, Explanation) and photo not in kept:
@@ -103,7 +105,9 @@ def _explained(out: Path | None, name: str) -> str | None:
         return None
 
 
-def _signature(classifier: ExplainableClassifier, size: int | None, target: int | str | None) -> str:
+def _signature(
+    classifier: ExplainableClassifier, size: int | None, target: int | str | None, against: int | str | None
+) -> str:
     parts = [
         weights_digest(classifier),
         classifier.name,
@@ -112,6 +116,7 @@ def _signature(classifier: ExplainableClassifier, size: int | None, target: int 
         classifier.transform.to_dict(),
         size,
         target,
+        against,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

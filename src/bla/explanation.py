@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,52 @@ class Prediction:
     probability: float
 
 
+VoteMethod = Literal["exact", "integrated gradients", "left out one by one"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Votes:
+    """What each selected cell says for a class, or for it rather than another: :mod:`bla.votes` says how it is found.
+
+    Attributes
+    ----------
+    target, against: the classes' indices; ``against`` is None where one was asked about by itself.
+    labels: their names, one or two.
+    cells: ``(H, W)``, zero where nothing is selected.
+    offset, logit: what is said without any cell, and in all; of exact votes ``offset + cells.sum() == logit``.
+    method: ``exact``, where the head is linear; ``integrated gradients`` or ``left out one by one`` where it is not.
+    """
+
+    target: int
+    against: int | None
+    labels: tuple[str, ...]
+    cells: FloatMap
+    offset: float
+    logit: float
+    method: VoteMethod
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        shape = np.shape(self.cells)
+        object.__setattr__(self, "cells", _read_only_map("votes", self.cells, np.float32, (shape[0], shape[-1])))
+        if self.method not in get_args(VoteMethod):
+            raise ExplanationError(f"expected votes found in one of {get_args(VoteMethod)}, got {self.method!r}")
+        if len(self.labels) != 1 + (self.against is not None):
+            raise ExplanationError(f"expected a label for each class asked about, got {self.labels}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {
+            "target": self.target,
+            "against": self.against,
+            "labels": list(self.labels),
+            "cells": _rows(self.cells),
+            "offset": self.offset,
+            "logit": self.logit,
+            "method": self.method,
+        }
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """A prediction with the subset of the feature map that it was made from.
@@ -48,6 +94,7 @@ class Explanation:
     soft: ``(H, W)`` relaxed weights, or None where a method has none.
     selected: ``(H, W)`` booleans: the explanation; ``size`` counts them.
     region: ``(left, top, right, bottom)`` in pixels of the upright photo: the part that the grid covers.
+    votes: what each selected cell says for a class that was asked about; None where none was.
 
     Raises
     ------
@@ -79,6 +126,7 @@ class Explanation:
     model: str = ""
     setup: str = ""
     schema_version: int = SCHEMA_VERSION
+    votes: Votes | None = None
 
     def __post_init__(self) -> None:
         grid = (int(self.grid[0]), int(self.grid[1]))
@@ -90,6 +138,8 @@ class Explanation:
             if value is not None:
                 object.__setattr__(self, name, _read_only_map(name, value, np.float32, grid))
         object.__setattr__(self, "selected", _read_only_map("selected", self.selected, np.bool_, grid))
+        if self.votes is not None and self.votes.cells.shape != grid:
+            raise ExplanationError(f"expected votes on the grid {grid}, got {self.votes.cells.shape}")
         if not self.selected.any():
             raise ExplanationError("expected at least one selected cell, got none")
         if self.schema_version != SCHEMA_VERSION:
@@ -132,6 +182,7 @@ class Explanation:
             "region": list(self.region),
             "model": self.model,
             "setup": self.setup,
+            **({} if self.votes is None else {"votes": self.votes.to_dict()}),
         }
 
     @classmethod
@@ -144,6 +195,7 @@ class Explanation:
             Naming the keys that are missing or unknown, or what contradicts itself.
         """
         keys = {field.name for field in dataclasses.fields(cls)} | {"size"}
+        record = {"votes": None, **record}  # which those have that were asked about a class
         if set(record) != keys:
             missing, unknown = sorted(keys - set(record)), sorted(set(record) - keys)
             raise ExplanationError(f"expected an explanation's keys; missing {missing}, unknown {unknown}")
@@ -152,6 +204,7 @@ class Explanation:
         try:
             values["prediction"] = Prediction(**values["prediction"])
             values["top"] = tuple(Prediction(**guess) for guess in values["top"])
+            values["votes"] = None if values["votes"] is None else Votes(**values["votes"])
             explanation = cls(**values)
         except ExplanationError:
             raise

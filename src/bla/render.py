@@ -29,6 +29,7 @@ _DIMMED, _PALE = (np.rint(np.arange(256) * 0.4 + lift).astype(np.uint8) for lift
 _DARK, _LIGHT = (16,) * 3, (255,) * 3  # the outline's strokes: on any photo one of them stands out
 
 _TITLES = ("input", "scores", "selected cells", "overlay")
+_FOR, _AGAINST = (0, 90, 181), (220, 100, 10)  # told apart by any eye
 _BOUND = "at the bound"
 _UNSEEN = "not seen by the model"
 _SMALLEST_PANEL = 160  # pixels; below it the labels would outgrow the pictures
@@ -37,9 +38,11 @@ _SMALLEST_PANEL = 160  # pixels; below it the labels would outgrow the pictures
 def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) -> Image.Image:
     """The paper's panel: input, bounded scores, selected cells and overlay, under a header with the result.
 
-    Scores are drawn cell by cell, unsmoothed, on a linear scale from the lowest to 0, and dots mark the cells at
-    the bound. The photo shines through faintly, without shifting the mean colour of a cell from the one on the
-    colour bar. What lies outside of ``explanation.region`` is hatched and labelled as not seen by the model.
+    Scores are drawn cell by cell, unsmoothed, on a linear scale from the lowest to 0, and dots mark the cells at the
+    bound. Where a class was asked about, the last picture tints each selected cell by its vote, blue for the class
+    and orange against it, the stronger the larger the vote. The photo shines through faintly, without shifting the
+    mean colour of a cell from the one on the colour bar. What lies outside of ``explanation.region`` is hatched and
+    labelled as not seen by the model.
 
     Parameters
     ----------
@@ -69,11 +72,12 @@ def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) ->
     shown = photo.convert("RGB").resize(layout.picture, Image.Resampling.BICUBIC, reducing_gap=3)
     pixels = np.asarray(shown)
     cells = _Cells.of(explanation, photo.size, layout.picture)
+    spotlit = _spotlit(shown, explanation.selected, cells)
     pictures = (
         _hatched(pixels, pixels, cells),
         _hatched(_heat(shown, explanation.scores, cells), None, cells),
         _hatched(_blanked(shown, explanation.selected, cells), None, cells),
-        _hatched(_spotlit(shown, explanation.selected, cells), pixels, cells),
+        _hatched(_voted(shown, explanation, cells) if explanation.votes else spotlit, pixels, cells),
     )
     canvas = Image.new("RGB", layout.size, _WHITE)
     draw = ImageDraw.Draw(canvas)
@@ -221,6 +225,24 @@ def _spotlit(photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
     return _shown(np.repeat(_DIMMED[grey][..., np.newaxis], 3, axis=-1), photo, selected, cells)
 
 
+def _voted(photo: Image.Image, explanation: Explanation, cells: _Cells) -> Pixels:
+    """The overlay with its selected cells in the colour of their votes; white is none, full colour the largest."""
+    assert explanation.votes is not None
+    votes = explanation.votes.cells.astype(np.float64)
+    shares = votes / max(float(np.abs(votes).max()), 1e-12)
+    grey = np.asarray(photo.convert("L"), np.float64)
+    tinted = np.zeros((*grey.shape, 3), np.uint8)
+    for row, column in np.argwhere(explanation.selected):
+        box = cells.box(row, column)
+        share = shares[row, column]
+        colour = 255 + abs(share) * (np.array(_FOR if share > 0 else _AGAINST) - 255.0)
+        if grey[box].size:
+            relief = 0.4 * (grey[box] - grey[box].mean())
+            tinted[box] = np.clip(np.rint(colour + relief[..., np.newaxis]), 0, 255)
+    dimmed = np.repeat(_DIMMED[np.asarray(photo.convert("L"))][..., np.newaxis], 3, axis=-1)
+    return _shown(dimmed, Image.fromarray(tinted), explanation.selected, cells)
+
+
 def _shown(picture: Pixels, photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
     """``picture`` with the photo in the selected cells and an outline along the inside of their boundary."""
     source, around, shown = np.asarray(photo), np.pad(selected, 1), np.argwhere(selected)
@@ -324,11 +346,17 @@ def _layout(photo: tuple[int, int], explanation: Explanation, height: int) -> _L
     noted = indent + _length(_UNSEEN, small) if unseen else 0
     column = max(picture[0], scored, barred, noted, *(_length(title, medium) for title in _TITLES))
     last = column if columns == 2 else max(picture[0], _length(_TITLES[-1], medium))
+    titles, counted = _TITLES, ""
+    if (votes := explanation.votes) is not None:
+        names = [_legible(label, "?") for label in votes.labels]
+        titles = (*_TITLES[:3], _shorten("for " + ", not ".join(names), medium, last))
+        largest = float(np.abs(votes.cells).max())
+        counted = _shorten(f"blue for, orange against, at most {largest:.2g}", small, last)
     corners = [(margin + i % columns * (column + gap), head + above + i // columns * pitch) for i in range(4)]
     size = corners[-1][0] + last + margin, corners[-1][1] + picture[1] + below + margin
 
     texts = _header(explanation, margin, size[0] - 2 * margin, baselines, (large, medium, small))
-    texts += [_Text(x, y - lift, title, medium, _INK) for (x, y), title in zip(corners, _TITLES, strict=True)]
+    texts += [_Text(x, y - lift, title, medium, _INK) for (x, y), title in zip(corners, titles, strict=True)]
     keys = []
 
     def note(x: int, y: int, words: str, key: Pixels | None = None) -> None:
@@ -336,6 +364,8 @@ def _layout(photo: tuple[int, int], explanation: Explanation, height: int) -> _L
             keys.append((Image.fromarray(key), (x, y - swatch)))
         texts.append(_Text(x if key is None else x + indent, y, words, small, _QUIET))
 
+    if counted:
+        note(corners[3][0], corners[3][1] + drop, counted)
     if unseen:
         hatch = _hatch(np.full((swatch, swatch, 3), 255, np.uint8), period=max(4, swatch // 3))
         note(corners[0][0], corners[0][1] + drop, _UNSEEN, hatch)

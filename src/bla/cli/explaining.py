@@ -21,6 +21,7 @@ def explain(
     run: str = "tf_efficientnet_lite0",
     size: int | None = None,
     target: str | None = None,
+    against: str | None = None,
     out: Path | None = None,
     device: Device = "auto",
     json_: Annotated[Json, Parameter(name="--json", help="Print a JSON object a line, one an image.")] = False,
@@ -38,7 +39,10 @@ def explain(
     size
         Select exactly so many cells. By default the explainer chooses, photo by photo.
     target
-        Ask a class-aware explainer about this class, by name or index. By default about what it predicts.
+        Say what each selected cell speaks for this class, by name or index; a class-aware explainer selects its cells
+        for it, by default for what it predicts.
+    against
+        With a target: what speaks for it rather than for this class.
     out
         Where to write. By default "why"; with --json nothing is written unless this is given.
     """
@@ -51,8 +55,8 @@ def explain(
     folder = out if out is not None or json_ else Path("why")
     failed = 0
     with shown_progress() as report:
-        asked = int(target) if target is not None and target.isdecimal() else target
-        results = explain_files(paths, run=run, size=size, target=asked, out=folder, device=device)
+        asked, other = (int(name) if name is not None and name.isdecimal() else name for name in (target, against))
+        results = explain_files(paths, run=run, size=size, target=asked, against=other, out=folder, device=device)
         for index, result in enumerate(results, start=1):
             if json_:
                 print(json.dumps(result.to_dict()), flush=True)
@@ -70,4 +74,8 @@ def explain(
 def _one_line(explanation: Explanation) -> str:
     best = explanation.prediction
     cells = explanation.selected.size
-    return f"{explanation.image}: {best.label} {best.probability:.1%}, {explanation.size} of {cells} cells"
+    line = f"{explanation.image}: {best.label} {best.probability:.1%}, {explanation.size} of {cells} cells"
+    if (votes := explanation.votes) is None:
+        return line
+    said = f"logit {votes.logit:+.2f}, {int((votes.cells > 0).sum())} of {explanation.size} cells for it"
+    return f"{line}; {' rather than '.join(votes.labels)}: {said}"
