@@ -1,6 +1,6 @@
-"""Which classifiers can be wrapped: the smallest model of every timm family, and every torchvision classifier.
+"""Which classifiers can be wrapped: two models of every timm family, and every torchvision classifier.
 
-    python benchmarks/models.py --out FOLDER [--families vit resnet ...] [--largest 200] > docs/models.md
+    python benchmarks/models.py --out FOLDER [--families vit resnet ...] [--largest 450] > docs/models.md
 
 At random weights, and with no other argument than the model. Interrupted, run it again: it goes on.
 """
@@ -44,8 +44,11 @@ late, the head repeats the blocks before it.
 """
 
 
-def smallest(family: str) -> tuple[str | None, int]:
-    """A family's model with the fewest parameters, and how many those are."""
+def smallest(family: str) -> list[tuple[str, int]]:
+    """A family's model with the fewest parameters, the one with the fewest of another kind, and how many those are.
+
+    A kind is the name up to the first underscore; where there is but one, the second is the next by size.
+    """
     sizes = {}
     for name in timm.list_models(module=family):
         try:
@@ -53,14 +56,15 @@ def smallest(family: str) -> tuple[str | None, int]:
                 sizes[name] = sum(parameter.numel() for parameter in timm.create_model(name).parameters())
         except Exception:  # some read tensors while they are built: they are left out here
             continue
-    return (min(sizes, key=lambda name: (sizes[name], name)), min(sizes.values())) if sizes else (None, 0)
+    ordered = sorted(sizes, key=lambda name: (sizes[name], name))
+    others = [name for name in ordered if name.split("_")[0] != ordered[0].split("_")[0]] or ordered[1:]
+    return [(name, sizes[name]) for name in (*ordered[:1], *others[:1])]
 
 
 def candidates(families: list[str]) -> Iterator[tuple[str, str, int, Callable[[], nn.Module]]]:
     """Library, name, parameters and maker, one after the other."""
     for family in families or timm.list_modules():
-        name, size = smallest(family)
-        if name is not None:
+        for name, size in smallest(family):
             yield f"timm {family}", name, size, functools.partial(timm.create_model, name)
     if not families:
         for name in torchvision.models.list_models(module=torchvision.models):
@@ -150,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a folder for a file a model")
     parser.add_argument("--families", nargs="*", default=[], help="timm modules; by default all, and torchvision")
-    parser.add_argument("--largest", type=float, default=200, help="millions of parameters of timm's to be tried")
+    parser.add_argument("--largest", type=float, default=450, help="millions of parameters of timm's to be tried")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")  # of the libraries, about models of theirs
@@ -185,7 +189,7 @@ def page(rows: list[tuple[str, str, int, dict[str, Any]]], left_out: list[str], 
             "# Models",
             "",
             f"`python benchmarks/models.py --out runs/models > docs/models.md`, with {versions}: the smallest model of",
-            "every timm family, and every torchvision classifier, at random weights.",
+            "every timm family and of another kind in it, and every torchvision classifier, at random weights.",
             "",
             *WORDS.splitlines(),
             "",

@@ -730,3 +730,14 @@ def test_real_birds_end_to_end(shared_data: Path, tmp_path: Path) -> None:
     for explanation in explanations:
         assert explanation.prediction.label in result.record["classes"]
         assert 1 <= explanation.size <= 49
+
+
+def test_a_larger_input_has_finer_cells_and_a_share_of_them_is_selected(data: Path, tmp_path: Path) -> None:
+    settings = Settings(epochs=3, head_epochs=12, batch_size=8, learning_rate=0.005, mean_size=0.25)
+    run = train(data, tmp_path / "run", settings, model=Tiny(), image_size=64, device="cpu", cache=tmp_path)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["transform"]["size"] == [64, 64]
+    assert run.record["metrics"]["size"]["cells"] == 64
+    assert abs(run.record["mean_size"]["set"] - 16) < 0.5
+    loaded = load(tmp_path / "run", model=Tiny())
+    assert loaded.transform.size == (64, 64)
+    assert loaded.explain(photo(0, 0))[0].grid == (8, 8)

@@ -36,7 +36,7 @@ from small import MAP_CHANNELS as CHANNELS
         ({"head": "own"}, "expected setup bla-ph or l2x-f with head='own', got 'bla'"),
         ({"head": "own", "setup": "bla-t"}, "expected setup bla-ph or l2x-f with head='own', got 'bla-t'"),
         ({"final_temperature": 0.0}, r"expected final_temperature above 0, got 0\.0"),
-        ({"mean_size": 0.5}, r"expected mean_size of at least 1 cell, got 0\.5"),
+        ({"mean_size": 0.0}, r"expected mean_size above 0, got 0\.0"),
         ({"straight_through": 1.5}, r"expected straight_through, a share of the loss, in \[0, 1\], got 1\.5"),
         ({"dial": -0.1}, r"expected dial, a share of the batches, in \[0, 1\], got -0\.1"),
         ({"setup": "l2x-f", "mean_size": 8}, "expected no mean_size with setup l2x-f, which bounds nothing"),

@@ -25,7 +25,7 @@ from bla import processes
 from bla.attention import BoundedLogitAttention
 from bla.backbones import LITE0, load_backbone
 from bla.cache import FeatureCache, Progress, cached_features, silent, weights_digest
-from bla.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
+from bla.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable, transform_of
 from bla.data import ImageSet, Splits, stratified_split
 from bla.datasets import named, photo_splits, read_images
 from bla.explanation import write_atomically
@@ -64,6 +64,7 @@ def train(
     model: str | nn.Module = LITE0,
     weights: str | Path | None = None,
     mode: Literal["squash", "crop"] = "squash",
+    image_size: int | None = None,
     device: str = "auto",
     data_root: Path | None = None,
     cache: Path | None = None,
@@ -81,6 +82,7 @@ def train(
     data: a folder, the name of a data set, or splits, as :func:`bla.datasets.read_images` takes them.
     model: a name as :func:`bla.backbones.load_backbone` takes it, or a classifier.
     mode: whether the model sees the whole photo squashed, or the classifier's own resize and crop.
+    image_size: pixels a side of the model's input, in place of its own: a larger one has more and finer cells.
     data_root: where data sets by name are kept, by default :func:`bla.datasets.default_data_root`.
     cache: where features are kept, by default :func:`bla.cache.default_root`.
     report: called with progress; by default remarks go to standard error. :func:`bla.cache.silent` shows none.
@@ -96,7 +98,8 @@ def train(
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
     splits, source = read_images(data, seed=settings.seed, data_root=data_root, cache=cache, report=report)
-    wrapped = _wrapped(model, weights, mode, device, len(splits.train.classes) if settings.head == "new" else None)
+    new_classes = len(splits.train.classes) if settings.head == "new" else None
+    wrapped = _wrapped(model, weights, mode=mode, image_size=image_size, device=device, new_classes=new_classes)
     if settings.trunk_rate is not None:
         wrapped.name += ", end to end"  # what explains is not what was loaded
     origin = _origin(model, weights)
@@ -391,7 +394,9 @@ def _train(
 def _wrapped(
     model: str | nn.Module,
     weights: str | Path | None,
+    *,
     mode: Literal["squash", "crop"],
+    image_size: int | None,
     device: str,
     new_classes: int | None,
 ) -> ExplainableClassifier:
@@ -399,9 +404,11 @@ def _wrapped(
     place = pick_device(device)
     name = model if isinstance(model, str) else None
     built = load_backbone(model, weights) if isinstance(model, str) else model
-    wrapped = explainable(built, name=name, head=None if new_classes is None else max(1, new_classes))
-    wrapped.transform = dataclasses.replace(wrapped.transform, mode=mode)
-    return wrapped.to(place)
+    transform = dataclasses.replace(transform_of(built), mode=mode)
+    if image_size is not None:
+        transform = dataclasses.replace(transform, size=(image_size, image_size))
+    head = None if new_classes is None else max(1, new_classes)
+    return explainable(built, name=name, head=head, transform=transform).to(place)
 
 
 def _origin(model: str | nn.Module, weights: str | Path | None) -> dict[str, Any]:

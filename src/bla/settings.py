@@ -49,9 +49,9 @@ class Settings:
         :class:`bla.attention.ClassAwareAttention`.
     straight_through: share of the loss that is taken from the hard selection, with the soft one's gradient.
     final_temperature: the temperature goes from ``temperature`` to this one, by the same factor every step.
-    mean_size: how many cells to select on average. The bound follows the scores through the training, so that this
-        is met; at the end of every epoch it is set to meet it exactly on the images held out, where some are, else
-        on the training images.
+    mean_size: how many cells to select on average, or, below 1, which share of a map's cells. The bound follows
+        the scores through the training, so that this is met; at the end of every epoch it is set to meet it
+        exactly on the images held out, where some are, else on the training images.
     dial: share of the batches that are trained at a size drawn anew, from 1 to half of the cells, by moving the
         bound there. One module then serves every size.
     size, variant: of :class:`bla.attention.L2XAttention`.
@@ -115,7 +115,7 @@ class Settings:
                 "final_temperature above 0",
                 self.final_temperature,
             ),
-            (self.mean_size is None or self.mean_size >= 1, "mean_size of at least 1 cell", self.mean_size),
+            (self.mean_size is None or self.mean_size > 0, "mean_size above 0", self.mean_size),
             (
                 0 <= self.straight_through <= 1,
                 "straight_through, a share of the loss, in [0, 1]",

@@ -317,10 +317,17 @@ class _Session:
 
     def _follow_size(self, unbounded: Tensor) -> None:
         """Move the bound a little towards where this batch's own mean size would be the one asked for."""
-        attention, size = self.networks.attention, self.settings.mean_size
+        attention, scores = self.networks.attention, -unbounded.flatten(1)
         assert isinstance(attention, BoundedLogitAttention)
+        attention.move_bound(_FOLLOWING * bound_of_mean_size(scores, self._mean_size(scores.shape[1]))[0])
+
+    def _mean_size(self, cells: int) -> float:
+        """How many of so many cells are to be selected on average."""
+        size = self.settings.mean_size
         assert size is not None
-        attention.move_bound(_FOLLOWING * bound_of_mean_size(-unbounded.flatten(1), size)[0])
+        if size > cells:
+            raise TrainingError(f"expected a mean_size of at most {cells}, the cells of a map, got {size}")
+        return size if size >= 1 else max(1.0, size * cells)
 
     def _judged_unseen(self) -> bool:
         """Whether the bound is set by judges of its own: where the judge was trained on the images it is set on."""
@@ -364,12 +371,9 @@ class _Session:
         return torch.cat([part for parts in processes.everyones(scores) for part in parts])
 
     def _set_bound(self, scores: Tensor) -> float:
-        attention, size = self.networks.attention, self.settings.mean_size
+        attention = self.networks.attention
         assert isinstance(attention, BoundedLogitAttention)
-        assert size is not None
-        if size > scores.shape[1]:
-            raise TrainingError(f"expected a mean_size of at most {scores.shape[1]}, the cells of a map, got {size}")
-        score, reached = bound_of_mean_size(scores, size)
+        score, reached = bound_of_mean_size(scores, self._mean_size(scores.shape[1]))
         attention.move_bound(score)
         return reached
 

@@ -45,6 +45,7 @@ def train(
     validation: float = 0.0,
     patience: int | None = None,
     crop: Annotated[bool, Parameter(negative=())] = False,
+    image_size: int | None = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     cache: CacheFolder = None,
@@ -103,7 +104,7 @@ def train(
     final_temperature
         Go from the temperature to this one while training.
     mean_size
-        Select so many cells on average.
+        Select so many cells on average; below 1, such a share of the cells.
     dial
         Share of the batches to train at sizes drawn anew, so that explain --size is trained for.
     size
@@ -122,6 +123,8 @@ def train(
         End a stage after so many epochs without a smaller validation loss, and keep the best.
     crop
         Show the model its own resize and centre crop, in place of the whole photo squashed.
+    image_size
+        Pixels a side of the model's input, 448 say: more and finer cells. By default the model's own.
     """
     from bla import processes, run
     from bla.progress import shown_progress
@@ -170,6 +173,7 @@ def train(
             model=model,
             weights=weights,
             mode=mode,
+            image_size=image_size,
             device=device,
             data_root=data_root,
             cache=cache,
