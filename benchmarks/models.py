@@ -41,6 +41,11 @@ logits are the same. *With a new head*: by `bla.explainable(model, head=K)` or `
 Channels: what the score reads of a cell; of a class token's cells the head reads the first half. Cost: the wrapped
 classifier's time over the classifier's, one image on one busy core, so good to a fifth; where a class token joins
 late, the head repeats the blocks before it.
+
+Image classifiers of Hugging Face transformers (extra `transformers`) are wrapped in the same line, with
+`transform=processor`: at random weights ResNet, RegNet, ConvNeXt, ConvNeXt V2, MobileNet V1 and V2, PoolFormer, PVT v2,
+SegFormer, FocalNet, Swin, Swin V2, ViT, DeiT and BEiT are; DINOv2 (its head reads the mean of all patches beside the
+class token), MobileViT and LeViT are refused.
 """
 
 
