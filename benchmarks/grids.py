@@ -1,6 +1,6 @@
 """Finer explanations: localisation and accuracy against the size of the input, and so of the grid.
 
-    python benchmarks/grids.py ../shared/data/CUB_200_2011 --out FOLDER [--sizes 224 320 448] [--seeds 0 1 2 3 4]
+    python benchmarks/grids.py CUB_200_2011 --out FOLDER [--sizes 224 320 448] [--seeds 0 1 2 3 4]
 
 Caltech-UCSD Birds in its own layout, the official split, whole photos, tf_efficientnet_lite0 frozen, a linear head.
 At each size an explainer is trained on the training photos alone, every setting that counts cells scaled with their

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,6 +113,8 @@ def test_every_attention_says_what_the_module_says(attention: Any, tmp_path: Pat
                 assert left == right | {"probability": pytest.approx(right["probability"], abs=1e-5)}
             one.pop("prediction")
             other.pop("prediction")
+            assert ("votes" in other) == ("target" in arguments)
+            other.pop("votes", None)  # a graph says what is selected, not what each cell says for the class
             assert one == other
     if not engine.card.sizes:
         with pytest.raises(EngineError, match="its size is fixed"):
@@ -153,6 +156,29 @@ def test_the_dial_is_that_of_the_operators(values: list[float], size: int, gate:
     assert torch.equal(scores, expected)
     assert torch.equal(soft, operators.bounded_soft(expected, temperature=0.3, gate=gate))
     assert torch.allclose(hard, operators.top_hard(logits, size) * (size if gate else 1))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vgg11"])
+def test_heads_that_read_maps(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"img_size": 64, "depth": 1} if name.startswith("vit") else {"mlp_ratio": 0.01}
+    classifier = bla.explainable(
+        timm.create_model(name, num_classes=5, **small), transform=Transform((64, 64), HALF, HALF)
+    )
+    classifier.attention.calibrate(classifier.trunk(torch.randn(4, 3, 64, 64)))  # type: ignore[operator]
+    classifier.fitted = True
+    engine = Engine(export(classifier, tmp_path / "graph.onnx").path)  # checked there, batches of several sizes
+    batch, grid = photos(3, width=64), engine.card.grid
+    masks = (torch.rand(3, 2, *grid) < 0.5).float()
+    masks[:, :, 0, 0] = 1
+    got = engine.run(batch, masks=masks.numpy() > 0)
+    with torch.no_grad():
+        features = classifier.trunk(classifier.pixels(batch))
+        for index in range(2):
+            weights = masks[:, index] / masks[:, index].sum(dim=(1, 2), keepdim=True)
+            expected = classifier.classify(features, weights)
+            assert got.answers is not None
+            np.testing.assert_allclose(got.answers[:, index], expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["squash", "crop"])

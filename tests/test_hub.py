@@ -149,6 +149,15 @@ def arguments(attention: Any) -> dict[str, Any]:
     return found | {name: getattr(attention, name) for name in names if hasattr(attention, name)}
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_vit_relpos"])  # a class token, and tokens that are averaged
+def test_a_classifier_of_tokens_is_shared_whole(name: str, tmp_path: Path) -> None:
+    wrapped = explainable(load_backbone(name, "random"))
+    wrapped.fitted = True
+    shared = save_pretrained(wrapped, tmp_path / "shared", model=name, with_classifier=True)
+    assert set(load_file(shared / CLASSIFIER)) == set(load_backbone(name, "random").state_dict())
+    assert same(from_pretrained(shared), wrapped)
+
+
 def test_a_traced_classifier_is_shared_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mynet.py").write_text(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bla.attention import BoundedLogitAttention, ClassAwareAttention
 from bla.backbones import load_backbone
 from bla.cache import weights_digest
-from bla.classifier import ExplainableClassifier, TimmTrunk, explainable
+from bla.classifier import ExplainableClassifier, explainable
 from bla.explanation import write_atomically
 from bla.photo import Transform
 from bla.run import SCHEMA_VERSION, load, read_record, run_folder, versions
@@ -336,8 +336,9 @@ def _settings_of(classifier: ExplainableClassifier) -> Settings:
 def _own_weights(classifier: ExplainableClassifier) -> dict[str, Tensor]:
     """The state of the classifier as it was before it was split: a timm trunk and its head are one module."""
     trunk, head = classifier.trunk, classifier.head
-    if isinstance(trunk, TimmTrunk):
-        return trunk.model.state_dict()
+    whole = getattr(getattr(trunk, "tokens", trunk), "model", None)
+    if isinstance(whole, nn.Module):
+        return whole.state_dict()
     graphs = [getattr(part, "graph", None) for part in (trunk, head)]
     return {key: value for part in graphs if isinstance(part, nn.Module) for key, value in part.state_dict().items()}
 

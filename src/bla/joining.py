@@ -43,7 +43,7 @@ class _Watching(TorchFunctionMode):
             parts = _joined(func, args, kwargs or {})
             if parts is not None and self.fits(parts):
                 self.patches, self.joined, self.last = parts[-1], result, result
-        elif isinstance(result, Tensor) and result.shape == self.joined.shape:
+        elif isinstance(result, Tensor) and result.ndim == 3 and result.shape[1:] == self.joined.shape[1:]:
             self.last = result
         return result
 
@@ -95,7 +95,7 @@ class _Replacing(TorchFunctionMode):
         """The first to be joined, and whenever they are joined again, as by each block of CaiT."""
         if self.replaced is not None:
             return parts[-1] is self.replaced
-        return parts[-1].shape == self.patches.shape and _length(parts[:-1]) == self.prefix
+        return parts[-1].shape[1:] == self.patches.shape[1:] and _length(parts[:-1]) == self.prefix
 
     def _bias_of(self, keys: int, dimensions: int) -> Tensor | None:
         """The bias for so many keys, of so many dimensions with the images first; None where they are no tokens."""
@@ -104,7 +104,7 @@ class _Replacing(TorchFunctionMode):
         if keys not in (whole, whole - self.prefix):
             return None
         bias = self.bias[:, whole - keys :]
-        return bias.reshape(len(bias), *(1,) * (dimensions - 2), keys)
+        return bias.reshape(bias.shape[0], *(1,) * (dimensions - 2), keys)
 
 
 class JoinedTrunk(nn.Module):
@@ -128,7 +128,7 @@ class JoinedTrunk(nn.Module):
             self.model(pixels)
         assert seen.patches is not None
         tokens = torch.cat([seen.patches, seen.last[:, -seen.patches.shape[1] :]], dim=2)
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
 
 
 class JoinedHead(MapHead):

@@ -35,7 +35,7 @@ class TokenTrunk(nn.Module):
         tokens: Tensor = self.tokens(pixels)
         tokens = (tokens.mT if self.transposed else tokens)[:, self.prefix :]
         height, width = token_grid(tokens.shape[1], (pixels.shape[2], pixels.shape[3]))
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
 
 
 class TracedTrunk(nn.Module):
