@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,13 @@ import numpy as np
 import torch
 
 from bla import cache as caches
+from bla.comparing.subjects import find_subjects
+from bla.data import Splits
 from bla.datasets import read_images
-from bla.evaluation.localisation import localise
-from bla.photo import open_photo
+from bla.evaluation import localise, top_cells
 from bla.run import Run, train
 from bla.settings import Settings
+from paper import interval
 
 AREAS = (4, 8, 12)
 """Forty-ninths of the photo."""
@@ -38,40 +39,32 @@ SETUPS: dict[str, dict[str, Any]] = {
 
 
 @torch.inference_mode()
-def measured(run: Run, images: Any, folder: Path) -> dict[str, float]:
+def measured(run: Run, splits: Splits, cache: Path) -> dict[str, float]:
     """Accuracy of the run's metrics, and where on the test photos its cells lie."""
-    classifier = run.classifier
-    features = caches.cached_features(classifier, images, root=folder)
-    selections = [classifier.attention(features.batch(rows)) for rows in _batches(len(images))]
+    photos, _, _ = find_subjects(run, splits, limit=None, seed=0, cache=cache, report=caches.silent)
+    covered = photos.coverage
+    assert covered is not None
+    parts = np.array_split(np.arange(len(photos)), -(-len(photos) // 64))
+    selections = [run.classifier.attention(photos.features(rows)) for rows in parts]
     unbounded, hard = (torch.cat([part[index] for part in selections]) for index in (0, 3))
-    grid = (hard.shape[1], hard.shape[2])
-    coverage = []
-    for index in range(len(images)):
-        with open_photo(images.path(index)) as photo:
-            coverage.append(images.coverage(index, classifier.transform.region(photo.size), grid))
-    covered = torch.from_numpy(np.stack(coverage))
+    cells = hard[0].numel()
     own = localise(unbounded, hard > 0, covered)
     metrics = run.record["metrics"]
     found = {
         "baseline": metrics["baseline"]["top1"],
         "hard": metrics["hard"]["top1"],
-        "share": metrics["size"]["mean"] / math.prod(grid),
+        "share": metrics["size"]["mean"] / cells,
         "on the bird": float(own["on_object"].mean()),
         "pointing": float(own["pointing"].mean()),
     }
-    ranks = (-unbounded.flatten(1)).argsort(dim=1, stable=True).argsort(dim=1).reshape(unbounded.shape)
     for area in AREAS:
-        best = ranks < round(area / 49 * math.prod(grid))
+        best = top_cells(unbounded, round(area / 49 * cells))
         found[f"on the bird, {area}/49"] = float(localise(unbounded, best, covered)["on_object"].mean())
     return found
 
 
-def _batches(count: int) -> list[np.ndarray]:  # type: ignore[type-arg]
-    return np.array_split(np.arange(count), -(-count // 64))
-
-
 def table(rows: dict[tuple[str, int], list[dict[str, float]]]) -> str:
-    """Markdown: mean and standard deviation over seeds."""
+    """Markdown: mean and 95% interval over seeds (Student's t)."""
     names = list(next(iter(rows.values()))[0])
     lines = [
         f"| explainer | input | grid | {' | '.join(names)} |",
@@ -80,8 +73,8 @@ def table(rows: dict[tuple[str, int], list[dict[str, float]]]) -> str:
     for (setup, size), found in rows.items():
         cells = []
         for name in names:
-            values = np.array([one[name] for one in found])
-            cells.append(f"{values.mean():.3f} ± {values.std(ddof=1) if len(values) > 1 else 0:.3f}")
+            mean, half = interval([one[name] for one in found])
+            cells.append(f"{mean:.3f} ± {half:.3f}")
         lines.append(f"| {setup} | {size} | {size // 32}x{size // 32} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -111,7 +104,7 @@ def main() -> None:
                         cache=arguments.out / "features",
                         report=caches.silent,
                     )
-                    file.write_text(json.dumps(measured(run, splits.test, arguments.out / "features")))
+                    file.write_text(json.dumps(measured(run, splits, arguments.out / "features")))
                 rows.setdefault((setup, size), []).append(json.loads(file.read_text()))
     print(table(rows))
 

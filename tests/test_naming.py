@@ -57,6 +57,10 @@ def test_named_parts_make_the_classifier(parts: Any) -> None:
         torch.testing.assert_close(wrapped.classify(wrapped.trunk(pixels), torch.full((3, 4, 4), 1 / 16)), logits)
 
 
+def silent(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    raise NotImplementedError  # with nothing to say
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
@@ -69,6 +73,7 @@ def test_named_parts_make_the_classifier(parts: Any) -> None:
             ("body", "body"),
             r"head: expected a part that takes pooled features \(2, 4\), the mean over the trunk's cells",
         ),
+        ((silent, "fc"), "trunk: expected a part that takes pixels .* got NotImplementedError"),
         ((lambda *_: 3, "fc"), "trunk: expected a part that gives a tensor, got int"),
         ((lambda model, pixels: pixels.mean(), "fc"), "trunk: expected a feature map"),
         (("body", lambda model, pooled: pooled.sum()), r"head: expected logits \(batch, classes\), got shape \(\)"),

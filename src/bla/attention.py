@@ -359,6 +359,11 @@ class MapHead(nn.Module):
     """
 
 
+def zeroed(features: Tensor, keep: Tensor | None) -> Tensor:
+    """Each cell of features (B, C, H, W) times what is kept of it (B, H, W)."""
+    return features if keep is None else features * keep[:, None].to(features.dtype)
+
+
 def read(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
     """Logits (B, K) that a head gives for features (B, C, H, W) under weights (B, H, W).
 

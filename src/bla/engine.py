@@ -143,7 +143,7 @@ class Engine:
         try:
             self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no class of their own
-            reason = str(error).splitlines()[0][:200]
+            reason = str(error).partition("\n")[0][:200]
             raise EngineError(f"expected an ONNX file that `bla export` wrote, got {self.path}: {reason}") from error
         text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
         if text is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bla.tracing import TokenTrunk, TracingError
+from bla.tracing import TokenTrunk, TracingError, said
 
 Part = str | Callable[[nn.Module, Tensor], Any]
 """A submodule's name, or a callable of the classifier and a tensor."""
@@ -82,9 +82,7 @@ def _called(part: nn.Module, values: Tensor, role: str, what: str) -> Tensor:
     try:
         returned = part(values)
     except Exception as error:  # whatever code of the user's raises
-        raise TracingError(
-            f"{role}: expected a part that takes {what} got {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        raise TracingError(f"{role}: expected a part that takes {what} got {said(error)}") from error
     if not isinstance(returned, Tensor):
         raise TracingError(f"{role}: expected a part that gives a tensor, got {type(returned).__name__}")
     return returned

@@ -251,7 +251,8 @@ def _heard() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
         raise ProcessError(
             f"expected all {os.environ.get('WORLD_SIZE')} processes at work, but one has ended or does not answer; its "
-            f"own message says why. Start all of them again to go on ({str(error).splitlines()[0][:200]})"
+            f"own message says why. Start all of them again to go on ({reason})"
         ) from error

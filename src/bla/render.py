@@ -72,12 +72,12 @@ def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) ->
     shown = photo.convert("RGB").resize(layout.picture, Image.Resampling.BICUBIC, reducing_gap=3)
     pixels = np.asarray(shown)
     cells = _Cells.of(explanation, photo.size, layout.picture)
-    spotlit = _spotlit(shown, explanation.selected, cells)
+    within = shown if explanation.votes is None else _voted(shown, explanation.selected, explanation.votes.cells, cells)
     pictures = (
         _hatched(pixels, pixels, cells),
         _hatched(_heat(shown, explanation.scores, cells), None, cells),
         _hatched(_blanked(shown, explanation.selected, cells), None, cells),
-        _hatched(_voted(shown, explanation, cells) if explanation.votes else spotlit, pixels, cells),
+        _hatched(_spotlit(shown, within, explanation.selected, cells), pixels, cells),
     )
     canvas = Image.new("RGB", layout.size, _WHITE)
     draw = ImageDraw.Draw(canvas)
@@ -114,7 +114,7 @@ def overlay(photo: Image.Image, explanation: Explanation) -> Image.Image:
     """
     cells = _Cells.of(explanation, photo.size, photo.size)
     photo = photo.convert("RGB")
-    return Image.fromarray(_hatched(_spotlit(photo, explanation.selected, cells), np.asarray(photo), cells))
+    return Image.fromarray(_hatched(_spotlit(photo, photo, explanation.selected, cells), np.asarray(photo), cells))
 
 
 def cutout(photo: Image.Image, explanation: Explanation) -> Image.Image:
@@ -220,27 +220,25 @@ def _blanked(photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
     return _shown(picture, photo, selected, cells)
 
 
-def _spotlit(photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
+def _spotlit(photo: Image.Image, within: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
+    """The photo dimmed, with what is ``within`` the selected cells."""
     grey = np.asarray(photo.convert("L"))
-    return _shown(np.repeat(_DIMMED[grey][..., np.newaxis], 3, axis=-1), photo, selected, cells)
+    return _shown(np.repeat(_DIMMED[grey][..., np.newaxis], 3, axis=-1), within, selected, cells)
 
 
-def _voted(photo: Image.Image, explanation: Explanation, cells: _Cells) -> Pixels:
-    """The overlay with its selected cells in the colour of their votes; white is none, full colour the largest."""
-    assert explanation.votes is not None
-    votes = explanation.votes.cells.astype(np.float64)
-    shares = votes / max(float(np.abs(votes).max()), 1e-12)
+def _voted(photo: Image.Image, selected: BoolMap, votes: FloatMap, cells: _Cells) -> Image.Image:
+    """The photo's relief with each selected cell in the colour of its vote; white is none, full colour the largest."""
+    shares = votes.astype(np.float64) / max(float(np.abs(votes).max()), 1e-12)
     grey = np.asarray(photo.convert("L"), np.float64)
     tinted = np.zeros((*grey.shape, 3), np.uint8)
-    for row, column in np.argwhere(explanation.selected):
+    for row, column in np.argwhere(selected):
         box = cells.box(row, column)
         share = shares[row, column]
         colour = 255 + abs(share) * (np.array(_FOR if share > 0 else _AGAINST) - 255.0)
         if grey[box].size:
             relief = 0.4 * (grey[box] - grey[box].mean())
             tinted[box] = np.clip(np.rint(colour + relief[..., np.newaxis]), 0, 255)
-    dimmed = np.repeat(_DIMMED[np.asarray(photo.convert("L"))][..., np.newaxis], 3, axis=-1)
-    return _shown(dimmed, Image.fromarray(tinted), explanation.selected, cells)
+    return Image.fromarray(tinted)
 
 
 def _shown(picture: Pixels, photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:

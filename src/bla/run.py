@@ -298,7 +298,7 @@ def pick_device(name: str) -> torch.device:
             raise RuntimeError("another kind of device")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:100]
+        reason = str(error).partition("\n")[0][:100]
         raise RunError(f"expected device auto, cpu or a CUDA device that is present, got {name!r}: {reason}") from error
     return device
 

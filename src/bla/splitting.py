@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bla.attention import MapHead, kept, read
+from bla.attention import MapHead, kept, read, zeroed
 from bla.joining import split_at_join
 from bla.naming import Part, named_parts, tensor_in
 from bla.photo import Transform
@@ -98,8 +98,7 @@ class TimmMapHead(MapHead):
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, C, H, W), each cell times what is kept of it (B, H, W), to logits (B, K)."""
-        if keep is not None:
-            features = features * keep[:, None].to(features.dtype)
+        features = zeroed(features, keep)
         logits: Tensor = self.model.forward_head(features.permute(0, 2, 3, 1) if self.channels_last else features)  # type: ignore[operator]
         return logits
 

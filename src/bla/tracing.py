@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from bla.attention import MapHead
+from bla.attention import MapHead, zeroed
 
 
 class TracingError(ValueError):
@@ -75,7 +75,7 @@ class TracedMapHead(MapHead):
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, C, H, W), each cell times what is kept of it (B, H, W), to logits (B, K)."""
-        logits: Tensor = self.graph(features if keep is None else features * keep[:, None].to(features.dtype))
+        logits: Tensor = self.graph(zeroed(features, keep))
         return logits
 
 
@@ -97,6 +97,16 @@ def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
     return rows, tokens // rows
 
 
+def said(error: Exception) -> str:
+    r"""An error's class and the first line of what it says, if anything.
+
+    >>> said(ValueError("one\ntwo")), said(NotImplementedError())
+    ('ValueError: one', 'NotImplementedError: ')
+    """
+    first, _, _ = str(error).partition("\n")
+    return f"{type(error).__name__}: {first}"
+
+
 def traced(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
     """The graph by symbolic tracing, with the shapes that these pixels take in it.
 
@@ -111,7 +121,7 @@ def traced(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
     except Exception as error:
         raise TracingError(
             "expected a timm or torchvision classifier or a module that torch.fx or torch.export can trace, got "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            f"{said(error)}"
         ) from error
     return graph
 
@@ -132,10 +142,7 @@ def exported(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
             graph = program.module(check_guards=False)
             ShapeProp(graph).propagate(pixels)
     except Exception as error:
-        raise TracingError(
-            f"expected a module that torch.export can trace, got {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
+        raise TracingError(f"expected a module that torch.export can trace, got {said(error)}") from error
     return graph
 
 

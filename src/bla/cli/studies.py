@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from bla.cli.sharing import DONE, Json
+
+if TYPE_CHECKING:
+    from bla.study.plan import Plan
+    from bla.study.responses import Collected
 
 studies = App(name="study", help="Ask people: a blind study of explanations.", help_format="plaintext")
 
@@ -301,6 +305,16 @@ def secret(folder: Path, /) -> int:
     return DONE
 
 
+def _collected(plan: Plan, folder: Path, db: str | None, rehearsal: bool) -> Collected:
+    from bla.study.store import Store
+
+    store = Store.of(folder, db, rehearsal=rehearsal, new=False)
+    try:
+        return store.collected(plan)
+    finally:
+        store.close()
+
+
 @studies.command
 def export(
     folder: Path,
@@ -323,13 +337,8 @@ def export(
         The simulated answers of the rehearsal.
     """
     from bla.study.plan import Plan
-    from bla.study.store import Store
 
-    store = Store.of(folder, db, rehearsal=rehearsal, new=False)
-    try:
-        collected = store.collected(Plan.load(folder))
-    finally:
-        store.close()
+    collected = _collected(Plan.load(folder), folder, db, rehearsal)
     if json_:
         print(collected.to_json())
     written = collected.save(out)
@@ -366,14 +375,9 @@ def results(
     from bla.study.analysis import analyse
     from bla.study.plan import Plan
     from bla.study.results import as_json, cautions, page, verdicts
-    from bla.study.store import Store
 
     plan = Plan.load(folder)
-    store = Store.of(folder, db, rehearsal=rehearsal, new=False)
-    try:
-        collected = store.collected(plan)
-    finally:
-        store.close()
+    collected = _collected(plan, folder, db, rehearsal)
     found = analyse(plan, collected)
     word = "simulated-" if collected.simulated else ""
     target = out or folder / f"{word}results.html"
