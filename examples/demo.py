@@ -12,10 +12,10 @@ from rich.table import Table
 
 import bla
 from bla.cache import default_root
+from bla.datasets import EMBEDDED
 from bla.explaining import explain_files
 from bla.explanation import Explanation
 from bla.progress import shown_progress
-from bla.run import EMBEDDED
 from bla.settings import Settings
 
 PHOTOGRAPHS = {
