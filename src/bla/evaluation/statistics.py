@@ -62,7 +62,8 @@ def paired(first: Values, second: Values, *, seed: int = 0) -> Paired:
     """Compare two methods on the same images: ``first - second``.
 
     The interval is the percentile bootstrap's over images; p is two-sided, by random sign flips of the differences
-    (all of them up to 12 images), with the identity counted: (1 + #{|mean of flipped| >= |mean|}) / (1 + flips).
+    (all of them up to 12 images), with the identity counted:
+    ``(1 + #{|mean of flipped| >= |mean|}) / (1 + flips)``.
 
     >>> paired([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]).p
     0.5
