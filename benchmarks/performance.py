@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -33,32 +32,10 @@ from bla.classifier import ExplainableClassifier, explainable
 from bla.data import ImageSet, image_folder
 from bla.measuring import measure
 from bla.networks import Examples, Networks, new_head
+from bla.pixels import Photos, StreamedFeatures
 from bla.prefetching import prefetch
 from bla.settings import SETUPS, Settings
 from bla.training import train_networks
-
-
-class LiveFeatures:
-    """What a feature cache gives, but with photos decoded and the trunk run each time."""
-
-    def __init__(self, classifier: ExplainableClassifier, images: ImageSet, pool: ThreadPoolExecutor) -> None:
-        self.classifier, self.images, self.pool = classifier, images, pool
-        self.features = np.zeros((0, 7, 7, 1280), np.float16)  # the grid, which is all that is asked of it
-        self.last: tuple[bytes, Tensor] = (b"", torch.empty(0))
-
-    def batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Features (B, C, H, W)."""
-        if self.last[0] != rows.tobytes():
-            read = self.classifier.transform.read
-            photos = list(self.pool.map(lambda row: read(self.images.path(row)).pixels, rows))
-            with torch.inference_mode():
-                features = self.classifier.trunk(self.classifier.pixels(np.stack(photos)))
-            self.last = (rows.tobytes(), features.clone())
-        return self.last[1].clone()
-
-    def pooled_batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Average-pooled features (B, C); where the same rows' map was just computed, from it."""
-        return self.batch(rows).mean(dim=(2, 3))
 
 
 def speedup(classifier: ExplainableClassifier, train: ImageSet, test: ImageSet, images: int, epochs: int) -> Any:
@@ -67,9 +44,9 @@ def speedup(classifier: ExplainableClassifier, train: ImageSet, test: ImageSet, 
     held_out = np.linspace(0, len(test) - 1, min(images, len(test))).astype(int)
     train, test = train.subset(chosen), test.subset(held_out)
     seconds: dict[str, list[float]] = {"cache": [], "trunk": []}
-    with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryDirectory() as root:
         cached = [cached_features(classifier, split, root=Path(root)) for split in (train, test)]
-        live = [LiveFeatures(classifier, split, pool) for split in (train, test)]
+        live = [StreamedFeatures(classifier, Photos(split, classifier.transform)) for split in (train, test)]
         for setup in SETUPS:
             for name, sources in (("cache", cached), ("trunk", live)):
                 settings = Settings(setup=setup, epochs=epochs)
@@ -77,7 +54,7 @@ def speedup(classifier: ExplainableClassifier, train: ImageSet, test: ImageSet, 
                 head = new_head(classifier.attention.in_channels, len(train.classes), settings.dropout)
                 networks = Networks(attention, head, own_head=False)
                 examples = [
-                    Examples(source, np.arange(len(split)), split.labels)  # type: ignore[arg-type]
+                    Examples(source, np.arange(len(split)), split.labels)
                     for source, split in zip(sources, (train, test), strict=True)
                 ]
                 start = time.perf_counter()

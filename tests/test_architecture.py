@@ -48,16 +48,18 @@ ARROWS: dict[str, set[str]] = {
     "report": {"explanation", "photo"},
     "study": {"explanation", "photo", "render"},
 }
+ARROWS["record"] = {"training"}
 ARROWS["run"] = set(ARROWS) - {"comparison", "report", "study"}
 ARROWS |= {
-    "comparing": {"cache", "comparison", "data", "datasets", "evaluation", "explanation", "photo", "run", "settings"},
+    "comparing": {"cache", "comparison", "data", "datasets", "evaluation", "explanation", "photo", "record", "run"},
     "explaining": {"cache", "classifier", "explanation", "photo", "render", "run"},
-    "hub": {"attention", "backbones", "cache", "classifier", "explanation", "photo", "run", "settings"},
+    "hub": {"attention", "backbones", "cache", "classifier", "explanation", "photo", "record", "run", "settings"},
     "engine": {"explanation", "photo"},
     "export": {"attention", "classifier", "engine", "explanation", "operators", "photo", "run"},
     "batch": {"data", "engine", "explanation", "photo", "prefetching", "render"},
     "serve": {"engine", "explanation", "photo", "render"},
 }
+ARROWS["comparing"] |= {"settings"}
 ARROWS["__init__"] = ARROWS["cli"] = set(ARROWS)
 ARROWS["__main__"] = {"cli"}
 

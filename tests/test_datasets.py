@@ -18,6 +18,7 @@ from bla.classifier import ExplainableClassifier
 from bla.data import Splits
 from bla.datasets import PUBLISHED, layout, read_images
 from bla.photo import DataError
+from bla.record import RunError
 from bla.settings import Settings
 
 DOGS = ("n02085620-Chihuahua", "n02085782-Japanese_spaniel", "n02085936-Maltese_dog")
@@ -288,5 +289,5 @@ def test_training_and_measuring_on_splits(tmp_path: Path) -> None:
     assert trained.record["data"]["test"] == fold.test.digest()
     metrics, failures = run.evaluate(tmp_path / "run", fold, model=net, cache=tmp_path / "cache")
     assert (metrics, failures) == (trained.record["metrics"], ())
-    with pytest.raises(run.RunError, match="as splits made by a program: pass --data"):
+    with pytest.raises(RunError, match="as splits made by a program: pass --data"):
         run.evaluate(tmp_path / "run", model=net, cache=tmp_path / "cache")

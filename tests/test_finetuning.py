@@ -29,7 +29,8 @@ from bla.finetuning import TunedNetworks
 from bla.networks import Examples, new_head
 from bla.photo import DataError
 from bla.pixels import Photos, augmentation, readable_photos
-from bla.run import RunError, evaluate, load, open_run, train
+from bla.record import RunError
+from bla.run import evaluate, load, open_run, train
 from bla.settings import Settings, TrainingError
 from bla.training import train_networks
 from small import CHANNELS, CLASSES, Tiny, assert_same, log_of, part, tensors, write_classes

@@ -22,7 +22,8 @@ from bla.backbones import load_backbone
 from bla.classifier import ExplainableClassifier, explainable
 from bla.hub import CLASSIFIER, HubError, from_pretrained, push_to_hub, save_pretrained
 from bla.photo import Transform
-from bla.run import RunError, evaluate, fit, load, train
+from bla.record import RunError
+from bla.run import evaluate, fit, load, train
 from bla.settings import Settings
 
 NET = "test_resnet"  # timm's smallest

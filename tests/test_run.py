@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -20,10 +22,13 @@ from torch import Tensor
 import bla
 from bla import run, training
 from bla.attention import BoundedLogitAttention, L2XAttention
+from bla.cache import cached_features
 from bla.classifier import ClassifierError, ExplainableClassifier, explainable
 from bla.data import ImageSet, image_folder
 from bla.photo import DataError, Transform
-from bla.run import RunError, evaluate, fit, load, open_run, pick_device, train
+from bla.pixels import Photos, StreamedFeatures
+from bla.record import RunError
+from bla.run import evaluate, fit, load, open_run, pick_device, train
 from bla.settings import Settings, TrainingError
 from small import CHANNELS, CLASSES, GRID, Tiny, as_files, photo, some_photos, write_classes
 
@@ -741,3 +746,82 @@ def test_a_larger_input_has_finer_cells_and_a_share_of_them_is_selected(data: Pa
     loaded = load(tmp_path / "run", model=Tiny())
     assert loaded.transform.size == (64, 64)
     assert loaded.explain(photo(0, 0))[0].grid == (8, 8)
+
+
+# --- streamed
+
+
+def test_streamed_features_are_the_cached_ones(data: Path, tmp_path: Path) -> None:
+    wrapped = bla.explainable(Tiny())
+    images = image_folder(data).train
+    cache = cached_features(wrapped, images, root=tmp_path, kind="float32")
+    stream = StreamedFeatures(wrapped, Photos(images, wrapped.transform))
+    rows = np.random.default_rng(0).permutation(len(images))
+    rows = np.concatenate([rows, rows[:7]])  # more than go through the trunk at a time
+    torch.testing.assert_close(stream.batch(rows), cache.batch(rows))
+    torch.testing.assert_close(stream.pooled_batch(rows[:5]), cache.pooled_batch(rows[:5]))
+    assert not stream.batch(rows).requires_grad
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"setup": "bla-ph", "head": "own", "targets": "predictions"}, {"class_aware": True, "mean_size": 4}]
+)
+def test_a_streamed_run_is_the_cached_one_and_keeps_nothing(
+    changed: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(QUICK, validation=0.2, **changed)
+    kept = train(data, tmp_path / "kept", settings, model=Tiny(), device="cpu", cache=tmp_path / "caches")
+    none = tmp_path / "none"
+    run = train(data, tmp_path / "run", settings, model=Tiny(), device="cpu", cache=none, stream=True)
+    assert not none.exists()
+    for name, value in run.networks.saved().items():  # but for the float16 of the cache
+        torch.testing.assert_close(value, kept.networks.saved()[name], atol=0.02, rtol=0.02)
+    assert evaluate(tmp_path / "run", model=Tiny(), device="cpu", cache=none, stream=True) == (
+        run.record["metrics"],
+        (),
+    )
+    assert not none.exists()
+
+
+def test_a_streamed_training_goes_on_where_it_was_interrupted(data: Path, tmp_path: Path) -> None:
+    whole = train(data, tmp_path / "whole", QUICK, model=Tiny(), device="cpu", stream=True)
+
+    def interrupt(title: str, done: int, total: int) -> None:
+        if title.startswith("module: epoch 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", QUICK, model=Tiny(), device="cpu", stream=True, report=interrupt)
+    resumed = train(data, tmp_path / "run", QUICK, model=Tiny(), device="cpu", stream=True)
+    assert resumed.record["metrics"] == whole.record["metrics"]
+
+
+def test_streaming_lists_broken_photos_and_names_the_one_that_broke_later(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    splits = image_folder(folder)
+    broken, later = splits.train.path(3), splits.train.path(5)
+    broken.write_bytes(b"no photo")
+    run = train(folder, tmp_path / "run", QUICK, model=Tiny(), device="cpu", stream=True)
+    assert [entry["image"] for entry in run.record["skipped"]] == [splits.train.names[3]]
+    stream = StreamedFeatures(run.classifier, Photos(splits.train, run.classifier.transform))
+    later.write_bytes(b"no photo any more")
+    with pytest.raises(DataError, match=re.escape(str(later))):
+        stream.batch(np.array([4, 5]))
+
+
+def test_streamed_features_that_are_not_finite_are_refused_by_name(data: Path) -> None:
+    model = Tiny()
+    wrapped = bla.explainable(model)
+    images = image_folder(data).train
+    with torch.no_grad():
+        next(wrapped.trunk.parameters()).mul_(float("inf"))
+    with pytest.raises(DataError, match=f"{re.escape(images.names[2])}: expected finite features"):
+        StreamedFeatures(wrapped, Photos(images, wrapped.transform)).batch(np.array([2, 3]))
+
+
+def test_fit_streams_too(tmp_path: Path) -> None:
+    wrapped = bla.explainable(Tiny())
+    metrics = fit(wrapped, as_files(tmp_path / "photos"), epochs=1, cache=tmp_path / "none", stream=True)
+    assert metrics["images"] == 3
+    assert not (tmp_path / "none").exists()

@@ -22,11 +22,8 @@ from torch import Tensor, nn
 
 from bla.attention import Attention
 from bla.networks import Examples, Networks, Stage
-from bla.pixels import Photos
+from bla.pixels import CHUNK, Photos
 from bla.settings import Settings
-
-CHUNK = 32
-"""Photos at a time where no gradient is kept."""
 
 
 class TunedNetworks(Networks):

@@ -23,7 +23,8 @@ from bla.cache import weights_digest
 from bla.classifier import ExplainableClassifier, explainable
 from bla.explanation import write_atomically
 from bla.photo import Transform
-from bla.run import SCHEMA_VERSION, load, read_record, run_folder, versions
+from bla.record import SCHEMA_VERSION, read_record, run_folder, versions
+from bla.run import load
 from bla.settings import Settings, TrainingError
 
 CLASSIFIER = "classifier.safetensors"

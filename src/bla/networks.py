@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bla.attention import Attention, ClassAwareAttention, MapHead
 from bla.cache import FeatureCache
-from bla.pixels import Photos
+from bla.pixels import Photos, StreamedFeatures
 from bla.settings import TrainingError
 
 Stage = Literal["head", "module", "continued"]
@@ -25,10 +25,11 @@ Stage = Literal["head", "module", "continued"]
 class Examples:
     """Rows of a feature cache with their classes; no classes where the classifier's own predictions are learnt.
 
-    Where the trunk is trained too, features cannot be kept: the rows are then of photos.
+    Where a set's features fit no disk, they are computed anew; where the trunk is trained too, they change with it,
+    and the rows are of photos.
     """
 
-    cache: FeatureCache | Photos
+    cache: FeatureCache | StreamedFeatures | Photos
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
 
@@ -87,7 +88,7 @@ class Networks(nn.Module):
 
     def features(self, examples: Examples, rows: npt.NDArray[np.int64]) -> Tensor:
         """What the module reads, (B, C, H, W)."""
-        return cast("FeatureCache", examples.cache).batch(rows).to(self.device)
+        return cast("FeatureCache | StreamedFeatures", examples.cache).batch(rows).to(self.device)
 
     def pooled(self, examples: Examples, rows: npt.NDArray[np.int64], stage: Stage) -> Tensor:
         """What the mean-pooled head of a stage reads, (B, C): of ``head`` or of ``continued``.
@@ -96,7 +97,7 @@ class Networks(nn.Module):
         """
         if isinstance(self.baseline, MapHead):
             return self.features(examples, rows)
-        return cast("FeatureCache", examples.cache).pooled_batch(rows).to(self.device)
+        return cast("FeatureCache | StreamedFeatures", examples.cache).pooled_batch(rows).to(self.device)
 
     def trunks(self, stage: Stage) -> tuple[nn.Module, ...]:
         """The trunk that a stage trains beside its head or module; here none."""

@@ -1,4 +1,4 @@
-"""Photos as batches of pixels, read anew every time: what a trunk is trained on, with augmentation."""
+"""Photos read anew every time: as pixels, which a trunk is trained on, or as the features that a frozen one gives."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bla import processes
 from bla.cache import Progress, silent
-from bla.classifier import prefetch
+from bla.classifier import ExplainableClassifier, prefetch
 from bla.data import ImageSet
 from bla.photo import DataError, Interpolation, Transform
+
+CHUNK = 32
+"""Photos that go through a trunk at a time where no gradient is kept."""
 
 MARGIN = 8 / 7
 """How much larger than the input a photo is read to be augmented, which crops from it: 256 for 224."""
@@ -57,6 +60,53 @@ class Photos:
                 torch.manual_seed(seed)
                 changed.append(change(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy())
         return np.stack(changed)
+
+
+class StreamedFeatures:
+    """The features of photos, computed anew whenever they are asked for; what is kept is the last batch.
+
+    Gives what a :class:`bla.cache.FeatureCache` does, in float32, where no disk holds the features of a whole set. The
+    price is decoding and the trunk for every image in every epoch of every stage.
+
+    Parameters
+    ----------
+    classifier: whose trunk, which stays as it is, the photos go through.
+    """
+
+    def __init__(self, classifier: ExplainableClassifier, photos: Photos) -> None:
+        self.photos = photos
+        self._classifier = classifier
+        self._last: tuple[bytes, Tensor] | None = None
+
+    @property
+    def failures(self) -> tuple[tuple[str, str], ...]:
+        """(image, reason) for each that cannot be read."""
+        return self.photos.failures
+
+    @torch.no_grad()
+    def batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Features (B, C, H, W) of these rows.
+
+        Raises
+        ------
+        DataError
+            If a photo cannot be read any more, or its features are not finite.
+        """
+        key = rows.tobytes()
+        if self._last is None or self._last[0] != key:  # a step asks for a batch's map and for its average
+            parts = range(0, len(rows), CHUNK)
+            pixels = (self._classifier.pixels(self.photos.batch(rows[start : start + CHUNK])) for start in parts)
+            features = torch.cat([self._classifier.trunk(part).float() for part in pixels])
+            finite = torch.isfinite(features).flatten(1).all(dim=1)
+            if not finite.all():
+                name = self.photos.images.names[rows[int(finite.int().argmin())]]
+                raise DataError(f"{name}: expected finite features, got NaN or infinity: remove the image")
+            self._last = key, features
+        return self._last[1]
+
+    def pooled_batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Average-pooled features (B, C) of these rows."""
+        return self.batch(rows).mean(dim=(2, 3))
 
 
 def readable_photos(images: ImageSet, transform: Transform, report: Progress = silent) -> Photos:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,17 +31,11 @@ from bla.finetuning import TunedNetworks
 from bla.measuring import measure
 from bla.networks import Examples, Networks, new_head
 from bla.photo import DataError, Transform
-from bla.pixels import Photos, readable_photos
+from bla.pixels import Photos, StreamedFeatures, readable_photos
 from bla.progress import told
+from bla.record import SCHEMA_VERSION, RunError, read_record, run_folder, versions
 from bla.settings import Settings, TrainingError
-from bla.training import checkpoints, clear_checkpoints, train_networks
-
-SCHEMA_VERSION = 1
-SHIPPED = Path(__file__).parent / "explainers"
-
-
-class RunError(ValueError):
-    """A run folder that is missing, incomplete, or does not fit what it is used for."""
+from bla.training import clear_checkpoints, train_networks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,6 +60,7 @@ def train(
     device: str = "auto",
     data_root: Path | None = None,
     cache: Path | None = None,
+    stream: bool = False,
     report: Progress = told,
 ) -> Run:
     """Train an explainer on a folder of images and write a run folder; go on where an earlier call stopped.
@@ -85,6 +78,7 @@ def train(
     image_size: pixels a side of the model's input, in place of its own: a larger one has more and finer cells.
     data_root: where data sets by name are kept, by default :func:`bla.datasets.default_data_root`.
     cache: where features are kept, by default :func:`bla.cache.default_root`.
+    stream: keep no features but compute them anew for every batch: for sets whose features fit no disk.
     report: called with progress; by default remarks go to standard error. :func:`bla.cache.silent` shows none.
 
     Raises
@@ -103,7 +97,9 @@ def train(
     if settings.trunk_rate is not None:
         wrapped.name += ", end to end"  # what explains is not what was loaded
     origin = _origin(model, weights)
-    return _train(wrapped, splits, settings, out, source=source, origin=origin, cache=cache, report=report)
+    return _train(
+        wrapped, splits, settings, out, source=source, origin=origin, cache=cache, stream=stream, report=report
+    )
 
 
 @torch.inference_mode(False)
@@ -119,6 +115,7 @@ def fit(
     patience: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
+    stream: bool = False,
     report: Progress = told,
 ) -> dict[str, Any]:
     """Train the attention of a wrapped classifier, in place and post hoc: the classifier stays as it is.
@@ -130,6 +127,7 @@ def fit(
     Parameters
     ----------
     images: a folder, an image set, or a list of photos (paths, PIL images or arrays).
+    stream: keep no features, as :func:`train` does.
     report: called with progress; by default remarks go to standard error. :func:`bla.cache.silent` shows none.
 
     Returns
@@ -166,7 +164,7 @@ def fit(
         )
     _check_float32(wrapped)
     with photo_splits(images, seed=seed, cache=cache, report=report) as splits:
-        parts = _examples(wrapped, splits, settings, cache, report)
+        parts = _examples(wrapped, splits, settings, cache=cache, stream=stream, report=report)
         before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}
         try:
             with torch.random.fork_rng([]):
@@ -238,12 +236,14 @@ def evaluate(
     device: str = "auto",
     data_root: Path | None = None,
     cache: Path | None = None,
+    stream: bool = False,
     report: Progress = silent,
 ) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     """Measure a run on the test images of its own data, or on other data with the same classes.
 
     Other data are measured on their test images, or, where they come without a division, on all images: whether
-    some of them were trained on is not known then. Splits are measured on their test images.
+    some of them were trained on is not known then. Splits are measured on their test images. ``stream`` keeps no
+    features.
 
     Returns
     -------
@@ -284,7 +284,7 @@ def evaluate(
                 0,
             )
     images = _relabelled(images, opened.classifier.classes, settings)
-    examples = _readable(opened.classifier, images, settings, cache, report)
+    examples = _readable(opened.classifier, images, settings, cache=cache, stream=stream, report=report)
     return measure(opened.networks, examples, report), examples.cache.failures
 
 
@@ -326,6 +326,7 @@ def _train(
     source: str,
     origin: dict[str, Any],
     cache: Path | None,
+    stream: bool,
     report: Progress,
 ) -> Run:
     classes = list(wrapped.classes if settings.head == "own" else splits.train.classes)
@@ -351,7 +352,7 @@ def _train(
                 clear_checkpoints(out)  # a kill may have left one beside the finished run
             return _restored(out, done, *_assembled(wrapped, settings, classes))
         started = time.monotonic()
-        parts = _examples(wrapped, splits, settings, cache, report)
+        parts = _examples(wrapped, splits, settings, cache=cache, stream=stream, report=report)
         classifier, networks = _assembled(wrapped, settings, classes)
         outcome = train_networks(
             networks, settings, parts.train, parts.validation, folder=out, identity=identity, report=report
@@ -462,13 +463,19 @@ def _restored(folder: Path, record: dict[str, Any], classifier: ExplainableClass
 
 
 def _examples(
-    wrapped: ExplainableClassifier, splits: Splits, settings: Settings, cache: Path | None, report: Progress
+    wrapped: ExplainableClassifier,
+    splits: Splits,
+    settings: Settings,
+    *,
+    cache: Path | None,
+    stream: bool,
+    report: Progress,
 ) -> _Parts:
     found = []
     failures: tuple[tuple[str, str], ...] = ()
     for split in (splits.train, splits.test):
         images = _relabelled(split, wrapped.classes, settings) if settings.head == "own" else split
-        found.append(_readable(wrapped, images, settings, cache, report))
+        found.append(_readable(wrapped, images, settings, cache=cache, stream=stream, report=report))
         failures += found[-1].cache.failures
     if failures:
         report(f"{len(failures)} images cannot be read and take no part, the first: {failures[0][1]}", 0, 0)
@@ -495,14 +502,22 @@ def _relabelled(images: ImageSet, classes: Sequence[str], settings: Settings) ->
 
 
 def _readable(
-    wrapped: ExplainableClassifier, images: ImageSet, settings: Settings, cache: Path | None, report: Progress
+    wrapped: ExplainableClassifier,
+    images: ImageSet,
+    settings: Settings,
+    *,
+    cache: Path | None,
+    stream: bool,
+    report: Progress,
 ) -> Examples:
-    """The images that can be read: by their features, or by themselves where the trunk is trained."""
-    source: FeatureCache | Photos
-    if settings.trunk_rate is None:
+    """The images that can be read: as features, cached or streamed, or as photos where the trunk is trained."""
+    source: FeatureCache | StreamedFeatures | Photos
+    if settings.trunk_rate is None and not stream:
         source = cached_features(wrapped, images, root=cache, report=report)
     else:
         source = readable_photos(images, wrapped.transform, report)
+        if settings.trunk_rate is None:
+            source = StreamedFeatures(wrapped, source)
     failed = {image for image, _ in source.failures}
     rows = np.array([row for row, name in enumerate(images.names) if name not in failed], np.int64)
     labels = images.labels[rows] if images.labels is not None and settings.targets == "labels" else None
@@ -522,63 +537,6 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def run_folder(run: str | Path) -> Path:
-    """The folder of a run, or of a shipped explainer by name.
-
-    Raises
-    ------
-    RunError
-        If there is neither.
-    """
-    folder = Path(run)
-    if folder.is_dir():
-        return folder
-    if (SHIPPED / str(run)).is_dir():
-        return SHIPPED / str(run)
-    shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*/")))
-    raise RunError(f"expected a run folder or a shipped explainer ({shipped}), got {str(run)!r}, which is neither")
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The record in run.json.
-
-    Raises
-    ------
-    RunError
-        If there is no complete run, or one whose record this version does not read.
-    """
-    path = folder / "run.json"
-    if not path.exists():
-        remedy = (
-            "its training was interrupted; start it again to finish it"
-            if checkpoints(folder)
-            else "`bla train` writes one"
-        )
-        raise RunError(f"expected a complete run in {folder}, got no run.json: {remedy}")
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = record["schema_version"]
-        if version == SCHEMA_VERSION:
-            _check_record(record)
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise RunError(f"expected the record of a run in {path}, got another file: {error!r}") from error
-    if version != SCHEMA_VERSION:
-        newer = isinstance(version, int) and version > SCHEMA_VERSION
-        remedy = "update bla to read it" if newer else "train again with this bla"
-        raise RunError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version}: {remedy}")
-    return record
-
-
-def _check_record(record: Mapping[str, Any]) -> None:
-    """KeyError or TypeError where a part is missing or of another kind, as after an edit by hand."""
-    backbone, data = record["backbone"], record["data"]
-    texts = [record["setup"], record["model"], backbone["digest"], data["root"], data["train"], data["test"]]
-    texts += [*record["classes"], backbone["name"] or "", backbone["weights"] or ""]
-    parts = [record["transform"], record["settings"], record["metrics"], record["data"]]
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(part, dict) for part in parts):
-        raise TypeError("a part of it is of another kind")
-
-
 def _finished(out: Path, settings: Settings, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     if not (out / "run.json").exists():
         return None
@@ -592,9 +550,3 @@ def _finished(out: Path, settings: Settings, identity: Mapping[str, Any]) -> dic
             "another folder, or remove it"
         )
     return record
-
-
-def versions() -> dict[str, str]:
-    """Of what computes: Python and packages."""
-    packages = ("bounded-logit-attention", "torch", "torchvision", "timm", "numpy", "pillow")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

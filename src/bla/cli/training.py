@@ -49,6 +49,7 @@ def train(
     device: Device = "auto",
     data_root: DataRoot = None,
     cache: CacheFolder = None,
+    stream: Annotated[bool, Parameter(negative=())] = False,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
     """Train an explainer on images and write a run folder. Interrupted, run it again: it goes on.
@@ -125,6 +126,8 @@ def train(
         Show the model its own resize and centre crop, in place of the whole photo squashed.
     image_size
         Pixels a side of the model's input, 448 say: more and finer cells. By default the model's own.
+    stream
+        Keep no features but compute them anew for every batch: for sets whose features fit no disk.
     """
     from bla import processes, run
     from bla.progress import shown_progress
@@ -177,6 +180,7 @@ def train(
             device=device,
             data_root=data_root,
             cache=cache,
+            stream=stream,
             report=report,
         )
         if processes.rank():
@@ -200,6 +204,7 @@ def evaluate(
     device: Device = "auto",
     data_root: DataRoot = None,
     cache: CacheFolder = None,
+    stream: Annotated[bool, Parameter(negative=())] = False,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
     """Measure a run on test images: baseline, soft and hard predictions, agreement, size of the explanations.
@@ -210,13 +215,17 @@ def evaluate(
         A run folder, or a shipped explainer's name.
     data
         Images to measure on, with the run's classes. By default those it was trained with.
+    stream
+        Keep no features: for sets whose features fit no disk.
     """
     from bla import processes
     from bla.progress import shown_progress
     from bla.run import evaluate as measured
 
     with processes.joined(), shown_progress() as report:
-        metrics, failures = measured(run, data, device=device, data_root=data_root, cache=cache, report=report)
+        metrics, failures = measured(
+            run, data, device=device, data_root=data_root, cache=cache, stream=stream, report=report
+        )
         if processes.rank():
             return DONE
     if json_:

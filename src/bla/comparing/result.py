@@ -39,6 +39,7 @@ from bla.evaluation.pixels import METRICS as PIXEL_METRICS
 from bla.evaluation.pixels import STEPS
 from bla.evaluation.statistics import bootstrap, correlation, holm, paired
 from bla.explanation import write_atomically
+from bla.record import versions
 
 SCHEMA_VERSION = 1
 SANE = 16
@@ -250,7 +251,7 @@ def compare(
             for index in range(len(subjects))
         ],
         "skipped": [{"image": image, "error": error} for image, error in failures],
-        "versions": runs.versions(),
+        "versions": versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
     }
