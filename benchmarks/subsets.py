@@ -4,6 +4,7 @@
     python benchmarks/subsets.py l2x --out FOLDER [--sets orange xor additive switch]
     python benchmarks/subsets.py bags --out FOLDER [--length 10] [--data IDX_FOLDER]
     python benchmarks/subsets.py frontier --out FOLDER --data IMAGE_FOLDER
+    python benchmarks/subsets.py images --out FOLDER [--data IMAGE_FOLDER [--mark] | --data IDX_FOLDER]
     python benchmarks/subsets.py gradients --out FOLDER
     python benchmarks/subsets.py cost --out FOLDER
 
@@ -51,6 +52,7 @@ CHOSEN_ON = 2
 
 PRICES = (0.006, 0.012, 0.025, 0.05)
 SIZES = (2, 3, 4, 5)
+SIDES = (8, 16, 32, 64, 112, 224)
 
 OWN_SIZE: dict[str, tuple[SubsetOperator, ...]] = {
     "bounded": (BoundedLogits(noise=1.0), BoundedLogits(3.0, noise=1.0)),
@@ -178,23 +180,31 @@ def between(low: dict[str, Any], high: dict[str, Any], share: float) -> dict[str
 
 
 def known_size(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
-    """L2X's sets, every operator told the true size, as published, at its first temperature."""
+    """L2X's sets, every operator told the true size, as published; of two temperatures the better on the first seed."""
     from synthetic import L2X, bayes
     from tabular import draw, l2x_plan, trained
 
     table = []
-    seeds = list(range(arguments.seeds))
     for name in arguments.sets or list(L2X):
         plan = l2x_plan(name, arguments.scale)
         table.append({"set": name, "operator": "Bayes", **bayes(draw(name, plan.test, 99)), "seeds": 0})
         for operator in arguments.operators or list(FIXED_SIZE):
-            one = (temperatures(operator, L2X[name][1])[0], 0.0)
-            path = arguments.out / f"l2x-{arguments.scale:g}" / name / f"{operator}-{len(seeds)}.json"
-            (result,) = kept(
-                path, lambda one=one, name=name, plan=plan: trained(name, [one], seeds, plan, report=report)
-            )
+            root = arguments.out / f"l2x-{arguments.scale:g}" / name / operator
+            tried = [(one, 0.0) for one in temperatures(operator, L2X[name][1])[:2]]
+
+            def run(some: list[Candidate], seeds: list[int], *, name: str = name, plan: Any = plan) -> Any:
+                return trained(name, some, seeds, plan, report=report)
+
+            first = kept(root / "tuning.json", lambda run=run, tried=tried: run(tried, [0]))
+            pick = min(range(len(tried)), key=lambda index: first[index][0]["own validation"]["cross_entropy"])
+            result = first[pick]
+            for start in range(1, arguments.seeds, 3):
+                seeds = list(range(start, min(start + 3, arguments.seeds)))
+                path = root / f"test-{pick}-{'-'.join(map(str, seeds))}.json"
+                result += kept(path, lambda run=run, one=tried[pick], seeds=seeds: run([one], seeds))[0]
             figures = summary([seed["own test"] for seed in result], ("tpr", "fdr", "f1", "size"))
-            table.append({"set": name, "operator": operator, "setting": short(one[0]), **figures, "seeds": len(seeds)})
+            setting = short(tried[pick][0])
+            table.append({"set": name, "operator": operator, "setting": setting, **figures, "seeds": len(result)})
     return table
 
 
@@ -227,11 +237,12 @@ def frontier(arguments: argparse.Namespace, report: Callable[[str, int, int], No
     if arguments.data is None:
         raise SystemExit("expected --data IMAGE_FOLDER for the frontier, with train and test")
     names = arguments.operators or list(FIXED_SIZE)
-    tried = [(name, size, one) for name in names for size in arguments.sizes for one in temperatures(name, size)]
+    sizes = arguments.sizes or (1, 2, 4, 8, 12)
+    tried = [(name, size, one) for name in names for size in sizes for one in temperatures(name, size)]
     sources: list[Any] = []
     runs = []
     for seed in range(arguments.seeds):
-        label = "-".join([*names, *map(str, arguments.sizes), str(seed)])
+        label = "-".join([*names, *map(str, sizes), str(seed)])
 
         def measure(seed: int = seed) -> Any:
             if not sources:
@@ -241,13 +252,39 @@ def frontier(arguments: argparse.Namespace, report: Callable[[str, int, int], No
 
         runs.append(kept(arguments.out / f"frontier-{arguments.scale:g}" / f"{label}.json", measure))
     table = []
-    for size in arguments.sizes:
+    for size in sizes:
         for name in names:
             places = [place for place, (one, at, _) in enumerate(tried) if (one, at) == (name, size)]
             place = max(places, key=lambda place: mean([run[place] for run in runs])["validation"])
             figures = summary([run[place] for run in runs], ("validation",))
             row = {"set": f"{size} cells", "operator": name, "setting": short(tried[place][2])}
             table.append(row | figures | {"seeds": arguments.seeds})
+    return table
+
+
+def images(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+    """L2X on patches of images, in its original form and on the cells of a trunk, against the images' size."""
+    from image_size import FORMS, NAMES, kept_megabytes, task_of, trained_on
+
+    folder = "digits" if arguments.data is None else Path(arguments.data).name + ("-mark" if arguments.mark else "")
+    root = arguments.out / f"images-{folder}-{arguments.scale:g}"
+    steps = max(int((1000 if arguments.data is None else 300) * arguments.scale), 5)
+    table = []
+    for size in arguments.sizes or (SIDES if arguments.data else (8,)):
+        for form in FORMS:
+            for name in arguments.operators or NAMES:
+                runs = []
+                for seed in range(arguments.seeds):
+
+                    def measure(size: int = size, form: str = form, name: str = name, seed: int = seed) -> Any:
+                        task = task_of(arguments.data, size, seed, marked=arguments.mark)
+                        figures = trained_on(form, name, task, seed, steps=steps, report=report)
+                        return {**figures, "items": task.items, "kept MB": kept_megabytes(name, task.items, task.k)}
+
+                    runs.append(kept(root / f"{size}-{form}-{name}-{seed}.json", measure))
+                figures = summary(runs, ("items", "kept MB"))
+                row = {"set": f"{size}x{size}, {runs[0]['items']} patches, {form}", "operator": name}
+                table.append(row | figures | {"kept MB": runs[0]["kept MB"], "seeds": len(runs)})
     return table
 
 
@@ -280,7 +317,8 @@ def cost(arguments: argparse.Namespace, report: Callable[[str, int, int], None])
 
 
 TASKS = {
-    "invase": synthetic, "l2x": known_size, "bags": bagged, "frontier": frontier, "gradients": gradients, "cost": cost,
+    "invase": synthetic, "l2x": known_size, "bags": bagged, "frontier": frontier, "images": images,
+    "gradients": gradients, "cost": cost,
 }  # fmt: skip
 RULES = {"threshold": ("threshold",), "own": ("own",), "either": ("own", "threshold")}
 """What is selected at test: over one threshold that validation data chose, by the operator's own rule, or either."""
@@ -319,8 +357,9 @@ def main() -> None:
     parser.add_argument("--at-size-of", metavar="OPERATOR", help="invase: fixed sizes too at this one's mean size")
     parser.add_argument("--length", type=int, default=10, help="of a bag")
     parser.add_argument("--bags", type=int, nargs="*", default=[50, 100, 200, 500], help="to train on")
-    parser.add_argument("--data", help="bags: a folder of idx files; frontier: an image folder with train and test")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1, 2, 4, 8, 12], help="frontier: cells")
+    parser.add_argument("--data", help="bags, images: a folder of idx files; frontier, images: of images")
+    parser.add_argument("--sizes", type=int, nargs="*", help="frontier: cells, 1 to 12; images: sides, 8 to 224")
+    parser.add_argument("--mark", action="store_true", help="images: the class is a mark of 4x4 pixels, anywhere")
     parser.add_argument("--items", type=int, nargs="*", default=[10, 100, 1000, 10_000, 100_000], help="cost: N")
     parser.add_argument("--settings", action="store_true", help="a column with each operator's settings")
     parser.add_argument("--json", action="store_true")

@@ -61,10 +61,13 @@ def invase_plan(scale: float = 1.0) -> Plan:
 
 
 def l2x_plan(name: str, scale: float = 1.0) -> Plan:
-    """L2X's own: a million samples once, batches of 1,000, Adam 1e-3, explainer 100-100, predictor 200-200."""
+    """L2X's own: a million samples once, batches of 1,000, Adam 1e-3, explainer 100-100, predictor 200-200.
+
+    And 10,000 more to choose on.
+    """
     train = max(int(1_000_000 * scale) // 1000, 10) * 1000
     return Plan(
-        train=train, validation=0, test=int(100_000 * min(1, 10 * scale)), steps=train // 1000,
+        train=train, validation=10_000, test=int(100_000 * min(1, 10 * scale)), steps=train // 1000,
         batch=1000, selector=(100, 100), predictor=(200, 200), learning_rate=1e-3, penalty=1e-3, decaying=False,
         activation=torch.relu if name in ("orange", "xor") else functional.selu, normalise=True,
         sampled_labels=False, shared=True,
@@ -191,7 +194,7 @@ def trained(
         f"own {part}": stack.figures(data, lambda scores: stack.each(lambda one, each: one.hard(each), scores))
         for part, data in parts.items()
     }
-    if "validation" in parts:
+    if "validation" in parts and not plan.shared:
         cut = thresholds(stack, parts["validation"])
         for part, data in parts.items():
             found[f"threshold {part}"] = stack.figures(data, lambda scores: over(stack, scores, cut))

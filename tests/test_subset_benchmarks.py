@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import subsets
@@ -22,6 +23,7 @@ from bla.operators import BoundedLogits, HardConcrete, Sparsemax, StraightThroug
 from cells import trained_cells
 from gradient_quality import bias_and_variance, distribution, kept_bytes, timed
 from gradient_quality import subsets as every_subset
+from image_size import MARK, Selecting, marked, patches_of, rising, task_of
 from stacked import StackedMLP
 from synthetic import L2X, bayes, syn
 from tabular import Stack, fitted, invase_plan, over, samples, thresholds
@@ -207,6 +209,67 @@ def test_cells(tmp_path: Path) -> None:
     figures = trained_cells(operators, (cache, labels), (cache, labels), 0, scale=1.0, report=lambda *_: None)
     assert [one["size"] for one in figures] == [1, 2]
     assert all(0 <= one["top1"] <= 1 and 0 <= one["validation"] <= 1 for one in figures)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(10):
+            Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(
+                tmp_path / "photos" / name / f"{index}.png"
+            )
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("mark", [False, True])
+def test_images_of_two_sizes(
+    photos: Path, mark: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["images", "--out", tmp_path / "out", "--data", photos, "--seeds", 2, "--scale", 0.01, "--sizes", 8, 16]
+    options += ["--operators", "gumbel-official", "bounded", "--json", *(["--mark"] if mark else [])]
+    table = json.loads(run(monkeypatch, capsys, *options))
+    assert [row["set"].split(",")[0] for row in table] == ["8x8"] * 4 + ["16x16"] * 4
+    told = {row["set"]: row["share"][0] for row in table if row["operator"] == "gumbel-official"}
+    assert list(told.values()) == pytest.approx([1 / 2] * 2 + [1 / 4] * 2 if mark else [1 / 4] * 2 + [1 / 8] * 2)
+    assert len(list((tmp_path / "out").rglob("*.json"))) == 2 * 2 * 2 * 2
+    assert len({json.dumps(row) for row in table}) == 8
+
+
+def test_patches_are_the_image_and_a_mark_is_one_of_them(photos: Path) -> None:
+    task = task_of(str(photos), 16, 0, marked=True)
+    assert len(task.labels) == 16
+    assert (task.items, task.k) == (16, 4)
+    patches = patches_of(task.images, 4)
+    expected = task.images[3, :, 4:8, 8:12].flatten() / 127.5 - 1
+    assert torch.equal(patches[3, 6], expected), "second row, third column"
+    labels = torch.arange(16) % 2
+    changed = marked(patches, labels, die())
+    differs = (changed != patches).any(dim=-1)
+    assert differs.sum(dim=1).tolist() == [1] * 16
+    assert differs.float().argmax(dim=1).unique().numel() > 3, "anywhere"
+    for label, mark in enumerate((MARK, MARK.mT)):
+        found = changed[differs][labels == label].reshape(-1, 3, 4, 4)
+        assert torch.equal(found, mark.expand_as(found))
+    other = task_of(str(photos), 16, 1, marked=True)
+    assert not torch.equal(task.test_images, other.test_images), "every seed has a test of its own"
+
+
+def test_the_original_form_reads_the_selected_pixels_alone_and_the_price_comes_late() -> None:
+    torch.manual_seed(0)
+    model = Selecting("pixels", BoundedLogits(k=2), 12, 2).eval()
+    patches = torch.randn(3, 16, 12)
+    logits, scores = model(patches)
+    chosen = model.operator.hard(scores)[..., None]
+    assert torch.equal(model.head(model.predictor(patches * chosen).mean(dim=(2, 3))), logits)
+    assert torch.equal(model.head(model.predictor(torch.where(chosen > 0, patches, 0)).mean(dim=(2, 3))), logits)
+    assert not torch.equal(model.head(model.predictor(patches).mean(dim=(2, 3))), logits)
+    cells = Selecting("cells", BoundedLogits(k=2), 12, 2).eval()
+    logits, scores = cells(patches)
+    best = cells.trunk(patches).flatten(2).gather(2, scores.topk(2).indices[:, None].expand(-1, 16, -1))
+    assert torch.allclose(cells.head(best.mean(dim=2)), logits, atol=1e-6)
+    assert [rising(share) for share in (0, 1 / 3, 1 / 2, 2 / 3, 1)] == pytest.approx([0, 0, 0.5, 1, 1])
 
 
 @pytest.mark.parametrize("name", ["tabular_subset", "transformer_subset"])
