@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs lint format bench clean
+.PHONY: demo test docs tutorials lint format bench clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -27,6 +27,9 @@ lint: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
 	@echo site/index.html
+
+tutorials: $(VENV)/.installed
+	$(BIN)/python docs/tutorials/run.py
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

@@ -19,7 +19,7 @@ html_title = f"bla {release}"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["study/*"]
 html_theme = "furo"
-html_copy_source = html_show_sphinx = False
+html_copy_source = html_show_sphinx = html_show_copyright = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": False}
