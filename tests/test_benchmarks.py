@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bla import embedded
 from small_study import small_study
@@ -85,6 +87,22 @@ def test_ablation(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert dead["calibrated to the features"] == 0
     assert tables["start"]["zero"]["dead"] == 1
     assert tables["start"]["zero"]["size"][0] == 49
+
+
+def test_contact(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with its weights, and one whose weights cannot be had: the sheet tells them apart."""
+    monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = ["--out", tmp_path / "out", "--models", "tf_efficientnet_lite0", "test_resnet", "--classes", "2"]
+    run(BENCHMARKS / "contact.py", data, *options, "--photos", "3", "--seconds", "2")
+    known, random = json.loads((tmp_path / "out" / "contact.json").read_text())
+    assert (known["trunk"], random["trunk"]) == ("ImageNet weights", "random trunk")
+    assert len(known["explanations"]) == 3
+    assert {found["prediction"]["label"] for found in known["explanations"]} <= set(embedded.CLASSES[:2])
+    with Image.open(tmp_path / "out" / "contact.png") as sheet:
+        assert sheet.width > 3 * 150
+        drawn = np.asarray(sheet.convert("L"))
+    assert all((part < 128).any() for part in np.array_split(drawn, 3))  # the photos, and a row for each model
 
 
 def test_study_analysis(tmp_path: Path) -> None:
