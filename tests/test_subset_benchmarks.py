@@ -187,9 +187,11 @@ def test_distributions_are_those_drawn_from() -> None:
 
 
 def test_cost_is_measured() -> None:
-    figures = timed(BoundedLogits(), 50, 2)
+    figures = timed(BoundedLogits(), 50, seconds=0.01)
     assert figures["forward ms"] > 0
     assert figures["backward ms"] > 0
+    both = figures["forward ms"] + figures["backward ms"]
+    assert figures["times a softmax"] == pytest.approx(both / figures["softmax ms"])
 
 
 @pytest.mark.parametrize("operator", [BoundedLogits(noise=1.0), BoundedLogits(k=4), HardConcrete()])
