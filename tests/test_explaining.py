@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 import bla
 from bla.classifier import ClassifierError
+from bla.data import image_folder
 from bla.explaining import explain_files, output_names
 from bla.explanation import Explanation, ExplanationError, Unexplained
+from bla.run import SHIPPED
 
 parts = st.lists(
     st.sampled_from(["a", "b", "A", "x.jpg", "x.png", "X.jpg", "explain.json", "a_x.jpg", ".."]), min_size=1
@@ -128,3 +131,22 @@ def test_the_shipped_explainer_agrees_with_its_classifier_on_photos_that_it_neve
     assert metrics["images"] == 100
     assert metrics["agreement"] >= 0.85
     assert metrics["size"]["mean"] <= 49 / 3
+
+
+@pytest.mark.parametrize(("name", "cells"), [("tf_efficientnet_lite1", 64), ("tf_efficientnet_lite2", 81)])
+def test_the_larger_shipped_explainers_on_photos_that_they_never_saw(name: str, cells: int, shared_data: Path) -> None:
+    held_out = image_folder(shared_data / "imagenet500").test
+    photos = [held_out.path(index) for index in range(0, 100, 4)]
+    classifier = bla.load(name)
+    with torch.inference_mode():
+        pixels = torch.cat([classifier.pixels(classifier.transform.read(photo).pixels[None]) for photo in photos])
+        features = classifier.trunk(pixels.contiguous(memory_format=torch.channels_last))
+        selected = classifier.attention(features).hard
+        plain = classifier.classify(features, torch.full_like(selected, 1 / cells)).argmax(-1)
+        alone = classifier.classify(features, selected).argmax(-1)
+    right = [int(photo.name[:4]) for photo in photos] == plain.numpy()
+    assert selected[0].numel() == cells
+    assert right.mean() >= 0.7  # the weights are the classifier's
+    assert (alone == plain).float().mean() >= 0.85
+    assert (selected > 0).sum() / len(photos) <= cells / 3
+    assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 30_000

