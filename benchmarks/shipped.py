@@ -31,7 +31,8 @@ from bla.measuring import measure
 from bla.networks import Examples, Networks
 from bla.photo import open_photo
 from bla.progress import told
-from bla.run import load, run_folder
+from bla.record import run_folder
+from bla.run import load
 from bla.settings import Settings
 from bla.training import train_networks
 

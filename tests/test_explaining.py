@@ -17,7 +17,7 @@ from bla.classifier import ClassifierError
 from bla.data import image_folder
 from bla.explaining import explain_files, output_names
 from bla.explanation import Explanation, ExplanationError, Unexplained
-from bla.run import SHIPPED
+from bla.record import SHIPPED
 
 parts = st.lists(
     st.sampled_from(["a", "b", "A", "x.jpg", "x.png", "X.jpg", "explain.json", "a_x.jpg", ".."]), min_size=1
