@@ -187,6 +187,18 @@ def test_the_verdict_follows_the_figures(tmp_path: Path) -> None:
     assert "no figure that could refute" in write_report(tmp_path).summary
 
 
+def test_lying_on_the_object_is_asked_against_the_controls_too(tmp_path: Path) -> None:
+    record = record_of(tmp_path)
+    record["methods"] |= {"centre": {**record["methods"]["random"], "title": "centre disc"}}
+    for sign, answer in ((1, "for"), (-1, "against")):
+        row = {"metric": "on_object", "method": "bla", "against": "centre", "difference": 0.1 * sign, "p_holm": 0.001}
+        record["comparisons"] = [{**row, "low": 0.1 * sign - 0.05, "high": 0.1 * sign + 0.05}]
+        found = answers(saved(tmp_path, record))
+        asked = "Does it lie on the object more than the same number chosen by "
+        assert found[asked + "nearness to the middle?"] == answer
+        assert asked + "the length of the feature vector?" not in found
+
+
 def test_half_are_drawn_and_the_extremes_are_shown(tmp_path: Path) -> None:
     comparison = saved(tmp_path, record_of(tmp_path, photos=20))
     chosen = choose(comparison, 8, seed=0)

@@ -35,6 +35,7 @@ def findings(comparison: Comparison) -> list[Finding]:
         _against_cam(comparison, "area", "Does it keep as much of the class as CAM, at every size from 1 to 12?", 1),
         _against_cam(comparison, "evaluator_left", "Does it leave less of the class behind than CAM?", -1),
         _against_cam(comparison, "on_object", "Does it lie on the object more than CAM?", 1),
+        *(_on_object(comparison, control) for control in ("centre", "norm")),
         _shape(comparison),
     ]
     return [finding for finding in asked if finding is not None]
@@ -118,6 +119,19 @@ def _against_cam(comparison: Comparison, metric: str, question: str, wanted: int
         _answered(difference.sign * wanted),
         f"{_named(comparison, metric)}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for CAM, "
         f"which reads every cell to choose: {points(difference)}.",
+    )
+
+
+def _on_object(comparison: Comparison, control: str) -> Finding | None:
+    """Against what lies on the object without being trained: objects are mostly in the middle, and long vectors."""
+    difference, own = comparison.difference("on_object", control), comparison.figure(comparison.own, "on_object")
+    if difference is None or own is None:
+        return None
+    return Finding(
+        f"Does it lie on the object more than the same number chosen by {_control(control)}?",
+        _answered(difference.sign),
+        f"{_named(comparison, 'on_object')}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for "
+        f"{comparison.title(control)}: {points(difference)}.",
     )
 
 
