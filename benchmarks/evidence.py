@@ -32,12 +32,13 @@ METHODS = (
 RECIPES: dict[str, dict[str, Any]] = {
     "BLA": {"setup": "bla"},
     "dial": {"setup": "bla", "mean_size": 8, "dial": 0.5},
-    "dial-16": {"setup": "bla", "mean_size": 16, "dial": 0.5, "hidden": (128,)},
+    "dial-16": {"setup": "bla", "mean_size": 16, "dial": 0.5},
+    "dial-16-hidden": {"setup": "bla", "mean_size": 16, "dial": 0.5, "hidden": (128,)},
     "every-size": {"setup": "bla", "dial": 0.5},
     "class-aware": {"setup": "bla-ph", "threshold": 0.0, "class_aware": True, "hidden": (64,), "dial": 0.5},
 }
-"""The paper's BLA; trained to serve every size, with 8 cells on average, a third of the grid (chosen with hidden
-channels), or as many as it likes; and scores asked about a class, head frozen."""
+"""The paper's BLA; trained to serve every size, with 8 cells on average, a third of the grid (without and
+with hidden channels), or as many as it likes; and scores asked about a class, head frozen."""
 EPOCHS = {"birds100": (15, 10), "CUB_200_2011": (20, 20)}
 """Of the head and of the module; elsewhere 5 and 5."""
 COLUMNS = {
