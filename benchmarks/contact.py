@@ -83,7 +83,7 @@ def row(name: str, data: Splits, shown: ImageSet, out: Path, seconds: float) -> 
     count = int(0.75 * seconds / seconds_a_photo(model))
     split = Splits(some(data.train, 3 * count // 4), some(data.test, count // 4), seeded=data.seeded)
     start = time.perf_counter()
-    run = bla.run.train(split, out / name, Settings(epochs=10), model=name, weights=weights)
+    run = bla.run.train(split, out / f"{name}-{count}", Settings(epochs=10), model=name, weights=weights)
     metrics = run.record["metrics"]
     explanations = run.classifier.explain([shown.path(index) for index in range(len(shown))])
     found = {
@@ -96,6 +96,7 @@ def row(name: str, data: Splits, shown: ImageSet, out: Path, seconds: float) -> 
         "hard": metrics["hard"]["top1"],
         "agreement": metrics["agreement"],
         "size": metrics["size"]["mean"],
+        "dead": run.record["dead"],
         "cells": metrics["size"]["cells"],
         "explanations": [explanation.to_dict() for explanation in explanations],
     }
@@ -113,6 +114,7 @@ def label(found: dict[str, Any]) -> list[tuple[str, tuple[int, int, int]]]:
         (f"from the selected {found['hard']:.2f}", QUIET),
         (f"they agree on {found['agreement']:.2f}", QUIET),
         (f"{found['size']:.1f} of {found['cells']} cells", QUIET),
+        *([("died: no cell told apart", WRONG)] if found["dead"] else []),
         (f"{found['train']} photos, {found['seconds']:.0f} s", QUIET),
     ]
 
@@ -129,7 +131,7 @@ def sheet(rows: list[dict[str, Any]], shown: ImageSet) -> Image.Image:
     def put(picture: Image.Image, column: int, line: int, text: str, ink: tuple[int, int, int]) -> None:
         left, top = LABEL + column * step, line * high
         canvas.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left, top))
-        for number, part in enumerate(textwrap.wrap(text, 26, max_lines=2, placeholder=" ...")):
+        for number, part in enumerate(textwrap.wrap(text, 23, max_lines=2, placeholder=" ...")):
             draw.text((left, top + SIDE + 2 + number * (LINE - 3)), part, ink, small)
 
     photos = [open_photo(shown.path(index)) for index in range(len(shown))]
