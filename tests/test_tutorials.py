@@ -26,10 +26,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tutorials")
 
 
-def numbers(text: str) -> list[float]:
-    return [float(number) for number in NUMBER.findall(text)]
-
-
 @pytest.mark.parametrize("name", ["explain", "audit", "train"])
 def test_a_tutorial_prints_and_draws_what_it_shows(
     running: dict[str, Any], place: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -40,9 +36,10 @@ def test_a_tutorial_prints_and_draws_what_it_shows(
     assert len(done) >= 6
     for block in done:
         assert NUMBER.sub("#", block.printed) == NUMBER.sub("#", block.written)
-        # rounding differs between processors, and grows in training: a photo more or less of some thirty
-        for came, written in zip(numbers(block.printed), numbers(block.written), strict=True):
-            assert came == pytest.approx(written, abs=0.1, rel=0.2 if written > 1 else 0), block.printed
+        # rounding differs between processors, and grows in training: a few photos of some thirty, a few cells
+        for came, written in zip(NUMBER.findall(block.printed), NUMBER.findall(block.written), strict=True):
+            near = 2 if "." not in written else 0.1 if float(written) <= 1 else 0.2 * float(written)
+            assert float(came) == pytest.approx(float(written), abs=near), block.printed
     pictures = re.findall(r"!\[[^\]]+\]\(([\w-]+\.jpg)\)", page.read_text(encoding="utf-8"))
     assert pictures
     for picture in pictures:
