@@ -179,6 +179,7 @@ def test_the_verdict_follows_the_figures(tmp_path: Path) -> None:
         row["p_holm"] = 0.2
     found = answers(saved(tmp_path, record))
     assert set(found.values()) == {"for", "open"}
+    assert found["Does the shape of the selection give the class away, more than CAM's does?"] == "open"
     record["baseline"]["accuracy"] = None
     record["comparisons"], record["leakage"] = [], None
     for method in record["methods"].values():

@@ -151,7 +151,7 @@ def _shape(comparison: Comparison) -> Finding | None:
         )
     return Finding(
         "Does the shape of the selection give the class away, more than CAM's does?",
-        "against" if difference.sign > 0 else "for",
+        _answered(-difference.sign),
         f"{words}; from CAM's shapes in {percent(cam.mean)}, by chance in {percent(chance)}.",
     )
 
