@@ -1,0 +1,108 @@
+"""A shipped explainer on photos of objects that it never saw: how many cells to ask for, and whether they lie on them.
+
+    python benchmarks/on_object.py CUB_200_2011 --out OUT [--explainer tf_efficientnet_lite0]
+
+The size (`bla explain --size`) is chosen on the training photos, by the smaller of the mean differences from CAM and
+from a centre disc in the share of the cells that lies on the object. Reported are the test photos, paired, with 95%
+intervals over photos: at that size, and on average over all sizes at which it led both on the training photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bla.cache import default_root
+from bla.comparing import RUN, compare
+from bla.comparing.subjects import find_subjects
+from bla.data import Splits
+from bla.datasets import read_images
+from bla.evaluation import localise, top_cells
+from bla.evaluation.statistics import paired
+from bla.progress import told
+from bla.run import open_run
+
+RIVALS = ("cam", "grad-cam++", "norm", "centre", "random")
+BEATEN = ("cam", "centre")
+"""What the size is chosen against."""
+SIZES = range(1, 25)
+
+
+def shares(explainer: str, splits: Splits, out: Path) -> dict[int, dict[str, np.ndarray]]:
+    """By size and method, the share of each test photo's best cells that lies on its object."""
+    compare(explainer, splits, out=out, methods=RIVALS, report=told)
+    photos, _, _ = find_subjects(open_run(explainer), splits, limit=None, seed=0, cache=None, report=told)
+    assert photos.coverage is not None
+    found: dict[int, dict[str, np.ndarray]] = {size: {} for size in SIZES}
+    for method in (RUN, *RIVALS):
+        lines = (out / "explanations" / f"{method}.jsonl").read_text(encoding="utf-8").splitlines()
+        ranking: Tensor = torch.tensor([json.loads(line)["unbounded"] for line in lines])
+        for size in SIZES:
+            share = localise(ranking, top_cells(ranking, size), photos.coverage)["on_object"]
+            found[size][method] = share.numpy()
+    return found
+
+
+def lead(shares_of_size: dict[str, np.ndarray]) -> float:
+    """The smaller of the mean differences."""
+    return min(float(np.nanmean(shares_of_size[RUN] - shares_of_size[name])) for name in BEATEN)
+
+
+def main() -> None:
+    """Choose on the training photos, report on the test photos."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a division of photos with boxes or masks")
+    parser.add_argument("--explainer", default="tf_efficientnet_lite0")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    splits, _ = read_images(arguments.data, cache=default_root(), report=told)
+    seen = shares(arguments.explainer, dataclasses.replace(splits, test=splits.train), arguments.out / "chosen-on")
+    size = max(SIZES, key=lambda size: lead(seen[size]))
+    leading = [each for each in SIZES if lead(seen[each]) > 0]
+    held_out = shares(arguments.explainer, splits, arguments.out / "reported-on")
+    result: dict[str, Any] = {
+        "explainer": arguments.explainer,
+        "size": size,
+        "lead_by_size_on_training_photos": {each: lead(seen[each]) for each in SIZES},
+        "leading": leading,
+        "chosen": summary(held_out[size]),
+        "mean_of_leading": summary(
+            {name: np.mean([held_out[each][name] for each in leading], axis=0) for name in (RUN, *RIVALS)}
+        ),
+    }
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return
+    print(f"Sizes chosen on {len(splits.train)} photos; on {len(splits.test)} others:\n")
+    print(f"| method | {size} cells | less it | {leading[0]} to {leading[-1]} cells | less it |\n|{' --- |' * 5}")
+    for name in (RUN, *RIVALS):
+        cells = []
+        for row in (result["chosen"][name], result["mean_of_leading"][name]):
+            cells += [
+                f"{row['on_object']:.3f}",
+                "" if name == RUN else "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row),
+            ]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def summary(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Each method's mean over photos, and the explainer's difference from it."""
+    found: dict[str, dict[str, float]] = {}
+    for name, each in values.items():
+        known = np.isfinite(values[RUN]) & np.isfinite(each)
+        found[name] = {"on_object": float(each[known].mean())}
+        if name != RUN:
+            found[name] |= paired(values[RUN][known], each[known]).to_dict()
+    return found
+
+
+if __name__ == "__main__":
+    main()
