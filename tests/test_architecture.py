@@ -17,7 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ARROWS: dict[str, set[str]] = {
     "photo": set(),
     "data": {"photo"},
-    "datasets": {"cache", "data", "download", "embedded", "huggingface", "photo"},
+    "datasets": {"cache", "data", "download", "embedded", "huggingface", "photo", "tables"},
+    "tables": {"data", "photo"},
     "huggingface": {"data", "explanation", "photo"},
     "download": {"photo"},
     "embedded": set(),

@@ -80,6 +80,7 @@ class ExplainableClassifier(nn.Module):
     attention: the trainable module.
     head: pooled features (B, C) to logits (B, K).
     transform, classes, name, setup: preprocessing, class names, and what explanations are signed with.
+    several_labels: whether an image may have several classes or none: each has a probability of its own.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class ExplainableClassifier(nn.Module):
         name: str,
         setup: str = "BLA",
         frozen_head: bool = True,
+        several_labels: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(head, (TimmHead, TokenHead, MapHead)) and not frozen_head:
@@ -108,6 +110,7 @@ class ExplainableClassifier(nn.Module):
         self.name = name
         self.setup = setup
         self.frozen_head = frozen_head
+        self.several_labels = several_labels
         self.register_buffer("_fitted", torch.tensor(False))
         self.train(False)
 
@@ -289,17 +292,20 @@ class ExplainableClassifier(nn.Module):
                 targets = self.attention.predicted(features)
                 targets = targets if target is None else torch.full_like(targets, target)
             selection = self._select(features, size, targets)
-            probabilities = self.classify(features, selection.hard).float().softmax(-1)
-            best = probabilities.topk(min(5, probabilities.shape[-1]))
+            logits = self.classify(features, selection.hard).float()
+            probabilities = logits.sigmoid() if self.several_labels else logits.softmax(-1)
+            shown = max(5, int((logits > 0).sum(dim=1).max())) if self.several_labels else 5
+            best = probabilities.topk(min(shown, probabilities.shape[-1]))
             maps = [values.float().cpu().numpy() for values in selection]
             asked = [None] * len(readable) if targets is None else targets.tolist()
             said = self._votes(features, selection.hard, question)
-            rows = zip(asked, said, best.values.tolist(), best.indices.tolist(), *maps, strict=True)
+            present = self._present(features, selection.hard, logits)
+            rows = zip(asked, said, present, best.values.tolist(), best.indices.tolist(), *maps, strict=True)
         for name, item in batch:
             if isinstance(item, str):
                 yield Unexplained(name, item)
                 continue
-            about, vote, values, indices, unbounded, scores, soft, hard = next(rows)
+            about, vote, labels, values, indices, unbounded, scores, soft, hard = next(rows)
             if not (np.isfinite(unbounded).all() and np.isfinite(values).all()):
                 yield Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {self.name}")
                 continue
@@ -319,6 +325,7 @@ class ExplainableClassifier(nn.Module):
                 model=self.name,
                 setup=self.setup,
                 votes=vote,
+                present=labels,
             )
 
     def _votes(self, features: Tensor, weights: Tensor, question: _Question) -> list[Votes | None]:
@@ -332,6 +339,18 @@ class ExplainableClassifier(nn.Module):
         labels = tuple(self.classes[index] for index in asked)
         each = zip(found.cells.float().cpu().numpy(), found.offset.tolist(), found.logit.tolist(), strict=True)
         return [Votes(target, against, labels, cells, offset, logit, found.method) for cells, offset, logit in each]
+
+    def _present(self, features: Tensor, weights: Tensor, logits: Tensor) -> list[tuple[Votes, ...] | None]:
+        """For each image the votes for every label above one half, the likeliest first; None where it has one class."""
+        if not self.several_labels:
+            return [None] * len(features)
+        found: list[list[Votes]] = [[] for _ in features]
+        for label in (logits > 0).any(dim=0).nonzero()[:, 0].tolist():
+            (has,) = torch.where(logits[:, label] > 0)
+            said = self._votes(features[has], weights[has], _Question(None, label, None))
+            for image, votes_of in zip(has.tolist(), said, strict=True):
+                found[image] += [votes_of] if votes_of is not None else []
+        return [tuple(sorted(each, key=lambda vote: -vote.logit)) for each in found]
 
     def _prediction(self, index: int, probability: float) -> Prediction:
         return Prediction(index, self.classes[index], min(probability, 1.0))
@@ -347,6 +366,7 @@ def explainable(
     transform: Transform | Any = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
+    several_labels: bool = False,
 ) -> ExplainableClassifier:
     """Wrap a classifier: split it before its global average pooling and put an attention there.
 
@@ -374,6 +394,7 @@ def explainable(
         the input size.
     classes: K names; by default those of a transformers model's ``config.id2label``, ImageNet's for 1,000 classes, or
         "class 0", ...
+    several_labels: whether an image may have several classes or none, each told by the sigmoid of its logit.
 
     Raises
     ------
@@ -431,7 +452,15 @@ def explainable(
     if isinstance(attention, BoundedLogitAttention):
         setup = signed("BLA-PH", attention.threshold, "auto", class_aware=isinstance(attention, ClassAwareAttention))
     return ExplainableClassifier(
-        trunk, attention, head, transform=transform, classes=classes, name=name, setup=setup, frozen_head=frozen
+        trunk,
+        attention,
+        head,
+        transform=transform,
+        classes=classes,
+        name=name,
+        setup=setup,
+        frozen_head=frozen,
+        several_labels=several_labels,
     )
 
 

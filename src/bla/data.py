@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ class ImageSet:
     ----------
     root: the folder.
     names: posix paths relative to ``root``, sorted, each once.
-    labels: int64 ``(N,)``, indices into ``classes``; None when unlabelled.
+    labels: int64 ``(N,)``, indices into ``classes``; or, where an image may have several or none, ``(N, K)``, 1 where
+        it has the class and else 0; None when unlabelled.
     classes: the class names; empty when unlabelled.
     ids: int64 ``(N,)``, the numbers that the data set itself gives its images, where it does.
     boxes: for each image float64 ``(K, 4)``: left, top, right, bottom of each of its K objects, in pixels of the
@@ -66,13 +68,13 @@ class ImageSet:
             if (values := getattr(self, field)) is not None:
                 object.__setattr__(self, field, _frozen(values, dtype))
         labels = self.labels
-        if labels is not None and not (
-            labels.shape == (len(self),) and ((labels >= 0) & (labels < len(self.classes))).all()
-        ):
-            raise DataError(
-                f"expected {len(self)} labels, a name each, below {len(self.classes)}, the number of classes, "
-                f"got {labels.shape} with values {np.unique(labels).tolist()}"
-            )
+        if labels is not None:
+            shape, bound = ((len(self), len(self.classes)), 2) if self.several else ((len(self),), len(self.classes))
+            if not (labels.shape == shape and ((labels >= 0) & (labels < bound)).all()):
+                raise DataError(
+                    f"expected labels of shape {shape}, a name each, from 0 to {bound - 1}, for {len(self.classes)} "
+                    f"classes, got {labels.shape} with values {np.unique(labels).tolist()}"
+                )
         if self.ids is not None and self.ids.shape != (len(self),):
             raise DataError(f"expected {len(self)} ids, a name each, got shape {self.ids.shape}")
         if self.parts is not None and self.parts.shape != (len(self), len(self.part_names), 3):
@@ -92,6 +94,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels is not None and self.labels.ndim == 2
 
     def path(self, index: int) -> Path:
         """The file of image ``index``."""
@@ -137,7 +144,7 @@ class ImageSet:
         return box_coverage(self.boxes[index], region, grid)
 
     def folds(self, count: int, seed: int = 0) -> tuple[Splits, ...]:
-        """``count`` divisions of the images, each held out once; every class is dealt out evenly.
+        """``count`` divisions of the images, each held out once; every class of :func:`strata` is dealt out evenly.
 
         The same arguments give the same folds under every version and on every system.
 
@@ -156,7 +163,7 @@ class ImageSet:
             raise DataError(f"expected from 2 folds to {len(self)}, an image each, got {count}")
         if not 0 <= seed < 2**32:
             raise DataError(f"expected a seed with 0 <= seed < 2**32, got {seed}")
-        labels = np.zeros(len(self), np.int64) if self.labels is None else self.labels
+        labels = np.zeros(len(self), np.int64) if self.labels is None else strata(self.labels)
         order = np.concatenate(
             [
                 members[np.random.RandomState([seed, place]).permutation(len(members))]
@@ -172,9 +179,11 @@ class ImageSet:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of names and contents: a copy of the folder elsewhere has the same.
 
-        A file that cannot be read counts as such.
+        A file that cannot be read counts as such. Labels count where there may be several: names do not tell them.
         """
         total = hashlib.sha256()
+        if self.several and self.labels is not None:
+            total.update(json.dumps([self.classes, self.labels.tolist()]).encode())
         for index, name in enumerate(self.names):
             try:
                 with self.path(index).open("rb") as file:
@@ -341,6 +350,20 @@ def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: flo
     return Splits(whole.subset(kept), whole.subset(held_out), seeded=True)
 
 
+def strata(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """The class that each image counts as when images are divided: its own; of several the rarest.
+
+    >>> strata([[1, 0], [1, 1], [0, 0], [1, 0]]).tolist()  # the last number: none
+    [0, 1, 2, 0]
+    """
+    labels = np.asarray(labels, np.int64)
+    if labels.ndim == 1:
+        return labels
+    uses = labels.sum(axis=0)
+    rarest: npt.NDArray[np.int64] = np.where(labels > 0, uses, len(labels) + 1).argmin(axis=1)
+    return np.where(labels.any(axis=1), rarest, labels.shape[1])
+
+
 def stratified_split(
     labels: npt.ArrayLike | None, n: int, share: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -351,7 +374,7 @@ def stratified_split(
 
     Parameters
     ----------
-    labels: the class of each image; None: all are of one class.
+    labels: the class of each image, or which it has, as of :class:`ImageSet`; None: all are of one class.
     share: of the images to hold out, 0 < share < 1.
     seed: 0 <= seed < 2**32.
 
@@ -370,7 +393,7 @@ def stratified_split(
         raise DataError(f"expected a share to hold out with 0 < share < 1, got {share}")
     if not 0 <= seed < 2**32:
         raise DataError(f"expected a seed with 0 <= seed < 2**32, got {seed}")
-    classes = np.zeros(n, np.int64) if labels is None else np.asarray(labels)
+    classes = np.zeros(n, np.int64) if labels is None else strata(labels)
     if classes.shape != (n,):
         raise DataError(f"expected {n} labels, an image each, got shape {classes.shape}")
     held_out = np.zeros(n, np.bool_)

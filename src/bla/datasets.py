@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from bla import embedded
+from bla import embedded, tables
 from bla.cache import Progress, default_root, silent
 from bla.data import ImageSet, Splits, image_folder, stratified_split
 from bla.download import Archive, downloaded
@@ -207,7 +207,8 @@ def read_images(
     data: in this order: splits, as they are; ``"embedded"``; ``hf:SOURCE``, of Hugging Face's library
         (:mod:`bla.huggingface`); a name of :data:`PUBLISHED`, looked for in
         ``data_root``, in its folder of that name and in the working folder's, else downloaded; a folder in the
-        layout of one of these; any other folder as :func:`bla.data.image_folder` reads it.
+        layout of one of these; a table of images and labels, CSV or TSV (:mod:`bla.tables`); any other folder as
+        :func:`bla.data.image_folder` reads it.
     seed: of the division, where the data set has none.
     data_root: by default :func:`default_data_root`.
     cache: where what is made here is kept, by default :func:`bla.cache.default_root`.
@@ -242,6 +243,8 @@ def read_images(
     for published in PUBLISHED.values():
         if (root := published.found_in(Path(name))) is not None:
             return published.read(root, seed), str(root.resolve())
+    if Path(name).suffix.lower() in tables.SUFFIXES and not Path(name).is_dir():
+        return tables.read_table(Path(name), seed=seed), str(Path(name).resolve())
     if not Path(name).exists() and Path(name).name == name:
         raise DataError(
             f"{name}: expected a folder of images or one of {EMBEDDED}, {', '.join(PUBLISHED)}, got no such"

@@ -44,6 +44,7 @@ class Card:
     entry: ``pixels``, normalised, or ``photos``, uint8 of any size.
     sizes, targets: whether it takes the optional inputs ``size`` and ``target``.
     version: of bla, that wrote it.
+    several_labels: whether an image may have several classes or none.
     """
 
     classes: tuple[str, ...]
@@ -57,6 +58,7 @@ class Card:
     targets: bool
     version: str
     schema_version: int = SCHEMA_VERSION
+    several_labels: bool = False
 
     @property
     def cells(self) -> int:
@@ -240,10 +242,14 @@ class Engine:
             yield Unexplained(name, item) if isinstance(item, str) else next(found)
 
     def top(self, logits: Pixels) -> tuple[Prediction, ...]:
-        """The best five classes (all, where there are fewer) of logits (K,)."""
+        """The best five classes (all, where there are fewer; of several labels all above one half) of logits (K,)."""
         best = np.argsort(-logits, kind="stable")[:5]
-        shifted = np.exp(logits - logits.max())
-        probabilities = shifted / shifted.sum()
+        if self.card.several_labels:
+            best = np.argsort(-logits, kind="stable")[: max(5, int((logits > 0).sum()))]
+            probabilities = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which overflows nowhere
+        else:
+            shifted = np.exp(logits - logits.max())
+            probabilities = shifted / shifted.sum()
         return tuple(
             Prediction(index, self.classes[index], min(float(probabilities[index]), 1.0)) for index in best.tolist()
         )

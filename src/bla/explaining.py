@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -36,6 +37,8 @@ def explain_files(
     device: str = "auto",
 ) -> Iterator[Explanation | Unexplained]:
     """Explain photos in order; with ``out``, write ``NAME.png`` (the panel) and ``NAME.json`` for each.
+
+    Where a photo may have several labels, there is a panel for each that is present, one below another.
 
     A photo that ``out`` already explains, by the same explainer asked the same and since the photo last
     changed, is read from there. A photo that cannot be read yields an :class:`Unexplained`, and the others are done.
@@ -114,6 +117,7 @@ def _signature(
         classifier.setup,
         classifier.classes,
         classifier.transform.to_dict(),
+        *(["several labels"] if classifier.several_labels else []),
         size,
         target,
         against,
@@ -152,12 +156,29 @@ def _kept(names: dict[Path, str], out: Path, signature: str) -> dict[Path, Expla
     return kept
 
 
+def _pictured(photo: Image.Image, explanation: Explanation) -> Image.Image:
+    """The panel; where several labels are present and none was asked about, one for each below one another."""
+    if not explanation.present or explanation.votes is not None:
+        return panel(photo, explanation)
+    likely = {guess.index: guess for guess in explanation.top}
+    pictures = [
+        panel(photo, dataclasses.replace(explanation, prediction=likely[votes.target], votes=votes, present=None))
+        for votes in explanation.present
+    ]
+    whole = Image.new("RGB", (max(each.width for each in pictures), sum(each.height for each in pictures)), "white")
+    top = 0
+    for each in pictures:
+        whole.paste(each, (0, top))
+        top += each.height
+    return whole
+
+
 def _write(explanation: Explanation, photo: Path, base: Path, signature: str) -> None:
     record, picture = base.with_name(base.name + ".json"), base.with_name(base.name + ".png")
     record.unlink(missing_ok=True)  # it comes last: where it is, the picture is of the same making
     text = PngInfo()
     text.add_text(SIGNED, signature)
     content = io.BytesIO()
-    panel(open_photo(photo), explanation).save(content, "PNG", compress_level=3, pnginfo=text)
+    _pictured(open_photo(photo), explanation).save(content, "PNG", compress_level=3, pnginfo=text)
     write_atomically(picture, content.getvalue())
     explanation.save(record)

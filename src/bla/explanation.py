@@ -95,6 +95,8 @@ class Explanation:
     selected: ``(H, W)`` booleans: the explanation; ``size`` counts them.
     region: ``(left, top, right, bottom)`` in pixels of the upright photo: the part that the grid covers.
     votes: what each selected cell says for a class that was asked about; None where none was.
+    present: where an image may have several labels, the votes for each with a probability above one half, the likeliest
+        first, and perhaps none; ``top`` has their probabilities. None where every image has one class.
 
     Raises
     ------
@@ -127,6 +129,7 @@ class Explanation:
     setup: str = ""
     schema_version: int = SCHEMA_VERSION
     votes: Votes | None = None
+    present: tuple[Votes, ...] | None = None
 
     def __post_init__(self) -> None:
         grid = (int(self.grid[0]), int(self.grid[1]))
@@ -138,8 +141,11 @@ class Explanation:
             if value is not None:
                 object.__setattr__(self, name, _read_only_map(name, value, np.float32, grid))
         object.__setattr__(self, "selected", _read_only_map("selected", self.selected, np.bool_, grid))
-        if self.votes is not None and self.votes.cells.shape != grid:
-            raise ExplanationError(f"expected votes on the grid {grid}, got {self.votes.cells.shape}")
+        if self.present is not None:
+            object.__setattr__(self, "present", tuple(self.present))
+        for votes in (*([] if self.votes is None else [self.votes]), *(self.present or ())):
+            if votes.cells.shape != grid:
+                raise ExplanationError(f"expected votes on the grid {grid}, got {votes.cells.shape}")
         if not self.selected.any():
             raise ExplanationError("expected at least one selected cell, got none")
         if self.schema_version != SCHEMA_VERSION:
@@ -183,6 +189,7 @@ class Explanation:
             "model": self.model,
             "setup": self.setup,
             **({} if self.votes is None else {"votes": self.votes.to_dict()}),
+            **({} if self.present is None else {"present": [votes.to_dict() for votes in self.present]}),
         }
 
     @classmethod
@@ -195,7 +202,8 @@ class Explanation:
             Naming the keys that are missing or unknown, or what contradicts itself.
         """
         keys = {field.name for field in dataclasses.fields(cls)} | {"size"}
-        record = {"votes": None, **record}  # which those have that were asked about a class
+        # votes have those that were asked about a class, and present those of several labels an image
+        record = {"votes": None, "present": None, **record}
         if set(record) != keys:
             missing, unknown = sorted(keys - set(record)), sorted(set(record) - keys)
             raise ExplanationError(f"expected an explanation's keys; missing {missing}, unknown {unknown}")
@@ -205,6 +213,8 @@ class Explanation:
             values["prediction"] = Prediction(**values["prediction"])
             values["top"] = tuple(Prediction(**guess) for guess in values["top"])
             values["votes"] = None if values["votes"] is None else Votes(**values["votes"])
+            if values["present"] is not None:
+                values["present"] = tuple(Votes(**votes) for votes in values["present"])
             explanation = cls(**values)
         except ExplanationError:
             raise

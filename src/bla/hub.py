@@ -250,19 +250,26 @@ def card(record: Mapping[str, Any]) -> str:
     )
 
 
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def _figures(metrics: Mapping[str, Any], labels: bool, *, dead: bool) -> list[str]:
     if not metrics:
         return ["## Figures", "", "None were recorded. Measure it on images of yours before you rely on it."]
     truth = "the true class" if labels else "the class that the classifier predicts from all cells"
     names = {"baseline": "all cells, mean-pooled", "soft": "the soft selection", "hard": "the selected cells alone"}
     size = metrics["size"]
+    columns = {"loss": "loss", "top1": f"top-1: {truth}", "top5": "top-5"}
+    if "label_agreement" in metrics:
+        columns = {"loss": "loss", "average_precision": "mean average precision", "auc": "mean area under ROC"}
     return [
         f"## Figures, on {metrics['images']:,} images held out",
         "",
-        f"| prediction from | loss | top-1: {truth} | top-5 |",
-        "| --- | --- | --- | --- |",
+        f"| prediction from | {' | '.join(columns.values())} |",
+        f"| --- |{' --- |' * len(columns)}",
         *(
-            f"| {name} | {metrics[key]['loss']:.3f} | {metrics[key]['top1']:.3f} | {metrics[key]['top5']:.3f} |"
+            f"| {name} | {' | '.join(_figure(metrics[key][column]) for column in columns)} |"
             for key, name in names.items()
         ),
         "",
@@ -322,6 +329,7 @@ def _settings_of(classifier: ExplainableClassifier) -> Settings:
             hidden=tuple(layer.out_channels for layer in layers[:-1] if isinstance(layer, nn.Conv2d)),
             context=attention.context is not None,
             class_aware=isinstance(attention, ClassAwareAttention),
+            several_labels=classifier.several_labels,
             **{name: getattr(attention, name) for name in names},
         )
     except TrainingError as error:

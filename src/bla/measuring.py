@@ -10,19 +10,24 @@ import torch
 from bla import processes
 from bla.attention import read
 from bla.cache import Progress, silent
-from bla.evaluation import Accuracy, size_summary
+from bla.evaluation import decided, scorer, size_summary, together
 from bla.networks import Examples, Networks
 from bla.settings import TrainingError
 from bla.training import chunks
 
 
 @torch.no_grad()
-def measure(networks: Networks, examples: Examples, report: Progress = silent) -> dict[str, Any]:
+def measure(
+    networks: Networks, examples: Examples, report: Progress = silent, *, several: bool = False
+) -> dict[str, Any]:
     """The metrics object: baseline, its continuation, soft and hard, agreement and size, over all examples.
 
     ``soft_renormalised`` is soft with each image's weights divided by their sum, which tells the gap between soft
     and hard from a difference of scale. Without labels the classifier's own predictions count as true. The processes of
     :mod:`bla.processes` measure a share each; every image counts once.
+
+    With ``several`` labels an image each is by :class:`bla.evaluation.SeveralLabels`; images agree where hard and
+    baseline have the same labels above one half, and ``label_agreement`` is the share of all decisions that are alike.
 
     Raises
     ------
@@ -35,9 +40,9 @@ def measure(networks: Networks, examples: Examples, report: Progress = silent) -
     modes = {module: module.training for module in networks.modules()}
     networks.eval()
     names = ["baseline", "baseline_continued", "soft", "soft_renormalised", "hard"]
-    accuracies = {name: Accuracy() for name in names}
+    accuracies = {name: scorer(several=several) for name in names}
     sizes = np.zeros(0, np.int64)
-    agreed = 0
+    agreed, labels_agreed = 0, 0.0
     try:
         for chosen in chunks(len(examples)):
             rows = examples.rows[chosen]
@@ -51,11 +56,13 @@ def measure(networks: Networks, examples: Examples, report: Progress = silent) -
                 "soft_renormalised": read(networks.head, features, renormalised),
                 "hard": read(networks.head, features, selection.hard),
             }
-            predicted = logits["baseline"].argmax(-1)
+            predicted = decided(logits["baseline"], several=several)
             labels = predicted if examples.labels is None else torch.from_numpy(examples.labels[chosen]).to(device)
             for name, accuracy in accuracies.items():
                 accuracy.update(logits[name], labels)
-            agreed += int((logits["hard"].argmax(-1) == predicted).sum())
+            alike = (decided(logits["hard"], several=several) == predicted).reshape(len(chosen), -1)
+            agreed += int(alike.all(dim=1).sum())
+            labels_agreed += float(alike.double().mean(dim=1).sum())
             counts = (selection.hard > 0).sum(dim=(1, 2)).cpu().numpy()
             found = np.bincount(counts, minlength=selection.hard[0].numel() + 1)
             sizes = found + sizes if len(sizes) else found
@@ -63,12 +70,15 @@ def measure(networks: Networks, examples: Examples, report: Progress = silent) -
     finally:
         for module, mode in modes.items():
             module.training = mode
-    everyones = processes.everyones((accuracies, agreed, sizes))
+    everyones = processes.everyones((accuracies, np.array([agreed, labels_agreed]), sizes))
     metrics: dict[str, Any] = {
-        name: sum((counted[name] for counted, _, _ in everyones), Accuracy()).result() for name in names
+        name: together([counted[name] for counted, _, _ in everyones]).result() for name in names
     }
+    images, shares = np.sum([counts for _, counts, _ in everyones], axis=0).tolist()
+    per_label = {"label_agreement": shares / len(examples)} if several else {}
     return metrics | {
-        "agreement": sum(agreed for _, agreed, _ in everyones) / len(examples),
+        "agreement": images / len(examples),
+        **per_label,
         "size": size_summary(np.sum([sizes for _, _, sizes in everyones if len(sizes)], axis=0)),
         "images": len(examples),
     }

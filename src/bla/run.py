@@ -92,6 +92,7 @@ def train(
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
     splits, source = read_images(data, seed=settings.seed, data_root=data_root, cache=cache, report=report)
+    settings = dataclasses.replace(settings, several_labels=settings.several_labels or splits.train.several)
     new_classes = len(splits.train.classes) if settings.head == "new" else None
     wrapped = _wrapped(model, weights, mode=mode, image_size=image_size, device=device, new_classes=new_classes)
     if settings.trunk_rate is not None:
@@ -164,6 +165,7 @@ def fit(
         )
     _check_float32(wrapped)
     with photo_splits(images, seed=seed, cache=cache, report=report) as splits:
+        settings = dataclasses.replace(settings, several_labels=wrapped.several_labels)
         parts = _examples(wrapped, splits, settings, cache=cache, stream=stream, report=report)
         before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}
         try:
@@ -180,7 +182,7 @@ def fit(
             wrapped.attention.load_state_dict(before)  # what was fitted before is not lost
             raise
         wrapped.fitted = True
-        return measure(networks, parts.test, report)
+        return measure(networks, parts.test, report, several=wrapped.several_labels)
 
 
 def load(run: str | Path, *, model: nn.Module | None = None, device: str = "auto") -> ExplainableClassifier:
@@ -259,7 +261,7 @@ def evaluate(
     settings = Settings(**opened.record["settings"])
     measured_on = opened.record["data"]
     known = measured_on["root"]
-    if data is None and not named(known) and not (Path(known).is_absolute() and Path(known).is_dir()):
+    if data is None and not named(known) and not (Path(known).is_absolute() and Path(known).exists()):
         where = f"in {known}, which are not here" if known else "as splits made by a program"
         raise RunError(f"expected the images that {run} was trained with {where}: pass --data")
     splits, source = read_images(
@@ -285,7 +287,8 @@ def evaluate(
             )
     images = _relabelled(images, opened.classifier.classes, settings)
     examples = _readable(opened.classifier, images, settings, cache=cache, stream=stream, report=report)
-    return measure(opened.networks, examples, report), examples.cache.failures
+    metrics = measure(opened.networks, examples, report, several=settings.several_labels)
+    return metrics, examples.cache.failures
 
 
 def pick_device(name: str) -> torch.device:
@@ -335,6 +338,8 @@ def _train(
             f"{splits.train.root}: expected class folders to train a new head on, got images without classes; for the "
             "classifier's own classes use head='own' and targets='predictions'"
         )
+    if settings.head == "new" and splits.train.several != settings.several_labels:
+        raise DataError(f"{splits.train.root}: expected a table of several labels an image, got one class an image")
     _check_float32(wrapped)
     identity: dict[str, Any] = {
         "backbone": origin | {"digest": weights_digest(wrapped.trunk)},
@@ -375,7 +380,7 @@ def _train(
             "versions": versions(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
-            "metrics": measure(networks, parts.test, report),
+            "metrics": measure(networks, parts.test, report, several=settings.several_labels),
         }
         if settings.trunk_rate is not None:
             record["trunk"] = weights_digest(classifier.trunk)
@@ -444,6 +449,7 @@ def _assembled(
         name=wrapped.name,
         setup=settings.name,
         frozen_head=settings.frozen_head,
+        several_labels=settings.several_labels,
     )
     return classifier.to(like.device), networks
 
@@ -492,13 +498,20 @@ def _relabelled(images: ImageSet, classes: Sequence[str], settings: Settings) ->
         return dataclasses.replace(images, labels=None, classes=())
     if images.labels is None:
         raise DataError(f"{images.root}: expected class folders for targets='labels', got images without classes")
+    if images.several != settings.several_labels:
+        kinds = ("one class an image", "a table of the labels that each image has")
+        expected, came = kinds[settings.several_labels], kinds[images.several]
+        raise DataError(f"{images.root}: expected {expected}, as the explainer was trained on, got {came}")
     unknown = sorted(set(images.classes) - set(classes))
     if unknown:
         raise DataError(
             f"{images.root}: expected classes of the classifier, got {unknown[:5]}; it knows {list(classes[:5])}, ..."
         )
     index = np.array([list(classes).index(name) for name in images.classes], np.int64)
-    return dataclasses.replace(images, labels=index[images.labels], classes=tuple(classes))
+    labels = index[images.labels] if not images.several else np.zeros((len(images), len(classes)), np.int64)
+    if images.several:
+        labels[:, index] = images.labels
+    return dataclasses.replace(images, labels=labels, classes=tuple(classes))
 
 
 def _readable(

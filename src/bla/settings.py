@@ -59,6 +59,8 @@ class Settings:
         it stays as it is, and its features are cached.
     augment: photos that a trunk is trained on are changed at random: :func:`bla.pixels.augmentation`.
     precision: of a trunk that is trained, by autocast: float32, bfloat16 or float16; all after it is float32.
+    several_labels: an image may have several classes or none, each learnt by itself, by binary cross entropy. Training
+        sets it where the data are so.
     validation: share of the training images held out to watch. With ``patience``, a stage ends after that many
         epochs without a smaller loss of what will be used (the hard predictions), and keeps its best epoch.
     """
@@ -89,6 +91,7 @@ class Settings:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     validation: float = 0.0
     patience: int | None = None
+    several_labels: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -147,6 +150,11 @@ class Settings:
                     raise TrainingError(f"expected no {name} with setup l2x-f, which bounds nothing: leave it out")
         if self.class_aware and self.context:
             raise TrainingError("expected no context with class_aware, whose score reads no features: leave one out")
+        if self.class_aware and self.several_labels:
+            raise TrainingError(
+                "expected no class_aware with several labels an image: its score asks about one class, and an image "
+                "has one selection for all; what each label's cells are is told by their votes. Set class_aware=False"
+            )
         if self.patience is not None and not self.validation:
             raise TrainingError("expected a validation share for patience to watch, got none: set validation=0.1, say")
         if self.head == "new" and self.targets == "predictions":

@@ -20,7 +20,7 @@ from torch.nn import functional
 from bla import operators, processes
 from bla.attention import BoundedLogitAttention, ClassAwareAttention, Selection, read
 from bla.cache import FeatureCache, Progress, silent
-from bla.evaluation import Accuracy
+from bla.evaluation import decided, scorer, together
 from bla.networks import Examples, Networks, Stage
 from bla.settings import Settings, TrainingError
 from bla.sizing import JUDGES, bound_of_mean_size, trained_judge
@@ -273,7 +273,7 @@ class _Session:
             mine = chosen[part.start : part.stop]
             outputs, selection = stage.outputs(self.train, self.train.rows[mine], False)
         targets = self._targets(self.train, mine)
-        losses = [share * functional.cross_entropy(logits, targets, reduction="sum") for share, logits in outputs]
+        losses = [share * _loss(logits, targets) for share, logits in outputs]
         everyones = len(chosen) if len(mine) < len(chosen) else len(chosen) * processes.world()
         loss = torch.stack(losses).sum() / everyones
         self.optimiser.zero_grad()
@@ -378,7 +378,7 @@ class _Session:
         return reached
 
     def _targets(self, examples: Examples, chosen: npt.NDArray[np.int64]) -> Tensor:
-        """Class indices (B,): the labels, or what the classifier predicts from all cells.
+        """Class indices (B,), or of several labels (B, K): those given, or what the classifier predicts from all cells.
 
         The predicted class and not its probabilities: those are matched best by selecting every cell.
         """
@@ -387,8 +387,8 @@ class _Session:
             return torch.from_numpy(examples.labels[chosen]).to(self.device)
         with torch.no_grad():
             pooled = self.networks.pooled(examples, examples.rows[chosen], "head")
-            predicted: Tensor = self.networks.baseline(pooled).argmax(-1)
-        return predicted
+            logits: Tensor = self.networks.baseline(pooled)
+        return decided(logits, several=self.settings.several_labels)
 
     def _finish_epoch(self, stage: _Stage) -> bool:
         """Log the epoch, look at the validation images; False to end the stage here."""
@@ -448,14 +448,14 @@ class _Session:
             self.networks.attention.train()
 
     @torch.no_grad()
-    def _validate(self, stage: _Stage) -> dict[str, float]:
+    def _validate(self, stage: _Stage) -> dict[str, Any]:
         assert self.validation is not None
-        accuracy = Accuracy()
+        accuracy = scorer(several=self.settings.several_labels)
         for chosen in chunks(len(self.validation)):
             [(_, logits)], _ = stage.outputs(self.validation, self.validation.rows[chosen], True)
             targets = self._targets(self.validation, chosen)
             accuracy.update(logits, targets)
-        return sum(processes.everyones(accuracy), Accuracy()).result()
+        return together(processes.everyones(accuracy)).result()
 
     def _restore_best(self, stage: _Stage) -> None:
         own = self.networks.saved()
@@ -543,6 +543,14 @@ class _Session:
             stage = self.stages[self.position.stage].name
             self.report(f"resumed in stage {stage}, epoch {self.position.epoch + 1}, step {self.position.step}", 0, 0)
         return optimiser
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy, added up over the images; of several labels binary, and their mean."""
+    if targets.ndim == 1:
+        return functional.cross_entropy(logits, targets, reduction="sum")
+    each = functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+    return each.mean(dim=1).sum()
 
 
 def clear_checkpoints(folder: Path, but: Path | None = None) -> None:

@@ -76,6 +76,11 @@ def explain_all(
     if workers is not None and workers < 1:
         raise BatchError(f"expected at least 1 worker, got {workers}")
     opened = Engine(graph, threads=1)
+    if opened.card.several_labels:
+        raise BatchError(
+            "expected an explainer whose photos have one class each, as a row of the results has, got one of several "
+            "labels a photo: bla explain tells them all"
+        )
     if size is not None and not (opened.card.sizes and 1 <= size <= opened.card.cells):
         raise BatchError(
             f"expected a size from 1 to {opened.card.cells} for an explainer whose size can be set, got {size}"

@@ -72,10 +72,13 @@ def explain(
 
 
 def _one_line(explanation: Explanation) -> str:
-    best = explanation.prediction
-    cells = explanation.selected.size
-    line = f"{explanation.image}: {best.label} {best.probability:.1%}, {explanation.size} of {cells} cells"
+    said = [explanation.prediction]
+    if explanation.present is not None:
+        labels = {votes.target for votes in explanation.present}
+        said = [guess for guess in explanation.top if guess.index in labels]
+    labels_said = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in said) or "no label above 50%"
+    line = f"{explanation.image}: {labels_said}, {explanation.size} of {explanation.selected.size} cells"
     if (votes := explanation.votes) is None:
         return line
-    said = f"logit {votes.logit:+.2f}, {int((votes.cells > 0).sum())} of {explanation.size} cells for it"
-    return f"{line}; {' rather than '.join(votes.labels)}: {said}"
+    counted = f"logit {votes.logit:+.2f}, {int((votes.cells > 0).sum())} of {explanation.size} cells for it"
+    return f"{line}; {' rather than '.join(votes.labels)}: {counted}"

@@ -60,8 +60,8 @@ def train(
     ----------
     data
         A folder, CLASS/*.jpg or {train,test}/CLASS/*.jpg or images without classes, or a published data set's own
-        layout; or a name: embedded, cats_vs_dogs, stanford_dogs, caltech_birds2011, or
-        hf:SOURCE for a folder or a name of Hugging Face datasets.
+        layout; a table, .csv or .tsv, of images and labels, of which each may have several; or a name: embedded,
+        cats_vs_dogs, stanford_dogs, caltech_birds2011, or hf:SOURCE for a folder or a name of Hugging Face datasets.
     out
         The run folder to write.
     setup
@@ -250,7 +250,13 @@ def _print_metrics(metrics: dict[str, Any], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("predictions from", "loss", "top-1", "top-5", title=title, title_justify="left")
+    several = "label_agreement" in metrics
+    columns = (
+        {"loss": "loss", "average_precision": "mean AP", "auc": "mean AUC", "exact": "all labels right"}
+        if several
+        else {"loss": "loss", "top1": "top-1", "top5": "top-5"}
+    )
+    table = Table("predictions from", *columns.values(), title=title, title_justify="left")
     rows = {
         "mean pooling (baseline)": "baseline",
         "mean pooling, both stages' epochs": "baseline_continued",  # with an own head there is no such training
@@ -262,9 +268,11 @@ def _print_metrics(metrics: dict[str, Any], title: str) -> None:
         values = metrics[key]
         if key == "baseline_continued" and values == metrics["baseline"]:
             continue
-        table.add_row(name, f"{values['loss']:.3f}", f"{values['top1']:.3f}", f"{values['top5']:.3f}")
+        table.add_row(name, *("-" if values[column] is None else f"{values[column]:.3f}" for column in columns))
     Console().print(table)
     size = metrics["size"]
+    if several:
+        print(f"Labels on which hard and baseline agree: {metrics['label_agreement']:.3f}.")
     print(
         f"Size: {size['mean']:.1f} of {size['cells']} cells on average (std {size['std']:.1f}, {size['min']} to "
         f"{size['max']}). Agreement of hard with baseline: {metrics['agreement']:.3f}. Images: {metrics['images']}."

@@ -95,6 +95,11 @@ def compare(
         raise ComparisonError(f"expected a folder for the comparison, got the file {out}: choose another name")
     opened = runs.open_run(run, device=device)
     classifier, networks = opened.classifier, opened.networks
+    if classifier.several_labels:
+        raise ComparisonError(
+            f"expected a run whose photos have one class each, got {run}, whose photos may have several labels: the "
+            "methods compared explain one class; bla evaluate measures it, bla explain has votes for each label"
+        )
     if "trunk" in opened.record and not classifier.frozen_head:
         raise ComparisonError(
             f"expected a run whose baseline reads the same features as its module, got {run}, in which each was "

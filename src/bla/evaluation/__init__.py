@@ -7,6 +7,7 @@ from bla.evaluation.leakage import Evaluator, mask_probe, retrained, train_evalu
 from bla.evaluation.localisation import localise
 from bla.evaluation.metric import Metric
 from bla.evaluation.ranking import masks_by_size, places, top_cells
+from bla.evaluation.several import SeveralLabels, decided, scorer, together
 from bla.evaluation.size import size_summary
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Evaluator",
     "Metric",
     "Ranked",
+    "SeveralLabels",
+    "decided",
     "is_affine",
     "judge_methods",
     "localise",
@@ -23,7 +26,9 @@ __all__ = [
     "places",
     "read_cells",
     "retrained",
+    "scorer",
     "size_summary",
+    "together",
     "top_cells",
     "train_evaluator",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Accuracy:
         mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
         return Accuracy(*(one + two for one, two in zip(mine, others, strict=True)))
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[str, Any]:
         """``loss`` (nats an image), ``top1`` and ``top5`` (shares).
 
         Raises

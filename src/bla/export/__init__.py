@@ -111,6 +111,7 @@ def _card(wrapped: ExplainableClassifier, entry: Entry) -> Card:
         sizes=bounded,
         targets=isinstance(attention, ClassAwareAttention),
         version=importlib.metadata.version("bounded-logit-attention"),
+        several_labels=wrapped.several_labels,
     )
 
 
