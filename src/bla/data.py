@@ -71,9 +71,12 @@ class ImageSet:
         if labels is not None:
             shape, bound = ((len(self), len(self.classes)), 2) if self.several else ((len(self),), len(self.classes))
             if not (labels.shape == shape and ((labels >= 0) & (labels < bound)).all()):
+                count = len(self.classes)
+                kind = f"below {count}, the number of classes"
+                kind = f"a row of 0 and 1 for {count} classes" if self.several else kind
                 raise DataError(
-                    f"expected labels of shape {shape}, a name each, from 0 to {bound - 1}, for {len(self.classes)} "
-                    f"classes, got {labels.shape} with values {np.unique(labels).tolist()}"
+                    f"expected {len(self)} labels, a name each, {kind}, got {labels.shape} with values "
+                    f"{np.unique(labels).tolist()}"
                 )
         if self.ids is not None and self.ids.shape != (len(self),):
             raise DataError(f"expected {len(self)} ids, a name each, got shape {self.ids.shape}")
