@@ -16,7 +16,6 @@ from bla import embedded
 from small_study import small_study
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +52,6 @@ def test_performance(data: Path) -> None:
 
 def test_memory_of_training_is_measured() -> None:
     assert int(run(BENCHMARKS / "performance.py", "--train-on-random-features", "40")) > 10_000
-
-
-def test_batches() -> None:
-    figures = json.loads(run(BENCHMARKS / "batch.py", "throughput", DOCS, "--images", "2", "--rounds", "1"))
-    assert figures["images"] == 2
-    assert set(figures["images_a_second"]) == {"turns", "threads", "batch"}
-    assert all(speed > 0 for speed in figures["images_a_second"].values())
-
-
-def test_the_exported_graph() -> None:
-    options = ["--only", "graph", "--images", "2", "--rounds", "1", "--json"]
-    rows = json.loads(run(BENCHMARKS / "serving.py", DOCS, *options))
-    assert [wanted for _, wanted, _, _ in rows] == ["<= 1.03", "<= 1"]
-    assert all(0.3 < ratio < 3 for _, _, ratio, _ in rows)  # wide, as machines are shared
 
 
 def test_judging(tmp_path: Path) -> None:

@@ -38,8 +38,10 @@ def read_table(path: Path, *, seed: int = 0, test_share: float = 0.2) -> Splits:
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("1.jpg", "2.jpg", "3.jpg"):
+    ...         Path(folder, name).touch()
     ...     table = Path(folder, "labels.csv")
-    ...     _ = table.write_text("image,labels,split\\n1.jpg,cat;dog,train\\n2.jpg,,train\\n3.jpg,dog,test\\n")
+    ...     _ = table.write_text("image,labels,split\n1.jpg,cat;dog,train\n2.jpg,,train\n3.jpg,dog,test\n")
     ...     splits = read_table(table)
     >>> splits.train.classes, splits.train.labels.tolist(), splits.test.labels.tolist()
     (('cat', 'dog'), [[1, 1], [0, 0]], [[0, 1]])
