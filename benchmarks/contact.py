@@ -58,7 +58,8 @@ def loaded(name: str) -> tuple[nn.Module, str | None]:
     try:
         return load_backbone(name), None
     except ClassifierError as error:
-        told(f"{name}: a random trunk, as {str(error).splitlines()[0][:160]}", 0, 0)
+        reason = str(error).partition("\n")[0][:160]
+        told(f"{name}: a random trunk, as {reason}", 0, 0)
         return load_backbone(name, "random"), "random"
 
 

@@ -97,7 +97,7 @@ def figures(model: str, data: Path) -> dict[str, Any]:
         **across,
         "top-1 plain": plain.result()["top1"],
         "top-1 hard": hard.result()["top1"],
-        "KB shipped": sum(file.stat().st_size for file in _folder(model).iterdir()) / 1000,
+        "KB shipped": sum(file.stat().st_size for file in run_folder(model).iterdir()) / 1000,
     }
 
 
@@ -172,10 +172,6 @@ def _views(classifier: ExplainableClassifier, images: ImageSet) -> Examples:
             caches.append(_examples(classifier, dataclasses.replace(images, root=root)).cache)
     features, pooled = (np.concatenate([getattr(cache, name) for cache in caches]) for name in ("features", "pooled"))
     return Examples(FeatureCache(Path(), features, pooled, ()), np.arange(len(features)), None)
-
-
-def _folder(model: str) -> Path:
-    return run_folder(model)
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:

@@ -69,11 +69,13 @@ class ImageSet:
                 object.__setattr__(self, field, _frozen(values, dtype))
         labels = self.labels
         if labels is not None:
-            shape, bound = ((len(self), len(self.classes)), 2) if self.several else ((len(self),), len(self.classes))
+            count = len(self.classes)
+            shape: tuple[int, ...]
+            if self.several:
+                shape, bound, kind = (len(self), count), 2, f"a row of 0 and 1 for {count} classes"
+            else:
+                shape, bound, kind = (len(self),), count, f"below {count}, the number of classes"
             if not (labels.shape == shape and ((labels >= 0) & (labels < bound)).all()):
-                count = len(self.classes)
-                kind = f"below {count}, the number of classes"
-                kind = f"a row of 0 and 1 for {count} classes" if self.several else kind
                 raise DataError(
                     f"expected {len(self)} labels, a name each, {kind}, got {labels.shape} with values "
                     f"{np.unique(labels).tolist()}"

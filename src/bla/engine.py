@@ -243,13 +243,14 @@ class Engine:
 
     def top(self, logits: Pixels) -> tuple[Prediction, ...]:
         """The best five classes (all, where there are fewer; of several labels all above one half) of logits (K,)."""
-        best = np.argsort(-logits, kind="stable")[:5]
         if self.card.several_labels:
-            best = np.argsort(-logits, kind="stable")[: max(5, int((logits > 0).sum()))]
+            shown = max(5, int((logits > 0).sum()))
             probabilities = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which overflows nowhere
         else:
+            shown = 5
             shifted = np.exp(logits - logits.max())
             probabilities = shifted / shifted.sum()
+        best = np.argsort(-logits, kind="stable")[:shown]
         return tuple(
             Prediction(index, self.classes[index], min(float(probabilities[index]), 1.0)) for index in best.tolist()
         )

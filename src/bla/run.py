@@ -158,6 +158,7 @@ def fit(
         validation=validation,
         patience=patience,
         seed=seed,
+        several_labels=wrapped.several_labels,
     )
     if not wrapped.frozen_head:
         raise ClassifierError(
@@ -165,7 +166,6 @@ def fit(
         )
     _check_float32(wrapped)
     with photo_splits(images, seed=seed, cache=cache, report=report) as splits:
-        settings = dataclasses.replace(settings, several_labels=wrapped.several_labels)
         parts = _examples(wrapped, splits, settings, cache=cache, stream=stream, report=report)
         before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}
         try:

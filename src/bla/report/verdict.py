@@ -31,7 +31,7 @@ def findings(comparison: Comparison) -> list[Finding]:
     """
     asked = [
         _enough(comparison),
-        *(_against_controls(comparison, control) for control in ("random", "centre", "norm")),
+        *(_against_control(comparison, control) for control in ("random", "centre", "norm")),
         _against_cam(comparison, "area", "Does it keep as much of the class as CAM, at every size from 1 to 12?", 1),
         _against_cam(comparison, "evaluator_left", "Does it leave less of the class behind than CAM?", -1),
         _against_cam(comparison, "on_object", "Does it lie on the object more than CAM?", 1),
@@ -94,44 +94,34 @@ def _enough(comparison: Comparison) -> Finding | None:
     )
 
 
-def _against_controls(comparison: Comparison, control: str) -> Finding | None:
-    metric = next((name for name in ("evaluator", "area") if comparison.figure(control, name)), None)
-    difference = comparison.difference(metric, control) if metric else None
-    own = comparison.figure(comparison.own, metric) if metric else None
-    if metric is None or difference is None or own is None:
-        return None
-    title = comparison.title(control)
-    return Finding(
-        f"Do the cells hold more of the class than the same number chosen by {_control(control)}?",
-        _answered(difference.sign),
-        f"{_named(comparison, metric)}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for "
-        f"{title}: {points(difference)}.",
-    )
+def _against_control(comparison: Comparison, control: str) -> Finding | None:
+    metric = "evaluator" if comparison.figure(control, "evaluator") else "area"
+    question = f"Do the cells hold more of the class than the same number chosen by {_control(control)}?"
+    return _against(comparison, metric, control, question)
+
+
+def _on_object(comparison: Comparison, control: str) -> Finding | None:
+    """Against what lies on the object without being trained: objects are mostly in the middle, and long vectors."""
+    question = f"Does it lie on the object more than the same number chosen by {_control(control)}?"
+    return _against(comparison, "on_object", control, question)
 
 
 def _against_cam(comparison: Comparison, metric: str, question: str, wanted: int) -> Finding | None:
-    difference = comparison.difference(metric, "cam")
-    own = comparison.figure(comparison.own, metric)
+    return _against(comparison, metric, "cam", question, wanted=wanted, aside=", which reads every cell to choose")
+
+
+def _against(
+    comparison: Comparison, metric: str, rival: str, question: str, *, wanted: int = 1, aside: str = ""
+) -> Finding | None:
+    """The difference from a rival in a metric, of which more (1) or less (-1) is wanted; None where it is unknown."""
+    difference, own = comparison.difference(metric, rival), comparison.figure(comparison.own, metric)
     if difference is None or own is None:
         return None
     return Finding(
         question,
         _answered(difference.sign * wanted),
-        f"{_named(comparison, metric)}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for CAM, "
-        f"which reads every cell to choose: {points(difference)}.",
-    )
-
-
-def _on_object(comparison: Comparison, control: str) -> Finding | None:
-    """Against what lies on the object without being trained: objects are mostly in the middle, and long vectors."""
-    difference, own = comparison.difference("on_object", control), comparison.figure(comparison.own, "on_object")
-    if difference is None or own is None:
-        return None
-    return Finding(
-        f"Does it lie on the object more than the same number chosen by {_control(control)}?",
-        _answered(difference.sign),
-        f"{_named(comparison, 'on_object')}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for "
-        f"{comparison.title(control)}: {points(difference)}.",
+        f"{_named(comparison, metric)}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for "
+        f"{comparison.title(rival)}{aside}: {points(difference)}.",
     )
 
 
