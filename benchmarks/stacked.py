@@ -29,20 +29,15 @@ class StackedBatchNorm:
     """Batch normalisation a seed."""
 
     def __init__(self, seeds: int, width: int) -> None:
-        self.scale = torch.ones(seeds, 1, width).requires_grad_()
-        self.shift = torch.zeros(seeds, 1, width).requires_grad_()
-        self.mean, self.variance = torch.zeros(seeds, 1, width), torch.ones(seeds, 1, width)
-        self.momentum = 0.01  # Keras' default, which the papers' code has
+        self.scale = torch.ones(seeds, width).requires_grad_()
+        self.shift = torch.zeros(seeds, width).requires_grad_()
+        self.mean, self.variance = torch.zeros(seeds, width), torch.ones(seeds, width)
 
     def __call__(self, x: Tensor, training: bool) -> Tensor:
-        if not training:
-            return (x - self.mean) * (torch.rsqrt(self.variance + 1e-3) * self.scale) + self.shift
-        mean = x.mean(dim=1, keepdim=True)
-        centred = x - mean
-        variance = centred.square().mean(dim=1, keepdim=True)  # torch's own var is ten times as slow along this axis
-        self.mean.lerp_(mean.detach(), self.momentum)
-        self.variance.lerp_(variance.detach(), self.momentum)
-        return centred * (torch.rsqrt(variance + 1e-3) * self.scale) + self.shift
+        # one seed after the other: torch's own layer is three times as fast as the same along a middle dimension
+        each = zip(x, self.mean, self.variance, self.scale, self.shift, strict=True)
+        # Keras' defaults for momentum and epsilon, which the papers' code has
+        return torch.stack([functional.batch_norm(*one, training=training, momentum=0.01, eps=1e-3) for one in each])
 
 
 class StackedMLP:

@@ -76,7 +76,7 @@ FIXED_SIZE: dict[str, tuple[Callable[..., SubsetOperator], ...]] = {
     "perturbed": tuple(partial(PerturbedTopK, draws=20, sigma=s) for s in (0.5, 1.0, 0.25)),
     "lapsum": tuple(partial(LapSum, temperature=t) for t in (0.5, 1.0, 0.25)),
 }
-"""Operators that are told how many, at three temperatures or scales of noise; the first two on tables."""
+"""Operators that are told how many, at three temperatures or scales of noise; the first two on INVASE's tables."""
 
 
 def candidates(name: str) -> list[Candidate]:
@@ -180,7 +180,7 @@ def between(low: dict[str, Any], high: dict[str, Any], share: float) -> dict[str
 
 
 def known_size(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
-    """L2X's sets, every operator told the true size, as published; of two temperatures the better on the first seed."""
+    """L2X's sets, every operator told the true size, as published; of three settings the best on the first seed."""
     from synthetic import L2X, bayes
     from tabular import draw, l2x_plan, trained
 
@@ -190,7 +190,7 @@ def known_size(arguments: argparse.Namespace, report: Callable[[str, int, int], 
         table.append({"set": name, "operator": "Bayes", **bayes(draw(name, plan.test, 99)), "seeds": 0})
         for operator in arguments.operators or list(FIXED_SIZE):
             root = arguments.out / f"l2x-{arguments.scale:g}" / name / operator
-            tried = [(one, 0.0) for one in temperatures(operator, L2X[name][1])[:2]]
+            tried = [(one, 0.0) for one in temperatures(operator, L2X[name][1])]
 
             def run(some: list[Candidate], seeds: list[int], *, name: str = name, plan: Any = plan) -> Any:
                 return trained(name, some, seeds, plan, report=report)
