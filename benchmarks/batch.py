@@ -61,10 +61,12 @@ def throughput(photos: Path, run: str, images: int, rounds: int) -> dict[str, An
 
     seconds: dict[str, list[float]] = {"turns": [], "threads": [], "batch": []}
     single.run(np.zeros((16, *single.transform.size, 3), np.uint8))
-    for _ in range(rounds):
-        for name, function in (("turns", turns), ("threads", threads), ("batch", batch)):
+    calls = {"turns": turns, "threads": threads, "batch": batch}
+    for turn in range(rounds):
+        names = list(calls)[turn % 3 :] + list(calls)[: turn % 3]  # none always comes first
+        for name in names:
             start = time.perf_counter()
-            function()
+            calls[name]()
             seconds[name].append(time.perf_counter() - start)
     rate = {name: len(paths) / statistics.median(times) for name, times in seconds.items()}
     best = [
