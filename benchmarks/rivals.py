@@ -125,3 +125,14 @@ class LapSum(FixedSize):
     def _distribution(self, apart: Tensor, mask: Tensor) -> Tensor:
         tail = torch.exp(-torch.where(mask, apart, 0).abs() / self.temperature) / 2
         return torch.where(mask, torch.where(apart > 0, 1 - tail, tail), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class First(FixedSize):
+    """No selection: the first k items, always; where these are the relevant ones, what a perfect choice brings."""
+
+    def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self._hard(scores, mask).to(scores.dtype) + 0 * scores
+
+    def _hard(self, scores: Tensor, mask: Tensor) -> Tensor:
+        return mask & (mask.cumsum(dim=-1) <= self.k)

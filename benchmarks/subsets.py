@@ -44,7 +44,7 @@ from bla.operators import (
 from bla.progress import shown_progress
 
 sys.path.insert(0, str(Path(__file__).parent))
-from rivals import LapSum, PerturbedTopK, Simple
+from rivals import First, LapSum, PerturbedTopK, Simple
 from tabular import Candidate
 
 CHOSEN_ON = 2
@@ -87,7 +87,9 @@ def candidates(name: str) -> list[Candidate]:
 
 
 def temperatures(name: str, k: int) -> tuple[SubsetOperator, ...]:
-    """An operator at each of its temperatures."""
+    """An operator at each of its temperatures; ``first`` has none, and knows what is relevant in L2X's first three."""
+    if name == "first":
+        return (First(k),)
     return OWN_SIZE[name] if name in OWN_SIZE else tuple(make(k=k) for make in FIXED_SIZE[name])
 
 

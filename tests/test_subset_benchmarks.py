@@ -24,6 +24,7 @@ from cells import trained_cells
 from gradient_quality import bias_and_variance, distribution, kept_bytes, timed
 from gradient_quality import subsets as every_subset
 from image_size import MARK, Selecting, marked, patches_of, rising, task_of
+from rivals import First
 from stacked import StackedMLP
 from synthetic import L2X, bayes, syn
 from tabular import Stack, fitted, invase_plan, over, samples, thresholds
@@ -93,9 +94,11 @@ def test_synthetic_sets_train_and_resume(
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}, "nothing is done twice"
     table = json.loads(
         run(monkeypatch, capsys, "l2x", "--out", tmp_path, "--sets", "xor", "--seeds", 1, "--scale", 0.001,
-            "--operators", "bounded-dial", "--json")
+            "--operators", "bounded-dial", "first", "--json")
     )  # fmt: skip
     assert 1.5 <= table[1]["median_rank"][0] <= 9.5
+    first = First(2).soft(torch.tensor([[-1.0, 0.0, 3.0]], requires_grad=True))
+    assert first.tolist() == [[1, 1, 0]], "whatever the scores"
 
 
 @pytest.mark.parametrize("operator", [Sparsemax(3.0), BoundedLogits(k=2), BoundedLogits()])
