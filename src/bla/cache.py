@@ -29,6 +29,7 @@ from bla import processes
 from bla.classifier import ExplainableClassifier
 from bla.data import ImageSet
 from bla.explanation import write_atomically
+from bla.maps import SeveralMaps
 from bla.photo import DataError, Photo, Transform
 from bla.prefetching import prefetch
 
@@ -201,6 +202,8 @@ def damaged(folder: Path) -> list[str]:
 def _key(classifier: ExplainableClassifier, images: ImageSet, kind: CacheType) -> str:
     weights, transform = weights_digest(classifier.trunk), classifier.transform.to_dict()
     parts = [FORMAT, kind, classifier.name, weights, transform, images.digest()]
+    if isinstance(classifier.trunk, SeveralMaps):
+        parts += classifier.trunk.names
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

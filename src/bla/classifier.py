@@ -25,6 +25,7 @@ from bla.attention import (
     signed,
 )
 from bla.explanation import Explanation, Prediction, Unexplained, Votes
+from bla.maps import Grid, SeveralMaps, shown_cells, shown_votes
 from bla.naming import Part
 from bla.photo import DataError, Interpolation, Photo, Transform
 from bla.prefetching import prefetch
@@ -33,9 +34,11 @@ from bla.splitting import (
     TimmHead,
     TimmTrunk,
     TokenHead,
+    checked_maps,
     checked_split,
     checked_trunk,
     drop_hooks,
+    given_head,
     speaks_timm,
 )
 from bla.votes import votes
@@ -122,6 +125,12 @@ class ExplainableClassifier(nn.Module):
     @fitted.setter
     def fitted(self, value: bool) -> None:
         cast(Tensor, self._fitted).fill_(value)
+
+    @property
+    def several_maps(self) -> tuple[Grid, ...] | None:
+        """The grids of the maps whose cells the trunk puts in a row; None where it gives one map."""
+        grids = self.trunk.grids if isinstance(self.trunk, SeveralMaps) else ()
+        return grids if len(grids) > 1 else None
 
     def train(self, mode: bool = True) -> ExplainableClassifier:
         """Set the mode of the attention, and of a head that is being trained; what is frozen stays in evaluation."""
@@ -305,8 +314,8 @@ class ExplainableClassifier(nn.Module):
             if isinstance(item, str):
                 yield Unexplained(name, item)
                 continue
-            about, vote, labels, values, indices, unbounded, scores, soft, hard = next(rows)
-            if not (np.isfinite(unbounded).all() and np.isfinite(values).all()):
+            about, vote, labels, values, indices, *maps = next(rows)
+            if not (np.isfinite(maps[0]).all() and np.isfinite(values).all()):
                 yield Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {self.name}")
                 continue
             height, width = self.transform.size
@@ -315,11 +324,7 @@ class ExplainableClassifier(nn.Module):
                 prediction=self._prediction(indices[0], values[0]),
                 top=tuple(map(self._prediction, indices, values)),
                 method="BLA" if isinstance(self.attention, BoundedLogitAttention) else "L2X",
-                grid=(hard.shape[0], hard.shape[1]),
-                unbounded=unbounded,
-                scores=scores,
-                soft=soft,
-                selected=hard > 0,
+                **shown_cells(maps, self.several_maps),
                 region=(0, 0, width, height) if isinstance(item, Tensor) else item.region,
                 target=about,
                 model=self.name,
@@ -337,7 +342,8 @@ class ExplainableClassifier(nn.Module):
         indices = [torch.full((len(features),), index, device=features.device) for index in asked]
         found = votes(self.head, features, weights, *indices)
         labels = tuple(self.classes[index] for index in asked)
-        each = zip(found.cells.float().cpu().numpy(), found.offset.tolist(), found.logit.tolist(), strict=True)
+        shown = [shown_votes(cells, self.several_maps) for cells in found.cells.float().cpu().numpy()]
+        each = zip(shown, found.offset.tolist(), found.logit.tolist(), strict=True)
         return [Votes(target, against, labels, cells, offset, logit, found.method) for cells, offset, logit in each]
 
     def _present(self, features: Tensor, weights: Tensor, logits: Tensor) -> list[tuple[Votes, ...] | None]:
@@ -363,6 +369,7 @@ def explainable(
     attention: Attention | None = None,
     head: nn.Module | int | None = None,
     parts: tuple[Part, Part] | None = None,
+    maps: int | Sequence[str] = 1,
     transform: Transform | Any = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
@@ -389,6 +396,8 @@ def explainable(
     parts: (trunk, head), where no cut is found: of each a submodule's name, or a callable of the classifier and a
         tensor, as in ``(lambda model, pixels: model.body(pixels)[-1], "fc")``. The trunk gives a map (B, C, H, W) or
         patch tokens (B, H*W, C), the head takes their mean (B, C). Checked as any other cut.
+    maps: how many of the last feature maps one selection is over, each coarser than the one before, or the names of the
+        submodules that give them; one name takes an earlier map alone. It needs ``head=``: :mod:`bla.maps`.
     transform: the preprocessing, or an image processor of Hugging Face transformers; by default timm's for the
         model, else ImageNet's at 224 x 224 (``transform.source`` then says "assumed"). The whole photo is squashed to
         the input size.
@@ -421,6 +430,13 @@ def explainable(
         transform = transform_of_processor(transform)
     if parts is not None and head is not None:
         raise ClassifierError(f"{name}: expected parts=, which name a head, or head=, got both")
+    maps = maps if isinstance(maps, int) else tuple(maps)
+    if maps != 1 and (head is None or not maps or (isinstance(maps, int) and maps < 1)):
+        raise ClassifierError(
+            f"{name}: expected maps= a number from 1 or names of submodules, with head=, as the classifier's own reads "
+            f"its last map alone, got maps={maps!r} and {'no head' if head is None else 'a head'}: head=K gives a new "
+            "one of K classes, to be trained (bla.train)"
+        )
     try:
         own = copy.deepcopy(model)
     except Exception as error:
@@ -431,8 +447,8 @@ def explainable(
     if head is None:
         trunk, head, channels, outputs = checked_split(own, transform, name, parts)
     else:
-        trunk, channels = checked_trunk(own, transform, name)
-        head, outputs = _given_head(head, channels, own, name)
+        trunk, channels = checked_trunk(own, transform, name) if maps == 1 else checked_maps(own, transform, name, maps)
+        head, outputs = given_head(head, channels, own, name)
     if classes is None:
         classes = _own_classes(model, outputs)
     if classes is None:
@@ -462,26 +478,6 @@ def explainable(
         frozen_head=frozen,
         several_labels=several_labels,
     )
-
-
-def _given_head(head: nn.Module | int, channels: int, own: nn.Module, name: str) -> tuple[nn.Module, int]:
-    """A head for pooled features that is not the classifier's own, and its classes."""
-    like = next((parameter for parameter in own.parameters()), torch.empty(0))
-    if isinstance(head, int):
-        if head < 1:
-            raise ClassifierError(f"{name}: expected a head of at least one class, got {head}")
-        head = nn.Linear(channels, head)
-    head = head.to(like.device, like.dtype)
-    try:
-        with torch.inference_mode():
-            logits = head(torch.zeros(2, channels).to(like))
-    except Exception as error:
-        raise ClassifierError(f"{name}: expected a head for {channels} pooled features, got {error}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ClassifierError(
-            f"{name}: expected a head that gives logits (batch, classes), got {type(logits).__name__}"
-        )
-    return head, logits.shape[1]
 
 
 def transform_of(model: nn.Module) -> Transform:

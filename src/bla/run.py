@@ -28,6 +28,7 @@ from bla.data import ImageSet, Splits, stratified_split
 from bla.datasets import named, photo_splits, read_images
 from bla.explanation import write_atomically
 from bla.finetuning import TunedNetworks
+from bla.maps import Maps
 from bla.measuring import measure
 from bla.networks import Examples, Networks, new_head
 from bla.photo import DataError, Transform
@@ -94,7 +95,9 @@ def train(
     splits, source = read_images(data, seed=settings.seed, data_root=data_root, cache=cache, report=report)
     settings = dataclasses.replace(settings, several_labels=settings.several_labels or splits.train.several)
     new_classes = len(splits.train.classes) if settings.head == "new" else None
-    wrapped = _wrapped(model, weights, mode=mode, image_size=image_size, device=device, new_classes=new_classes)
+    wrapped = _wrapped(
+        model, weights, mode=mode, image_size=image_size, device=device, new_classes=new_classes, maps=settings.maps
+    )
     if settings.trunk_rate is not None:
         wrapped.name += ", end to end"  # what explains is not what was loaded
     origin = _origin(model, weights)
@@ -220,7 +223,9 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
             weights = folder / weights  # as it stands, unless it lies beside the record
         model = load_backbone(backbone["name"], weights)
     classes_of_new = len(classes) if settings.head == "new" else None
-    wrapped = explainable(model, head=classes_of_new, transform=transform, name=name).to(pick_device(device))
+    wrapped = explainable(model, head=classes_of_new, maps=settings.maps, transform=transform, name=name).to(
+        pick_device(device)
+    )
     if settings.trunk_rate is None and weights_digest(wrapped.trunk) != backbone["digest"]:
         raise RunError(
             f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
@@ -405,6 +410,7 @@ def _wrapped(
     image_size: int | None,
     device: str,
     new_classes: int | None,
+    maps: Maps,
 ) -> ExplainableClassifier:
     """The classifier, with its own head checked where it is to be used: ``new_classes`` is None."""
     place = pick_device(device)
@@ -414,7 +420,7 @@ def _wrapped(
     if image_size is not None:
         transform = dataclasses.replace(transform, size=(image_size, image_size))
     head = None if new_classes is None else max(1, new_classes)
-    return explainable(built, name=name, head=head, transform=transform).to(place)
+    return explainable(built, name=name, head=head, maps=maps, transform=transform).to(place)
 
 
 def _origin(model: str | nn.Module, weights: str | Path | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bla.attention import MapHead, kept, read, zeroed
 from bla.joining import split_at_join
+from bla.maps import Maps, SeveralMaps, several_maps
 from bla.naming import Part, named_parts, tensor_in
 from bla.photo import Transform
 from bla.tracing import (
@@ -145,9 +146,43 @@ def checked_trunk(own: nn.Module, transform: Transform, name: str) -> tuple[nn.M
             raise ClassifierError(f"{name}: {error}") from error
         except Exception as error:
             raise _takes_no(pixels, error, name) from error
-    if not torch.isfinite(features).all():
-        raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
+    _check_finite(features, name)
     return trunk, features.shape[1]
+
+
+def checked_maps(own: nn.Module, transform: Transform, name: str, maps: Maps) -> tuple[SeveralMaps, int]:
+    """Trunk and channels of our copy, for a new head that reads the cells of these maps."""
+    pixels = _probe(own, transform)
+    with torch.inference_mode():
+        try:
+            trunk = several_maps(own, pixels, maps, channels_last=_channels_last(own))
+            features = trunk(pixels)
+        except TracingError as error:
+            raise ClassifierError(f"{name}: {error}") from error
+        except Exception as error:
+            raise _takes_no(pixels, error, name) from error
+    _check_finite(features, name)
+    return trunk, features.shape[1]
+
+
+def given_head(head: nn.Module | int, channels: int, own: nn.Module, name: str) -> tuple[nn.Module, int]:
+    """A head for pooled features that is not the classifier's own, and its classes."""
+    like = next((parameter for parameter in own.parameters()), torch.empty(0))
+    if isinstance(head, int):
+        if head < 1:
+            raise ClassifierError(f"{name}: expected a head of at least one class, got {head}")
+        head = nn.Linear(channels, head)
+    head = head.to(like.device, like.dtype)
+    try:
+        with torch.inference_mode():
+            logits = head(torch.zeros(2, channels).to(like))
+    except Exception as error:
+        raise ClassifierError(f"{name}: expected a head for {channels} pooled features, got {error}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ClassifierError(
+            f"{name}: expected a head that gives logits (batch, classes), got {type(logits).__name__}"
+        )
+    return head, logits.shape[1]
 
 
 def checked_split(
@@ -252,6 +287,11 @@ def _takes_no(pixels: Tensor, error: Exception, name: str) -> ClassifierError:
     )
 
 
+def _check_finite(features: Tensor, name: str) -> None:
+    if not torch.isfinite(features).all():
+        raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
+
+
 def _check_several_cells(features: Tensor, pixels: Tensor) -> None:
     if features.ndim != 4:
         raise _UncutError(f"expected a feature map (batch, channels, height, width), got {tuple(features.shape)}")
@@ -261,6 +301,10 @@ def _check_several_cells(features: Tensor, pixels: Tensor) -> None:
             f"{tuple(pixels.shape[2:])}: there is nothing to select; use a larger input",
             final=True,
         )
+
+
+def _channels_last(model: nn.Module) -> bool:
+    return getattr(model, "output_fmt", "NCHW") == "NHWC"
 
 
 def speaks_timm(model: nn.Module) -> bool:
@@ -279,7 +323,7 @@ def _cut_timm(own: nn.Module, pixels: Tensor) -> Parts:
     if not isinstance(features, Tensor) or features.ndim != 4:
         came = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise _UncutError(f"expected a feature map (batch, channels, height, width), got {came}")
-    channels_last = getattr(own, "output_fmt", "NCHW") == "NHWC"
+    channels_last = _channels_last(own)
     return TimmTrunk(own, channels_last), TimmHead(own, channels_last)
 
 

@@ -77,7 +77,7 @@ def _one_line(explanation: Explanation) -> str:
         labels = {votes.target for votes in explanation.present}
         said = [guess for guess in explanation.top if guess.index in labels]
     labels_said = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in said) or "no label above 50%"
-    line = f"{explanation.image}: {labels_said}, {explanation.size} of {explanation.selected.size} cells"
+    line = f"{explanation.image}: {labels_said}, {explanation.size} of {explanation.cells} cells"
     if (votes := explanation.votes) is None:
         return line
     counted = f"logit {votes.logit:+.2f}, {int((votes.cells > 0).sum())} of {explanation.size} cells for it"

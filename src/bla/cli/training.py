@@ -46,6 +46,7 @@ def train(
     patience: int | None = None,
     crop: Annotated[bool, Parameter(negative=())] = False,
     image_size: int | None = None,
+    maps: Annotated[list[str] | None, Parameter(negative=())] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     cache: CacheFolder = None,
@@ -126,6 +127,9 @@ def train(
         Show the model its own resize and centre crop, in place of the whole photo squashed.
     image_size
         Pixels a side of the model's input, 448 say: more and finer cells. By default the model's own.
+    maps
+        How many of the last feature maps one selection is over, 2 say: cells of different sizes under one bound. Or the
+        name of a submodule that gives a map, once or several times; one takes an earlier map alone.
     stream
         Keep no features but compute them anew for every batch: for sets whose features fit no disk.
     """
@@ -159,6 +163,7 @@ def train(
         "trunk_rate": trunk_rate,
         "augment": augment,
         "precision": precision,
+        "maps": _maps(maps),
     }
     given = {name: value for name, value in given.items() if value is not None}
     if setup == "recommended":
@@ -244,6 +249,13 @@ def _threshold(text: str | None) -> float | Literal["auto"] | None:
         return None if text is None else float(text)
     except ValueError:
         raise TrainingError(f"expected threshold auto or a number, got {text!r}") from None
+
+
+def _maps(given: list[str] | None) -> int | tuple[str, ...] | None:
+    """A number of maps, or names."""
+    if given is None:
+        return None
+    return int(given[0]) if len(given) == 1 and given[0].isdecimal() else tuple(given)
 
 
 def _print_metrics(metrics: dict[str, Any], title: str) -> None:

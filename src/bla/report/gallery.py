@@ -189,4 +189,4 @@ def _in_words(explanation: Explanation, title: str) -> str:
     down = ("top", "middle", "bottom")[min(2, int(3 * centre[0]))]
     across = ("left", "centre", "right")[min(2, int(3 * centre[1]))]
     where = "the centre" if (down, across) == ("middle", "centre") else f"the {down} {across}"
-    return f"{title}: {explanation.size} of {explanation.selected.size} cells, around {where}"
+    return f"{title}: {explanation.size} of {explanation.cells} cells, around {where}"
