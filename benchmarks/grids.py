@@ -37,11 +37,13 @@ from paper import interval
 
 AREAS = (4, 8, 12)
 """Forty-ninths of the photo."""
+_OURS = {"mean_size": 8 / 49, "straight_through": 0.5, "head_epochs": 20, "epochs": 10}
 SETUPS: dict[str, dict[str, Any]] = {
-    "BLA": {"mean_size": 8 / 49, "straight_through": 0.5, "head_epochs": 20, "epochs": 10},
-    "class-aware": {"mean_size": 8 / 49, "straight_through": 0.5, "head_epochs": 20, "epochs": 10, "class_aware": True,
-                    "hidden": (64,)},
-}  # fmt: skip
+    "BLA": _OURS,
+    "class-aware": {**_OURS, "class_aware": True, "hidden": (64,)},
+    "dial": {**_OURS, "dial": 0.5},
+    "hidden": {**_OURS, "hidden": (64,)},
+}
 
 
 def footprints(grids: list[Grid]) -> npt.NDArray[np.bool_]:
@@ -136,7 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder for runs and features")
     parser.add_argument("--sizes", type=int, nargs="*", default=[224, 320, 448])
     parser.add_argument("--seeds", type=int, nargs="*", default=list(range(5)))
-    parser.add_argument("--setups", nargs="*", default=list(SETUPS), choices=list(SETUPS))
+    parser.add_argument("--setups", nargs="*", default=["BLA", "class-aware"], choices=list(SETUPS))
     parser.add_argument("--maps", nargs="*", default=["1"], help="how many maps, or the name of one; 2:0.1 at a share")
     parser.add_argument("--validation", action="store_true", help="measure on a fifth of the training photos")
     arguments = parser.parse_args()

@@ -413,3 +413,19 @@ def test_the_documented_program_needs_no_torch(plain: tuple[ExplainableClassifie
     assert done.stdout.splitlines()[0].startswith(f"{expected.prediction.label} {expected.prediction.probability:.1%}")
     drawn = [[character == "#" for character in line.split()] for line in done.stdout.splitlines()[1:5]]
     assert drawn == expected.selected.tolist()
+
+
+def test_the_answers_to_cells_by_themselves_are_their_votes(plain: tuple[ExplainableClassifier, Path]) -> None:
+    classifier, path = plain
+    photo = photos(1)[0]
+    (why,) = classifier.explain(photo, size=4, target="c", against="a")
+    assert why.votes is not None
+    cells = np.argwhere(why.selected)
+    masks = np.zeros((1, len(cells), *why.grid))
+    masks[0, range(len(cells)), cells[:, 0], cells[:, 1]] = 1
+    engine = Engine(path)
+    answers = engine.run(photo[None], masks=masks).answers[0]
+    margins = answers[:, 2] - answers[:, 0]
+    assert margins.mean() == pytest.approx(why.votes.logit, abs=1e-4)
+    votes = (margins - why.votes.offset) / len(cells)
+    assert votes == pytest.approx(why.votes.cells[why.selected], abs=1e-4)

@@ -159,6 +159,23 @@ def test_a_classifier_of_tokens_is_shared_whole(name: str, tmp_path: Path) -> No
     assert same(from_pretrained(shared), wrapped)
 
 
+def test_a_traced_classifier_of_tokens_is_shared_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mytokens.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.model, self.fc = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 3)\n\n    def forward(self, pixels):\n"
+        "        return self.fc(self.model(pixels).flatten(2).transpose(1, 2).mean(1))\n"
+    )
+    import mytokens  # type: ignore[import-not-found]
+
+    net = mytokens.Net()
+    wrapped = explainable(net, transform=TRANSFORM)
+    wrapped.fitted = True
+    shared = save_pretrained(wrapped, tmp_path / "shared", model="mytokens:Net", with_classifier=True)
+    assert set(load_file(shared / CLASSIFIER)) == set(net.state_dict()), "though one of its parts is called model"
+    assert same(from_pretrained(shared, model=mytokens.Net()), wrapped)
+
+
 def test_a_traced_classifier_is_shared_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mynet.py").write_text(

@@ -16,7 +16,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import bla
 from bla import run
+from bla.attention import ClassAwareAttention
 from bla.cache import silent
+from bla.classifier import ClassifierError
 from bla.cli import run_command
 from bla.comparing import compare
 from bla.comparison import ComparisonError
@@ -26,6 +28,7 @@ from bla.explanation import Explanation
 from bla.photo import DataError
 from bla.settings import Settings, TrainingError
 from bla.tables import read_table
+from small import Tiny
 
 COLOURS = ("blue", "green", "red")
 
@@ -249,12 +252,25 @@ def test_the_commands_show_every_label(
     assert heights[2] == {2 * height for height in heights[1]}
 
 
+def test_a_run_is_shared_and_comes_back(trained: run.Run, folder: Path, table: Path, tmp_path: Path) -> None:
+    shared = bla.save_pretrained(folder, tmp_path / "shared")
+    loaded = bla.from_pretrained(shared, model=Tiny())
+    assert loaded.several_labels
+    photos = sorted((table.parent / "photos").glob("*.png"))[:6]
+    assert loaded.explain(photos) == trained.classifier.explain(photos)
+    assert "mean average precision" in (shared / "README.md").read_text()
+
+
 # What is refused.
 
 
 def test_what_cannot_be_is_refused(trained: run.Run, folder: Path, table: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no class_aware with several labels"):
         run.train(table, tmp_path / "aware", Settings(class_aware=True), report=silent)
+    with pytest.raises(
+        ClassifierError, match=r"class-agnostic attention with several_labels.*present has each label's"
+    ):
+        bla.explainable(_small(), attention=ClassAwareAttention(8), several_labels=True)
     with pytest.raises(ComparisonError, match=r"one class each, got .*, whose photos may have several labels"):
         compare(folder, out=tmp_path / "compared")
     classes = tmp_path / "classes"

@@ -462,8 +462,14 @@ def explainable(
         raise ClassifierError(
             f"{name}: expected an attention for {channels} channels, got one for {attention.in_channels}"
         )
-    if isinstance(attention, ClassAwareAttention) and attention.judge is None:
-        attention.judge = head
+    if isinstance(attention, ClassAwareAttention):
+        if several_labels:
+            raise ClassifierError(
+                f"{name}: expected a class-agnostic attention with several_labels, got a class-aware one, whose score "
+                "asks about one class: an image has one selection for all; explanation.present has each label's votes"
+            )
+        if attention.judge is None:
+            attention.judge = head
     setup = "L2X-F"
     if isinstance(attention, BoundedLogitAttention):
         setup = signed("BLA-PH", attention.threshold, "auto", class_aware=isinstance(attention, ClassAwareAttention))

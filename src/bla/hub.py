@@ -343,13 +343,15 @@ def _settings_of(classifier: ExplainableClassifier) -> Settings:
 
 
 def _own_weights(classifier: ExplainableClassifier) -> dict[str, Tensor]:
-    """The state of the classifier as it was before it was split: a timm trunk and its head are one module."""
-    trunk, head = classifier.trunk, classifier.head
-    whole = getattr(getattr(trunk, "tokens", trunk), "model", None)
-    if isinstance(whole, nn.Module):
-        return whole.state_dict()
-    graphs = [getattr(part, "graph", None) for part in (trunk, head)]
-    return {key: value for part in graphs if isinstance(part, nn.Module) for key, value in part.state_dict().items()}
+    """The state of the classifier as it was before it was split: what lies under our own modules in trunk and head."""
+
+    def under(part: nn.Module) -> nn.Module:
+        if not type(part).__module__.startswith("bla."):
+            return part
+        (only,) = part.children()  # each of ours holds one other
+        return under(only)
+
+    return under(classifier.trunk).state_dict() | under(classifier.head).state_dict()
 
 
 def _check_rebuilt(record: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
