@@ -1,13 +1,17 @@
 """Multiple-instance bags (Ilse et al. 2018): a bag is positive if it holds a 9. Which instances make it so?
 
-Pools: gated attention, mean and maximum on the one side; bounded logits on the other. All train on bag labels alone.
+Every pool is three choices: what an instance's score is (its own logit, or gated attention's), what memberships the
+scores give, and how the bag's logit is read from the instances' own logits and the memberships. All train on bag labels
+alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +21,77 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bla.operators import BoundedLogits, HardConcrete, normalised
+from bla.operators import BoundedLogits, HardConcrete, SubsetOperator, normalised
 from stacked import StackedLinear, StackedMLP
 
-POOLS = ("bounded", "bounded-plain", "hard-concrete", "gated-attention", "mean", "maximum")
-SETTINGS = (0.0, 0.003, 0.01, 0.03)
-"""Prices of an instance, of those that choose a size; weight decays of the others: four settings each."""
 WANTED = 9
 WIDTH = 64
+DECAYS = (1e-4, 0.01, 0.03, 0.1)
+PRICES = (0.0, 0.003, 0.01, 0.03)
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Reading = Callable[[Tensor, Tensor], Tensor]
+
+
+def mean_of(own: Tensor, memberships: Tensor) -> Tensor:
+    """The members' mean logit. A linear head makes it that of the members' mean feature, as attention reads it."""
+    return (normalised(memberships) * own).sum(dim=-1)
+
+
+def odds_of(own: Tensor, memberships: Tensor) -> Tensor:
+    """The logarithm of the members' odds, summed: positive as soon as one of them is."""
+    return torch.logsumexp(own + memberships.clamp(min=1e-8).log(), dim=-1)
+
+
+def sum_of(own: Tensor, memberships: Tensor) -> Tensor:
+    """The members' logits, summed."""
+    return (memberships * own).sum(dim=-1)
+
+
+def highest_of(own: Tensor, memberships: Tensor) -> Tensor:
+    """The largest logit."""
+    return own.amax(dim=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """How a bag is read. Without an operator every instance is a member, gated ones by a softmax of their scores."""
+
+    read: Reading
+    operator: SubsetOperator | None = None
+    gated: bool = False
+    priced: bool = False
+
+    def settings(self) -> list[tuple[float, float]]:
+        """Four for every pool: weight decays, or prices of an instance at the least weight decay."""
+        return [(DECAYS[0], price) for price in PRICES] if self.priced else [(decay, 0.0) for decay in DECAYS]
+
+    def memberships(self, scores: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Of instances (..., L): relaxed with a generator, in training; without one what is used at test."""
+        if self.operator is None:
+            return torch.softmax(scores, dim=-1) if self.gated else torch.ones_like(scores)
+        return self.operator.hard(scores) if generator is None else self.operator.soft(scores, None, generator)
+
+
+POOLS = {
+    "bounded": Pool(odds_of, BoundedLogits(noise=1.0)),
+    "hard-concrete": Pool(odds_of, HardConcrete()),
+    "gated-attention": Pool(mean_of, gated=True),
+    "mean": Pool(mean_of),
+    "maximum": Pool(highest_of),
+    "odds": Pool(odds_of),
+}
+"""Those of the tables."""
+
+ATTEMPTS = {
+    "bounded-gated": Pool(mean_of, BoundedLogits(noise=1.0), gated=True, priced=True),
+    "bounded-mean": Pool(mean_of, BoundedLogits(noise=1.0)),
+    "bounded-sum": Pool(sum_of, BoundedLogits(noise=1.0)),
+    "bounded-plain": Pool(odds_of, BoundedLogits()),
+    "bounded-through": Pool(odds_of, BoundedLogits(noise=1.0, straight_through=True)),
+}
+"""What else bounded logits were tried as."""
 
 
 def digits() -> tuple[Images, Labels]:
@@ -99,46 +163,41 @@ def found(chosen: Tensor, wanted: Tensor) -> dict[str, float]:
     }
 
 
-class _Model:
-    """All seeds' networks: (S, bags, length, pixels) to bag logits, weights and memberships."""
+class Networks:
+    """All seeds' and settings' networks: images (S, M, pixels) to own logits and scores, (S, M) each."""
 
-    def __init__(self, pool: str, seeds: int, pixels: int, setting: float) -> None:
+    def __init__(self, pool: Pool, count: int, pixels: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.pool, self.setting, self.generator = pool, setting, generator
-        self.embedding = StackedMLP(seeds, [pixels, WIDTH, WIDTH], generator, torch.relu)
-        self.value = StackedLinear(seeds, WIDTH, 32, generator)
-        self.gate = StackedLinear(seeds, WIDTH, 32, generator)
-        self.score = StackedLinear(seeds, 32, 1, generator)
-        self.head = StackedLinear(seeds, WIDTH, 1, generator)
-        self.operator = {
-            "bounded": BoundedLogits(noise=1.0), "bounded-plain": BoundedLogits(), "hard-concrete": HardConcrete(),
-        }.get(pool)  # fmt: skip
-        layers = (self.value, self.gate, self.score, self.head)
+        self.embedding = StackedMLP(count, [pixels, WIDTH, WIDTH], generator, torch.relu)
+        self.head = StackedLinear(count, WIDTH, 1, generator)
+        layers = [self.head]
+        self.gates: list[StackedLinear] = []
+        if pool.gated:
+            self.gates = [StackedLinear(count, *shape, generator) for shape in ((WIDTH, 32), (WIDTH, 32), (32, 1))]
+            layers += self.gates
         self.parameters = [*self.embedding.parameters(), *(p for layer in layers for p in (layer.weight, layer.bias))]
 
-    def __call__(self, x: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Bag logits (S, B), what instances are chosen by (S, B, L), a price to add (S, B)."""
-        seeds, bags, length, _ = x.shape
-        h = torch.relu(self.embedding(x.flatten(1, 2)))
-        if self.pool == "maximum":  # of the instances' own logits, as published
-            single = self.head(h).reshape(seeds, bags, length)
-            return single.amax(dim=-1), torch.sigmoid(single), torch.zeros(seeds, bags)
-        if self.pool == "mean":
-            single = self.head(h).reshape(seeds, bags, length)
-            return single.mean(dim=-1), torch.sigmoid(single), torch.zeros(seeds, bags)
-        scores = self.score(torch.tanh(self.value(h)) * torch.sigmoid(self.gate(h))).reshape(seeds, bags, length)
-        price = torch.zeros(seeds, bags)
-        if self.operator is None:
-            weights = strength = torch.softmax(scores, dim=-1)
-        else:
-            strength = scores
-            memberships = (
-                self.operator.soft(scores, None, self.generator) if training else self.operator.hard(scores)
-            )  # fmt: skip
-            weights = normalised(memberships)
-            price = self.setting * self.operator.expected_size(scores)
-        pooled = (weights[..., None] * h.reshape(seeds, bags, length, -1)).sum(dim=2)
-        return self.head(pooled)[..., 0], strength, price
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.relu(self.embedding(images))
+        own = self.head(h)[..., 0]
+        if not self.gates:
+            return own, own
+        value, gate, score = self.gates
+        return own, score(torch.tanh(value(h)) * torch.sigmoid(gate(h)))[..., 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One part of every seed's split: its images' rows (S, M), and bags (S, B, L) of positions among them."""
+
+    rows: Tensor
+    bags: Tensor
+    wanted: Tensor
+    """Which instances are the ones looked for, (S, B, L)."""
+
+    @property
+    def positive(self) -> Tensor:
+        return self.wanted.any(dim=-1)
 
 
 def trained_bags(
@@ -154,71 +213,121 @@ def trained_bags(
 ) -> list[dict[str, Any]]:
     """Each setting trained, all seeds at once; that of the best validation loss kept for each seed; its test figures.
 
-    What is not hard gets its threshold on the weights from validation too: the best F1 there, which takes instance
-    labels that a hard subset does without. ``f1_threshold`` gives every pool that, on scores where it has an operator.
+    What is not hard gets its threshold on the scores from validation too: the best F1 there, which takes instance
+    labels that a hard subset does without. ``f1_threshold`` gives every pool that.
     """
-    splits = [_split(labels, seed, count, length) for seed in seeds]
+    kind = {**POOLS, **ATTEMPTS}[pool]
     pixels = torch.from_numpy(images)
-    bags = [torch.from_numpy(np.stack([split[part] for split in splits])) for part in range(3)]
-    wanted = [torch.from_numpy(labels)[part] == WANTED for part in bags]
-    best: list[dict[str, Any]] = [{"validation_loss": float("inf")} for _ in seeds]
-    for setting in SETTINGS:
-        outcome = _fitted(pool, pixels, bags, wanted, setting=setting, steps=max(int(400 * scale), 5), report=report)
-        best = [new if new["validation_loss"] < old["validation_loss"] else old
-                for new, old in zip(outcome, best, strict=True)]  # fmt: skip
-    return best
+    train, validation, test = _parts(labels, seeds, count, length)
+    networks = Networks(kind, len(seeds) * len(kind.settings()), pixels.shape[1])
+    _fit(networks, kind, pixels, train, steps=max(int(400 * scale), 5), report=partial(report, f"bags, {pool}"))
+    with torch.no_grad():
+        on_validation, on_test = (_used(networks, kind, pixels, part) for part in (validation, test))
+    outcome = []
+    for place in range(len(on_test[0])):
+        seed = place % len(seeds)
+        figures = [
+            _Judged(logits[place], scores[place], part.wanted[seed])
+            for (logits, scores), part in ((on_validation, validation), (on_test, test))
+        ]
+        outcome.append(_figures(kind, *figures))
+    return [min(outcome[seed :: len(seeds)], key=lambda one: one["validation_loss"]) for seed in range(len(seeds))]
 
 
-def _split(labels: Labels, seed: int, count: int, length: int) -> tuple[Labels, Labels, Labels]:
-    rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(labels))
-    edges = np.split(rows, [int(0.5 * len(rows)), int(0.65 * len(rows))])
-    sizes = (count, 200, 500)
-    train, validation, test = (
-        drawn_bags(labels, part, n, length, rng) for part, n in zip(edges, sizes, strict=True)
-    )  # fmt: skip
-    return train, validation, test
+def _parts(labels: Labels, seeds: list[int], count: int, length: int) -> list[_Part]:
+    """Half of the images for training bags, 15% for 200 validation bags, the rest for 500 test bags."""
+    drawn: list[list[tuple[Labels, Labels]]] = [[], [], []]
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        rows = rng.permutation(len(labels))
+        edges = np.split(rows, [int(0.5 * len(rows)), int(0.65 * len(rows))])
+        for into, part, bags in zip(drawn, edges, (count, 200, 500), strict=True):
+            into.append((part, drawn_bags(labels[part], np.arange(len(part)), bags, length, rng)))
+    parts = []
+    for part in drawn:
+        rows, bags = (torch.from_numpy(np.stack(each)) for each in zip(*part, strict=True))
+        wanted = torch.from_numpy(labels)[rows] == WANTED
+        parts.append(_Part(rows, bags, wanted.gather(1, bags.flatten(1)).reshape(bags.shape)))
+    return parts
 
 
-def _fitted(
-    pool: str, pixels: Tensor, bags: list[Tensor], wanted: list[Tensor], *, setting: float, steps: int, report: Any
-) -> list[dict[str, Any]]:
-    seeds, count = bags[0].shape[:2]
-    model = _Model(pool, seeds, pixels.shape[1], setting)
-    decay = 1e-4 if model.operator is not None else setting or 1e-4
-    optimiser = torch.optim.Adam(model.parameters, 1e-3, weight_decay=decay, foreach=True)
-    rows = torch.arange(seeds)[:, None]
-    draws = torch.Generator().manual_seed(1)
+def instances(networks: Networks, pixels: Tensor, rows: Tensor, bags: Tensor) -> tuple[Tensor, Tensor]:
+    """Own logits and scores of bags' instances, (settings * seeds, B, L): each image once, if that is less to do."""
+    settings = networks.head.weight.shape[0] // len(bags)
+    flat = bags.flatten(1)
+    once = rows.shape[1] < flat.shape[1]
+    shown = pixels[rows if once else rows.gather(1, flat)].repeat(settings, 1, 1)
+    figures = networks(shown)
+    if once:
+        figures = tuple(one.gather(1, flat.repeat(settings, 1)) for one in figures)
+    own, scores = (one.reshape(-1, *bags.shape[1:]) for one in figures)
+    return own, scores
+
+
+def _fit(networks: Networks, pool: Pool, pixels: Tensor, train: _Part, *, steps: int, report: Any) -> None:
+    seeds, count = train.bags.shape[:2]
+    decays, prices = torch.tensor(pool.settings()).repeat_interleave(seeds, dim=0).T
+    optimiser = torch.optim.Adam(networks.parameters, 1e-3, foreach=True)
+    draws, noise = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     for step in range(steps):
         chosen = torch.randint(count, (seeds, min(32, count)), generator=draws)
-        logits, _, price = model(pixels[bags[0][rows, chosen]], training=True)
-        target = wanted[0][rows, chosen].any(dim=-1).float()
-        loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        loss = loss + price * min(1, 2 * step / steps)
+        rows = torch.arange(seeds)[:, None]
+        own, scores = instances(networks, pixels, train.rows, train.bags[rows, chosen])
+        logits = pool.read(own, pool.memberships(scores, noise))
+        target = train.positive[rows, chosen].to(logits.dtype).repeat(len(logits) // seeds, 1)
+        loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
+        if pool.operator is not None and pool.priced:
+            loss = loss + prices * pool.operator.expected_size(scores).mean(dim=1) * min(1, 2 * step / steps)
         optimiser.zero_grad(set_to_none=True)
-        loss.mean(dim=1).sum().backward()
+        loss.sum().backward()
+        for one in networks.parameters:  # the optimiser's own weight decay is one number for all networks
+            assert one.grad is not None
+            one.grad.add_(decays[:, None, None] * one.detach())
         optimiser.step()
         if step % 100 == 0:
-            report(f"bags, {pool}", step, steps)
-    with torch.no_grad():
-        (v_logits, v_weights, _), (t_logits, t_weights, _) = (model(pixels[part], training=False) for part in bags[1:])
-    outcome = []
-    for seed in range(seeds):
-        positive = wanted[2][seed].any(dim=-1)
-        validation = wanted[1][seed].any(dim=-1)
-        levels = torch.quantile(v_weights[seed].flatten()[:10_000], torch.linspace(0, 1, 101))
-        # in a negative bag nothing is claimed: instances count where the bag is called positive
-        called, t_called = (v_logits[seed] > 0)[:, None], (t_logits[seed] > 0)[:, None]
-        threshold = max(
-            levels.tolist(), key=lambda level: found((v_weights[seed] > level) & called, wanted[1][seed])["f1"]
-        )  # fmt: skip
-        chosen = over = t_weights[seed] > threshold
-        if model.operator is not None:
-            chosen = model.operator.hard(t_weights[seed]).bool()
-        outcome.append({
-            "auc": auc(t_logits[seed], positive),
-            **found(chosen & t_called, wanted[2][seed]),
-            "f1_threshold": found(over & t_called, wanted[2][seed])["f1"],
-            "validation_loss": float(functional.binary_cross_entropy_with_logits(v_logits[seed], validation.float())),
-        })  # fmt: skip
-    return outcome
+            report(step, steps)
+
+
+def _used(networks: Networks, pool: Pool, pixels: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
+    """Bag logits, and what a threshold on instances is put on: scores, attention's weights. In pieces, for memory."""
+    pieces = [instances(networks, pixels, part.rows, some) for some in part.bags.split(100, dim=1)]
+    own, scores = (torch.cat(each, dim=1) for each in zip(*pieces, strict=True))
+    memberships = pool.memberships(scores, None)
+    return pool.read(own, memberships), memberships if pool.gated and pool.operator is None else scores
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """One network's bag logits (B,), instances' scores (B, L) and which are wanted (B, L)."""
+
+    logits: Tensor
+    scores: Tensor
+    wanted: Tensor
+
+    def found(self, chosen: Tensor) -> dict[str, float]:
+        """Of chosen instances in the bags that are called positive: in a negative bag nothing is claimed."""
+        return found(chosen & (self.logits > 0)[:, None], self.wanted)
+
+    def bag_figures(self) -> tuple[float, float]:
+        """Cross entropy and area under the curve."""
+        positive = self.wanted.any(dim=-1)
+        loss = functional.binary_cross_entropy_with_logits(self.logits, positive.to(self.logits.dtype))
+        return float(loss), auc(self.logits, positive)
+
+
+def _figures(pool: Pool, validation: _Judged, test: _Judged) -> dict[str, float]:
+    levels = torch.quantile(validation.scores.flatten()[:10_000], torch.linspace(0, 1, 101)).tolist()
+    level = max(levels, key=lambda level: validation.found(validation.scores > level)["f1"])
+    own = [
+        judged.found(judged.scores > level if pool.operator is None else pool.operator.hard(judged.scores).bool())
+        for judged in (validation, test)
+    ]
+    loss, area = validation.bag_figures()
+    return {
+        "auc": test.bag_figures()[1],
+        **own[1],
+        "f1_threshold": test.found(test.scores > level)["f1"],
+        "validation_loss": loss,
+        "validation_auc": area,
+        "validation_f1": own[0]["f1"],
+    }

@@ -215,16 +215,17 @@ def bagged(arguments: argparse.Namespace, report: Callable[[str, int, int], None
     from bags import POOLS, digits, fashion_or_mnist, trained_bags
 
     images, labels = digits() if arguments.data is None else fashion_or_mnist(arguments.data)
+    seeds = list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
     table = []
     for count in arguments.bags:
         for pool in arguments.operators or POOLS:
             source = "digits" if arguments.data is None else Path(arguments.data).name
             folder = f"bags-{source}-{arguments.length}-{count}-{arguments.scale:g}"
-            path = arguments.out / folder / f"{pool}-{arguments.seeds}.json"
+            path = arguments.out / folder / f"{pool}-{seeds[0]}-{seeds[-1]}.json"
 
             def measure(pool: str = pool, count: int = count) -> Any:
                 sizes = {"count": count, "length": arguments.length, "scale": arguments.scale}
-                return trained_bags(pool, images, labels, list(range(arguments.seeds)), **sizes, report=report)
+                return trained_bags(pool, images, labels, seeds, **sizes, report=report)
 
             result = kept(path, measure)
             figures = {key: interval([run[key] for run in result]) for key in result[0]}
@@ -353,6 +354,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", help="of invase and l2x; all by default")
     parser.add_argument("--operators", nargs="*", help="by name; all by default")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0, help="bags: 100 for trials, judged on validation bags")
     parser.add_argument("--scale", type=float, default=1.0, help="of data and steps; 1 is the published size")
     parser.add_argument("--features", type=int, default=11, help="of Syn1 to Syn6: 11 or 100")
     parser.add_argument("--rule", choices=RULES, default="threshold", help="invase: what is selected at test")

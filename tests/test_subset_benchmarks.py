@@ -17,7 +17,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import subsets
-from bags import auc, drawn_bags, fashion_or_mnist, found, read_idx
+from bags import ATTEMPTS, POOLS, Networks, auc, drawn_bags, fashion_or_mnist, found, instances, odds_of, read_idx
 from bla.cache import FeatureCache
 from bla.operators import BoundedLogits, HardConcrete, Sparsemax, StraightThroughTopK, SubsetOperator
 from cells import trained_cells
@@ -131,8 +131,47 @@ def test_networks_of_a_stack_learn_by_themselves() -> None:
 def test_bags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["bags", "--out", tmp_path, "--seeds", 1, "--scale", 0.01, "--bags", 20, "--json"]
     table = json.loads(run(monkeypatch, capsys, *options))
-    assert len(table) == 6
+    assert [row["operator"] for row in table] == list(POOLS)
     assert all(0 <= row["auc"][0] <= 1 for row in table)
+    tried = json.loads(run(monkeypatch, capsys, *options, "--first-seed", 100, "--operators", *ATTEMPTS))
+    assert len(tried) == len(ATTEMPTS)
+    assert len(list(tmp_path.rglob("*-100-100.json"))) == len(ATTEMPTS), "other seeds, other results"
+
+
+def test_a_bag_of_selected_instances_is_positive_as_soon_as_one_is() -> None:
+    own = torch.tensor([[1.0, 0.5, -3.0], [-2.0, -0.1, -1.0]])
+    bounded = POOLS["bounded"]
+    logits = bounded.read(own, bounded.memberships(own, None))
+    assert logits.tolist() == pytest.approx([np.log(np.exp(1) + np.exp(0.5)), -0.1], abs=1e-6)
+    assert torch.allclose(odds_of(own, torch.ones(2, 3)).exp(), own.exp().sum(dim=1))
+    relaxed = bounded.memberships(own, die())
+    assert ((relaxed > 0) & (relaxed <= 1)).all()
+
+
+@pytest.mark.parametrize("pool", ["gated-attention", "bounded-gated", "mean"])
+def test_the_mean_of_the_logits_is_the_logit_of_the_mean_features(pool: str) -> None:
+    kind = {**POOLS, **ATTEMPTS}[pool]
+    networks = Networks(kind, 2, 4)
+    pixels = torch.rand(20, 4, generator=die())
+    rows = torch.stack([torch.arange(10), torch.arange(10, 20)])
+    bags = torch.randint(10, (2, 3, 5), generator=die())
+    own, scores = instances(networks, pixels, rows, bags)
+    weights = kind.memberships(scores, None)
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    h = torch.relu(networks.embedding(pixels[rows.gather(1, bags.flatten(1))])).reshape(2, 3, 5, -1)
+    expected = networks.head((weights[..., None] * h).sum(dim=2))[..., 0]
+    assert torch.allclose(kind.read(own, weights), expected, atol=1e-6)
+
+
+def test_an_image_read_once_counts_in_every_bag_that_holds_it() -> None:
+    networks = Networks(POOLS["bounded"], 4, 4)
+    pixels = torch.rand(30, 4, generator=die())
+    rows = torch.stack([torch.randperm(30, generator=die(seed))[:6] for seed in (0, 1)])
+    bags = torch.randint(6, (2, 3, 4), generator=die())
+    once, _ = instances(networks, pixels, rows, bags)
+    each = torch.stack([instances(networks, pixels, rows, bags[:, b : b + 1])[0][:, 0] for b in range(3)], dim=1)
+    assert once.shape == (4, 3, 4)
+    assert torch.allclose(once, each, atol=1e-6)
 
 
 def test_bags_hold_what_they_should() -> None:
