@@ -89,6 +89,7 @@ ATTEMPTS = {
     "bounded-mean": Pool(mean_of, BoundedLogits(noise=1.0)),
     "bounded-sum": Pool(sum_of, BoundedLogits(noise=1.0)),
     "bounded-plain": Pool(odds_of, BoundedLogits()),
+    "bounded-noisier": Pool(odds_of, BoundedLogits(noise=2.0)),
     "bounded-through": Pool(odds_of, BoundedLogits(noise=1.0, straight_through=True)),
 }
 """What else bounded logits were tried as."""
