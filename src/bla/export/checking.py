@@ -118,7 +118,8 @@ class _Misses:
         # Where single precision is noise to the module itself (class-aware scores of cells that are all alike), the
         # graph may differ by as much: a few times what the module in double precision says otherwise, or the module
         # of features that differ by rounding, as a single map may be rounded right by luck.
-        rounding = torch.finfo(features.dtype).eps * torch.randn(features.shape, generator=_generator())
+        draws = torch.randn(features.shape, generator=torch.Generator().manual_seed(3))
+        rounding = torch.finfo(features.dtype).eps * draws
         nudged = _selected(wrapped.attention, features * (1 + rounding), sizes, targets)
         noise = {
             name: 4 * torch.maximum(*(_worst(getattr(one, name), getattr(exact, name)) for one in (own, nudged)))
@@ -216,10 +217,6 @@ def _maps(wrapped: ExplainableClassifier, pixels: Tensor) -> Iterator[Tensor]:
             if ((wrapped.attention(maps).unbounded >= 0) == clipped).all():
                 yield maps
                 break
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
 
 
 def _noise(rows: int, wrapped: ExplainableClassifier) -> Tensor:
