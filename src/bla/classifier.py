@@ -34,7 +34,6 @@ from bla.splitting import (
     TimmHead,
     TimmTrunk,
     TokenHead,
-    checked_maps,
     checked_split,
     checked_trunk,
     drop_hooks,
@@ -447,7 +446,7 @@ def explainable(
     if head is None:
         trunk, head, channels, outputs = checked_split(own, transform, name, parts)
     else:
-        trunk, channels = checked_trunk(own, transform, name) if maps == 1 else checked_maps(own, transform, name, maps)
+        trunk, channels = checked_trunk(own, transform, name, maps)
         head, outputs = given_head(head, channels, own, name)
     if classes is None:
         classes = _own_classes(model, outputs)

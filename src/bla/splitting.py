@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bla.attention import MapHead, kept, read, zeroed
 from bla.joining import split_at_join
-from bla.maps import Maps, SeveralMaps, several_maps
+from bla.maps import Maps, several_maps
 from bla.naming import Part, named_parts, tensor_in
 from bla.photo import Transform
 from bla.tracing import (
@@ -129,39 +129,30 @@ def drop_hooks(own: nn.Module) -> None:
                 del hooks[key]
 
 
-def checked_trunk(own: nn.Module, transform: Transform, name: str) -> tuple[nn.Module, int]:
+def checked_trunk(own: nn.Module, transform: Transform, name: str, maps: Maps = 1) -> tuple[nn.Module, int]:
     """Trunk and channels of our copy, for a head of another make: of any classifier with a last map of several cells.
 
-    What follows that map in the classifier does not matter, be it a class token or a flattening (VGG, AlexNet).
+    What follows that map in the classifier does not matter, be it a class token or a flattening (VGG, AlexNet). With
+    ``maps`` the head reads the cells of these in its place.
     """
     pixels = _probe(own, transform)
     with torch.inference_mode():
         try:
-            if not isinstance(own(pixels), Tensor):
-                own = FirstLogits(own)
-            trunk = _cut_timm(own, pixels)[0] if speaks_timm(own) else _traced_trunk(own, pixels)
-            features = trunk(pixels)
-            _check_several_cells(features, pixels)
+            if maps == 1:
+                if not isinstance(own(pixels), Tensor):
+                    own = FirstLogits(own)
+                trunk = _cut_timm(own, pixels)[0] if speaks_timm(own) else _traced_trunk(own, pixels)
+                features = trunk(pixels)
+                _check_several_cells(features, pixels)
+            else:
+                trunk = several_maps(own, pixels, maps, channels_last=_channels_last(own))
+                features = trunk(pixels)
         except (_UncutError, TracingError, ClassifierError) as error:
             raise ClassifierError(f"{name}: {error}") from error
         except Exception as error:
             raise _takes_no(pixels, error, name) from error
-    _check_finite(features, name)
-    return trunk, features.shape[1]
-
-
-def checked_maps(own: nn.Module, transform: Transform, name: str, maps: Maps) -> tuple[SeveralMaps, int]:
-    """Trunk and channels of our copy, for a new head that reads the cells of these maps."""
-    pixels = _probe(own, transform)
-    with torch.inference_mode():
-        try:
-            trunk = several_maps(own, pixels, maps, channels_last=_channels_last(own))
-            features = trunk(pixels)
-        except TracingError as error:
-            raise ClassifierError(f"{name}: {error}") from error
-        except Exception as error:
-            raise _takes_no(pixels, error, name) from error
-    _check_finite(features, name)
+    if not torch.isfinite(features).all():
+        raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
     return trunk, features.shape[1]
 
 
@@ -285,11 +276,6 @@ def _takes_no(pixels: Tensor, error: Exception, name: str) -> ClassifierError:
         f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; pass the "
         "transform= that it was trained with"
     )
-
-
-def _check_finite(features: Tensor, name: str) -> None:
-    if not torch.isfinite(features).all():
-        raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
 
 
 def _check_several_cells(features: Tensor, pixels: Tensor) -> None:
