@@ -262,7 +262,7 @@ class Slow:
 
 def test_requests_are_run_together(engine: Engine) -> None:
     slow = Slow(engine, 0.05)
-    batcher = Batcher(slow, most=8, deadline=0.02)  # type: ignore[arg-type]
+    batcher = Batcher(slow, most=8, deadline=0.5)  # type: ignore[arg-type]
     seen = Photo(np.zeros((64, 80, 3), np.uint8), (80, 64), (0, 0, 80, 64))
 
     async def many() -> list[Outputs]:
@@ -328,7 +328,8 @@ def test_the_command_serves_without_torch_and_stops_gracefully(engine: Engine, t
             target=lambda: found.append(httpx.post(f"{address}/v1/explain", **send).status_code)  # type: ignore[arg-type]
         )
         under_way.start()
-        time.sleep(0.2)
+        while under_way.is_alive() and not httpx.get(f"{address}/healthz").json()["waiting"]:
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         under_way.join()
         assert found == [200]

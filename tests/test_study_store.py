@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -185,11 +183,3 @@ def test_a_store_that_cannot_be_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="serve it first"):
         empty.collected(plan())
     empty.close()
-
-
-def test_a_join_is_quick_enough(store: Store) -> None:
-    began = time.perf_counter()
-    large: Any = plan()
-    for number in range(20):
-        store.join(large, f"t{number}")
-    assert time.perf_counter() - began < 10
