@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -32,12 +32,13 @@ class StackedBatchNorm:
         self.scale = torch.ones(seeds, width).requires_grad_()
         self.shift = torch.zeros(seeds, width).requires_grad_()
         self.mean, self.variance = torch.zeros(seeds, width), torch.ones(seeds, width)
+        self.momentum = 0.01  # Keras' default, as is epsilon; the papers' code has both
 
     def __call__(self, x: Tensor, training: bool) -> Tensor:
         # one seed after the other: torch's own layer is three times as fast as the same along a middle dimension
         each = zip(x, self.mean, self.variance, self.scale, self.shift, strict=True)
-        # Keras' defaults for momentum and epsilon, which the papers' code has
-        return torch.stack([functional.batch_norm(*one, training=training, momentum=0.01, eps=1e-3) for one in each])
+        normalised = [functional.batch_norm(*one, training=training, momentum=self.momentum, eps=1e-3) for one in each]
+        return torch.stack(normalised)
 
 
 class StackedMLP:
@@ -56,6 +57,17 @@ class StackedMLP:
             if self.norms:
                 x = self.norms[index](x, training)
         return self.layers[-1](x)
+
+    @torch.no_grad()
+    def settle(self, batches: Iterable[Tensor]) -> None:
+        """Put means over ``batches`` for the moving averages of batch normalisation, which lag behind the weights.
+
+        Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), section 3.
+        """
+        for index, x in enumerate(batches):
+            for norm in self.norms:
+                norm.momentum = 1 / (index + 1)
+            self(x)
 
     def kernels(self) -> Iterator[Tensor]:
         """What a penalty on weights is put on."""

@@ -193,7 +193,7 @@ def known_size(arguments: argparse.Namespace, report: Callable[[str, int, int], 
         plan = l2x_plan(name, arguments.scale)
         table.append({"set": name, "operator": "Bayes", **bayes(draw(name, plan.test, 99)), "seeds": 0})
         for operator in arguments.operators or list(FIXED_SIZE):
-            root = arguments.out / f"l2x-{arguments.scale:g}" / name / operator
+            root = arguments.out / f"l2x-settled-{arguments.scale:g}" / name / operator
             tried = [(one, 0.0) for one in temperatures(operator, L2X[name][1])[:3]]
 
             def run(some: list[Candidate], seeds: list[int], *, name: str = name, plan: Any = plan) -> Any:
@@ -207,6 +207,7 @@ def known_size(arguments: argparse.Namespace, report: Callable[[str, int, int], 
                 path = root / f"test-{pick}-{'-'.join(map(str, seeds))}.json"
                 result += kept(path, lambda run=run, one=tried[pick], seeds=seeds: run([one], seeds))[0]
             figures = summary([seed["own test"] for seed in result], ("tpr", "fdr", "f1", "size"))
+            figures["moving_accuracy"] = interval([seed["moving test"]["accuracy"] for seed in result])
             setting = short(tried[pick][0])
             table.append({"set": name, "operator": operator, "setting": setting, **figures, "seeds": len(result)})
     return table

@@ -2,12 +2,15 @@
 
 All candidates and all seeds are one stack of networks, trained at once. Two rules say what is selected at test:
 an operator's own ``hard``, and one threshold on its scores that validation data chose, by the same rule for all.
+A predictor with batch normalisation is measured twice: with the moving averages of its training, and ("own") with the
+statistics of what its operator selects from the training samples.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -143,6 +146,17 @@ class Stack:
         """Values (S, ...) for every candidate: (C S, ...)."""
         return values.repeat(len(self.candidates), *[1] * (values.ndim - 1))
 
+    def hard(self, scores: Tensor) -> Tensor:
+        """What each operator selects."""
+        return self.each(lambda one, each: one.hard(each), scores)
+
+    @torch.no_grad()
+    def settle(self, data: Samples) -> None:
+        """Normalise by the statistics of what is selected, over up to 50 batches, each from all over a sorted set."""
+        stride = max(data.targets.shape[1] // 1000, 1)
+        batches = (self.spread(data.features[:, at::stride]) for at in range(min(50, stride)))
+        self.predictor.settle(x * self.hard(self.selector(x, training=False)) for x in batches)
+
     @torch.no_grad()
     def figures(self, data: Samples, hard: Callable[[Tensor], Tensor]) -> list[dict[str, float]]:
         """Of every candidate and seed, when ``hard`` makes subsets of scores."""
@@ -184,16 +198,18 @@ def trained(
     report: Progress = lambda *_: None,
 ) -> list[list[dict[str, dict[str, float]]]]:
     """Train an operator's candidates on one set, all seeds at once: figures a candidate, a seed, a rule and part."""
-    stack = fitted(name, candidates, seeds, plan, features=features, report=report)
+    train = samples(name, plan.train, seeds, 0, plan, features=features)
+    stack = fitted(train, candidates, seeds, plan, report=partial(report, f"{name} {type(candidates[0][0]).__name__}"))
     parts = {
         part: samples(name, n, seeds, index, plan, features=features)
         for index, (part, n) in enumerate((("validation", plan.validation), ("test", plan.test)), start=1)
         if n
     }
-    found = {
-        f"own {part}": stack.figures(data, lambda scores: stack.each(lambda one, each: one.hard(each), scores))
-        for part, data in parts.items()
-    }
+    found = {}
+    if plan.normalise:
+        found |= {f"moving {part}": stack.figures(data, stack.hard) for part, data in parts.items()}
+        stack.settle(train)
+    found |= {f"own {part}": stack.figures(data, stack.hard) for part, data in parts.items()}
     if "validation" in parts and not plan.shared:
         cut = thresholds(stack, parts["validation"])
         for part, data in parts.items():
@@ -223,10 +239,9 @@ def thresholds(stack: Stack, data: Samples) -> Tensor:
 
 
 def fitted(
-    name: str, candidates: list[Candidate], seeds: list[int], plan: Plan, *, features: int, report: Progress
+    train: Samples, candidates: list[Candidate], seeds: list[int], plan: Plan, *, report: Callable[[int, int], None]
 ) -> Stack:
     """Trained networks."""
-    train = samples(name, plan.train, seeds, 0, plan, features=features)
     width = train.features.shape[-1]
     count = len(candidates) * len(seeds)
     generator = torch.Generator().manual_seed(seeds[0])
@@ -262,5 +277,5 @@ def fitted(
         loss.mean(dim=1).sum().backward()
         optimiser.step()
         if step % 50 == 0:
-            report(f"{name} {type(candidates[0][0]).__name__}", step, plan.steps)
+            report(step, plan.steps)
     return stack

@@ -27,7 +27,7 @@ from image_size import MARK, Selecting, marked, patches_of, rising, task_of
 from rivals import First
 from stacked import StackedMLP
 from synthetic import L2X, bayes, syn
-from tabular import Stack, fitted, invase_plan, over, samples, thresholds
+from tabular import Stack, fitted, invase_plan, l2x_plan, over, samples, thresholds
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,6 +97,7 @@ def test_synthetic_sets_train_and_resume(
             "--operators", "bounded-dial", "first", "--json")
     )  # fmt: skip
     assert 1.5 <= table[1]["median_rank"][0] <= 9.5
+    assert table[1]["moving_accuracy"] != table[1]["accuracy"]
     first = First(2).soft(torch.tensor([[-1.0, 0.0, 3.0]], requires_grad=True))
     assert first.tolist() == [[1, 1, 0]], "whatever the scores"
 
@@ -117,12 +118,30 @@ def test_a_threshold_leaves_the_size_it_was_chosen_for(operator: SubsetOperator)
     assert nothing[0]["size"] < 11, "the strongest at least"
 
 
+def test_settled_networks_normalise_by_what_is_selected_in_the_whole_set() -> None:
+    generator = die()
+    selector, predictor = (
+        StackedMLP(2, widths, generator, torch.relu, normalise)
+        for *widths, normalise in ((10, 8, 10, False), (10, 8, 1, True))
+    )
+    stack = Stack([(BoundedLogits(k=3), 0.0)], 2, selector, predictor)
+    plan = dataclasses.replace(l2x_plan("switch"), train=3000)
+    data = samples("switch", 3000, [0, 1], 0, plan, features=11)
+    assert data.features[0, :1500, 9].mean() * data.features[0, 1500:, 9].mean() < -4, "the set is sorted"
+    chosen = data.features * stack.hard(selector(data.features))
+    inner = predictor.layers[0](chosen).relu()
+    normal = (inner - inner.mean(1, keepdim=True)) / (inner.var(1, keepdim=True) + 1e-3).sqrt()
+    stack.settle(data)
+    torch.testing.assert_close(predictor(chosen, training=False), predictor.layers[1](normal), rtol=0.05, atol=0.01)
+
+
 def test_networks_of_a_stack_learn_by_themselves() -> None:
     plan = dataclasses.replace(invase_plan(), train=64, steps=3, batch=32)
+    train = samples("syn4", 64, [0], 0, plan, features=11)
     weights = []
     for price in (0.0, 0.5):
         candidates = [(BoundedLogits(), 0.01), (BoundedLogits(), price)]
-        stack = fitted("syn4", candidates, [0], plan, features=11, report=lambda *_: None)
+        stack = fitted(train, candidates, [0], plan, report=lambda *_: None)
         weights.append(stack.selector.layers[0].weight.detach())
     assert torch.equal(weights[0][0], weights[1][0]), "a neighbour's price is the neighbour's"
     assert not torch.equal(weights[0][1], weights[1][1])
