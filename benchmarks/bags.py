@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import math
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -39,9 +40,13 @@ def mean_of(own: Tensor, memberships: Tensor) -> Tensor:
     return (normalised(memberships) * own).sum(dim=-1)
 
 
-def odds_of(own: Tensor, memberships: Tensor) -> Tensor:
-    """The logarithm of the members' odds, summed: positive as soon as one of them is."""
-    return torch.logsumexp(own + memberships.clamp(min=1e-8).log(), dim=-1)
+def odds_of(own: Tensor, memberships: Tensor, sharpness: float = 1.0) -> Tensor:
+    """log(sum m exp(sharpness a)) / sharpness of the members' logits: positive as soon as one of them is.
+
+    The logarithm of their summed odds at 1, which is nearly the largest; the lower, the more of them count (log-sum-exp
+    pooling, Pinheiro and Collobert 2015).
+    """
+    return torch.logsumexp(sharpness * own + memberships.clamp(min=1e-8).log(), dim=-1) / sharpness
 
 
 def sum_of(own: Tensor, memberships: Tensor) -> Tensor:
@@ -62,6 +67,12 @@ class Pool:
     operator: SubsetOperator | None = None
     gated: bool = False
     priced: bool = False
+    sharpness: float = 0.0
+    """That of the reading, where own logits start below 0."""
+
+    def start(self, length: int) -> float:
+        """Where own logits start: at 0, or where L alike ones give a bag's logit 0, log L + sharpness a = 0."""
+        return -math.log(length) / self.sharpness if self.sharpness else 0.0
 
     def settings(self) -> list[tuple[float, float]]:
         """Four for every pool: weight decays, or prices of an instance at the least weight decay."""
@@ -74,8 +85,10 @@ class Pool:
         return self.operator.hard(scores) if generator is None else self.operator.soft(scores, None, generator)
 
 
+SOFTLY = partial(odds_of, sharpness=0.5)
+
 POOLS = {
-    "bounded": Pool(odds_of, BoundedLogits(noise=1.0)),
+    "bounded": Pool(SOFTLY, BoundedLogits(0.1, noise=3.0), sharpness=0.5),
     "hard-concrete": Pool(odds_of, HardConcrete()),
     "gated-attention": Pool(mean_of, gated=True),
     "mean": Pool(mean_of),
@@ -85,14 +98,15 @@ POOLS = {
 """Those of the tables."""
 
 ATTEMPTS = {
-    "bounded-gated": Pool(mean_of, BoundedLogits(noise=1.0), gated=True, priced=True),
+    "bounded-low-noise": Pool(SOFTLY, BoundedLogits(0.1, noise=1.0), sharpness=0.5),
+    "bounded-odds-low": Pool(odds_of, BoundedLogits(0.1, noise=1.0), sharpness=1.0),
+    "bounded-odds": Pool(odds_of, BoundedLogits(noise=1.0)),
     "bounded-mean": Pool(mean_of, BoundedLogits(noise=1.0)),
     "bounded-sum": Pool(sum_of, BoundedLogits(noise=1.0)),
-    "bounded-plain": Pool(odds_of, BoundedLogits()),
-    "bounded-noisier": Pool(odds_of, BoundedLogits(noise=2.0)),
-    "bounded-through": Pool(odds_of, BoundedLogits(noise=1.0, straight_through=True)),
+    "bounded-gated": Pool(mean_of, BoundedLogits(noise=1.0), gated=True, priced=True),
+    "odds-softly": Pool(SOFTLY, sharpness=0.5),
 }
-"""What else bounded logits were tried as."""
+"""What else bounded logits were tried as, and the tables' reading without a selection."""
 
 
 def digits() -> tuple[Images, Labels]:
@@ -167,10 +181,11 @@ def found(chosen: Tensor, wanted: Tensor) -> dict[str, float]:
 class Networks:
     """All seeds' and settings' networks: images (S, M, pixels) to own logits and scores, (S, M) each."""
 
-    def __init__(self, pool: Pool, count: int, pixels: int) -> None:
+    def __init__(self, pool: Pool, count: int, pixels: int, length: int) -> None:
         generator = torch.Generator().manual_seed(0)
         self.embedding = StackedMLP(count, [pixels, WIDTH, WIDTH], generator, torch.relu)
         self.head = StackedLinear(count, WIDTH, 1, generator)
+        self.head.bias.data.fill_(pool.start(length))
         layers = [self.head]
         self.gates: list[StackedLinear] = []
         if pool.gated:
@@ -220,7 +235,7 @@ def trained_bags(
     kind = {**POOLS, **ATTEMPTS}[pool]
     pixels = torch.from_numpy(images)
     train, validation, test = _parts(labels, seeds, count, length)
-    networks = Networks(kind, len(seeds) * len(kind.settings()), pixels.shape[1])
+    networks = Networks(kind, len(seeds) * len(kind.settings()), pixels.shape[1], length)
     _fit(networks, kind, pixels, train, steps=max(int(400 * scale), 5), report=partial(report, f"bags, {pool}"))
     with torch.no_grad():
         on_validation, on_test = (_used(networks, kind, pixels, part) for part in (validation, test))

@@ -161,8 +161,11 @@ def test_a_bag_of_selected_instances_is_positive_as_soon_as_one_is() -> None:
     own = torch.tensor([[1.0, 0.5, -3.0], [-2.0, -0.1, -1.0]])
     bounded = POOLS["bounded"]
     logits = bounded.read(own, bounded.memberships(own, None))
-    assert logits.tolist() == pytest.approx([np.log(np.exp(1) + np.exp(0.5)), -0.1], abs=1e-6)
+    assert logits.tolist() == pytest.approx([2 * np.log(np.exp(0.5) + np.exp(0.25)), -0.1], abs=1e-6)
     assert torch.allclose(odds_of(own, torch.ones(2, 3)).exp(), own.exp().sum(dim=1))
+    alike = torch.full((1, 7), bounded.start(7))
+    operator = BoundedLogits(0.1)
+    assert bounded.read(alike, operator.soft(alike)).item() == pytest.approx(0, abs=1e-5), "neither, before training"
     relaxed = bounded.memberships(own, die())
     assert ((relaxed > 0) & (relaxed <= 1)).all()
 
@@ -170,7 +173,7 @@ def test_a_bag_of_selected_instances_is_positive_as_soon_as_one_is() -> None:
 @pytest.mark.parametrize("pool", ["gated-attention", "bounded-gated", "mean"])
 def test_the_mean_of_the_logits_is_the_logit_of_the_mean_features(pool: str) -> None:
     kind = {**POOLS, **ATTEMPTS}[pool]
-    networks = Networks(kind, 2, 4)
+    networks = Networks(kind, 2, 4, 5)
     pixels = torch.rand(20, 4, generator=die())
     rows = torch.stack([torch.arange(10), torch.arange(10, 20)])
     bags = torch.randint(10, (2, 3, 5), generator=die())
@@ -183,7 +186,7 @@ def test_the_mean_of_the_logits_is_the_logit_of_the_mean_features(pool: str) -> 
 
 
 def test_an_image_read_once_counts_in_every_bag_that_holds_it() -> None:
-    networks = Networks(POOLS["bounded"], 4, 4)
+    networks = Networks(POOLS["bounded"], 4, 4, 4)
     pixels = torch.rand(30, 4, generator=die())
     rows = torch.stack([torch.randperm(30, generator=die(seed))[:6] for seed in (0, 1)])
     bags = torch.randint(6, (2, 3, 4), generator=die())
