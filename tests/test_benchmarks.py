@@ -35,7 +35,7 @@ def test_performance(data: Path) -> None:
         "caching",
         "explained",
         "--images",
-        "48",
+        "16",
         "--epochs",
         "1",
         "--rounds",

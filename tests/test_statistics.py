@@ -53,7 +53,7 @@ def test_the_paired_test_holds_its_level() -> None:
 def test_holm_is_that_of_statsmodels() -> None:
     rng = np.random.default_rng(6)
     for count in (1, 2, 3, 12):
-        for _ in range(10):
+        for _ in range(2):
             p = np.round(rng.random(count) ** 3, 2).tolist()  # with ties
             assert holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist(), abs=1e-12)
 
