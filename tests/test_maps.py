@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,30 @@ def wrapped(seed: int = 0, **options: Any) -> ExplainableClassifier:
         made = explainable(TwoStages(), head=3, maps=options.pop("maps", 2), classes=CLASSES, **options)
     made.fitted = True
     return made
+
+
+class Meeting(nn.Module):
+    """Passes on, once as many threads are here as are to meet."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self.all = threading.Barrier(threads, timeout=60)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.all.wait()
+        return x
+
+
+def test_threads_that_call_one_classifier_get_their_own_maps() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 2, stride=2), Meeting(2), nn.Conv2d(2, 2, 2, stride=2), Meeting(2))
+    maps = SeveralMaps(model, ["0", "2"], [(4, 6), (2, 3)])
+    pixels = torch.rand(2, 1, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(maps, pixels))
+    for row, each in zip(rows, pixels, strict=True):
+        fine = model[0](each)
+        assert torch.equal(row, in_a_row([fine, model[2](fine)]))
+    assert not any(module._forward_hooks for module in model)
 
 
 # --- by hand

@@ -13,6 +13,7 @@ To an attention, a head and a cache the row is a map like any other, of height 1
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -149,10 +150,12 @@ def several_maps(own: nn.Module, pixels: Tensor, maps: Maps, *, channels_last: b
 def _outputs(model: nn.Module, pixels: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """What these submodules give, in the order in which they are done; of one that is called twice the last."""
     found: dict[str, Any] = {}
+    caller = threading.get_ident()
 
     def keep(name: str, module: nn.Module, given: Any, output: Any) -> None:
-        found.pop(name, None)
-        found[name] = output
+        if threading.get_ident() == caller:  # a hook is called for every thread that runs the model meanwhile
+            found.pop(name, None)
+            found[name] = output
 
     hooks = [model.get_submodule(name).register_forward_hook(functools.partial(keep, name)) for name in names]
     try:
