@@ -58,11 +58,12 @@ def sectioned(*given: Any) -> None:
 
 
 def fronted(app: object, page: str, source: list[str]) -> None:
-    """The front page is the README, its links those of a page in this folder; what the file itself holds follows."""
+    """Intervals stay on one line; the front page is the README, its links those of a page here, and its own text."""
     if page == "index":
         text = CARD.sub(r"](explainers/\1.md)", README.read_text(encoding="utf-8"))
         text = re.sub(r"\]\((?!\w+:|#|docs/|explainers/)", "](../", text).replace("](docs/", "](")
         source[0] = text + source[0]
+    source[0] = source[0].replace(" \u00b1 ", "\u00a0\u00b1\u00a0")
 
 
 def mathml(writer: Any, node: nodes.Node, *, block: bool) -> None:
