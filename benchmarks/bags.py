@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import math
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -67,12 +66,13 @@ class Pool:
     operator: SubsetOperator | None = None
     gated: bool = False
     priced: bool = False
-    sharpness: float = 0.0
-    """That of the reading, where own logits start below 0."""
+    low: bool = False
+    """Own logits start where L alike ones give a bag the logit 0: log-sum-exp adds log L / sharpness to them."""
 
     def start(self, length: int) -> float:
-        """Where own logits start: at 0, or where L alike ones give a bag's logit 0, log L + sharpness a = 0."""
-        return -math.log(length) / self.sharpness if self.sharpness else 0.0
+        """Where own logits start."""
+        alike = torch.zeros(length, dtype=torch.float64)
+        return -self.read(alike, torch.ones_like(alike)).item() if self.low else 0.0
 
     def settings(self) -> list[tuple[float, float]]:
         """Four for every pool: weight decays, or prices of an instance at the least weight decay."""
@@ -88,7 +88,7 @@ class Pool:
 SOFTLY = partial(odds_of, sharpness=0.5)
 
 POOLS = {
-    "bounded": Pool(SOFTLY, BoundedLogits(0.1, noise=3.0), sharpness=0.5),
+    "bounded": Pool(SOFTLY, BoundedLogits(0.1, noise=3.0), low=True),
     "hard-concrete": Pool(odds_of, HardConcrete()),
     "gated-attention": Pool(mean_of, gated=True),
     "mean": Pool(mean_of),
@@ -98,13 +98,13 @@ POOLS = {
 """Those of the tables."""
 
 ATTEMPTS = {
-    "bounded-low-noise": Pool(SOFTLY, BoundedLogits(0.1, noise=1.0), sharpness=0.5),
-    "bounded-odds-low": Pool(odds_of, BoundedLogits(0.1, noise=1.0), sharpness=1.0),
+    "bounded-low-noise": Pool(SOFTLY, BoundedLogits(0.1, noise=1.0), low=True),
+    "bounded-odds-low": Pool(odds_of, BoundedLogits(0.1, noise=1.0), low=True),
     "bounded-odds": Pool(odds_of, BoundedLogits(noise=1.0)),
     "bounded-mean": Pool(mean_of, BoundedLogits(noise=1.0)),
     "bounded-sum": Pool(sum_of, BoundedLogits(noise=1.0)),
     "bounded-gated": Pool(mean_of, BoundedLogits(noise=1.0), gated=True, priced=True),
-    "odds-softly": Pool(SOFTLY, sharpness=0.5),
+    "odds-softly": Pool(SOFTLY, low=True),
 }
 """What else bounded logits were tried as, and the tables' reading without a selection."""
 

@@ -30,7 +30,7 @@ from bla.comparing.subjects import find_subjects, size_of
 from bla.data import Splits, stratified_split
 from bla.datasets import read_images
 from bla.explanation import finest, laid
-from bla.maps import Grid
+from bla.maps import Grid, maps_from
 from bla.run import Run, train
 from bla.settings import Settings
 from paper import interval
@@ -175,7 +175,7 @@ def asked(maps: str) -> dict[str, Any]:
     ({'maps': 2, 'mean_size': 0.1}, {'maps': ('blocks.4',)})
     """
     names, _, share = maps.partition(":")
-    found: dict[str, Any] = {"maps": int(names) if names.isdecimal() else (names,)}
+    found: dict[str, Any] = {"maps": maps_from([names])}
     return found | ({"mean_size": float(share)} if share else {})
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -89,21 +89,11 @@ class MapCells:
     selected: BoolMap
 
     def __post_init__(self) -> None:
-        grid = (int(self.grid[0]), int(self.grid[1]))
-        object.__setattr__(self, "grid", grid)
-        for name in ("unbounded", "scores", "soft"):
-            object.__setattr__(self, name, _read_only_map(name, getattr(self, name), np.float32, grid))
-        object.__setattr__(self, "selected", _read_only_map("selected", self.selected, np.bool_, grid))
+        _fix_cells(self, _VALUES)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object."""
-        return {
-            "grid": list(self.grid),
-            "unbounded": _rows(self.unbounded),
-            "scores": _rows(self.scores),
-            "soft": _rows(self.soft),
-            "selected": self.selected.astype(int).tolist(),
-        }
+        return _cells_to_dict(self)
 
 
 def finest(grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -190,20 +180,14 @@ class Explanation:
     maps: tuple[MapCells, ...] | None = None
 
     def __post_init__(self) -> None:
-        grid = (int(self.grid[0]), int(self.grid[1]))
-        object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "top", tuple(self.top))
         object.__setattr__(self, "region", tuple(float(side) for side in self.region))
-        for name in ("unbounded", "scores", "soft"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, _read_only_map(name, value, np.float32, grid))
-        object.__setattr__(self, "selected", _read_only_map("selected", self.selected, np.bool_, grid))
+        _fix_cells(self, [name for name in _VALUES if getattr(self, name) is not None])
         if self.present is not None:
             object.__setattr__(self, "present", tuple(self.present))
         for votes in (*([] if self.votes is None else [self.votes]), *(self.present or ())):
-            if votes.cells.shape != grid:
-                raise ExplanationError(f"expected votes on the grid {grid}, got {votes.cells.shape}")
+            if votes.cells.shape != self.grid:
+                raise ExplanationError(f"expected votes on the grid {self.grid}, got {votes.cells.shape}")
         if self.maps is not None:
             object.__setattr__(self, "maps", tuple(self.maps))
             if not np.array_equal(over(self.maps)["selected"], self.selected):
@@ -251,11 +235,7 @@ class Explanation:
             "top": [dataclasses.asdict(guess) for guess in self.top],
             "method": self.method,
             "target": self.target,
-            "grid": list(self.grid),
-            "unbounded": _rows(self.unbounded),
-            "scores": _rows(self.scores),
-            "soft": None if self.soft is None else _rows(self.soft),
-            "selected": self.selected.astype(int).tolist(),
+            **_cells_to_dict(self),
             "size": self.size,
             "region": list(self.region),
             "model": self.model,
@@ -363,6 +343,28 @@ def write_atomically(path: Path, content: bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+_VALUES = ("unbounded", "scores", "soft")
+
+
+def _fix_cells(of: Explanation | MapCells, values: Iterable[str]) -> None:
+    """Make the grid two whole numbers, and these maps and the selection arrays on it that cannot be changed."""
+    grid = (int(of.grid[0]), int(of.grid[1]))
+    object.__setattr__(of, "grid", grid)
+    for name in values:
+        object.__setattr__(of, name, _read_only_map(name, getattr(of, name), np.float32, grid))
+    object.__setattr__(of, "selected", _read_only_map("selected", of.selected, np.bool_, grid))
+
+
+def _cells_to_dict(of: Explanation | MapCells) -> dict[str, Any]:
+    return {
+        "grid": list(of.grid),
+        "unbounded": _rows(of.unbounded),
+        "scores": _rows(of.scores),
+        "soft": None if of.soft is None else _rows(of.soft),
+        "selected": of.selected.astype(int).tolist(),
+    }
 
 
 def _read_only_map(name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple[int, int]) -> npt.NDArray[Any]:

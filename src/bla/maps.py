@@ -29,6 +29,15 @@ Maps = int | tuple[str, ...]
 """How many of the last maps, each the last one of its grid; or the submodules that give them, by name."""
 
 
+def maps_from(texts: Sequence[str]) -> Maps:
+    """Maps as a command is given them: a number, or names.
+
+    >>> maps_from(["2"]), maps_from(["blocks.4"])
+    (2, ('blocks.4',))
+    """
+    return int(texts[0]) if len(texts) == 1 and texts[0].isdecimal() else tuple(texts)
+
+
 class SeveralMaps(nn.Module):
     """The maps that submodules of a classifier give, of one (B, C, H, W), of several the row of their cells.
 

@@ -134,6 +134,7 @@ def train(
         Keep no features but compute them anew for every batch: for sets whose features fit no disk.
     """
     from bla import processes, run
+    from bla.maps import maps_from
     from bla.progress import shown_progress
     from bla.settings import Settings
 
@@ -163,7 +164,7 @@ def train(
         "trunk_rate": trunk_rate,
         "augment": augment,
         "precision": precision,
-        "maps": _maps(maps),
+        "maps": None if maps is None else maps_from(maps),
     }
     given = {name: value for name, value in given.items() if value is not None}
     if setup == "recommended":
@@ -249,13 +250,6 @@ def _threshold(text: str | None) -> float | Literal["auto"] | None:
         return None if text is None else float(text)
     except ValueError:
         raise TrainingError(f"expected threshold auto or a number, got {text!r}") from None
-
-
-def _maps(given: list[str] | None) -> int | tuple[str, ...] | None:
-    """A number of maps, or names."""
-    if given is None:
-        return None
-    return int(given[0]) if len(given) == 1 and given[0].isdecimal() else tuple(given)
 
 
 def _print_metrics(metrics: dict[str, Any], title: str) -> None:
