@@ -21,17 +21,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from bla.attention import BoundedLogitAttention
-from bla.backbones import LITE0, load_backbone
-from bla.cache import cached_features, default_root
-from bla.classifier import explainable
-from bla.data import stratified_split
-from bla.datasets import read_images
-from bla.measuring import measure
-from bla.networks import Examples, Networks, new_head
+from bla.data.image_sets import stratified_split
+from bla.data.published import read_images
+from bla.files import cache_root
+from bla.model.attention import BoundedLogitAttention
+from bla.model.backbones import LITE0, load_backbone
+from bla.model.classifier import explainable
 from bla.progress import told
-from bla.settings import Settings
-from bla.training import train_networks
+from bla.training.cache import cached_features
+from bla.training.loop import train_networks
+from bla.training.measuring import measure
+from bla.training.networks import Examples, Networks, new_head
+from bla.training.settings import Settings
 from paper import interval
 
 STARTS: dict[str, Callable[[nn.Conv2d], object] | None] = {
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of each stage, in place of the settings' own")
     parser.add_argument("--json", action="store_true", help="print JSON in place of Markdown")
     arguments = parser.parse_args()
-    images = read_images(arguments.data, cache=default_root(), report=told)[0].train
+    images = read_images(arguments.data, cache=cache_root(), report=told)[0].train
     features = cached_features(explainable(load_backbone(LITE0)), images, report=told)
     failed = {image for image, _ in features.failures}
     rows = np.array([row for row, name in enumerate(images.names) if name not in failed], np.int64)

@@ -28,10 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from bla.batch import cores, explain_all
-from bla.data import list_images
-from bla.engine import Engine, open_engine
-from bla.prefetching import prefetch
+from bla.data.image_sets import list_images
+from bla.data.prefetching import prefetch
+from bla.deploy.batch import cores, explain_all
+from bla.deploy.engine import Engine, open_engine
 
 
 def throughput(photos: Path, run: str, images: int, rounds: int) -> dict[str, Any]:
@@ -153,9 +153,9 @@ def _tiny(path: Path) -> Path:
     import torch
     from torch import nn
 
-    from bla.classifier import explainable
-    from bla.export import export
-    from bla.photo import Transform
+    from bla.data.photo import Transform
+    from bla.deploy.export import export
+    from bla.model.classifier import explainable
 
     torch.manual_seed(0)
     stem = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())

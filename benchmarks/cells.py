@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bla.backbones import LITE0, load_backbone
-from bla.cache import FeatureCache, cached_features
-from bla.classifier import explainable
-from bla.data import ImageSet, image_folder
+from bla.data.image_sets import ImageSet, image_folder
+from bla.model.backbones import LITE0, load_backbone
+from bla.model.classifier import explainable
 from bla.operators import SubsetOperator, normalised
+from bla.training.cache import FeatureCache, cached_features
 
 Progress = Callable[[str, int, int], None]
 Split = tuple[FeatureCache, npt.NDArray[np.int64]]

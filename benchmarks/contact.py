@@ -24,16 +24,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-import bla.run
-from bla.backbones import load_backbone
-from bla.classifier import ClassifierError, explainable
-from bla.data import ImageSet, Splits
-from bla.datasets import read_images
-from bla.explanation import Explanation
-from bla.photo import open_photo
+import bla.runs.run
+from bla.data.image_sets import ImageSet, Splits
+from bla.data.photo import open_photo
+from bla.data.published import read_images
+from bla.explanations.explanation import Explanation
+from bla.explanations.render import overlay
+from bla.model.backbones import load_backbone
+from bla.model.classifier import ClassifierError, explainable
 from bla.progress import told
-from bla.render import overlay
-from bla.settings import Settings
+from bla.training.settings import Settings
 
 MODELS = (
     "tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2", "resnet18", "convnext_atto",
@@ -84,7 +84,7 @@ def row(name: str, data: Splits, shown: ImageSet, out: Path, seconds: float) -> 
     count = int(0.75 * seconds / seconds_a_photo(model))
     split = Splits(some(data.train, 3 * count // 4), some(data.test, count // 4), seeded=data.seeded)
     start = time.perf_counter()
-    run = bla.run.train(split, out / f"{name}-{count}", Settings(epochs=10), model=name, weights=weights)
+    run = bla.runs.run.train(split, out / f"{name}-{count}", Settings(epochs=10), model=name, weights=weights)
     metrics = run.record["metrics"]
     explanations = run.classifier.explain([shown.path(index) for index in range(len(shown))])
     found = {

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-import bla.run
-from bla.comparing import RUN, compare
-from bla.evaluation.statistics import correlation, over_seeds
-from bla.explanation import write_atomically
+import bla.runs.run
+from bla.comparison import RUN, compare
+from bla.files import write_atomically
+from bla.metrics.statistics import correlation, over_seeds
 from bla.progress import told
-from bla.settings import Settings
+from bla.training.settings import Settings
 
 METHODS = (
     RUN, "cam", "grad-cam", "grad-cam++", "layer-cam", "softmax-attention", "l2x", "learned-mask",
@@ -64,7 +64,7 @@ def measured(data: Path, out: Path, recipe: str, seed: int, methods: Sequence[st
     head_epochs, epochs = EPOCHS.get(data.name, (5, 5))
     settings = Settings(seed=seed, epochs=epochs, head_epochs=head_epochs, **RECIPES[recipe])
     folder = out / data.name / f"run-{recipe}-{seed}"
-    opened = bla.run.train(data, folder, settings)
+    opened = bla.runs.run.train(data, folder, settings)
     found = compare(folder, out=folder / "comparison", methods=methods, leakage=True, seed=seed, report=told)
     shares = [image["object_share"] for image in found["images"]]
     result = {

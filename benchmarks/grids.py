@@ -25,14 +25,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bla import cache as caches
-from bla.comparing.subjects import find_subjects, size_of
-from bla.data import Splits, stratified_split
-from bla.datasets import read_images
-from bla.explanation import finest, laid
-from bla.maps import Grid, maps_from
-from bla.run import Run, train
-from bla.settings import Settings
+from bla.comparison.subjects import find_subjects, size_of
+from bla.data.image_sets import Splits, stratified_split
+from bla.data.published import read_images
+from bla.explanations.explanation import finest, laid
+from bla.model.maps import Grid, maps_from
+from bla.runs.run import Run, train
+from bla.training import cache as caches
+from bla.training.settings import Settings
 from paper import interval
 
 AREAS = (4, 8, 12)

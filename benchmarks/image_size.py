@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bags import digits, fashion_or_mnist
-from bla.data import image_folder
+from bla.data.image_sets import image_folder
+from bla.data.photo import open_photo
 from bla.operators import BoundedLogits, GumbelMaximum, SubsetOperator, gumbel_soft, normalised
-from bla.photo import open_photo
 from gradient_quality import kept_bytes
 
 FORMS = ("pixels", "cells")

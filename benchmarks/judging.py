@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from bla.cache import FeatureCache
-from bla.evaluation import Ranked, judge_methods, top_cells
+from bla.metrics import Ranked, judge_methods, top_cells
 from bla.progress import told
+from bla.training.cache import FeatureCache
 
 CHANNELS, GRID, CLASSES = 1280, 7, 100
 

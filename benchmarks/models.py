@@ -22,9 +22,9 @@ import torch
 import torchvision
 from torch import nn
 
-from bla.attention import MapHead
-from bla.classifier import ClassifierError, ExplainableClassifier, explainable, transform_of
-from bla.joining import JoinedHead
+from bla.model.attention import MapHead
+from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable, transform_of
+from bla.model.joining import JoinedHead
 
 LINEAR = 1e-4
 """How far the sum of two logits may miss the logits of the sum, of the largest, for a head to count as linear."""

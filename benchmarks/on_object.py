@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bla.cache import default_root
-from bla.comparing import RUN, compare
-from bla.comparing.subjects import find_subjects
-from bla.data import Splits
-from bla.datasets import read_images
-from bla.evaluation import localise, top_cells
-from bla.evaluation.statistics import paired
+from bla.comparison import RUN, compare
+from bla.comparison.subjects import find_subjects
+from bla.data.image_sets import Splits
+from bla.data.published import read_images
+from bla.files import cache_root
+from bla.metrics import localise, top_cells
+from bla.metrics.statistics import paired
 from bla.progress import told
-from bla.run import open_run
+from bla.runs.run import open_run
 
 RIVALS = ("cam", "grad-cam++", "norm", "centre", "random")
 BEATEN = ("cam", "centre")
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    splits, _ = read_images(arguments.data, cache=default_root(), report=told)
+    splits, _ = read_images(arguments.data, cache=cache_root(), report=told)
     seen = shares(arguments.explainer, dataclasses.replace(splits, test=splits.train), arguments.out / "chosen-on")
     size = max(SIZES, key=lambda size: lead(seen[size]))
     leading = [each for each in SIZES if lead(seen[each]) > 0]

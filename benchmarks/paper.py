@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bla.cache import default_root
-from bla.datasets import read_images
+from bla.data.published import read_images
+from bla.files import cache_root
 from bla.progress import told
-from bla.run import train
-from bla.settings import Settings
+from bla.runs.run import train
+from bla.training.settings import Settings
 
 PREDICTIONS = ("baseline", "baseline_continued", "soft", "soft_renormalised", "hard")
 SIZES = (4, 8, 12, 16)
@@ -78,7 +78,7 @@ def trained(data: str, out: Path, name: str, seed: int, *, folds: int, epochs: i
     if figures.exists():
         found: dict[str, Any] = json.loads(figures.read_text())
         return found
-    splits, _ = read_images(data, cache=default_root(), report=told)
+    splits, _ = read_images(data, cache=cache_root(), report=told)
     if folds:
         splits = splits.folds(folds)[seed]
     settings = settings_of(name, seed, epochs, len(splits.train.classes))

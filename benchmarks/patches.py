@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import bla.run
-from bla.attention import weighted_sum
-from bla.backbones import LITE0, load_backbone
-from bla.classifier import transform_of
-from bla.comparing.subjects import find_subjects
-from bla.data import Splits, image_folder
-from bla.evaluation.pixels import blurred, spread
-from bla.evaluation.statistics import bootstrap
+import bla.runs.run
+from bla.comparison.subjects import find_subjects
+from bla.data.image_sets import Splits, image_folder
+from bla.metrics.pixels import blurred, spread
+from bla.metrics.statistics import bootstrap
+from bla.model.attention import weighted_sum
+from bla.model.backbones import LITE0, load_backbone
+from bla.model.classifier import transform_of
 from bla.progress import told
-from bla.settings import Settings
+from bla.training.settings import Settings
 
 GRID = 7
 
@@ -64,7 +64,7 @@ class Patches(nn.Module):
 
 
 @torch.no_grad()
-def measured(opened: bla.run.Run, data: Splits) -> dict[str, Any]:
+def measured(opened: bla.runs.run.Run, data: Splits) -> dict[str, Any]:
     """Accuracy and agreement of the selected cells, read again after every other pixel is gone."""
     subjects, _, _ = find_subjects(opened, data, limit=None, seed=0, cache=None, report=told)
     classifier = opened.classifier
@@ -113,7 +113,7 @@ def main() -> None:
     results = {}
     for name in ("whole", "patches"):
         model = load_backbone(LITE0) if name == "whole" else Patches(load_backbone(LITE0))
-        opened = bla.run.train(data, arguments.out / name, settings, model=model)
+        opened = bla.runs.run.train(data, arguments.out / name, settings, model=model)
         results[name] = measured(opened, data)
     if arguments.json:
         print(json.dumps(results, indent=1))

@@ -25,17 +25,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bla import embedded
-from bla.backbones import LITE0, load_backbone
-from bla.cache import FeatureCache, cached_features
-from bla.classifier import ExplainableClassifier, explainable
-from bla.data import ImageSet, image_folder
-from bla.measuring import measure
-from bla.networks import Examples, Networks, new_head
-from bla.pixels import Photos, StreamedFeatures
-from bla.prefetching import prefetch
-from bla.settings import SETUPS, Settings
-from bla.training import train_networks
+from bla.data import embedded
+from bla.data.image_sets import ImageSet, image_folder
+from bla.data.prefetching import prefetch
+from bla.model.backbones import LITE0, load_backbone
+from bla.model.classifier import ExplainableClassifier, explainable
+from bla.training.cache import FeatureCache, cached_features
+from bla.training.loop import train_networks
+from bla.training.measuring import measure
+from bla.training.networks import Examples, Networks, new_head
+from bla.training.photos import Photos, StreamedFeatures
+from bla.training.settings import SETUPS, Settings
 
 
 def speedup(classifier: ExplainableClassifier, train: ImageSet, test: ImageSet, images: int, epochs: int) -> Any:

@@ -29,15 +29,15 @@ import skimage.data
 import torch
 from PIL import Image
 
-import bla.run
-from bla.comparing.making import RUN, Methods
-from bla.comparing.subjects import find_subjects, predictions_of
-from bla.comparison import Batch, PooledClassifier
-from bla.data import ImageSet, Splits, image_folder
-from bla.evaluation import localise, top_cells
-from bla.evaluation.statistics import bootstrap
+import bla.runs.run
+from bla.comparison.making import RUN, Methods
+from bla.comparison.methods import Batch, PooledClassifier
+from bla.comparison.subjects import find_subjects, predictions_of
+from bla.data.image_sets import ImageSet, Splits, image_folder
+from bla.metrics import localise, top_cells
+from bla.metrics.statistics import bootstrap
 from bla.progress import told
-from bla.settings import Settings
+from bla.training.settings import Settings
 
 SIDE = 224
 MARK = 72
@@ -111,7 +111,7 @@ def measured(data: Splits, out: Path, kind: str, name: str, seed: int) -> dict[s
         seeded=False,
     )
     with torch.enable_grad():
-        opened = bla.run.train(
+        opened = bla.runs.run.train(
             splits, out / f"run-{kind}-{name}-{seed}", dataclasses.replace(SETTINGS[name], seed=seed)
         )
     subjects, _, _ = find_subjects(opened, splits, limit=None, seed=seed, cache=None, report=told)

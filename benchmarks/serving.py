@@ -32,11 +32,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from bla.classifier import ExplainableClassifier
-from bla.data import list_images
-from bla.engine import Engine
-from bla.export import OPSET, export
-from bla.run import load
+from bla.data.image_sets import list_images
+from bla.deploy.engine import Engine
+from bla.deploy.export import OPSET, export
+from bla.model.classifier import ExplainableClassifier
+from bla.runs.run import load
 
 BATCH = 16
 
@@ -114,7 +114,7 @@ def gradcam(wrapped: ExplainableClassifier, file: Path, rounds: int) -> list[Any
     """pytorch-grad-cam's GradCAM on the same pixels and cores."""
     from pytorch_grad_cam import GradCAM
 
-    from bla.backbones import load_backbone
+    from bla.model.backbones import load_backbone
 
     model = load_backbone(wrapped.name).requires_grad_(True)
     cam = GradCAM(model=model, target_layers=[model.bn2])

@@ -22,19 +22,19 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
-from bla.backbones import PACKAGED, load_backbone
-from bla.cache import FeatureCache, cached_features
-from bla.classifier import ExplainableClassifier, explainable
-from bla.data import ImageSet, image_folder
-from bla.evaluation import Accuracy
-from bla.measuring import measure
-from bla.networks import Examples, Networks
-from bla.photo import open_photo
+from bla.data.image_sets import ImageSet, image_folder
+from bla.data.photo import open_photo
+from bla.metrics import Accuracy
+from bla.model.backbones import PACKAGED, load_backbone
+from bla.model.classifier import ExplainableClassifier, explainable
 from bla.progress import told
-from bla.record import run_folder
-from bla.run import load
-from bla.settings import Settings
-from bla.training import train_networks
+from bla.runs.record import run_folder
+from bla.runs.run import load
+from bla.training.cache import FeatureCache, cached_features
+from bla.training.loop import train_networks
+from bla.training.measuring import measure
+from bla.training.networks import Examples, Networks
+from bla.training.settings import Settings
 
 FOLDS = 5
 SHIPPED = {"setup": "bla-ph", "threshold": 0.0, "head": "own", "targets": "predictions", "learning_rate": 3e-4}

@@ -32,8 +32,8 @@ from uuid import uuid4
 import numpy as np
 import sqlalchemy as sa
 
-from bla import embedded
-from bla.explanation import Explanation, Prediction
+from bla.data import embedded
+from bla.explanations.explanation import Explanation, Prediction
 from bla.study.keys import Keys
 from bla.study.plan import Plan
 from bla.study.preparing import Wishes, prepare

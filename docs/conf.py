@@ -32,7 +32,7 @@ autodoc_type_aliases = {"ImageLike": "ImageLike", "PhotoSource": "PhotoSource"}
 maximum_signature_line_length = 88
 
 README = Path(__file__).parents[1] / "README.md"
-CARD = re.compile(r"\]\(src/bla/explainers/(\w+)/CARD\.md\)")
+CARD = re.compile(r"\]\(src/bla/runs/explainers/(\w+)/CARD\.md\)")
 SECTIONS = ("Attributes", "Examples", "Notes", "Parameters", "Raises", "Returns")
 ENTRY = re.compile(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*): (.*)")
 

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 import bla
-from bla.cache import default_root
-from bla.datasets import EMBEDDED
-from bla.explaining import explain_files
-from bla.explanation import Explanation
+from bla.data.published import EMBEDDED
+from bla.deploy.pictures import explain_files
+from bla.explanations.explanation import Explanation
+from bla.files import cache_root
 from bla.progress import shown_progress
-from bla.settings import Settings
+from bla.training.settings import Settings
 
 PHOTOGRAPHS = {
     "camera": skimage.data.camera,
@@ -47,7 +47,7 @@ def main() -> None:
     for name, photograph in PHOTOGRAPHS.items():
         photographs.append(out / "photographs" / f"{name}.png")
         Image.fromarray(photograph()).save(photographs[-1])
-    composed = sorted((default_root() / EMBEDDED / "test").glob("*/*.jpg"))[::50]
+    composed = sorted((cache_root() / EMBEDDED / "test").glob("*/*.jpg"))[::50]
     for title, photos, run, folder in (
         ("Photographs, by the explainer that comes with the package", photographs, "tf_efficientnet_lite0", "why"),
         ("Test images, by the BLA just trained", composed, out / "bla", "why-embedded"),

@@ -14,8 +14,8 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from bla.engine import open_engine
-from bla.serve import application
+from bla.deploy.engine import open_engine
+from bla.deploy.serve import application
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from bla.classifier import ExplainableClassifier
+    from bla.model.classifier import ExplainableClassifier
 
 settings.register_profile("bla", deadline=None, derandomize=True)
 settings.load_profile("bla")
@@ -158,7 +158,7 @@ def _bad_photos() -> Iterator[tuple[str, bytes]]:
 @pytest.fixture(scope="session")
 def lite0() -> ExplainableClassifier:
     """tf_efficientnet_lite0 with its ImageNet weights, wrapped and never fitted: copy it before changing it."""
-    from bla.backbones import LITE0, load_backbone
-    from bla.classifier import explainable
+    from bla.model.backbones import LITE0, load_backbone
+    from bla.model.classifier import explainable
 
     return explainable(load_backbone(LITE0))

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from bla.cache import FeatureCache
-from bla.networks import Examples, Networks, new_head
-from bla.settings import Settings
+from bla.training.cache import FeatureCache
+from bla.training.networks import Examples, Networks, new_head
+from bla.training.settings import Settings
 
 CHANNELS, GRID = 8, (3, 5)
 CLASSES = ("class 0", "class 1", "class 2")

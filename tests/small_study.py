@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bla.explanation import Explanation, Prediction
+from bla.explanations.explanation import Explanation, Prediction
 from bla.study.plan import Plan
 from bla.study.preparing import Wishes, prepare
 

@@ -1,50 +1,38 @@
 """Bounded logit attention: image classifiers that show what they looked at.
 
-The names load on first use, so that ``import bla`` loads no torch.
+The names load on first use, so that ``import bla`` loads no torch; ``__init__.pyi`` gives them to type checkers.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from bla.attention import BoundedLogitAttention as BoundedLogitAttention
-    from bla.classifier import explainable as explainable
-    from bla.explanation import Explanation as Explanation
-    from bla.hub import from_pretrained as from_pretrained
-    from bla.hub import push_to_hub as push_to_hub
-    from bla.hub import save_pretrained as save_pretrained
-    from bla.run import fit as fit
-    from bla.run import load as load
-    from bla.run import train as train
+from typing import Any
 
 _HOMES = {
-    "BoundedLogitAttention": "attention",
-    "Explanation": "explanation",
-    "explainable": "classifier",
-    "fit": "run",
-    "from_pretrained": "hub",
-    "load": "run",
-    "push_to_hub": "hub",
-    "save_pretrained": "hub",
-    "train": "run",
+    "BoundedLogitAttention": "model.attention",
+    "Explanation": "explanations.explanation",
+    "Transform": "data.photo",
+    "explainable": "model.classifier",
+    "fit": "runs.run",
+    "from_pretrained": "runs.hub",
+    "load": "runs.run",
+    "push_to_hub": "runs.hub",
+    "save_pretrained": "runs.hub",
+    "train": "runs.run",
 }
+_MODULES = {"photo": "data.photo"}
+"""Modules that were public under an earlier path."""
 
-__all__ = [
-    "BoundedLogitAttention",
-    "Explanation",
-    "explainable",
-    "fit",
-    "from_pretrained",
-    "load",
-    "push_to_hub",
-    "save_pretrained",
-    "train",
-]
+__all__ = ["BlaError", *_HOMES]  # noqa: PLE0604
+
+
+class BlaError(ValueError):
+    """What the user can mend: it says what was expected, what came and the remedy. Every error of ours is one."""
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"bla.{_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'bla' has no attribute {name!r}")
     return getattr(importlib.import_module(f"bla.{_HOMES[name]}"), name)

@@ -10,10 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SECONDS_BETWEEN_LINES = 10.0
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, and out of how much; out of 0: a remark."""
+
+
+def silent(title: str, done: int, total: int) -> None:
+    """Show no progress."""
 
 
 @contextmanager
-def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+def shown_progress() -> Iterator[Progress]:
     """Give a callable of (title, done, total) that shows progress; with a total of 0 the title is a remark."""
     if sys.stderr.isatty():
         with _bar() as report:
@@ -23,13 +29,14 @@ def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
+def _bar() -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     rate = TextColumn("{task.fields[rate]}")
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Bars(*columns, console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, TaskID] = {}
         pace = Pace()
 
@@ -48,7 +55,7 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def _lines() -> Callable[[str, int, int], None]:
+def _lines() -> Progress:
     last = 0.0
     pace = Pace()
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
+from bla import BlaError
 from bla.cli.sharing import DONE, FAULT, MISTAKE
 
 app = App(
@@ -48,12 +49,11 @@ def run_command(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at exit
         return DONE
+    except BlaError as error:
+        return _mistake(str(error))
     except OSError as error:
         return _mistake(f"expected to read and write files, got {error}")
-    except Exception as error:
-        # Each room of ours has an error for what the user can mend; any other is our fault.
-        if isinstance(error, ValueError) and type(error).__module__.startswith("bla."):
-            return _mistake(str(error))
+    except Exception:
         traceback.print_exc()
         return FAULT
 

@@ -51,13 +51,13 @@ def batch(
     pictures
         Write a panel for each photo, OUT/pictures/ROW.png.
     """
-    from bla.photo import DataError
+    from bla.data.photo import DataError
 
     for package in ("pyarrow", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise DataError(f"expected {package}: pip install 'bounded-logit-attention[batch,export]'")
-    from bla.batch import explain_all
-    from bla.engine import open_engine
+    from bla.deploy.batch import explain_all
+    from bla.deploy.engine import open_engine
     from bla.progress import shown_progress
 
     with shown_progress() as report:

@@ -15,11 +15,12 @@ caches = App(name="cache", help="List, check and remove cached features.", help_
 @caches.command(name="list")
 def list_caches(*, cache: CacheFolder = None, json_: Annotated[Json, Parameter(name="--json")] = False) -> int:
     """List what is cached."""
-    from bla.cache import default_root, listed
+    from bla.files import cache_root
+    from bla.training.cache import listed
 
     entries = listed(cache)
     if json_:
-        print(json.dumps({"root": str(cache or default_root()), "caches": entries}))
+        print(json.dumps({"root": str(cache or cache_root()), "caches": entries}))
         return DONE
     for entry in entries:
         state = "" if entry["complete"] else f"  incomplete, {entry['done']} done"
@@ -27,7 +28,7 @@ def list_caches(*, cache: CacheFolder = None, json_: Annotated[Json, Parameter(n
             f"{entry['key'][:12]}  {entry['bytes'] / 1e6:9.1f} MB  {entry['images']:7} images  "
             f"{entry['classifier']}  {entry['data']}  {entry['created']}{state}"
         )
-    print(f"{len(entries)} in {cache or default_root()}, {sum(entry['bytes'] for entry in entries) / 1e6:.1f} MB")
+    print(f"{len(entries)} in {cache or cache_root()}, {sum(entry['bytes'] for entry in entries) / 1e6:.1f} MB")
     return DONE
 
 
@@ -48,7 +49,7 @@ def remove_caches(
     all_
         Every one.
     """
-    from bla.cache import CacheError, listed, remove
+    from bla.training.cache import CacheError, listed, remove
 
     chosen = [entry["key"] for entry in listed(cache)] if all_ else list(keys or [])
     if not chosen and not all_:
@@ -61,9 +62,10 @@ def remove_caches(
 @caches.command(name="check")
 def check_caches(*, cache: CacheFolder = None) -> int:
     """Read every complete cache in full against its checksums."""
-    from bla.cache import damaged, default_root, listed
+    from bla.files import cache_root
+    from bla.training.cache import damaged, listed
 
-    root = cache or default_root()
+    root = cache or cache_root()
     bad = 0
     for entry in listed(cache):
         if entry["complete"]:

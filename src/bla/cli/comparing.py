@@ -53,8 +53,8 @@ def compare(
     seed
         Of everything random.
     """
-    from bla.comparing import CHEAP
-    from bla.comparing import compare as compared
+    from bla.comparison import CHEAP
+    from bla.comparison import compare as compared
     from bla.progress import shown_progress
 
     folder = out or (Path(run) / "comparison" if Path(run).is_dir() else Path("comparison"))

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from bla.cli.sharing import DONE, DONE_BUT, Device, Json, skip_line
 
 if TYPE_CHECKING:
-    from bla.explanation import Explanation
+    from bla.explanations.explanation import Explanation
 
 
 def explain(
@@ -46,9 +46,9 @@ def explain(
     out
         Where to write. By default "why"; with --json nothing is written unless this is given.
     """
-    from bla.data import list_images
-    from bla.explaining import explain_files
-    from bla.explanation import Unexplained
+    from bla.data.image_sets import list_images
+    from bla.deploy.pictures import explain_files
+    from bla.explanations.explanation import Unexplained
     from bla.progress import shown_progress
 
     paths = list_images(photos)

@@ -33,7 +33,7 @@ def report(
     seed
         Of the photos that are drawn.
     """
-    from bla.report import write_report
+    from bla.comparison.report import write_report
 
     written = write_report(run, out, photos=photos, seed=seed)
     if json_:

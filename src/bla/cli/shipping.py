@@ -34,7 +34,7 @@ def export(
     entry
         pixels, normalised; or photos, uint8 of any size, with resizing and normalising inside of the graph.
     """
-    from bla.export import export as write
+    from bla.deploy.export import export as write
 
     exported = write(run, out, to=to, entry=entry)
     if json_:
@@ -84,15 +84,15 @@ def serve(
     timeout
         Seconds of a request, at most.
     """
-    from bla.engine import EngineError, open_engine
+    from bla.deploy.engine import EngineError, open_engine
 
     counts = {"port": port, "batch-size": batch_size, "queue": queue, "megabytes": megabytes, "megapixels": megapixels}
     for name, value in (counts | {"timeout": timeout, "threads": threads or 1}).items():
         if not value > 0:
             raise EngineError(f"expected {name} > 0, got {value}")
     try:
-        from bla.serve import Limits
-        from bla.serve import serve as run
+        from bla.deploy.serve import Limits
+        from bla.deploy.serve import serve as run
     except ImportError as error:
         raise EngineError(f"expected fastapi and uvicorn, got no {error.name}: install the extra serve") from None
     engine = open_engine(explainer, threads=threads)

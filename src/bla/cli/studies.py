@@ -371,7 +371,7 @@ def results(
         The page to write, its numbers beside it as JSON. By default STUDY/results.html, or
         STUDY/simulated-results.html.
     """
-    from bla.explanation import write_atomically
+    from bla.files import write_atomically
     from bla.study.analysis import analyse
     from bla.study.plan import Plan
     from bla.study.results import as_json, cautions, page, verdicts

@@ -133,10 +133,11 @@ def train(
     stream
         Keep no features but compute them anew for every batch: for sets whose features fit no disk.
     """
-    from bla import processes, run
-    from bla.maps import maps_from
+    from bla.model.maps import maps_from
     from bla.progress import shown_progress
-    from bla.settings import Settings
+    from bla.runs import run
+    from bla.training import processes
+    from bla.training.settings import Settings
 
     given: dict[str, Any] = {
         "head": head,
@@ -224,9 +225,9 @@ def evaluate(
     stream
         Keep no features: for sets whose features fit no disk.
     """
-    from bla import processes
     from bla.progress import shown_progress
-    from bla.run import evaluate as measured
+    from bla.runs.run import evaluate as measured
+    from bla.training import processes
 
     with processes.joined(), shown_progress() as report:
         metrics, failures = measured(
@@ -242,7 +243,7 @@ def evaluate(
 
 
 def _threshold(text: str | None) -> float | Literal["auto"] | None:
-    from bla.settings import TrainingError
+    from bla.training.settings import TrainingError
 
     if text == "auto":
         return "auto"

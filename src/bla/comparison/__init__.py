@@ -1,26 +1,6 @@
-"""Other methods, through existing libraries and of our own training, and controls: photos in, rankings of cells out."""
+"""`bla compare`: every method on the same photos, cut to the same area, before the same judges; resumable."""
 
-from bla.comparison.controls import another_images, centre_disc, feature_norm, random_cells
-from bla.comparison.explained import Batch, ComparisonError, Method, PooledClassifier, untouched
-from bla.comparison.libraries import cam, grad_cam_family, integrated_gradients, occlusion, score_cam
-from bla.comparison.rivals import l2x, learned_mask, softmax_attention
+from bla.comparison.making import ALL, CHEAP, COSTLY, RUN
+from bla.comparison.result import METRICS, SCHEMA_VERSION, compare
 
-__all__ = [
-    "Batch",
-    "ComparisonError",
-    "Method",
-    "PooledClassifier",
-    "another_images",
-    "cam",
-    "centre_disc",
-    "feature_norm",
-    "grad_cam_family",
-    "integrated_gradients",
-    "l2x",
-    "learned_mask",
-    "occlusion",
-    "random_cells",
-    "score_cam",
-    "softmax_attention",
-    "untouched",
-]
+__all__ = ["ALL", "CHEAP", "COSTLY", "METRICS", "RUN", "SCHEMA_VERSION", "compare"]

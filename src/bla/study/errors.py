@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bla import BlaError
 
-class AnalysisError(ValueError):
+
+class AnalysisError(BlaError):
     """Answers, or a wish about their analysis, that cannot be analysed as they are."""
 
 
-class StudyError(ValueError):
+class StudyError(BlaError):
     """A study that cannot be prepared, served or read as it is."""

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from bla.explanation import Explanation
-from bla.render import cutout, overlay
+from bla.explanations.explanation import Explanation
+from bla.explanations.render import cutout, overlay
 from bla.study.errors import StudyError
 from bla.study.plan import Plan
 
@@ -32,7 +32,7 @@ _SEGMENT = 65_533  # the most that one JPEG comment holds
 def cut_to(explanation: Explanation, share: float) -> Explanation:
     """The explanation that selects this share of the grid, the best cells by rank, at least one.
 
-    >>> from bla.explanation import Prediction
+    >>> from bla.explanations.explanation import Prediction
     >>> cat = Prediction(281, "tabby", 0.9)
     >>> maps = dict(grid=(1, 4), unbounded=[[0, 3, 1, 2]], scores=[[0, 0, 0, 0]], soft=None, selected=[[1, 1, 1, 1]])
     >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from bla.explanation import write_atomically
+from bla.files import write_atomically
 from bla.study.errors import StudyError
 
 Task = Literal["preference", "prediction", "agreement"]

@@ -11,13 +11,13 @@ twentieth and measured anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bla.progress import Progress
 from bla.study import crossed, signflip
 from bla.study.errors import AnalysisError
 from bla.study.plan import Plan, Population
@@ -25,7 +25,6 @@ from bla.study.simulation import Behaviour, Trials, studies_in_memory
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Report = Callable[[str, int, int], None]
 
 DRAWS = 4_999
 """Random subsets of a simulated study's test: the same test, its p-values on a coarser grid than a real study's."""
@@ -166,7 +165,7 @@ def effect_of(
 
 
 def power_of(
-    effect: Effect, people: int, *, studies: int = 2_000, seed: int = 0, report: Report | None = None
+    effect: Effect, people: int, *, studies: int = 2_000, seed: int = 0, report: Progress | None = None
 ) -> Power:
     """The power of a study of `people` recruited people."""
     if people < 2 or studies < 1:
@@ -196,7 +195,7 @@ def people_needed(
     studies: int = 2_000,
     most: int = MOST,
     seed: int = 0,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Needed:
     """The people to recruit so that the study finds the effect with the wanted power."""
     if effect.share == effect.null:

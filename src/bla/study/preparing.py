@@ -24,8 +24,8 @@ from typing import Literal
 from PIL import Image
 from pydantic import ValidationError
 
-from bla.explanation import Explanation, ExplanationError
-from bla.photo import open_photo
+from bla.data.photo import open_photo
+from bla.explanations.explanation import Explanation, ExplanationError
 from bla.study import pictures
 from bla.study.errors import StudyError
 from bla.study.keys import Keys

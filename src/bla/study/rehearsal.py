@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
 
+from bla.progress import Progress
 from bla.study.app import create_app
 from bla.study.errors import StudyError
 from bla.study.plan import Plan
@@ -28,8 +29,6 @@ from bla.study.serving import served
 from bla.study.simulation import Behaviour, Person, Reply, person, strengths_for_accuracy, strengths_on
 from bla.study.store import Store
 from bla.study.texts import Texts
-
-Report = Callable[[str, int, int], None]
 
 
 def behaviour_for(plan: Plan, share: float, against: float | None, behaviour: Behaviour, seed: int) -> Behaviour:
@@ -56,7 +55,7 @@ def rehearse(
     store: Store,
     seed: int = 0,
     together: int = 8,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Collected:
     """Let so many simulated people take part in a study, on a store of its own that holds nothing yet.
 

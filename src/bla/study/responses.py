@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from bla.explanation import write_atomically
+from bla.files import write_atomically
 from bla.study.errors import StudyError
 from bla.study.plan import Record, Task
 

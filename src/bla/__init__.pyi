@@ -1,0 +1,15 @@
+from bla.data import photo as photo
+from bla.data.photo import Transform as Transform
+from bla.explanations.explanation import Explanation as Explanation
+from bla.model.attention import BoundedLogitAttention as BoundedLogitAttention
+from bla.model.classifier import explainable as explainable
+from bla.runs.hub import from_pretrained as from_pretrained
+from bla.runs.hub import push_to_hub as push_to_hub
+from bla.runs.hub import save_pretrained as save_pretrained
+from bla.runs.run import fit as fit
+from bla.runs.run import load as load
+from bla.runs.run import train as train
+
+__all__: list[str]
+
+class BlaError(ValueError): ...

@@ -1,0 +1,58 @@
+"""Controls: rankings that know nothing of the class, or nothing of the photo."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bla.comparison.methods.explained import Batch, Method
+
+
+def random_cells(seed: int = 0) -> Method:
+    """A random order of the cells, a function of the seed and the image's place in the set."""
+
+    def maps(batch: Batch) -> Tensor:
+        height, width = batch.features.shape[2:]
+        drawn = [np.random.RandomState([seed, int(row)]).rand(height, width) for row in batch.rows]
+        return torch.from_numpy(np.stack(drawn)).float().to(batch.features.device)
+
+    return Method("random", "random cells", "nothing", False, maps, f"seed {seed}")
+
+
+def centre_disc() -> Method:
+    """The cells nearest to the middle of the photo first."""
+
+    def maps(batch: Batch) -> Tensor:
+        height, width = batch.features.shape[2:]
+        rows = (torch.arange(height) - (height - 1) / 2) / height
+        columns = (torch.arange(width) - (width - 1) / 2) / width
+        disc = -(rows[:, None] ** 2 + columns[None] ** 2)
+        return disc.expand(len(batch.features), height, width).to(batch.features.device)
+
+    return Method("centre", "centre disc", "nothing", False, maps, "nearest to the middle first")
+
+
+def feature_norm() -> Method:
+    """The cells of the largest feature vector first: what the trunk alone finds striking."""
+
+    @torch.no_grad()
+    def maps(batch: Batch) -> Tensor:
+        found: Tensor = torch.linalg.vector_norm(batch.features.float(), dim=1)
+        return found
+
+    return Method("norm", "feature norm", "nothing", False, maps, "the length of a cell's feature vector")
+
+
+def another_images(method: Method, ranking_of: dict[int, Tensor], count: int) -> Method:
+    """Another image's map: image i gets that of image i + count // 2 (in a circle), by ``method``.
+
+    ``ranking_of`` holds the maps (H, W) of all images, by their place in the set.
+    """
+
+    def maps(batch: Batch) -> Tensor:
+        others = [(int(row) + max(1, count // 2)) % count for row in batch.rows]
+        return torch.stack([ranking_of[other] for other in others]).to(batch.features.device)
+
+    note = f"{method.title}'s map of the image half the set further on"
+    return Method("shuffled", "another image's map", "nothing", False, maps, note)

@@ -1,0 +1,168 @@
+"""Methods of others, by their own libraries: the CAM family by grad-cam, gradients and occlusion by captum.
+
+All of the CAM family work at the last feature map, before the average. Each image of a batch has its own target.
+Maps rank cells before any rectification or scaling by the library: what a ReLU sets to 0 would tie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bla.comparison.methods.explained import Batch, ComparisonError, Method, OnFeatures, PooledClassifier, untouched
+from bla.metrics import is_affine
+
+SCORE_CAM_CHANNELS = 32
+GRADIENT_STEPS = 16
+
+CamName = Literal["grad-cam", "grad-cam++", "layer-cam", "hires-cam"]
+
+
+def cam(classifier: PooledClassifier) -> Method:
+    r"""Class activation maps (Zhou et al. 2016): :math:`M_n = W_c \cdot F_n`, the head's logit at each cell.
+
+    Raises
+    ------
+    ComparisonError
+        If the head is not affine: then there is no such W.
+    """
+    like = next(classifier.head.parameters())
+    channels = _channels(classifier.head)
+    with untouched(classifier.head):
+        linear = channels is not None and is_affine(classifier.head, channels, like)
+    if not linear:
+        raise ComparisonError("expected a linear head for cam, got another: compare grad-cam, which takes any")
+
+    def maps(batch: Batch) -> Tensor:
+        cells = batch.features.flatten(2).transpose(1, 2).float()
+        with untouched(classifier.head), torch.no_grad():
+            logits = classifier.head(cells.reshape(-1, cells.shape[2])) - classifier.head(cells[:1, 0] * 0)
+        own = batch.targets[:, None, None].expand(-1, cells.shape[1], 1)
+        found: Tensor = logits.reshape(*cells.shape[:2], -1).gather(2, own).squeeze(2)
+        return found.reshape(-1, *batch.features.shape[2:])
+
+    return Method("cam", "CAM", "baseline", True, maps, "the linear head's logit at each cell")
+
+
+def grad_cam_family(classifier: PooledClassifier, name: CamName) -> Method:
+    """Grad-CAM, Grad-CAM++, LayerCAM or HiResCAM at the last map, by grad-cam, from features alone."""
+    import pytorch_grad_cam
+
+    kinds = {
+        "grad-cam": (pytorch_grad_cam.GradCAM, "Grad-CAM"),
+        "grad-cam++": (pytorch_grad_cam.GradCAMPlusPlus, "Grad-CAM++"),
+        "layer-cam": (pytorch_grad_cam.LayerCAM, "LayerCAM"),
+        "hires-cam": (pytorch_grad_cam.HiResCAM, "HiResCAM"),
+    }
+    kind, title = kinds[name]
+
+    def maps(batch: Batch) -> Tensor:
+        network = OnFeatures(classifier)
+        with untouched(network):
+            features = batch.features.float().clone().requires_grad_(True)
+            return _library_maps(kind, network, classifier.cells, features, batch.targets).to(batch.features.device)
+
+    return Method(name, title, "baseline", True, maps, f"grad-cam {_version('grad-cam')}, last map, unrectified")
+
+
+def score_cam(classifier: PooledClassifier, channels: int = SCORE_CAM_CHANNELS) -> Method:
+    """Score-CAM (Wang et al. 2020) by grad-cam, on each photo's ``channels`` channels of the largest mean."""
+    import numpy as np
+    from pytorch_grad_cam import ScoreCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def maps(batch: Batch) -> Tensor:
+        with untouched(classifier), torch.no_grad():
+            library = ScoreCAM(classifier, [classifier.cells])
+            try:
+                count = min(channels, batch.features.shape[1])
+                best = batch.features.mean(dim=(2, 3)).topk(count, dim=1).indices
+                index = best[:, :, None, None].expand(-1, -1, *batch.features.shape[2:])
+                chosen = batch.features.gather(1, index).float().cpu().numpy()
+                targets = [ClassifierOutputTarget(int(target)) for target in batch.targets]
+                with contextlib.redirect_stderr(io.StringIO()):  # it shows a bar for each image
+                    weights = library.get_cam_weights(batch.seen(), None, targets, chosen, None)
+            finally:
+                library.activations_and_grads.release()
+        found = (np.asarray(weights)[:, :, None, None] * chosen).sum(axis=1)
+        return torch.from_numpy(found).to(batch.features)
+
+    note = f"grad-cam {_version('grad-cam')}, capped to the {channels} channels of the largest mean"
+    return Method("score-cam", "Score-CAM", "baseline", True, maps, note, needs_pixels=True)
+
+
+def integrated_gradients(classifier: PooledClassifier, steps: int = GRADIENT_STEPS) -> Method:
+    """Integrated gradients (Sundararajan et al. 2017) by captum, from the mean colour; a cell's share is its sum."""
+    from captum.attr import IntegratedGradients
+
+    def maps(batch: Batch) -> Tensor:
+        with untouched(classifier):
+            pixels = batch.seen().clone()
+            found = IntegratedGradients(classifier).attribute(
+                pixels, baselines=0.0, target=batch.targets, n_steps=steps, internal_batch_size=max(16, len(pixels))
+            )
+        return _on_cells(found.detach().sum(dim=1), batch)
+
+    note = f"captum {_version('captum')}, {steps} steps from the mean colour, summed over colours and the cell's pixels"
+    return Method("integrated-gradients", "Integrated gradients", "baseline", True, maps, note, needs_pixels=True)
+
+
+def occlusion(classifier: PooledClassifier) -> Method:
+    """Occlusion (Zeiler & Fergus 2014) by captum: the drop of the logit as a cell is set to the mean colour."""
+    from captum.attr import Occlusion
+
+    def maps(batch: Batch) -> Tensor:
+        pixels, (height, width) = batch.seen(), batch.features.shape[2:]
+        window = (3, -(-pixels.shape[2] // height), -(-pixels.shape[3] // width))
+        with untouched(classifier), torch.no_grad():
+            found = Occlusion(classifier).attribute(
+                pixels.clone(), sliding_window_shapes=window, strides=window, baselines=0.0, target=batch.targets
+            )
+        return _on_cells(found.detach().mean(dim=1), batch)
+
+    note = f"captum {_version('captum')}, one cell at a time, the mean colour in its place"
+    return Method("occlusion", "Occlusion", "baseline", True, maps, note, needs_pixels=True)
+
+
+def _library_maps(
+    kind: Callable[..., Any], network: nn.Module, layer: nn.Module, inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """The library's maps before it rectifies and scales them."""
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    library = kind(model=network, target_layers=[layer])
+    raw: list[Any] = []
+    weighted = library.get_cam_image
+
+    def kept(*arguments: Any, **named: Any) -> Any:
+        raw.append(weighted(*arguments, **named))
+        return raw[-1]
+
+    library.get_cam_image = kept
+    try:
+        library(inputs, [ClassifierOutputTarget(int(target)) for target in targets])
+    finally:
+        library.activations_and_grads.release()
+        del library.get_cam_image
+    return torch.as_tensor(raw[0]).float()
+
+
+def _on_cells(pixel_maps: Tensor, batch: Batch) -> Tensor:
+    height, width = batch.features.shape[2:]
+    return functional.adaptive_avg_pool2d(pixel_maps[:, None].float(), (height, width))[:, 0]
+
+
+def _channels(head: nn.Module) -> int | None:
+    sizes = [module.in_features for module in head.modules() if isinstance(module, nn.Linear)]
+    return sizes[0] if sizes else None
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)

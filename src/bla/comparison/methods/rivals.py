@@ -1,0 +1,163 @@
+"""Rivals of our own training: plain softmax attention, L2X-F, and a mask learned on the frozen classifier.
+
+Each is trained on features, for as long as a run's module by default, and judged by the same code as all others.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bla.comparison.methods.explained import Batch, Method, PooledClassifier
+from bla.model.attention import L2XAttention, weighted_sum
+
+Features = Callable[[npt.NDArray[np.int64]], Tensor]
+"""The rows asked for of the training images' features, (B, C, H, W)."""
+
+BATCH = 32
+EPOCHS = 5
+_LEARNING_RATE = 1e-3
+_AREA_PRICE, _VARIATION_PRICE = 0.3, 0.01
+
+
+class ClassMask(nn.Module):
+    r"""A mask for every class: :math:`A = \sigma(\mathrm{conv}_{1 \times 1}(F)) \in (0, 1)^{K \times H \times W}`.
+
+    In the spirit of L-CAM-Fm (Gkartzonika et al. 2022) and of TAME (Ntrougkas et al. 2022; T-TAME, arXiv 2403.04523): a
+    mask learned on the frozen classifier, which reads the map multiplied by it. Written from what the papers describe,
+    for the last map alone.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, features: Tensor, targets: Tensor) -> Tensor:
+        """The mask's logits of each image's target, (B, H, W)."""
+        rows = torch.arange(len(features), device=features.device)
+        logits: Tensor = self.score(features)[rows, targets]
+        return logits
+
+
+def softmax_attention(
+    classifier: PooledClassifier, features: Features, labels: Tensor, *, epochs: int = EPOCHS, seed: int = 0
+) -> Method:
+    """Softmax attention pooling (as Ilse et al. 2018, one layer): head(sum_n softmax(u)_n F_n), trained together."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        score = nn.Conv2d(features(np.arange(1)).shape[1], 1, 1).to(labels.device)
+        head = copy.deepcopy(classifier.head)
+
+        def loss(maps: Tensor, targets: Tensor) -> Tensor:
+            weights = score(maps).flatten(1).softmax(1).reshape(-1, *maps.shape[2:])
+            return functional.cross_entropy(head(weighted_sum(maps, weights)), targets)
+
+        _train([score, head], loss, features, labels, epochs=epochs, seed=seed)
+
+    @torch.no_grad()
+    def maps(batch: Batch) -> Tensor:
+        found: Tensor = score(batch.features.float())[:, 0]
+        return found
+
+    note = f"trained with its own head, {epochs} epochs, seed {seed}; ranked by weight"
+    return Method("softmax-attention", "softmax attention", "own", False, maps, note, head=head)
+
+
+def l2x(
+    classifier: PooledClassifier,
+    features: Features,
+    labels: Tensor,
+    *,
+    size: int = 8,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+) -> Method:
+    """L2X-F (Chen et al. 2018; arXiv 2105.14824) with the corrected temperature, trained with its own head."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        first = features(np.arange(1))
+        size = min(size, first.shape[2] * first.shape[3])
+        attention = L2XAttention(first.shape[1], size=size, variant="corrected").to(labels.device)
+        head = copy.deepcopy(classifier.head)
+
+        def loss(maps: Tensor, targets: Tensor) -> Tensor:
+            soft = attention(maps).soft
+            weights = soft / soft.sum(dim=(1, 2), keepdim=True)
+            return functional.cross_entropy(head(weighted_sum(maps, weights)), targets)
+
+        _train([attention, head], loss, features, labels, epochs=epochs, seed=seed)
+
+    @torch.no_grad()
+    def maps(batch: Batch) -> Tensor:
+        found: Tensor = attention(batch.features.float()).unbounded
+        return found
+
+    note = f"trained for {size} cells with its own head, {epochs} epochs, seed {seed}; corrected temperature"
+    return Method("l2x", "L2X-F", "own", False, maps, note, head=head)
+
+
+def learned_mask(
+    classifier: PooledClassifier,
+    features: Features,
+    labels: Tensor,
+    *,
+    classes: int,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+) -> Method:
+    """A mask for each class on the frozen classifier, by cross entropy, a price on area and one on variation."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        mask = ClassMask(features(np.arange(1)).shape[1], classes).to(labels.device)
+
+        def loss(maps: Tensor, targets: Tensor) -> Tensor:
+            own = mask(maps, targets).sigmoid()
+            variation = own.diff(dim=1).square().mean() + own.diff(dim=2).square().mean()
+            error = functional.cross_entropy(classifier.on_features(maps * own[:, None]), targets)
+            total: Tensor = error + _AREA_PRICE * own.mean() + _VARIATION_PRICE * variation
+            return total
+
+        _train([mask], loss, features, labels, epochs=epochs, seed=seed)
+
+    @torch.no_grad()
+    def maps(batch: Batch) -> Tensor:
+        found: Tensor = mask(batch.features.float(), batch.targets)
+        return found
+
+    note = f"class masks on the frozen classifier, {epochs} epochs, seed {seed}, after L-CAM and TAME"
+    return Method("learned-mask", "learned mask", "baseline", True, maps, note)
+
+
+def _train(
+    trained: list[nn.Module],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    features: Features,
+    labels: Tensor,
+    *,
+    epochs: int,
+    seed: int,
+) -> None:
+    with torch.inference_mode(False), torch.enable_grad():
+        for module in trained:
+            module.train().requires_grad_(True)
+        optimiser = torch.optim.Adam([value for module in trained for value in module.parameters()], lr=_LEARNING_RATE)
+        for rows in _shuffled(len(labels), epochs, seed):
+            value = loss(features(rows).to(labels.device), labels[rows])
+            optimiser.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        for module in trained:
+            module.eval().requires_grad_(False)
+
+
+def _shuffled(count: int, epochs: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    random = np.random.RandomState(seed)
+    for _ in range(epochs):
+        order = random.permutation(count)
+        yield from (order[start : start + BATCH] for start in range(0, count, BATCH))

@@ -1,0 +1,152 @@
+"""A comparison as `bla compare` saved it, read and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bla import BlaError
+from bla.explanations.explanation import Explanation, ExplanationError
+
+SCHEMA_VERSION = 1
+"""Of compare.json: the one that this page understands."""
+
+
+class ReportError(BlaError):
+    """A comparison that is missing or not one, or a photo that has moved."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Figure:
+    """A metric's mean over the photos, with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Difference:
+    """The run minus another method on the same photos: 95% interval, and p corrected for many comparisons."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the sign is established at 5%, else 0."""
+        if self.p >= 0.05 or self.low <= 0 <= self.high:
+            return 0
+        return 1 if self.mean > 0 else -1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Comparison:
+    """The record in compare.json, and the explanations beside it."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def own(self) -> str:
+        """The key of the run's own method, which sets the sizes."""
+        return next(iter(self.methods))
+
+    @property
+    def methods(self) -> Mapping[str, Mapping[str, Any]]:
+        """By key, in the order of the comparison."""
+        found: Mapping[str, Mapping[str, Any]] = self.record["methods"]
+        return found
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each figure means, by key."""
+        found: Mapping[str, Mapping[str, Any]] = self.record["metrics"]
+        return found
+
+    @property
+    def cells(self) -> int:
+        """N, the cells of the grid."""
+        height, width = self.record["grid"]
+        return int(height) * int(width)
+
+    def title(self, method: str) -> str:
+        """A method's name for people."""
+        return str(self.methods[method]["title"])
+
+    def figure(self, method: str, metric: str) -> Figure | None:
+        """None where the metric was not measured for the method."""
+        value = self.methods.get(method, {}).get("values", {}).get(metric)
+        return None if value is None else Figure(value["mean"], value["low"], value["high"])
+
+    def difference(self, metric: str, against: str) -> Difference | None:
+        """The run minus a method, on the same photos."""
+        for row in self.record["comparisons"]:
+            if row["metric"] == metric and row["against"] == against:
+                return Difference(row["difference"], row["low"], row["high"], row["p_holm"])
+        return None
+
+    def explanations(self, method: str, indices: Sequence[int]) -> list[Explanation]:
+        """A method's explanations of some photos, by index.
+
+        Raises
+        ------
+        ReportError
+            If the file has none of them.
+        """
+        path = self.folder / "explanations" / f"{method}.jsonl"
+        wanted = set(indices)
+        found: dict[int, Explanation] = {}
+        try:
+            with path.open(encoding="utf-8") as lines:
+                for index, line in enumerate(lines):
+                    if index in wanted:
+                        found[index] = Explanation.from_dict(json.loads(line))
+            return [found[index] for index in indices]
+        except (OSError, KeyError, json.JSONDecodeError, ExplanationError) as error:
+            raise ReportError(
+                f"expected the explanations of the comparison in {path}, got none or others ({error!r}): "
+                "run bla compare again"
+            ) from error
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """The comparison in a folder, or in the folder ``comparison`` of a run folder.
+
+    Raises
+    ------
+    ReportError
+        If there is none, or it is of another schema.
+    """
+    place = next((place for place in (folder, folder / "comparison") if (place / "compare.json").exists()), None)
+    if place is None:
+        raise ReportError(
+            f"expected a comparison in {folder}, got no compare.json there or in {folder / 'comparison'}: "
+            "`bla compare RUN` writes one"
+        )
+    path = place / "compare.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version, kind = record["schema_version"], record["kind"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ReportError(f"expected the result of a comparison in {path}, got another file: {error!r}") from error
+    if kind != "comparison" or version != SCHEMA_VERSION:
+        raise ReportError(
+            f"{path}: expected a comparison of schema_version {SCHEMA_VERSION}, got {kind!r} {version}: compare again "
+            "with this bla"
+        )
+    missing = sorted({"methods", "metrics", "comparisons", "images", "grid", "size", "data", "run"} - set(record))
+    if missing or not record["methods"] or not record["images"]:
+        raise ReportError(f"expected the result of a comparison in {path}, got one without {missing or 'photos'}")
+    return Comparison(place, record)
+
+
+def each(comparison: Comparison, method: str, metric: str) -> Iterator[tuple[int, float]]:
+    """A metric's value for each photo that has one, with the photo's index."""
+    values = comparison.methods[method]["each"].get(metric, [])
+    return ((index, value) for index, value in enumerate(values) if value is not None)

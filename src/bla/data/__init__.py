@@ -1,0 +1,1 @@
+"""Images: photos, folders, tables, published data sets, Hugging Face data sets."""

@@ -1,0 +1,497 @@
+"""Sets of images: folders with and without classes, splits and folds, boxes and masks, lists of files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bla.data.photo import Box, DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """An ordered list of images below one folder.
+
+    Attributes
+    ----------
+    root: the folder.
+    names: posix paths relative to ``root``, sorted, each once.
+    labels: int64 ``(N,)``, indices into ``classes``; or, where an image may have several or none, ``(N, K)``, 1 where
+        it has the class and else 0; None when unlabelled.
+    classes: the class names; empty when unlabelled.
+    ids: int64 ``(N,)``, the numbers that the data set itself gives its images, where it does.
+    boxes: for each image float64 ``(K, 4)``: left, top, right, bottom of each of its K objects, in pixels of the
+        upright photo, as :attr:`bla.Explanation.region`; K may be 0. None where nothing is known of objects.
+    masks: for each image the file of its object's mask, a posix path relative to ``root``, as large as the photo and
+        0 off the object; None where there are none.
+    parts: float64 ``(N, P, 3)``: x, y in pixels and whether visible (1) or not (0), of each of the P parts named in
+        ``part_names``; None where there are none.
+
+    Raises
+    ------
+    DataError
+        If the fields contradict one another.
+
+    Examples
+    --------
+    >>> pets = ImageSet(Path("pets"), ("cat/1.jpg", "dog/1.jpg", "dog/2.jpg"), [0, 1, 1], ("cat", "dog"))
+    >>> pets.subset([2, 1]).names, pets.subset([2, 1]).labels.tolist()
+    (('dog/1.jpg', 'dog/2.jpg'), [1, 1])
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    labels: npt.NDArray[np.int64] | None = None
+    classes: tuple[str, ...] = ()
+    ids: npt.NDArray[np.int64] | None = None
+    boxes: tuple[npt.NDArray[np.float64], ...] | None = None
+    masks: tuple[str, ...] | None = None
+    parts: npt.NDArray[np.float64] | None = None
+    part_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if list(self.names) != sorted(set(self.names)):
+            raise DataError("expected names sorted and each once, got another order or a name twice; sort them")
+        for field, dtype in (("labels", np.int64), ("ids", np.int64), ("parts", np.float64)):
+            if (values := getattr(self, field)) is not None:
+                object.__setattr__(self, field, _frozen(values, dtype))
+        labels = self.labels
+        if labels is not None:
+            count = len(self.classes)
+            shape: tuple[int, ...]
+            if self.several:
+                shape, bound, kind = (len(self), count), 2, f"a row of 0 and 1 for {count} classes"
+            else:
+                shape, bound, kind = (len(self),), count, f"below {count}, the number of classes"
+            if not (labels.shape == shape and ((labels >= 0) & (labels < bound)).all()):
+                raise DataError(
+                    f"expected {len(self)} labels, a name each, {kind}, got {labels.shape} with values "
+                    f"{np.unique(labels).tolist()}"
+                )
+        if self.ids is not None and self.ids.shape != (len(self),):
+            raise DataError(f"expected {len(self)} ids, a name each, got shape {self.ids.shape}")
+        if self.parts is not None and self.parts.shape != (len(self), len(self.part_names), 3):
+            raise DataError(
+                f"expected parts of shape {(len(self), len(self.part_names), 3)}, x, y, visible, got {self.parts.shape}"
+            )
+        if self.masks is not None and len(self.masks) != len(self):
+            raise DataError(f"expected {len(self)} masks, a name each, got {len(self.masks)}")
+        if self.boxes is not None:
+            boxes = tuple(_frozen(values, np.float64).reshape(-1, 4) for values in self.boxes)
+            if len(boxes) != len(self):
+                raise DataError(f"expected boxes of {len(self)} images, a name each, got of {len(boxes)}")
+            for name, each in zip(self.names, boxes, strict=True):
+                if not (np.isfinite(each).all() and (each[:, :2] <= each[:, 2:]).all()):
+                    raise DataError(f"{name}: expected boxes (left, top, right, bottom), got {each.tolist()}")
+            object.__setattr__(self, "boxes", boxes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels is not None and self.labels.ndim == 2
+
+    def path(self, index: int) -> Path:
+        """The file of image ``index``."""
+        return self.root / self.names[index]
+
+    def subset(self, indices: npt.ArrayLike) -> ImageSet:
+        """The images at ``indices`` (integers or a boolean mask), sorted and each once, with the same classes."""
+        every = np.arange(len(self))
+        chosen = np.unique(every[np.asarray(indices)]) if np.size(indices) else every[:0]
+        return dataclasses.replace(
+            self,
+            names=tuple(self.names[index] for index in chosen),
+            labels=None if self.labels is None else self.labels[chosen],
+            ids=None if self.ids is None else self.ids[chosen],
+            boxes=None if self.boxes is None else tuple(self.boxes[index] for index in chosen),
+            masks=None if self.masks is None else tuple(self.masks[index] for index in chosen),
+            parts=None if self.parts is None else self.parts[chosen],
+        )
+
+    def coverage(self, index: int, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64] | None:
+        """The share of each cell that lies on an object of image ``index``: by its mask, else by its boxes.
+
+        Parameters
+        ----------
+        region: what the grid covers, as :attr:`bla.Explanation.region` or
+            :meth:`bla.data.photo.Transform.region` tell it: the whole photo when squashed, the centre when cropped.
+        grid: rows and columns.
+
+        Returns
+        -------
+        ``grid``, 0 to 1; None where neither mask nor box is known of the image.
+        """
+        if self.masks is not None:
+            path = self.root / self.masks[index]
+            try:
+                with Image.open(path) as file:
+                    mask = np.asarray(file.convert("L")) > 0
+            except OSError as error:
+                raise DataError(f"{path}: expected the mask of {self.names[index]}, got {error}") from error
+            return mask_coverage(mask, region, grid)
+        if self.boxes is None or not len(self.boxes[index]):
+            return None
+        return box_coverage(self.boxes[index], region, grid)
+
+    def folds(self, count: int, seed: int = 0) -> tuple[Splits, ...]:
+        """``count`` divisions of the images, each held out once; every class of :func:`strata` is dealt out evenly.
+
+        The same arguments give the same folds under every version and on every system.
+
+        Raises
+        ------
+        DataError
+            If there are fewer than 2 folds, or fewer images than folds.
+
+        Examples
+        --------
+        >>> pets = ImageSet(Path(), ("1", "2", "3", "4", "5"), [0, 0, 0, 1, 1], ("cat", "dog"))
+        >>> [fold.test.names for fold in pets.folds(2)]
+        [('1', '2', '5'), ('3', '4')]
+        """
+        if not 2 <= count <= len(self):
+            raise DataError(f"expected from 2 folds to {len(self)}, an image each, got {count}")
+        if not 0 <= seed < 2**32:
+            raise DataError(f"expected a seed with 0 <= seed < 2**32, got {seed}")
+        labels = np.zeros(len(self), np.int64) if self.labels is None else strata(self.labels)
+        order = np.concatenate(
+            [
+                members[np.random.RandomState([seed, place]).permutation(len(members))]
+                for place, members in enumerate(np.nonzero(labels == label)[0] for label in np.unique(labels))
+            ]
+        )
+        fold_of = np.empty(len(self), np.int64)
+        fold_of[order] = np.arange(len(self)) % count  # each class goes on dealing where the last one stopped
+        return tuple(
+            Splits(self.subset(fold_of != fold), self.subset(fold_of == fold), seeded=True) for fold in range(count)
+        )
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of names and contents: a copy of the folder elsewhere has the same.
+
+        A file that cannot be read counts as such. Labels count where there may be several: names do not tell them.
+        """
+        total = hashlib.sha256()
+        if self.several and self.labels is not None:
+            total.update(json.dumps([self.classes, self.labels.tolist()]).encode())
+        for index, name in enumerate(self.names):
+            try:
+                with self.path(index).open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").digest()
+            except OSError:
+                content = bytes(hashlib.sha256().digest_size)
+            total.update(os.fsencode(name) + b"\0" + content)
+        return total.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Splits:
+    """Images to train on and images held out; ``seeded``: divided here, at random, rather than by the folder."""
+
+    train: ImageSet
+    test: ImageSet
+    seeded: bool
+
+    def whole(self) -> ImageSet:
+        """All images, as they were before a seeded split, or of both folders."""
+        train, test = self.train, self.test
+        if train.root != test.root:
+            root = Path(os.path.commonpath([train.root.absolute(), test.root.absolute()]))
+            train, test = _seen_from(root, train), _seen_from(root, test)
+        names = train.names + test.names
+        order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+
+        def both(field: str) -> Any:
+            """An array of both parts in the order of names; None where one of them has none."""
+            one, other = getattr(train, field), getattr(test, field)
+            return None if one is None or other is None else np.concatenate([one, other])[order]
+
+        def each(field: str) -> Any:
+            one, other = getattr(train, field), getattr(test, field)
+            return None if one is None or other is None else tuple((one + other)[index] for index in order)
+
+        return dataclasses.replace(
+            train,
+            names=tuple(names[index] for index in order),
+            labels=both("labels"),
+            ids=both("ids"),
+            boxes=each("boxes"),
+            masks=each("masks"),
+            parts=both("parts"),
+        )
+
+    def folds(self, count: int, seed: int = 0) -> tuple[Splits, ...]:
+        """:meth:`ImageSet.folds` of all images, whatever this division."""
+        return self.whole().folds(count, seed)
+
+
+def box_coverage(boxes: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """The share of each cell of a grid over ``region`` that lies in the union of boxes, exactly.
+
+    Parameters
+    ----------
+    boxes: ``(K, 4)``: left, top, right, bottom; what of them lies outside the region does not count.
+    region: left, top, right, bottom of what the grid covers, in the same pixels.
+
+    Examples
+    --------
+    >>> box_coverage([(0, 0, 3, 2), (2, 0, 3, 2)], region=(0, 0, 4, 4), grid=(2, 2))
+    array([[1. , 0.5],
+           [0. , 0. ]])
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    columns, rows = _edges(region, grid)
+    # Between all edges, of cells and of boxes, lie rectangles that are covered in full or not at all.
+    x = np.unique(np.concatenate([columns, boxes[:, [0, 2]].ravel().clip(columns[0], columns[-1])]))
+    y = np.unique(np.concatenate([rows, boxes[:, [1, 3]].ravel().clip(rows[0], rows[-1])]))
+    middle_x, middle_y = (x[:-1] + x[1:]) / 2, (y[:-1] + y[1:]) / 2
+    covered = np.zeros((len(middle_y), len(middle_x)), np.bool_)
+    for left, top, right, bottom in boxes:
+        covered |= np.outer((middle_y > top) & (middle_y < bottom), (middle_x > left) & (middle_x < right))
+    areas = covered * np.outer(np.diff(y), np.diff(x))
+    by_row = np.add.reduceat(areas, np.searchsorted(y, rows[:-1]), axis=0)
+    by_cell = np.add.reduceat(by_row, np.searchsorted(x, columns[:-1]), axis=1)
+    share: npt.NDArray[np.float64] = by_cell / np.outer(np.diff(rows), np.diff(columns))
+    return share.clip(0, 1)
+
+
+def mask_coverage(mask: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """The share of each cell of a grid over ``region`` that lies on a mask, exactly.
+
+    Parameters
+    ----------
+    mask: ``(height, width)`` of the photo, true on the object; off the photo is off the object.
+    region: left, top, right, bottom of what the grid covers, in pixels of the photo.
+
+    Examples
+    --------
+    >>> mask_coverage([[1, 1, 0], [0, 0, 0], [0, 0, 0]], region=(0, 0, 3, 3), grid=(1, 2)).round(4)
+    array([[0.3333, 0.1111]])
+    """
+    mask = np.asarray(mask, np.bool_)
+    columns, rows = _edges(region, grid)
+    # The integral of the mask is linear between pixel edges, so it can be read anywhere.
+    total = np.pad(mask.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    height, width = mask.shape
+    by_row = np.stack([np.interp(rows, np.arange(height + 1), column) for column in total.T], axis=1)
+    integral = np.stack([np.interp(columns, np.arange(width + 1), row) for row in by_row])
+    share: npt.NDArray[np.float64] = np.diff(np.diff(integral, axis=0), axis=1) / np.outer(
+        np.diff(rows), np.diff(columns)
+    )
+    return share.clip(0, 1)
+
+
+def _edges(region: Box, grid: tuple[int, int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of the cells: the columns' and the rows'."""
+    left, top, right, bottom = region
+    if not (left < right and top < bottom) or min(grid) < 1:
+        raise DataError(f"expected a region (left, top, right, bottom) and a grid of cells, got {region} and {grid}")
+    return np.linspace(left, right, grid[1] + 1), np.linspace(top, bottom, grid[0] + 1)
+
+
+def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: float = 0.2) -> Splits:
+    """Find the images of a folder, in one of three layouts.
+
+    - ``root/train/CLASS/...`` and ``root/test/CLASS/...`` (else ``val`` or ``validation``), divided as they are;
+      without any of the three, the images of ``train`` are divided by :func:`stratified_split`.
+    - ``root/CLASS/...``: divided by :func:`stratified_split`; the only image of a class goes to train.
+    - images without class folders: unlabelled, and divided alike.
+
+    An image is a file with one of :data:`SUFFIXES`, in upper or lower case, at any depth below its class folder.
+    Hidden files and folders, other suffixes, images beside class folders and folders beside ``train`` are ignored.
+    Symbolic links are followed, each folder once. Classes are sorted by name, and the test set may lack some.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder, no image, an empty class folder, one class only, a class in test that train
+        lacks, or nothing to hold out.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for name in ("cat/1.jpg", "cat/2.JPG", "dog/1.png", "dog/2.png", "dog/read.me"):
+    ...         Path(root, name).parent.mkdir(exist_ok=True)
+    ...         Path(root, name).touch()
+    ...     pets = image_folder(root, test_share=0.5)
+    >>> pets.train.classes, pets.train.labels.tolist(), pets.test.labels.tolist(), pets.seeded
+    (('cat', 'dog'), [0, 1], [0, 1], True)
+    """
+    root = Path(root)
+    if not root.is_dir():
+        got = "a file; name the folder it is in" if root.exists() else "no such folder; check the path"
+        raise DataError(f"{root}: expected a folder of images, got {got}")
+    folders = {folder.name: folder for folder in _folders(root)}
+    train = folders.get("train")
+    tests = [folders[name] for name in ("test", "val", "validation") if name in folders]
+    if tests and len(tests) == len(folders):
+        raise DataError(f"{root}: expected train/ beside {tests[0].name}/, got none; add it")
+    # A class may be called train: it has brothers that are not splits, and images rather than folders in it.
+    if train is not None and (tests or _folders(train) or len(folders) == 1):
+        root = train
+        if tests:
+            training = _image_set(train)
+            return Splits(training, _image_set(tests[0], training.classes), seeded=False)
+    whole = _image_set(root)
+    kept, held_out = stratified_split(whole.labels, len(whole), test_share, seed)
+    if not held_out.size:
+        raise DataError(f"{root}: expected two images of a class to hold one out, got one of each; add some")
+    return Splits(whole.subset(kept), whole.subset(held_out), seeded=True)
+
+
+def strata(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """The class that each image counts as when images are divided: its own; of several the rarest.
+
+    >>> strata([[1, 0], [1, 1], [0, 0], [1, 0]]).tolist()  # the last number: none
+    [0, 1, 2, 0]
+    """
+    labels = np.asarray(labels, np.int64)
+    if labels.ndim == 1:
+        return labels
+    uses = labels.sum(axis=0)
+    rarest: npt.NDArray[np.int64] = np.where(labels > 0, uses, len(labels) + 1).argmin(axis=1)
+    return np.where(labels.any(axis=1), rarest, labels.shape[1])
+
+
+def stratified_split(
+    labels: npt.ArrayLike | None, n: int, share: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Divide ``n`` images at random, each class by itself, into the indices kept and those held out.
+
+    Of a class of m >= 2 images, m * share are held out, rounded half up, at least 1 and at most m - 1; an only
+    image is kept. The same arguments give the same split under every version and on every system.
+
+    Parameters
+    ----------
+    labels: the class of each image, or which it has, as of :class:`ImageSet`; None: all are of one class.
+    share: of the images to hold out, 0 < share < 1.
+    seed: 0 <= seed < 2**32.
+
+    Raises
+    ------
+    DataError
+        If share or seed is outside its range, or there are not n labels.
+
+    Examples
+    --------
+    >>> kept, held_out = stratified_split([0, 0, 0, 0, 1], 5, 0.25, seed=0)
+    >>> kept.tolist(), held_out.tolist()
+    ([1, 2, 3, 4], [0])
+    """
+    if not 0 < share < 1:
+        raise DataError(f"expected a share to hold out with 0 < share < 1, got {share}")
+    if not 0 <= seed < 2**32:
+        raise DataError(f"expected a seed with 0 <= seed < 2**32, got {seed}")
+    classes = np.zeros(n, np.int64) if labels is None else strata(labels)
+    if classes.shape != (n,):
+        raise DataError(f"expected {n} labels, an image each, got shape {classes.shape}")
+    held_out = np.zeros(n, np.bool_)
+    for place, label in enumerate(np.unique(classes)):
+        (members,) = np.nonzero(classes == label)
+        count = min(max(math.floor(len(members) * share + 0.5), 1), len(members) - 1)
+        # RandomState's stream is frozen; default_rng's may change with NumPy
+        order = np.random.RandomState([seed, place]).permutation(len(members))
+        held_out[members[order[:count]]] = True
+    return np.nonzero(~held_out)[0], np.nonzero(held_out)[0]
+
+
+def list_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Expand folders, at any depth, to the images in them, sorted; keep the files, and their order, as given.
+
+    A path that does not exist is kept too: opening it reports it, and the others are not lost.
+
+    Raises
+    ------
+    DataError
+        If a folder has no image in it.
+    """
+    paths: list[Path] = []
+    for source in map(Path, sources):
+        found = _images_below(source) if source.is_dir() else [source]
+        if not found:
+            raise _no_image(source)
+        paths += found
+    return paths
+
+
+def _frozen(values: npt.ArrayLike, dtype: type) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.array(values, dtype=dtype)
+    array.setflags(write=False)
+    return array
+
+
+def _seen_from(root: Path, images: ImageSet) -> ImageSet:
+    """The same images with names relative to a folder above theirs."""
+    below = images.root.absolute().relative_to(root).as_posix()
+    names = tuple(f"{below}/{name}" for name in images.names)
+    masks = None if images.masks is None else tuple(f"{below}/{name}" for name in images.masks)
+    return dataclasses.replace(images, root=root, names=names, masks=masks)
+
+
+def _image_set(root: Path, train_classes: tuple[str, ...] | None = None) -> ImageSet:
+    members = {folder.name: _images_below(folder) for folder in _folders(root)}
+    if not any(members.values()):
+        loose = _images_below(root)
+        if not loose:
+            raise _no_image(root)
+        if train_classes:
+            raise DataError(f"{root}: expected class folders as in train/, got images without; sort them into some")
+        return ImageSet(root, tuple(path.relative_to(root).as_posix() for path in loose))
+    empty = [name for name, paths in members.items() if not paths]
+    if empty:
+        raise DataError(f"{root}: expected images in every class folder, got none in {empty}; add some or remove it")
+    classes = tuple(members) if train_classes is None else train_classes
+    if train_classes is None and len(classes) == 1:
+        raise DataError(f"{root}: expected at least two class folders, got {classes[0]!r} only; are the classes in it?")
+    unknown = [name for name in members if name not in classes]
+    if unknown:
+        raise DataError(f"{root}: expected train's classes {list(classes)}, got also {unknown}; add them to train")
+    index = {name: place for place, name in enumerate(classes)}
+    labelled = sorted((path.relative_to(root).as_posix(), index[name]) for name in members for path in members[name])
+    names, labels = zip(*labelled, strict=True)
+    return ImageSet(root, names, np.array(labels, np.int64), classes)
+
+
+def _folders(root: Path) -> list[Path]:
+    _, names, _ = next(os.walk(root, onerror=_refuse))
+    return [root / name for name in sorted(names) if not name.startswith(".")]
+
+
+def _images_below(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            found += [Path(place, name) for name in files if _is_image(name)]
+        seen.add(real)
+    return sorted(found, key=Path.as_posix)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: expected a readable folder, got {error.strerror}") from error
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+
+
+def _no_image(folder: Path) -> DataError:
+    return DataError(f"{folder}: expected images ({' '.join(sorted(SUFFIXES))}), got none; check the path")

@@ -1,0 +1,395 @@
+"""Photos, whatever they are stored as, and how they become a classifier's input."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from bla import BlaError
+
+PhotoSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
+Mode = Literal["squash", "crop"]
+
+# Pillow knows dozens more; these are the photos' own, and none of them starts another program, as EPS does.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# Twice Pillow's default limit, where Pillow refuses by itself: 0.7 GB decoded. The longest side is the most
+# that a JPEG can declare: a photo of 1 x 100,000,000 would be small, and its resizing would not.
+MAX_PIXELS = 178_956_970
+MAX_SIDE = 65_535
+
+
+class DataError(BlaError):
+    """A user's mistake about data: what was expected, what came, the remedy."""
+
+
+def open_photo(source: PhotoSource) -> Image.Image:
+    """Open a photo upright and in RGB, whatever it was stored as.
+
+    The EXIF orientation is applied. Transparency is composited on white. Of an animation the first frame counts.
+    16-bit grey is scaled by 255/65535; wider integers and floats by the smallest of the ranges [0, 1] (floats
+    only), [0, 255] (floats only), [0, 65535] that holds all values, else from their minimum to their maximum.
+    Colour profiles are not applied: classifiers are trained without.
+
+    Parameters
+    ----------
+    source: a path, a file's content, an open binary file (read from its start, left open), a Pillow image (left
+        as it is), or a uint8 array of shape ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``.
+
+    Returns
+    -------
+    A new image of mode RGB without metadata: opening it again changes nothing.
+
+    Raises
+    ------
+    DataError
+        If there is no whole photo in one of :data:`FORMATS`, or one of more than :data:`MAX_PIXELS` pixels or
+        :data:`MAX_SIDE` a side. No warning of Pillow's gets out.
+
+    Examples
+    --------
+    >>> photo = open_photo(np.full((2, 3), 7, np.uint8))
+    >>> photo.mode, photo.size, photo.getpixel((2, 1))
+    ('RGB', (3, 2), (7, 7, 7))
+    """
+    return _open_upright(source).photo
+
+
+class _Upright(NamedTuple):
+    photo: Image.Image  # RGB, perhaps reduced: pixel (x, y) of the whole lies at origin + (x, y) / scale
+    size: tuple[int, int]  # (width, height) of the whole photo
+    scale: int = 1
+    origin: tuple[float, float] = (0.0, 0.0)
+
+
+Enough = Callable[[tuple[int, int]], tuple[int, int]]  # from a photo's size to one that it may be reduced to
+
+
+def _open_upright(source: PhotoSource, enough: Enough | None = None) -> _Upright:
+    name = _name(source)
+    try:
+        with _PILLOW_QUIET, contextlib.ExitStack() as files:
+            if isinstance(source, np.ndarray):
+                return _decode(name, _from_array(source), None)
+            if isinstance(source, Image.Image):
+                return _decode(name, source, None)  # drafting would change the caller's image
+            if isinstance(source, bytes):
+                file: BinaryIO = io.BytesIO(source)
+            elif isinstance(source, str | os.PathLike):
+                file = files.enter_context(Path(source).open("rb"))
+            else:
+                file = source if source.seekable() else io.BytesIO(source.read())
+            file.seek(0)
+            if not file.read(1):
+                raise DataError(f"{name}: expected a photo, got an empty file; fetch it again")
+            return _decode(name, Image.open(file, formats=FORMATS), enough)
+    except DataError:
+        raise
+    except Exception as error:  # a broken file makes Pillow raise nearly anything
+        raise DataError(f"{name}: expected a whole photo ({', '.join(FORMATS)}), got {_got(error)}") from error
+
+
+def _got(error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return "no such file; check the path"
+        case IsADirectoryError():
+            return "a folder; name a file in it"
+        case UnidentifiedImageError():
+            return "another or a damaged file; convert it to PNG or replace it"
+        case Image.DecompressionBombError():
+            return f"one of more than {MAX_PIXELS:,} pixels ({error}); scale it down"
+    return f"one that cannot be read ({type(error).__name__}: {error}); replace it"
+
+
+def _decode(name: str, photo: Image.Image, enough: Enough | None) -> _Upright:
+    width, height = photo.size
+    if min(photo.size) < 1:
+        raise DataError(f"{name}: expected a photo, got an image of {width} x {height} pixels; replace it")
+    if width * height > MAX_PIXELS or max(photo.size) > MAX_SIDE:
+        raise DataError(
+            f"{name}: expected at most {MAX_PIXELS:,} pixels, {MAX_SIDE:,} a side, "
+            f"got {width} x {height}; scale it down"
+        )
+    drafted = None
+    if enough is not None and photo.format in ("JPEG", "MPO"):
+        turned = _orientation(photo) >= 5
+        wanted = enough((height, width) if turned else (width, height))
+        # libjpeg reduces by 2, 4 or 8 while it decodes; the other half is left to the antialiased resize
+        drafted = photo.draft("RGB", (2 * wanted[turned], 2 * wanted[not turned]))
+    photo.load()
+    orientation = _orientation(photo)  # some formats know it only now; TIFF has been turned while loading
+    if orientation != 1:
+        photo = photo.transpose(_TURNS[orientation])
+    rgb = _to_rgb(name, photo)
+    rgb.info = {}  # else a second opening would turn it again
+    if drafted is None:
+        return _Upright(rgb, rgb.size)
+    scale = round(width / drafted[1][2])
+    if orientation >= 5:
+        width, height = height, width
+    # Where scale does not divide the size, the last row and column hold less than a pixel; turning moves them.
+    left = rgb.width - width / scale if orientation in (2, 3, 6, 7) else 0.0
+    top = rgb.height - height / scale if orientation in (3, 4, 7, 8) else 0.0
+    return _Upright(rgb, (width, height), scale, (left, top))
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(photo: Image.Image) -> int:
+    try:
+        value = photo.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(value) if value in _TURNS else 1
+    except Exception:  # broken metadata is no reason to refuse whole pixels
+        return 1
+
+
+def _to_rgb(name: str, photo: Image.Image) -> Image.Image:
+    if photo.mode.startswith("I") or photo.mode == "F":  # Pillow would clip them
+        values = np.asarray(photo).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise DataError(f"{name}: expected finite pixels, got NaN or infinity; replace them")
+        low, high = values.min(), values.max()
+        for limit in (1.0, 255.0, 65535.0) if photo.mode == "F" else (65535.0,):
+            if low >= 0 and high <= limit:
+                low, high = 0.0, limit
+                break
+        scaled = (values - low) * (255.0 / (high - low or 1.0))
+        return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+    if photo.has_transparency_data:
+        rgba = photo.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return photo.convert("RGB")
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    depth = array.shape[2:]
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or depth not in ((), (1,), (3,), (4,)):
+        raise DataError(
+            "expected a uint8 array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), "
+            f"got {array.dtype} {array.shape}; scale to 0..255, convert with astype('uint8'), colours last"
+        )
+    return Image.fromarray(array[:, :, 0] if depth == (1,) else array)
+
+
+def _name(source: object) -> str:
+    if isinstance(source, str | os.PathLike):
+        return str(os.fspath(source))
+    if isinstance(source, bytes):
+        return f"a file of {len(source)} bytes"
+    if isinstance(source, Image.Image | np.ndarray):
+        return "an image in memory"
+    if not hasattr(source, "read"):
+        raise DataError(
+            f"expected a path, bytes, an open file, a Pillow image or a NumPy array, got {type(source).__name__}"
+        )
+    return str(getattr(source, "name", "an open file"))
+
+
+class _PillowQuiet:
+    """Ignore Pillow's warnings while any thread is inside.
+
+    ``warnings.catch_warnings`` alone is not safe here: of two threads, the one that entered second and leaves last
+    would restore the first one's filters, and leave the warnings off for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._restore = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._restore.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._restore.close()
+
+
+_PILLOW_QUIET = _PillowQuiet()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Photo:
+    """A photo as a classifier is to see it, before normalisation.
+
+    Attributes
+    ----------
+    pixels: uint8 ``(H, W, 3)``.
+    size: ``(width, height)`` of the upright photo.
+    region: ``(left, top, right, bottom)`` in pixels of the upright photo: what ``pixels`` cover.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    size: tuple[int, int]
+    region: Box
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transform:
+    """How a photo becomes a classifier's input: resized with antialiasing, then ``(x / 255 - mean) / std``.
+
+    ``squash`` resizes the whole photo to ``size``: nothing goes unseen, the aspect ratio is lost. ``crop`` keeps
+    the aspect ratio, resizes the short side to ``floor(size / crop_fraction)`` and takes the centre, to the pixel
+    where timm takes it.
+
+    Attributes
+    ----------
+    size: ``(height, width)`` of the input.
+    mean, std: of the colours red, green, blue, which run from 0 to 1.
+    interpolation, mode, crop_fraction: the geometry; ``crop_fraction`` counts for ``crop`` only.
+    source: where mean and std came from, such as "timm" or "assumed".
+
+    Raises
+    ------
+    DataError
+        If a field is outside its range.
+
+    Examples
+    --------
+    >>> half = (0.5, 0.5, 0.5)
+    >>> crop = Transform((224, 224), half, half, mode="crop")
+    >>> crop.region((512, 256))
+    (144.0, 16.0, 368.0, 240.0)
+    >>> crop.read(np.full((256, 512, 3), 255, np.uint8)).pixels.shape
+    (224, 224, 3)
+    >>> Transform.from_dict(crop.to_dict()) == crop
+    True
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation = "bicubic"
+    mode: Mode = "squash"
+    crop_fraction: float = 0.875
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        size = _numbers("size", self.size, 2)
+        if min(size) < 1 or any(side != int(side) for side in size):
+            raise DataError(f"expected size as two positive integers (height, width), got {self.size}")
+        object.__setattr__(self, "size", tuple(int(side) for side in size))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name), 3))
+        if min(self.std) <= 0:
+            raise DataError(f"expected a positive std, got {self.std}")
+        for name, allowed in (("interpolation", get_args(Interpolation)), ("mode", get_args(Mode))):
+            if getattr(self, name) not in allowed:
+                raise DataError(f"expected {name} one of {allowed}, got {getattr(self, name)!r}")
+        (fraction,) = _numbers("crop_fraction", (self.crop_fraction,), 1)
+        if not 0 < fraction <= 1:
+            raise DataError(f"expected 0 < crop_fraction <= 1, got {fraction}")
+
+    def pixels(self, photo: Image.Image) -> npt.NDArray[np.uint8]:
+        """The input's pixels, uint8 ``(H, W, 3)``, of an upright RGB photo as :func:`open_photo` gives it."""
+        if photo.mode != "RGB":
+            raise DataError(f"expected a photo of mode RGB, got {photo.mode}; pass it through open_photo")
+        return self._resize(photo, self.region(photo.size))
+
+    def read(self, source: PhotoSource) -> Photo:
+        """Open and resize in one go.
+
+        Like ``pixels(open_photo(source))``, but a large JPEG file is decoded at a half, a quarter or an eighth, at
+        least twice as large as needed: many times faster, and nearly the same pixels. ``nearest`` reads in full.
+
+        Raises
+        ------
+        DataError
+            As :func:`open_photo`.
+        """
+        upright = _open_upright(source, None if self.interpolation == "nearest" else self._whole)
+        region = self.region(upright.size)
+        x, y = upright.origin
+        left, top, right, bottom = (side / upright.scale for side in region)
+        pixels = self._resize(upright.photo, (x + left, y + top, x + right, y + bottom))
+        return Photo(pixels, upright.size, region)
+
+    def region(self, photo_size: tuple[int, int]) -> Box:
+        """What the input covers of a photo of ``(width, height)``: left, top, right, bottom in its pixels."""
+        height, width = self.size
+        photo_width, photo_height = photo_size
+        whole_width, whole_height = self._whole(photo_size)
+        left, top = round((whole_width - width) / 2), round((whole_height - height) / 2)
+        return (
+            left * photo_width / whole_width,
+            top * photo_height / whole_height,
+            (left + width) * photo_width / whole_width,
+            (top + height) * photo_height / whole_height,
+        )
+
+    def _whole(self, photo_size: tuple[int, int]) -> tuple[int, int]:
+        """The size, (width, height), to which the whole photo is resized, of which the input is the centre."""
+        height, width = self.size
+        if self.mode == "squash":
+            return width, height
+        rows, columns = math.floor(height / self.crop_fraction), math.floor(width / self.crop_fraction)
+        photo_width, photo_height = photo_size
+        if rows == columns:  # timm rounds down here, and to the nearest for oblong inputs
+            short = min(photo_size)
+            return columns * photo_width // short, rows * photo_height // short
+        ratio = min(photo_height / rows, photo_width / columns)
+        return round(photo_width / ratio), round(photo_height / ratio)
+
+    def _resize(self, photo: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
+        # A box makes the same pixels as resizing everything and cropping, without making the rest.
+        height, width = self.size
+        return np.array(photo.resize((width, height), Image.Resampling[self.interpolation.upper()], box))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Transform:
+        """The inverse of :meth:`to_dict`, also after JSON made lists of the tuples.
+
+        Raises
+        ------
+        DataError
+            Naming the keys that are missing or unknown, or the value that is wrong.
+        """
+        keys = {field.name for field in dataclasses.fields(cls)}
+        if set(record) != keys:
+            missing, unknown = sorted(keys - set(record)), sorted(set(record) - keys)
+            raise DataError(f"expected a transform's keys; missing {missing}, unknown {unknown}")
+        return cls(**record)
+
+
+def _numbers(name: str, values: Sequence[float], count: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
+        raise DataError(f"expected {name} as {count} finite number(s), got {values!r}")
+    return numbers

@@ -1,0 +1,196 @@
+"""A trained explainer as one graph that runs without torch, checked against the module before it is kept.
+
+:mod:`bla.deploy.engine` runs what is written here.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.metadata
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bla.deploy.engine import KEY, Card
+from bla.deploy.export.checking import ExportError, check_onnx, check_torch
+from bla.deploy.export.entries import optional_inputs, photos_entry, tidied
+from bla.deploy.export.graph import EXPLAINED, FEATURES, OUTPUTS, ExplainedGraph, NamedGraph
+from bla.files import write_atomically
+from bla.model.attention import BoundedLogitAttention, ClassAwareAttention
+from bla.model.classifier import ExplainableClassifier
+from bla.runs.run import load
+
+__all__ = ["Entry", "ExportError", "Exported", "Target", "export"]
+
+Target = Literal["onnx", "torch"]
+Entry = Literal["pixels", "photos"]
+
+OPSET = 20
+"""Of ONNX: Resize knows antialiasing from 18 on."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: the file, its card, and how far the graph missed the module, output by output."""
+
+    path: Path
+    card: Card
+    misses: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of ``bla export --json``."""
+        card = self.card.to_dict() | {"classes": len(self.card.classes)}
+        return {"path": str(self.path), "bytes": self.path.stat().st_size, "misses": dict(self.misses), "card": card}
+
+
+@torch.inference_mode(False)
+def export(
+    explainer: str | Path | ExplainableClassifier,
+    out: str | Path,
+    *,
+    to: Target = "onnx",
+    entry: Entry = "pixels",
+) -> Exported:
+    """Write a run, a shipped explainer or a wrapped classifier as one graph, after checking it against the module.
+
+    The graph takes ``pixels``, normalised float32 (B, 3, H, W), any B; with ``entry="photos"`` it takes ``photos``,
+    uint8 (B, h, w, 3) of any one size, and resizes and normalises them itself. It gives ``logits`` (B, K);
+    ``scores``, ``soft``, ``selected`` and ``unbounded`` (B, H, W); ``answers`` (B, M, K); and, of class-aware
+    explainers, ``explained`` (B,), the class that each explanation is about. Further inputs of an ONNX file are
+    optional:
+
+    - ``size``, int64 (B,) or (1,): cells to select; 0, the default, leaves the size to the explainer.
+    - ``target``, int64 (B,) or (1,), of class-aware explainers: the class to explain; -1, the default, the predicted.
+    - ``masks``, float32 (B, M, H, W): subsets of cells to ask the head about, which gives ``answers``; by default none.
+
+    A torch file (``torch.export.load(FILE).module()``) takes the images alone and gives a dictionary without answers.
+    Class names, transform, version and setup are in the file: :class:`bla.deploy.engine.Card`.
+
+    Raises
+    ------
+    ExportError
+        If the explainer was never fitted, no graph can be made of it, or the graph differs from the module: with
+        figures.
+    """
+    out = Path(out)
+    if to not in ("onnx", "torch") or entry not in ("pixels", "photos"):
+        raise ExportError(f"expected to 'onnx' or 'torch' and entry 'pixels' or 'photos', got {to!r} and {entry!r}")
+    if out.is_dir():
+        raise ExportError(f"expected a file to write, got the folder {out}: name a file in it")
+    wrapped = explainer if isinstance(explainer, ExplainableClassifier) else load(explainer, device="cpu")
+    like = next(wrapped.attention.parameters())
+    if not wrapped.fitted:
+        raise ExportError(f"expected a trained attention, got {wrapped.name} with one never fitted: bla.fit trains it")
+    if like.dtype != torch.float32:
+        raise ExportError(f"expected a classifier in float32, got {like.dtype}: export it before you convert it")
+    if wrapped.several_maps:
+        raise ExportError(
+            f"expected a selection over one feature map, got one over {len(wrapped.several_maps)}, of no one grid: "
+            "train on one map (maps=1, or one by its name), or explain with bla explain"
+        )
+    wrapped = copy.deepcopy(wrapped).cpu().eval()
+    card = _card(wrapped, entry)
+    content, misses = (_onnx if to == "onnx" else _torch)(wrapped, card)
+    return Exported(write_atomically(out, content), card, misses)
+
+
+def _card(wrapped: ExplainableClassifier, entry: Entry) -> Card:
+    with torch.inference_mode():
+        features = wrapped.trunk(torch.zeros(1, 3, *wrapped.transform.size))
+    attention = wrapped.attention
+    bounded = isinstance(attention, BoundedLogitAttention)
+    return Card(
+        classes=wrapped.classes,
+        transform=wrapped.transform,
+        grid=(features.shape[2], features.shape[3]),
+        method="BLA" if bounded else "L2X",
+        model=wrapped.name,
+        setup=wrapped.setup,
+        entry=entry,
+        sizes=bounded,
+        targets=isinstance(attention, ClassAwareAttention),
+        version=importlib.metadata.version("bounded-logit-attention"),
+        several_labels=wrapped.several_labels,
+    )
+
+
+def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[str, float]]:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401  the check needs it
+    except ImportError as error:
+        raise ExportError(
+            f"expected onnx, onnxscript and onnxruntime, got no {error.name}: install bla[export]"
+        ) from None
+
+    batch, subsets = torch.export.Dim("batch"), torch.export.Dim("subsets")
+    height, width = card.grid
+    # Two photos: a batch of one would be taken for a constant.
+    arguments: dict[str, tuple[torch.Tensor, dict[int, Any]]] = {
+        "pixels": (torch.zeros(2, 3, *wrapped.transform.size), {0: batch}),
+        "size": (torch.tensor([0, 1]), {0: batch}),
+        "masks": (torch.ones(2, 3, height, width), {0: batch, 1: subsets}),
+        "target": (torch.tensor([-1, 0]), {0: batch}),
+    }
+    absent = {name for name, there in (("size", card.sizes), ("target", card.targets)) if not there}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                ExplainedGraph(wrapped).eval(),
+                tuple(None if name in absent else value for name, (value, _) in arguments.items()),
+                input_names=[name for name in arguments if name not in absent],
+                output_names=[*OUTPUTS, FEATURES, *([EXPLAINED] if card.targets else [])],
+                dynamic_shapes=tuple(None if name in absent else shape for name, (_, shape) in arguments.items()),
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+            )
+        except Exception as error:
+            raise _refused(wrapped, error, "torch.onnx.export", "; the target torch may serve") from error
+    assert program is not None
+    model = tidied(program.model_proto, card)
+    optional_inputs(model, card)
+    if card.entry == "photos":
+        photos_entry(model, card.transform)
+    onnx.helper.set_model_props(model, {KEY: json.dumps(card.to_dict())})
+    onnx.checker.check_model(model)
+    return model.SerializeToString(), check_onnx(wrapped, model, card)
+
+
+def _torch(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[str, float]]:
+    shape: dict[int, Any] = {0: torch.export.Dim("batch")}
+    example = torch.zeros(2, 3, *wrapped.transform.size)
+    if card.entry == "photos":
+        if card.transform.mode != "squash" or card.transform.interpolation == "lanczos":
+            raise ExportError(
+                f"expected a transform that torch can trace, got {card.transform.mode}, "
+                f"{card.transform.interpolation}: take the entry pixels, and let Pillow resize"
+            )
+        shape |= {1: torch.export.Dim("rows", min=2), 2: torch.export.Dim("columns", min=2)}
+        example = torch.zeros(2, 300, 400, 3, dtype=torch.uint8)
+    file = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            graph = NamedGraph(wrapped, photos=card.entry == "photos").eval()
+            program = torch.export.export(graph, (example,), dynamic_shapes=(shape,))
+            torch.export.save(program, file, extra_files={f"{KEY}.json": json.dumps(card.to_dict())})
+            file.seek(0)
+            loaded = torch.export.load(file).module()
+        except Exception as error:
+            raise _refused(wrapped, error, "torch.export", "") from error
+        return file.getvalue(), check_torch(wrapped, loaded, card)
+
+
+def _refused(wrapped: ExplainableClassifier, error: Exception, by: str, remedy: str) -> ExportError:
+    lines = str(error).strip().splitlines() or [""]
+    return ExportError(
+        f"{wrapped.name}: expected a classifier that {by} takes, got {type(error).__name__}: {lines[0][:300]}{remedy}"
+    )

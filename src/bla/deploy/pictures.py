@@ -1,0 +1,185 @@
+"""Photos on disk to panels and explanations on disk, going on where an earlier call stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from bla.data.photo import open_photo
+from bla.explanations.explanation import Explanation, ExplanationError, Unexplained
+from bla.explanations.render import panel
+from bla.files import write_atomically
+from bla.model.classifier import ExplainableClassifier
+from bla.runs.run import load
+from bla.training.cache import weights_digest
+
+SIGNED = "bla"
+"""The text field of a panel's PNG that says by what it was made; a picture without it is not ours."""
+
+
+def explain_files(
+    photos: Sequence[Path],
+    *,
+    run: str | Path,
+    size: int | None = None,
+    target: int | str | None = None,
+    against: int | str | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+) -> Iterator[Explanation | Unexplained]:
+    """Explain photos in order; with ``out``, write ``NAME.png`` (the panel) and ``NAME.json`` for each.
+
+    Where a photo may have several labels, there is a panel for each that is present, one below another.
+
+    A photo that ``out`` already explains, by the same explainer asked the same and since the photo last
+    changed, is read from there. A photo that cannot be read yields an :class:`Unexplained`, and the others are done.
+
+    Raises
+    ------
+    ExplanationError
+        If a file of ``out`` that would be written to is not an explanation of ours; nothing is written then.
+    """
+    classifier = load(run, device=device)
+    kept: dict[Path, Explanation] = {}
+    names: dict[Path, str] = {}
+    signature = ""
+    if out is not None:
+        if out.exists() and not out.is_dir():
+            raise ExplanationError(f"expected a folder for the pictures, got the file {out}: choose another name")
+        signature = _signature(classifier, size, target, against)
+        names = output_names(photos, out)
+        _check_ours(photos, names, out)
+        kept = _kept(names, out, signature)
+    others = [photo for photo in photos if photo not in kept]
+    fresh = classifier.explain_each(others, size=size, target=target, against=against)
+    for photo in photos:
+        result = kept.get(photo) or next(fresh)
+        if out is not None and isinstance(result, Explanation) and photo not in kept:
+            _write(result, photo, out / names[photo], signature)
+        yield result
+
+
+def output_names(photos: Sequence[Path], out: Path | None = None) -> dict[Path, str]:
+    """A file name without suffix for every photo, no two alike: its stem, with its folders where stems are shared.
+
+    A name under which ``out`` holds the explanation of another image is not used.
+
+    >>> sorted(output_names([Path("a/x.jpg"), Path("b/x.jpg"), Path("b/y.png")]).values())
+    ['a_x.jpg', 'b_x.jpg', 'y']
+    """
+    unique = list(dict.fromkeys(photos))
+    # Case is folded, as some file systems do: Cat.jpg and cat.jpg must not overwrite one another.
+    stems = [photo.stem.casefold() for photo in unique]
+    uses = Counter(stems)
+    taken: set[str] = set()
+    names = {}
+    for photo, stem in zip(unique, stems, strict=True):
+        long = "_".join(part for part in photo.parts if part not in (photo.anchor, "..")).strip(".") or "photo"
+        candidates = itertools.chain(
+            [photo.stem.strip(".") or "photo"] if uses[stem] == 1 else [],
+            [long],
+            (f"{long}-{number}" for number in itertools.count(2)),
+        )
+        names[photo] = next(
+            name
+            for name in candidates
+            if name.casefold() not in taken and _explained(out, name) in (None, os.fspath(photo))
+        )
+        taken.add(names[photo].casefold())
+    return names
+
+
+def _explained(out: Path | None, name: str) -> str | None:
+    """The image whose explanation lies there."""
+    if out is None:
+        return None
+    try:
+        return Explanation.load(out / f"{name}.json").image
+    except (OSError, ExplanationError):
+        return None
+
+
+def _signature(
+    classifier: ExplainableClassifier, size: int | None, target: int | str | None, against: int | str | None
+) -> str:
+    parts = [
+        weights_digest(classifier),
+        classifier.name,
+        classifier.setup,
+        classifier.classes,
+        classifier.transform.to_dict(),
+        *(["several labels"] if classifier.several_labels else []),
+        size,
+        target,
+        against,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _check_ours(photos: Sequence[Path], names: dict[Path, str], out: Path) -> None:
+    inputs = {photo.resolve() for photo in photos}
+    for name in names.values():
+        record, picture = out / f"{name}.json", out / f"{name}.png"
+        foreign = (record.exists() and _explained(out, name) is None) or (picture.exists() and _signed(picture) is None)
+        if foreign or picture.resolve() in inputs or record.resolve() in inputs:
+            raise ExplanationError(
+                f"expected to write {picture} and {record.name}, got a file there that is yours: choose another folder"
+            )
+
+
+def _signed(picture: Path) -> str | None:
+    try:
+        with Image.open(picture) as image:
+            return image.info.get(SIGNED)
+    except OSError:
+        return None
+
+
+def _kept(names: dict[Path, str], out: Path, signature: str) -> dict[Path, Explanation]:
+    kept = {}
+    for photo, name in names.items():
+        record, picture = out / f"{name}.json", out / f"{name}.png"
+        try:
+            if record.stat().st_mtime >= photo.stat().st_mtime and _signed(picture) == signature:
+                kept[photo] = Explanation.load(record)
+        except (OSError, ExplanationError):
+            continue
+    return kept
+
+
+def _pictured(photo: Image.Image, explanation: Explanation) -> Image.Image:
+    """The panel; where several labels are present and none was asked about, one for each below one another."""
+    if not explanation.present or explanation.votes is not None:
+        return panel(photo, explanation)
+    likely = {guess.index: guess for guess in explanation.top}
+    pictures = [
+        panel(photo, dataclasses.replace(explanation, prediction=likely[votes.target], votes=votes, present=None))
+        for votes in explanation.present
+    ]
+    whole = Image.new("RGB", (max(each.width for each in pictures), sum(each.height for each in pictures)), "white")
+    top = 0
+    for each in pictures:
+        whole.paste(each, (0, top))
+        top += each.height
+    return whole
+
+
+def _write(explanation: Explanation, photo: Path, base: Path, signature: str) -> None:
+    record, picture = base.with_name(base.name + ".json"), base.with_name(base.name + ".png")
+    record.unlink(missing_ok=True)  # it comes last: where it is, the picture is of the same making
+    text = PngInfo()
+    text.add_text(SIGNED, signature)
+    content = io.BytesIO()
+    _pictured(open_photo(photo), explanation).save(content, "PNG", compress_level=3, pnginfo=text)
+    write_atomically(picture, content.getvalue())
+    explanation.save(record)

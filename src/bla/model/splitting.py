@@ -1,0 +1,379 @@
+"""A classifier cut in two before its head reads the map, and the check that the cut is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bla import BlaError
+from bla.data.photo import Transform
+from bla.model.attention import MapHead, kept, read, zeroed
+from bla.model.joining import split_at_join
+from bla.model.maps import Maps, several_maps
+from bla.model.parts import Part, named_parts, tensor_in
+from bla.model.tracing import (
+    TokenTrunk,
+    TracingError,
+    exported,
+    split_at_average,
+    split_at_map,
+    token_grid,
+    traced,
+    trunk_of,
+)
+
+SELF_CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How far uniform weights may miss the classifier's logits at wrap time, of the largest logit; half precision: 2e-2."""
+
+
+class ClassifierError(BlaError):
+    """A classifier that cannot be split, or is used before it can explain."""
+
+
+class _UncutError(ValueError):
+    """Why one way to cut does not serve; where ``final``, no other would."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+class TimmTrunk(nn.Module):
+    """A timm classifier's unpooled features, as (B, C, H, W)."""
+
+    def __init__(self, model: nn.Module, channels_last: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.channels_last = channels_last
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, h, w) to features (B, C, H, W)."""
+        features: Tensor = self.model.forward_features(pixels)  # type: ignore[operator]
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
+
+
+class TimmHead(nn.Module):
+    """What follows a timm classifier's pooling, whatever it is, for one pooled vector.
+
+    The vector is handed over as a map of one cell, on which the pooling is the identity.
+    """
+
+    def __init__(self, model: nn.Module, channels_last: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.channels_last = channels_last
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, C) to logits (B, K)."""
+        one_cell = pooled[:, None, None, :] if self.channels_last else pooled[:, :, None, None]
+        logits: Tensor = self.model.forward_head(one_cell)  # type: ignore[operator]
+        return logits
+
+
+class TokenHead(nn.Module):
+    """What follows a timm classifier's average over patch tokens, for one pooled vector.
+
+    The vector is handed over as the one patch token, on which the average is the identity; tokens in front are zero.
+    """
+
+    def __init__(self, model: nn.Module, prefix: int) -> None:
+        super().__init__()
+        self.model = model
+        self.prefix = prefix
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, C) to logits (B, K)."""
+        logits: Tensor = self.model.forward_head(nn.functional.pad(pooled[:, None], (0, 0, self.prefix, 0)))  # type: ignore[operator]
+        return logits
+
+
+class TimmMapHead(MapHead):
+    """What follows a timm classifier's last map, where that is not an average: VGG's 7x7 convolution, a maximum."""
+
+    def __init__(self, model: nn.Module, channels_last: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.channels_last = channels_last
+
+    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Features (B, C, H, W), each cell times what is kept of it (B, H, W), to logits (B, K)."""
+        features = zeroed(features, keep)
+        logits: Tensor = self.model.forward_head(features.permute(0, 2, 3, 1) if self.channels_last else features)  # type: ignore[operator]
+        return logits
+
+
+class FirstLogits(nn.Module):
+    """A classifier that returns more than logits, such as an object with ``logits``, a dictionary or a tuple."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Any:
+        """Pixels (B, 3, h, w) to the logits (B, K) among what the classifier returns."""
+        return tensor_in(self.model(pixels))
+
+
+def drop_hooks(own: nn.Module) -> None:
+    """Hooks that observe the original are not for the copy to call; torch's own ones compute weights."""
+    for module in own.modules():
+        for hooks in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        ):
+            for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.")]:
+                del hooks[key]
+
+
+def checked_trunk(own: nn.Module, transform: Transform, name: str, maps: Maps = 1) -> tuple[nn.Module, int]:
+    """Trunk and channels of our copy, for a head of another make: of any classifier with a last map of several cells.
+
+    What follows that map in the classifier does not matter, be it a class token or a flattening (VGG, AlexNet). With
+    ``maps`` the head reads the cells of these in its place.
+    """
+    pixels = _probe(own, transform)
+    with torch.inference_mode():
+        try:
+            if maps == 1:
+                if not isinstance(own(pixels), Tensor):
+                    own = FirstLogits(own)
+                trunk = _cut_timm(own, pixels)[0] if speaks_timm(own) else _traced_trunk(own, pixels)
+                features = trunk(pixels)
+                _check_several_cells(features, pixels)
+            else:
+                trunk = several_maps(own, pixels, maps, channels_last=_channels_last(own))
+                features = trunk(pixels)
+        except (_UncutError, TracingError, ClassifierError) as error:
+            raise ClassifierError(f"{name}: {error}") from error
+        except Exception as error:
+            raise _takes_no(pixels, error, name) from error
+    if not torch.isfinite(features).all():
+        raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
+    return trunk, features.shape[1]
+
+
+def given_head(head: nn.Module | int, channels: int, own: nn.Module, name: str) -> tuple[nn.Module, int]:
+    """A head for pooled features that is not the classifier's own, and its classes."""
+    like = next((parameter for parameter in own.parameters()), torch.empty(0))
+    if isinstance(head, int):
+        if head < 1:
+            raise ClassifierError(f"{name}: expected a head of at least one class, got {head}")
+        head = nn.Linear(channels, head)
+    head = head.to(like.device, like.dtype)
+    try:
+        with torch.inference_mode():
+            logits = head(torch.zeros(2, channels).to(like))
+    except Exception as error:
+        raise ClassifierError(f"{name}: expected a head for {channels} pooled features, got {error}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ClassifierError(
+            f"{name}: expected a head that gives logits (batch, classes), got {type(logits).__name__}"
+        )
+    return head, logits.shape[1]
+
+
+def checked_split(
+    own: nn.Module, transform: Transform, name: str, parts: tuple[Part, Part] | None = None
+) -> tuple[nn.Module, nn.Module, int, int]:
+    """Trunk, head, channels and classes of our copy, after the self-check.
+
+    Ways to cut are tried in turn, the plainest first, until one passes; where none does, the first's reason is given.
+    With ``parts`` theirs is the only one.
+    """
+    pixels = _probe(own, transform)
+    with torch.inference_mode():
+        try:
+            returned = own(pixels)
+        except Exception as error:
+            raise _takes_no(pixels, error, name) from error
+        logits = tensor_in(returned)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ClassifierError(f"{name}: expected logits of shape (batch, classes), got {came}")
+        if not torch.isfinite(logits).all():
+            raise ClassifierError(f"{name}: expected finite logits, got NaN or infinity: check its weights")
+        if returned is not logits:
+            own = FirstLogits(own)
+        reasons: list[Exception] = []
+        ways = _TIMM_WAYS if speaks_timm(own) else _OTHER_WAYS
+        if parts is not None:
+            model, asked = own.model if isinstance(own, FirstLogits) else own, parts
+            ways = (lambda _, pixels: named_parts(model, asked, pixels),)
+        for cut in ways:
+            try:
+                trunk, head = cut(own, pixels)
+                features = trunk(pixels)
+                _check_several_cells(features, pixels)
+                _self_check(head, features, logits)
+                return trunk, head, features.shape[1], logits.shape[1]
+            except (_UncutError, TracingError, ClassifierError) as error:
+                reasons.append(error)
+                if getattr(error, "final", False):
+                    break
+            except Exception as error:  # whatever a classifier's own code raises at what it was not made for
+                reasons.append(
+                    _UncutError(f"expected {_AVERAGE}, got one that fails on it ({type(error).__name__}: {error})")
+                )
+    checked = [error for error in reasons if not isinstance(error, TracingError)]  # what was cut at all says more
+    reason = str((checked or reasons)[0])
+    raise ClassifierError(f"{name}: {reason}{'' if parts or 'nothing to select' in reason else _REMEDY}")
+
+
+_AVERAGE = "a head that reads the average of the last feature map"
+_REMEDY = "; it needs a new head (head=), or name trunk and head yourself (parts=)"
+
+
+def _self_check(head: nn.Module, features: Tensor, logits: Tensor) -> None:
+    """Uniform weights give the classifier's logits, other weights others, and of a cell left out nothing is read."""
+    cells = features.shape[2] * features.shape[3]
+    uniform = features.new_full((len(features), *features.shape[2:]), 1 / cells)
+    same = read(head, features, uniform)
+    tolerance = SELF_CHECK_TOLERANCE.get(logits.dtype, 2e-2)
+    scale = logits.abs().max().clamp(min=1e-12)
+    miss = (same - logits).abs().max() / scale
+    if not miss <= tolerance:
+        if isinstance(head, TokenHead) and head.prefix:
+            raise _UncutError(
+                "expected a head that reads the average of the patch tokens, got one that reads a class token, which "
+                "has read every patch by then"
+            )
+        raise _UncutError(
+            f"expected {_AVERAGE}, got one whose logits differ by {miss.item():.1e} of the largest when the average is "
+            "put in its place"
+        )
+    first, last = torch.zeros_like(uniform), torch.zeros_like(uniform)
+    first[:, 0, 0] = last[:, -1, -1] = 1
+    alone = read(head, features, first)
+    if not (alone - read(head, features, last)).abs().max() > 0:
+        raise _UncutError(
+            "expected logits that depend on the cells of the feature map, got the same from any cell (a head that is "
+            "all zero, or features alike everywhere): it needs a trained head",
+            final=True,
+        )
+    if isinstance(head, MapHead):
+        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features)
+        others = features + (1 - kept(first))[:, None] * noise
+        leaked = (read(head, others, first) - alone).abs().max() / scale
+        if not leaked <= tolerance:
+            raise _UncutError(
+                "expected a head that reads nothing of the cells left out, got logits that change by "
+                f"{leaked.item():.1e} of the largest with them"
+            )
+
+
+def _probe(own: nn.Module, transform: Transform) -> Tensor:
+    """Noise of two pictures' size, the same at every call."""
+    like = next((parameter for parameter in own.parameters()), torch.empty(0))
+    return torch.randn(2, 3, *transform.size, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+def _takes_no(pixels: Tensor, error: Exception, name: str) -> ClassifierError:
+    return ClassifierError(
+        f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; pass the "
+        "transform= that it was trained with"
+    )
+
+
+def _check_several_cells(features: Tensor, pixels: Tensor) -> None:
+    if features.ndim != 4:
+        raise _UncutError(f"expected a feature map (batch, channels, height, width), got {tuple(features.shape)}")
+    if features.shape[2] * features.shape[3] == 1:
+        raise _UncutError(
+            "expected a feature map of several cells, got one of 1x1 at input size "
+            f"{tuple(pixels.shape[2:])}: there is nothing to select; use a larger input",
+            final=True,
+        )
+
+
+def _channels_last(model: nn.Module) -> bool:
+    return getattr(model, "output_fmt", "NCHW") == "NHWC"
+
+
+def speaks_timm(model: nn.Module) -> bool:
+    return all(hasattr(model, name) for name in ("forward_features", "forward_head", "num_features", "pretrained_cfg"))
+
+
+Parts = tuple[nn.Module, nn.Module]
+
+
+def _cut_timm(own: nn.Module, pixels: Tensor) -> Parts:
+    """By timm's seam, where the map, or the row of tokens, is averaged."""
+    features = own.forward_features(pixels)  # type: ignore[operator]
+    if isinstance(features, Tensor) and features.ndim == 3:
+        prefix = int(getattr(own, "num_prefix_tokens", 0))
+        return TokenTrunk(_TimmTokens(own), prefix), TokenHead(own, prefix)
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        came = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise _UncutError(f"expected a feature map (batch, channels, height, width), got {came}")
+    channels_last = _channels_last(own)
+    return TimmTrunk(own, channels_last), TimmHead(own, channels_last)
+
+
+def _cut_timm_map(own: nn.Module, pixels: Tensor) -> Parts:
+    """By timm's seam, where the head reads the map in another way."""
+    trunk, _ = _cut_timm(own, pixels)
+    if not isinstance(trunk, TimmTrunk):
+        raise TracingError("expected a feature map, got tokens")
+    return trunk, TimmMapHead(own, trunk.channels_last)
+
+
+def _cut_traced(own: nn.Module, pixels: Tensor) -> Parts:
+    return split_at_average(traced(own, pixels))
+
+
+def _cut_traced_map(own: nn.Module, pixels: Tensor) -> Parts:
+    return split_at_map(traced(own, pixels))
+
+
+def _cut_exported(own: nn.Module, pixels: Tensor) -> Parts:
+    return split_at_average(exported(own, pixels))
+
+
+def _cut_joined(own: nn.Module, pixels: Tensor) -> Parts:
+    """Where a class token joins the patch tokens."""
+
+    def grid(tokens: int) -> tuple[int, int] | None:
+        try:
+            return token_grid(tokens, (pixels.shape[2], pixels.shape[3]))
+        except TracingError:
+            return None
+
+    parts = split_at_join(own, pixels, grid)
+    if parts is None:
+        raise TracingError("expected a class token that joins patch tokens, found none")
+    return parts
+
+
+Cut = Callable[[nn.Module, Tensor], Parts]
+_TIMM_WAYS: tuple[Cut, ...] = (_cut_timm, _cut_joined, _cut_exported, _cut_timm_map)
+_OTHER_WAYS: tuple[Cut, ...] = (_cut_traced, _cut_joined, _cut_traced_map, _cut_exported)
+
+
+class _TimmTokens(nn.Module):
+    """A timm classifier's features as they come."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, h, w) to tokens (B, P + H*W, C)."""
+        tokens: Tensor = self.model.forward_features(pixels)  # type: ignore[operator]
+        return tokens
+
+
+def _traced_trunk(own: nn.Module, pixels: Tensor) -> nn.Module:
+    square = pixels.shape[2] == pixels.shape[3]
+    try:
+        trunk, prefix = trunk_of(traced(own, pixels), square)
+    except TracingError as first:
+        try:
+            trunk, prefix = trunk_of(exported(own, pixels), square)
+        except TracingError:
+            raise first from None
+    return trunk if prefix is None else TokenTrunk(trunk, prefix)

@@ -1,0 +1,1 @@
+"""Training: settings, networks, feature cache, the loop and its checkpoints."""

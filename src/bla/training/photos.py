@@ -1,0 +1,166 @@
+"""Photos read anew every time: as pixels, which a trunk is trained on, or as the features that a frozen one gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bla.data.image_sets import ImageSet
+from bla.data.photo import DataError, Interpolation, Transform
+from bla.model.classifier import ExplainableClassifier, prefetch
+from bla.progress import Progress, silent
+from bla.training import processes
+
+CHUNK = 32
+"""Photos that go through a trunk at a time where no gradient is kept."""
+
+MARGIN = 8 / 7
+"""How much larger than the input a photo is read to be augmented, which crops from it: 256 for 224."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photos:
+    """An image set as a classifier sees it. Row i is image i of the set; memory holds one batch.
+
+    Attributes
+    ----------
+    failures: (image, reason) for each that cannot be read.
+    """
+
+    images: ImageSet
+    transform: Transform
+    failures: tuple[tuple[str, str], ...] = ()
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Pixels (B, h, w, 3) of these rows.
+
+        Raises
+        ------
+        DataError
+            If a photo cannot be read any more.
+        """
+        return np.stack(_read(self.images, rows, self.transform))
+
+    def augmented(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """As :meth:`batch`, each photo changed at random (:func:`augmentation`) by torch's global generator."""
+        height, width = self.transform.size
+        larger = dataclasses.replace(self.transform, size=(round(height * MARGIN), round(width * MARGIN)))
+        change = augmentation(self.transform.size, self.transform.interpolation)
+        changed = []
+        seeds = torch.empty(len(rows), dtype=torch.int64).random_(2**31)  # each photo's own: it is changed the same
+        with torch.random.fork_rng([]):  # whichever process reads it, and on any number of threads
+            for seed, pixels in zip(seeds.tolist(), _read(self.images, rows, larger), strict=True):
+                torch.manual_seed(seed)
+                changed.append(change(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy())
+        return np.stack(changed)
+
+
+class StreamedFeatures:
+    """The features of photos, computed anew whenever they are asked for; what is kept is the last batch.
+
+    Gives what a :class:`bla.training.cache.FeatureCache` does, in float32, where no disk holds the features of a
+    whole set. The
+    price is decoding and the trunk for every image in every epoch of every stage.
+
+    Parameters
+    ----------
+    classifier: whose trunk, which stays as it is, the photos go through.
+    """
+
+    def __init__(self, classifier: ExplainableClassifier, photos: Photos) -> None:
+        self.photos = photos
+        self._classifier = classifier
+        self._last: tuple[bytes, Tensor] | None = None
+
+    @property
+    def failures(self) -> tuple[tuple[str, str], ...]:
+        """(image, reason) for each that cannot be read."""
+        return self.photos.failures
+
+    @torch.no_grad()
+    def batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Features (B, C, H, W) of these rows.
+
+        Raises
+        ------
+        DataError
+            If a photo cannot be read any more, or its features are not finite.
+        """
+        key = rows.tobytes()
+        if self._last is None or self._last[0] != key:  # a step asks for a batch's map and for its average
+            parts = range(0, len(rows), CHUNK)
+            pixels = (self._classifier.pixels(self.photos.batch(rows[start : start + CHUNK])) for start in parts)
+            features = torch.cat([self._classifier.trunk(part).float() for part in pixels])
+            finite = torch.isfinite(features).flatten(1).all(dim=1)
+            if not finite.all():
+                name = self.photos.images.names[rows[int(finite.int().argmin())]]
+                raise DataError(f"{name}: expected finite features, got NaN or infinity: remove the image")
+            self._last = key, features
+        return self._last[1]
+
+    def pooled_batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Average-pooled features (B, C) of these rows."""
+        return self.batch(rows).mean(dim=(2, 3))
+
+
+def readable_photos(images: ImageSet, transform: Transform, report: Progress = silent) -> Photos:
+    """Photos of a set with those in ``failures`` that cannot be read, found by reading every one.
+
+    Raises
+    ------
+    DataError
+        If none can be read.
+    """
+    failures: list[tuple[str, str]] = []
+
+    def read(row: int) -> str | None:
+        try:
+            transform.read(images.path(row))
+        except DataError as error:
+            return str(error)
+        return None
+
+    title = f"reading {len(images)} images"
+    mine = processes.share(len(images))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for row, error in zip(mine, prefetch(pool, read, mine, ahead=64), strict=True):
+            if error is not None:
+                failures.append((images.names[row], error))
+            if (row + 1) % 64 == 0 or row + 1 == mine.stop:
+                report(title, row + 1, mine.stop)
+    failures = [failure for found in processes.everyones(failures) for failure in found]
+    if len(failures) == len(images):
+        reason = failures[0][1] if failures else "no image"
+        raise DataError(f"{images.root}: expected images that can be read, got none of {len(images)}: {reason}")
+    return Photos(images, transform, tuple(failures))
+
+
+def augmentation(size: tuple[int, int], interpolation: Interpolation) -> nn.Module:
+    """Of a photo (3, h, w): a part of 40 to 100% of it, mirrored or not, brighter or darker, all at random.
+
+    torchvision's: RandomResizedCrop, RandomHorizontalFlip, ColorJitter; all draw from torch's global generator.
+    """
+    from torchvision.transforms import InterpolationMode, v2
+
+    # torchvision resizes tensors so, and not by Lanczos's
+    mode = InterpolationMode.BILINEAR if interpolation == "lanczos" else InterpolationMode(interpolation)
+    changes: nn.Module = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.4, 1.0), interpolation=mode, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+        ]
+    )
+    return changes
+
+
+def _read(images: ImageSet, rows: npt.NDArray[np.int64], transform: Transform) -> Sequence[npt.NDArray[np.uint8]]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda row: transform.read(images.path(row)).pixels, rows.tolist()))

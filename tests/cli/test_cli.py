@@ -1,0 +1,276 @@
+"""The command: contracts of output and exit codes, interruption, broken input, documentation."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bla.cli import app, run_command
+from bla.explanations.explanation import Explanation
+
+ROOT = Path(__file__).parents[2]
+NET = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=32, padding=4), nn.ReLU())
+    return nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+"""
+
+
+def photo(seed: int, colour: int) -> Image.Image:
+    pixels = np.random.RandomState(seed).randint(0, 120, (40, 60, 3), np.uint8)
+    pixels[10:30, 20:50, colour] += 130
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a classifier of the user's, and images of two classes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delitem(sys.modules, "tinynet", raising=False)
+    (tmp_path / "tinynet.py").write_text(NET)
+    for split, count in (("train", 12), ("test", 6)):
+        for colour, name in enumerate(("blue", "red")):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                photo(index + 100 * colour + (split == "test") * 1000, 2 * (1 - colour)).save(folder / f"{index}.png")
+    return tmp_path
+
+
+TRAIN = ["train", "data", "--model", "tinynet:build", "--epochs", "2", "--out", "run"]
+
+
+def test_train_evaluate_explain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*TRAIN, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {
+        "schema_version",
+        "setup",
+        "backbone",
+        "transform",
+        "classes",
+        "data",
+        "seed",
+        "versions",
+        "metrics",
+    } <= set(record)
+    assert record["classes"] == ["blue", "red"]
+    assert run_command(["evaluate", "run", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics == record["metrics"]
+    assert metrics["images"] == 12
+    assert set(metrics["size"]) == {"mean", "std", "min", "median", "max", "cells"}
+
+    photos = [f"data/test/red/{index}.png" for index in range(3)]
+    assert run_command(["explain", *photos, "--run", "run", "--size", "5", "--out", "why", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["image"] for line in lines] == photos
+    for line in lines:
+        assert line["size"] == 5 == np.sum(line["selected"])
+        assert line["region"] == [0, 0, 60, 40]
+        saved = Explanation.load(place / "why" / f"{Path(line['image']).stem}.json")
+        assert saved.to_dict() == line
+        with Image.open(place / "why" / f"{Path(line['image']).stem}.png") as picture:
+            assert picture.height >= 160
+
+
+def test_a_class_can_be_asked_about(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*TRAIN, "--class-aware", "--hidden", "4", "--mean-size", "8", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["setup"] == "BLA, class-aware"
+    assert record["mean_size"]["asked"] == 8
+    assert record["mean_size"]["test"] == record["metrics"]["size"]["mean"]
+    recommended = [*TRAIN[:-1], "other", "--setup", "recommended", "--no-class-aware", "--hidden", "2", "--json"]
+    assert run_command(recommended) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert (settings["class_aware"], settings["hidden"], settings["mean_size"]) == (False, [2], 8)
+    assert (settings["epochs"], settings["head_epochs"], settings["straight_through"]) == (2, 15, 0.5)
+    photo = "data/test/red/0.png"
+    for target in ("blue", "0"):
+        assert run_command(["explain", photo, "--run", "run", "--target", target, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["target"] == 0
+    assert run_command(["explain", photo, "--run", "run", "--target", "green", "--json"]) == 2
+    assert "expected a class of tinynet:build by name, or by index from 0 to 1, got 'green'" in capsys.readouterr().err
+
+
+def test_without_json_it_prints_for_people(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(TRAIN) == 0
+    out = capsys.readouterr().out
+    assert "hard selection" in out
+    assert "bla explain PHOTO --run run" in out
+    assert run_command(["explain", "data/test/red", "--run", "run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("of 49 cells") == 6
+    assert len(list((place / "why").glob("*.png"))) == 6
+
+
+def test_ten_broken_files_are_reported_and_the_rest_is_done(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (place / "data/train/red/0.png").read_bytes()
+    broken = [b"", b"text", whole[:60], whole[:-30], b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF", b"%PDF", bytes(500)]
+    for index, content in enumerate(broken):
+        (place / "data/train/red" / f"broken{index}.png").write_bytes(content)
+    assert run_command([*TRAIN, "--json"]) == 3
+    captured = capsys.readouterr()
+    record = json.loads(captured.out)
+    assert len(record["skipped"]) == 10
+    assert record["data"]["images"]["train"] == 24
+    assert all(f"broken{index}.png" in captured.err for index in range(10))
+
+    assert run_command(["explain", "data/train/red", "missing.jpg", "--run", "run", "--json"]) == 3
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sum(set(line) == {"image", "error"} for line in lines) == 11
+    assert sum("prediction" in line for line in lines) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere", "--out", "x"], "nowhere: expected a folder of images"),
+        (["train", "data", "--out", "x", "--model", "no_such_net"], "expected the name of a timm model"),
+        (["train", "data", "--out", "x", "--epochs", "0"], "expected epochs of at least 1"),
+        (["train", "data", "--out", "x", "--epochs", "many"], "many"),
+        (["train", "data", "--out", "x", "--threshold", "high"], "expected threshold auto or a number"),
+        (["train", "data", "--out", "x", "--device", "cuda:99"], "expected device"),
+        (["train", "data", "--out", "tinynet.py", "--model", "tinynet:build"], "expected a folder for the run"),
+        (["evaluate", "nowhere"], "expected a run folder or a shipped explainer"),
+        (["explain", "photo.jpg", "--run", "nowhere"], "expected a run folder"),
+        (["explain", "data/test/red/0.png", "--size", "50"], "expected a size from 1 to 49"),
+        (["explain", "cache"], "expected images"),
+        (["cache", "remove", "abc"], "expected the key of a cache"),
+        (["cache", "remove"], "expected keys of caches to remove"),
+        (["explode"], "explode"),
+        (["train"], "requires an argument"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    arguments: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "cache").mkdir()
+    assert run_command(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.strip().splitlines()[-1]
+    assert last.startswith("bla: ")
+    assert message in last
+    assert "Traceback" not in captured.err
+
+
+def test_our_faults_exit_1_with_a_traceback(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr("bla.runs.run.train", fault)
+    assert run_command(TRAIN) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_explain_goes_on_where_it_stopped(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(TRAIN) == 0
+    explain = ["explain", "data/test/red", "--run", "run", "--out", "why", "--json"]
+    capsys.readouterr()
+    written = 0
+    save = Explanation.save
+
+    def interrupted(self: Explanation, path: Path) -> Path:
+        nonlocal written
+        if written == 2:
+            raise KeyboardInterrupt
+        written += 1
+        return save(self, path)
+
+    monkeypatch.setattr(Explanation, "save", interrupted)
+    assert run_command(explain) == 130
+    assert "goes on" in capsys.readouterr().err
+    monkeypatch.setattr(Explanation, "save", save)
+    kept = {path: path.stat().st_mtime_ns for path in (place / "why").glob("[0-9]*.json")}
+    assert len(kept) == 2
+    assert run_command(explain) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
+    # a photo that changed, and another size, are explained anew
+    time.sleep(0.01)
+    photo(7, 1).save(place / "data/test/red/0.png")
+    assert run_command(explain) == 0
+    assert capsys.readouterr().out.splitlines()[0] != lines[0]
+    assert run_command([*explain, "--size", "3"]) == 0
+    assert {json.loads(line)["size"] for line in capsys.readouterr().out.splitlines()} == {3}
+
+
+def test_a_killed_training_gives_the_same_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = ["train", "data", "--model", "tinynet:build", "--epochs", "40", "--out"]
+    assert run_command([*long, "run"]) == 0
+    command = [sys.executable, "-m", "bla", *long, "killed"]
+    process = subprocess.Popen(command, cwd=place, env=os.environ, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((place / "killed").glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (place / "killed" / "run.json").exists()
+    assert run_command([*long, "killed"]) == 0
+    assert "resumed" in capsys.readouterr().err
+    for file in ("model.safetensors", "log.jsonl"):
+        assert (place / "killed" / file).read_bytes() == (place / "run" / file).read_bytes()
+    assert not list((place / "killed").glob("checkpoint-*"))
+
+
+def test_caches_are_listed_checked_and_removed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(TRAIN) == 0
+    capsys.readouterr()
+    assert run_command(["cache", "list", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)["caches"]
+    assert sorted(entry["images"] for entry in entries) == [12, 24]
+    assert all(entry["complete"] for entry in entries)
+    assert run_command(["cache", "check"]) == 0
+    assert capsys.readouterr().out.count("whole") == 2
+    features = place / "cache" / entries[0]["key"] / "features"
+    content = bytearray(features.read_bytes())
+    content[1000] ^= 1
+    features.write_bytes(content)
+    assert run_command(["cache", "check"]) == 3
+    assert "damaged: features" in capsys.readouterr().out
+    assert run_command(["evaluate", "run"]) in (0, 2)  # whichever split the damage is in, no wrong figure
+    assert run_command(["cache", "remove", entries[0]["key"][:10]]) == 0
+    assert run_command(["cache", "remove", "--all"]) == 0
+    assert run_command(["evaluate", "run"]) == 0
+
+
+def test_help_is_light() -> None:
+    code = "import sys; sys.argv = ['bla', '--help']\nimport bla.cli\ntry:\n bla.cli.main()\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('torch', 'timm', 'PIL', 'numpy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "explain" in done.stdout
+
+
+def test_a_closed_pipe_is_no_fault(place: Path) -> None:
+    assert run_command(TRAIN) == 0
+    command = f"{sys.executable} -m bla explain data --run run --json | head -1"
+    done = subprocess.run(command, shell=True, cwd=place, check=True, capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_the_reference_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bla"])
+    remedy = "write it anew: python -c 'from bla.cli import app; print(app.generate_docs())' > docs/cli.md"
+    assert (ROOT / "docs" / "cli.md").read_text().strip() == app.generate_docs().strip(), remedy

@@ -1,0 +1,245 @@
+"""Other methods: the libraries' own results, a target for each image, and a model that is left as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, ScoreCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+from bla.comparison.methods import (
+    Batch,
+    ComparisonError,
+    Method,
+    PooledClassifier,
+    another_images,
+    cam,
+    centre_disc,
+    feature_norm,
+    grad_cam_family,
+    integrated_gradients,
+    l2x,
+    learned_mask,
+    occlusion,
+    random_cells,
+    score_cam,
+    softmax_attention,
+    untouched,
+)
+
+CLASSES, CHANNELS = 4, 6
+PIXELS = torch.randn(5, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+TARGETS = torch.tensor([3, 0, 2, 2, 1])
+
+
+def network(linear: bool = True) -> PooledClassifier:
+    """A grid of 4 x 6, not square."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        trunk = nn.Sequential(nn.Conv2d(3, CHANNELS, 8, stride=8), nn.ReLU())
+        head: nn.Module = nn.Sequential(nn.Dropout(0.2), nn.Linear(CHANNELS, CLASSES))
+        if not linear:
+            head = nn.Sequential(nn.Linear(CHANNELS, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    return PooledClassifier(trunk, head).eval()
+
+
+def batch(net: PooledClassifier, targets: Tensor = TARGETS, pixels: Tensor = PIXELS) -> Batch:
+    with torch.no_grad():
+        features = net.trunk(pixels)
+    return Batch(features, targets, torch.arange(len(pixels)), pixels)
+
+
+def methods(net: PooledClassifier) -> dict[str, Method]:
+    found = [cam(net), score_cam(net, 3), integrated_gradients(net, 4), occlusion(net), random_cells(), centre_disc()]
+    found += [grad_cam_family(net, name) for name in ("grad-cam", "grad-cam++", "layer-cam", "hires-cam")]
+    found += [feature_norm()]
+    return {method.name: method for method in found}
+
+
+def scaled(maps: Tensor) -> np.ndarray:
+    """As grad-cam gives them out: rectified, from 0 to 1."""
+    found = maps.clamp(min=0).numpy()
+    found = found - found.min(axis=(1, 2), keepdims=True)
+    return found / (1e-7 + found.max(axis=(1, 2), keepdims=True))
+
+
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [("grad-cam", GradCAM), ("grad-cam++", GradCAMPlusPlus), ("layer-cam", LayerCAM), ("hires-cam", HiResCAM)],
+)
+def test_the_cam_family_is_the_librarys_on_the_whole_network(name: str, library: type, linear: bool) -> None:
+    net = network(linear)
+    ours = grad_cam_family(net, name).maps(batch(net))  # type: ignore[arg-type]
+    assert ours.shape == (5, 4, 6)
+    # the library on pixels, hooked at the trunk's last layer, at the photo's size; ours works from the features alone
+    reference = library(model=copy.deepcopy(net), target_layers=[])
+    reference.activations_and_grads.release()
+    twin = copy.deepcopy(net)
+    whole = library(model=twin, target_layers=[twin.trunk[-1]])
+    whole.get_target_width_height = lambda _: (6, 4)
+    theirs = whole(PIXELS, [ClassifierOutputTarget(int(target)) for target in TARGETS])
+    np.testing.assert_allclose(scaled(ours), theirs, atol=1e-4)
+
+
+def test_cam_is_hires_cam_is_unrectified_grad_cam_at_the_last_map_with_a_linear_head() -> None:
+    net = network()
+    maps = {name: methods(net)[name].maps(batch(net)) for name in ("cam", "hires-cam", "grad-cam")}
+    cells = 4 * 6
+    assert (maps["cam"] < 0).any()
+    torch.testing.assert_close(maps["hires-cam"] * cells, maps["cam"])
+    torch.testing.assert_close(maps["grad-cam"] * cells, maps["cam"])
+    weight = net.head[1].weight  # type: ignore[index]
+    by_hand = torch.einsum("bc,bchw->bhw", weight[TARGETS], batch(net).features)
+    torch.testing.assert_close(maps["cam"], by_hand.detach())
+
+
+def test_cam_needs_a_linear_head() -> None:
+    with pytest.raises(ComparisonError, match="linear head for cam"):
+        cam(network(linear=False))
+
+
+def test_score_cam_is_the_librarys_where_no_channel_is_left_out() -> None:
+    net = network()
+    ours = score_cam(net, CHANNELS).maps(batch(net))
+    twin = copy.deepcopy(net)
+    library = ScoreCAM(model=twin, target_layers=[twin.trunk[-1]])
+    library.get_target_width_height = lambda _: (6, 4)
+    theirs = library(PIXELS, [ClassifierOutputTarget(int(target)) for target in TARGETS])
+    np.testing.assert_allclose(scaled(ours), theirs, atol=1e-4)
+
+
+def test_occlusion_by_hand() -> None:
+    net = network()
+    ours = occlusion(net).maps(batch(net))
+    with torch.no_grad():
+        for image in range(5):
+            for row in range(4):
+                for column in range(6):
+                    covered = PIXELS[image : image + 1].clone()
+                    covered[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 0
+                    drop = (net(PIXELS[image : image + 1]) - net(covered))[0, TARGETS[image]]
+                    assert ours[image, row, column] == pytest.approx(drop.item(), abs=1e-5)
+
+
+def test_integrated_gradients_add_up_to_the_logits_difference() -> None:
+    net = network()
+    ours = integrated_gradients(net, 64).maps(batch(net))
+    with torch.no_grad():
+        difference = (net(PIXELS) - net(PIXELS * 0)).gather(1, TARGETS[:, None])[:, 0]
+    torch.testing.assert_close(ours.mean(dim=(1, 2)) * 32 * 48, difference, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", methods(network()))
+def test_each_image_has_its_own_target_whatever_the_batch(name: str) -> None:
+    net = network()
+    together = methods(net)[name].maps(batch(net))
+    for image in range(5):
+        alone = Batch(
+            batch(net).features[image : image + 1],
+            TARGETS[image : image + 1],
+            torch.tensor([image]),
+            PIXELS[image : image + 1],
+        )
+        torch.testing.assert_close(methods(net)[name].maps(alone)[0], together[image], atol=1e-5, rtol=1e-4)
+    other = methods(net)[name].maps(batch(net, (TARGETS + 1) % CLASSES))
+    assert methods(net)[name].class_specific == (not torch.equal(other, together))
+
+
+def test_too_few_targets_are_refused_and_not_cut_short() -> None:
+    with pytest.raises(ComparisonError, match="a target, a row and features for each image"):
+        batch(network(), TARGETS[:3])
+
+
+@pytest.mark.parametrize("name", methods(network()))
+@pytest.mark.parametrize("inference", [True, False])
+def test_nothing_is_left_behind_on_the_model(name: str, inference: bool) -> None:
+    net = network().train()
+    net.trunk.eval()
+    for value in net.head.parameters():
+        value.grad = torch.ones_like(value)
+    net.trunk[0].weight.requires_grad_(False)  # type: ignore[index]
+    seen = []
+    net.trunk.register_forward_hook(lambda *_: seen.append(1))
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    needs = [value.requires_grad for value in net.parameters()]
+    hooks = [(len(module._forward_hooks), len(module._backward_hooks)) for module in net.modules()]
+    with torch.inference_mode(inference):
+        asked = batch(net)
+    methods(net)[name].maps(asked)
+    assert [module.training for module in net.modules()] == modes
+    assert [value.requires_grad for value in net.parameters()] == needs
+    assert [(len(module._forward_hooks), len(module._backward_hooks)) for module in net.modules()] == hooks
+    assert all(torch.equal(value.grad, torch.ones_like(value)) for value in net.head.parameters())  # type: ignore[arg-type]
+    assert all(value.grad is None for value in net.trunk.parameters())
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_an_error_inside_gets_out_and_the_model_is_restored() -> None:
+    net = network().train()
+
+    def failing() -> None:
+        with untouched(net):
+            net.cells.register_forward_hook(lambda *_: None)
+            assert not net.training
+            raise IndexError("grad-cam's own context swallows this one")
+
+    with pytest.raises(IndexError):
+        failing()
+    assert net.training
+    assert not net.cells._forward_hooks
+    with pytest.raises(IndexError):
+        grad_cam_family(net, "grad-cam").maps(batch(net, TARGETS + 90))
+    assert not net.cells._forward_hooks
+
+
+def test_controls() -> None:
+    net = network()
+    asked = batch(net)
+    disc = centre_disc().maps(asked)
+    assert disc.argmax() // 6 in (1, 2)
+    assert torch.equal(disc, disc.flip(1))
+    assert torch.equal(disc, disc.flip(2))
+    assert torch.equal(random_cells(3).maps(asked), random_cells(3).maps(asked))
+    assert not torch.equal(random_cells(3).maps(asked), random_cells(4).maps(asked))
+    torch.testing.assert_close(feature_norm().maps(asked), asked.features.square().sum(1).sqrt())
+    rankings = {row: torch.full((4, 6), float(row)) for row in range(5)}
+    moved = another_images(cam(net), rankings, 5).maps(asked)
+    assert moved[:, 0, 0].tolist() == [2, 3, 4, 0, 1]
+    assert another_images(cam(net), {0: torch.zeros(4, 6)}, 1).maps(
+        Batch(asked.features[:1], TARGETS[:1], torch.tensor([0]))
+    ).shape == (1, 4, 6)
+
+
+def test_rivals_find_the_cell_that_tells_and_leave_the_classifier_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(480) % CLASSES
+    features = torch.randn(480, CHANNELS, 3, 5, generator=generator).abs()
+    where = torch.randint(15, (480,), generator=generator)
+    for row in range(480):
+        features[row, :, where[row] // 5, where[row] % 5] = 0
+        features[row, labels[row], where[row] // 5, where[row] % 5] = 20
+        features[row, CHANNELS - 1, where[row] // 5, where[row] % 5] = 20
+    net = network()
+    net.head = nn.Linear(CHANNELS, CLASSES)
+    nn.init.zeros_(net.head.bias)
+    net.head.weight.data = 2 * torch.eye(CLASSES, CHANNELS)
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    rivals = [
+        softmax_attention(net, lambda rows: features[rows], labels, epochs=15),
+        l2x(net, lambda rows: features[rows], labels, size=1, epochs=15),
+        learned_mask(net, lambda rows: features[rows], labels, classes=CLASSES, epochs=15),
+    ]
+    for rival in rivals:
+        maps = rival.maps(Batch(features, labels, torch.arange(480)))
+        found = (maps.flatten(1).argmax(dim=1) == where).double().mean()
+        assert found > 0.9, rival.name
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    again = softmax_attention(net, lambda rows: features[rows], labels, epochs=15)
+    asked = Batch(features, labels, torch.arange(480))
+    assert torch.equal(again.maps(asked), rivals[0].maps(asked)), "the seed alone decides"

@@ -1,0 +1,353 @@
+"""The report: what it says in words, what it draws, and what a browser shows of it."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bla.cli import run_command
+from bla.comparison.report import ReportError, write_report
+from bla.comparison.report.figures import Line, curves, histogram, intervals
+from bla.comparison.report.gallery import choose, exhibits
+from bla.comparison.report.saved import Comparison, Difference, Figure, read_comparison
+from bla.comparison.report.verdict import findings, summary
+from bla.explanations.explanation import Explanation, Prediction
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+
+def metric(name: str, better: str | None) -> dict[str, Any]:
+    return {"name": name, "title": name.replace("_", " "), "formula": "m < 3 & x", "source": "ours", "better": better,
+            "version": 1}  # fmt: skip
+
+
+BETTER = {"accuracy": "higher", "area": "higher", "evaluator": "higher", "evaluator_left": "lower",
+          "on_object": "higher", "mask_only": "lower", "loss": "lower"}  # fmt: skip
+
+
+def record_of(folder: Path, *, photos: int = 8, grid: tuple[int, int] = (2, 3)) -> dict[str, Any]:
+    """A comparison written by hand: photos of 60 x 40, the run selects 1 to 4 cells."""
+    (folder / "explanations").mkdir(parents=True)
+    cells, methods = grid[0] * grid[1], {"bla": "BLA", "cam": "CAM", "grad-cam": "Grad-CAM", "random": "random cells"}
+    images, lines = [], {name: [] for name in methods}
+    for index in range(photos):
+        path = folder / f"photo {index} <b>.png"
+        Image.new("RGB", (60, 40), (20 * index, 90, 160)).save(path)
+        size = index % 4 + 1
+        images.append({"image": str(path), "label": "owl", "predicted": "owl" if index % 2 else "cat & dog",
+                       "size": size, "object_share": 0.3})  # fmt: skip
+        for name in methods:
+            order = np.arange(cells) if name == "bla" else np.arange(cells)[::-1] if name != "random" else (
+                np.random.RandomState(index).permutation(cells))  # fmt: skip
+            ranking = np.empty(cells)
+            ranking[order] = -np.arange(cells)
+            guess = Prediction(0, "owl", 0.8)
+            lines[name].append(Explanation(
+                image=str(path), prediction=guess, top=(guess,), method=name, grid=grid,
+                unbounded=ranking.reshape(grid), scores=np.minimum(ranking + size - 1, 0).reshape(grid), soft=None,
+                selected=(ranking > -size).reshape(grid), region=(0, 0, 60, 40),
+            ))  # fmt: skip
+    for name, found in lines.items():
+        text = "".join(json.dumps(entry.to_dict()) + "\n" for entry in found)
+        (folder / "explanations" / f"{name}.jsonl").write_text(text)
+
+    def method(title: str, shift: float) -> dict[str, Any]:
+        values = {
+            key: {"mean": 0.8 - shift, "low": 0.77 - shift, "high": 0.83 - shift, "images": photos} for key in BETTER
+        }
+        each = {key: [round(0.1 * index, 3) for index in range(photos)] for key in BETTER}
+        curve = {"sizes": [1, 2, 3], "kept": [0.5, 0.6, 0.7 - shift], "left": [0.8, 0.7, 0.6], "on_object": None}
+        return {"title": title, "explains": "own", "class_specific": False, "needs_pixels": False, "note": "",
+                "curve": curve, "cost": {"ms_per_image": 0.5, "peak_memory_mb": None}, "values": values,
+                "each": each}  # fmt: skip
+
+    shifts = {"bla": 0.0, "cam": 0.05, "grad-cam": 0.05, "random": 0.2}
+    rows = [
+        {"metric": key, "method": "bla", "against": name, "difference": shift, "low": shift - 0.02,
+         "high": shift + 0.02, "p": 0.001, "p_holm": 0.004, "images": photos}
+        for key in BETTER for name, shift in shifts.items() if name != "bla"
+    ]  # fmt: skip
+    sizes = [image["size"] for image in images]
+    return {
+        "schema_version": 1, "kind": "comparison",
+        "run": {"folder": "run", "setup": "BLA", "model": "net <script>", "classes": ["owl"]},
+        "data": {"root": "/photos/owls", "images": photos, "digest": "ab" * 32, "labels": "the data's", "objects": 0,
+                 "limit": None, "seed": 0},
+        "grid": list(grid), "equal_area": "", "explains": {"own": "the method's own head", "baseline": "the baseline"},
+        "judge": "evaluator", "metrics": {key: metric(key, better) for key, better in BETTER.items()},
+        "baseline": {"accuracy": 0.79, "forward_ms": 12.0},
+        "methods": {name: method(title, shifts[name]) for name, title in methods.items()},
+        "comparisons": rows,
+        "size": {"mean": float(np.mean(sizes)), "std": 1.0, "min": min(sizes), "median": 2.0, "max": max(sizes),
+                 "cells": cells, "object_correlation": None},
+        "leakage": {"chance": 0.1, "evaluator": {"architecture": "a", "law": "l", "steps": "s",
+                                                 "accuracy_from_all_cells": 0.9}},
+        "images": images, "skipped": [], "versions": {"bla": "1"}, "created": "2026-01-02T03:04:05+00:00",
+        "seconds": 1.0,
+    }  # fmt: skip
+
+
+def saved(folder: Path, record: dict[str, Any]) -> Comparison:
+    (folder / "compare.json").write_text(json.dumps(record))
+    return read_comparison(folder)
+
+
+class Balance(html.parser.HTMLParser):
+    """Open elements, and every reference to something outside of the page."""
+
+    VOID = frozenset({"meta", "link", "br", "image", "use", "path", "rect", "line", "polyline", "circle", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.outside: list[str] = []
+        self.unnamed = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        link = given.get("href") or given.get("src") or ""
+        if link and not link.startswith(("data:", "#")):
+            self.outside.append(link)
+        self.unnamed += given.get("role") == "img" and not given.get("aria-label")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID and (not self.open or self.open.pop() != tag):
+            self.wrong.append(tag)
+
+
+def test_the_page_stands_alone_and_escapes_what_it_is_given(tmp_path: Path) -> None:
+    saved(tmp_path, record_of(tmp_path))
+    written = write_report(tmp_path)
+    page = written.path.read_text()
+    assert written.path == tmp_path / "report.html"
+    seen = Balance()
+    seen.feed(page)
+    assert not seen.wrong
+    assert not seen.open
+    assert not seen.outside
+    assert not seen.unnamed
+    assert "<script" not in page
+    assert "net &lt;script&gt;" in page
+    assert "photo 1 &lt;b&gt;.png" in page
+    assert page.count("data:image/jpeg") == 8, "every photo is in the page once"
+    for finding in written.findings:
+        assert str(finding.question).replace("'", "&#39;") in page
+
+
+@pytest.mark.parametrize(
+    ("difference", "sign"),
+    [(Difference(0.1, 0.05, 0.2, 0.01), 1), (Difference(-0.1, -0.2, -0.05, 0.01), -1),
+     (Difference(0.1, 0.05, 0.2, 0.06), 0), (Difference(0.1, -0.01, 0.2, 0.01), 0)],
+)  # fmt: skip
+def test_a_sign_counts_only_where_it_is_established(difference: Difference, sign: int) -> None:
+    assert difference.sign == sign
+
+
+def answers(comparison: Comparison) -> dict[str, str]:
+    return {finding.question: finding.answer for finding in findings(comparison)}
+
+
+def test_the_verdict_follows_the_figures(tmp_path: Path) -> None:
+    record = record_of(tmp_path)
+    found = answers(saved(tmp_path, record))
+    assert found == {
+        "Are the selected cells enough?": "open",  # .77 to .83, against .79 from all cells
+        "Do the cells hold more of the class than the same number chosen by chance?": "for",
+        "Does it keep as much of the class as CAM, at every size from 1 to 12?": "for",
+        "Does it leave less of the class behind than CAM?": "against",  # +.05, and lower is better
+        "Does it lie on the object more than CAM?": "for",
+        "Does the shape of the selection give the class away, more than CAM's does?": "against",
+    }
+    assert summary(findings(read_comparison(tmp_path))).startswith("6 questions could refute these explanations: 3 ")
+
+    record["baseline"]["accuracy"] = 0.84
+    assert answers(saved(tmp_path, record))["Are the selected cells enough?"] == "against"
+    record["baseline"]["accuracy"] = 0.775
+    assert answers(saved(tmp_path, record))["Are the selected cells enough?"] == "for"
+    for row in record["comparisons"]:
+        row["p_holm"] = 0.2
+    found = answers(saved(tmp_path, record))
+    assert set(found.values()) == {"for", "open"}
+    assert found["Does the shape of the selection give the class away, more than CAM's does?"] == "open"
+    record["baseline"]["accuracy"] = None
+    record["comparisons"], record["leakage"] = [], None
+    for method in record["methods"].values():
+        del method["values"]["mask_only"]
+    assert answers(saved(tmp_path, record)) == {}
+    assert "no figure that could refute" in write_report(tmp_path).summary
+
+
+def test_lying_on_the_object_is_asked_against_the_controls_too(tmp_path: Path) -> None:
+    record = record_of(tmp_path)
+    record["methods"] |= {"centre": {**record["methods"]["random"], "title": "centre disc"}}
+    for sign, answer in ((1, "for"), (-1, "against")):
+        row = {"metric": "on_object", "method": "bla", "against": "centre", "difference": 0.1 * sign, "p_holm": 0.001}
+        record["comparisons"] = [{**row, "low": 0.1 * sign - 0.05, "high": 0.1 * sign + 0.05}]
+        found = answers(saved(tmp_path, record))
+        asked = "Does it lie on the object more than the same number chosen by "
+        assert found[asked + "nearness to the middle?"] == answer
+        assert asked + "the length of the feature vector?" not in found
+
+
+def test_half_are_drawn_and_the_extremes_are_shown(tmp_path: Path) -> None:
+    comparison = saved(tmp_path, record_of(tmp_path, photos=20))
+    chosen = choose(comparison, 8, seed=0)
+    assert len({index for index, _ in chosen}) == 8
+    whys = [why.split(":")[0] for _, why in chosen]
+    assert whys == ["drawn by chance"] * 4 + ["among the best"] * 2 + ["among the worst"] * 2
+    assert [index for index, _ in chosen[4:]] == [0, 1, 19, 18], "by the loss, which grows with the index here"
+    assert choose(comparison, 8, seed=0) == chosen
+    assert choose(comparison, 8, seed=1) != chosen
+    assert len(choose(comparison, 50, seed=0)) == 20
+
+
+def test_cells_are_drawn_where_they_are_and_told_in_words(tmp_path: Path) -> None:
+    comparison = saved(tmp_path, record_of(tmp_path))
+    _, (shown,) = exhibits(comparison, [(1, "why")])
+    assert [cut.title for cut in shown.cuts] == ["the photo", "BLA", "CAM, Grad-CAM", "random cells"]
+    own = str(shown.cuts[1].picture)
+    # two cells of 20 x 20 pixels, the first two of the upper row
+    assert re.findall(r"M([\d.]+) ([\d.]+)h20.00v20.00", own)[:2] == [("0.00", "0.00"), ("20.00", "0.00")]
+    assert 'aria-label="BLA: 2 of 6 cells, around the top' in own
+    assert 'aria-label="CAM, Grad-CAM: 2 of 6 cells, around the bottom right"' in str(shown.cuts[2].picture)
+
+
+def test_a_map_of_pixels_is_drawn_as_a_picture(tmp_path: Path) -> None:
+    _, (shown,) = exhibits(saved(tmp_path, record_of(tmp_path, photos=1, grid=(40, 60))), [(0, "why")])
+    assert "data:image/png" in str(shown.cuts[1].picture)
+    assert "M0.00" not in str(shown.cuts[1].picture).split("data:image/png")[0]
+
+
+def test_figures_put_values_where_they_belong() -> None:
+    picture = str(curves([1, 3], [Line("a", "own", [0.0, 1.0])], across="cells", up="share", says="it rises"))
+    ((x1, y1, x2, y2),) = re.findall(r'points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', picture)
+    assert float(x1) < float(x2)
+    assert float(y1) > float(y2), "up is up"
+    assert 'aria-label="share. it rises"' in picture
+    heights = [float(height) for height in re.findall(r'class="bar"[^>]*height="([\d.]+)"', str(
+        histogram([2, 0, 4, 0], across="cells", says="s")))]  # fmt: skip
+    assert heights[0] == pytest.approx(heights[2] / 2, abs=0.1)
+    assert heights[1] == 0
+    assert len(heights) == 3
+    drawn = str(intervals([("a", "own", Figure(0.5, 0.4, 0.6))], says="s", mark=(0.1, "chance")))
+    (line,) = re.findall(r'dot own"><line x1="([\d.]+)" x2="([\d.]+)".*?cx="([\d.]+)"', drawn)
+    low, high, middle = map(float, line)
+    assert middle == pytest.approx((low + high) / 2, abs=0.11)
+    assert "chance" in drawn
+
+
+def test_one_photo_without_labels_objects_or_leakage(tmp_path: Path) -> None:
+    record = record_of(tmp_path, photos=1)
+    record["methods"] = {"bla": record["methods"]["bla"]}
+    record["comparisons"], record["leakage"], record["baseline"] = [], None, {"accuracy": None, "forward_ms": None}
+    record["images"][0]["label"] = None
+    record["metrics"] = {"loss": record["metrics"]["loss"]}
+    record["methods"]["bla"]["values"] = {"loss": {"mean": 0.3, "low": 0.3, "high": 0.3, "images": 1}}
+    record["methods"]["bla"]["each"] = {"loss": [0.3]}
+    saved(tmp_path, record)
+    page = write_report(tmp_path, photos=3).path.read_text()
+    assert "1 photo " in page
+    assert "(correct)" not in page
+
+
+def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ReportError, match=r"got no compare.json there or in .*bla compare RUN"):
+        write_report(tmp_path)
+    assert run_command(["report", str(tmp_path)]) == 2
+    assert "compare.json" in capsys.readouterr().err
+    (tmp_path / "compare.json").write_text("{")
+    with pytest.raises(ReportError, match="got another file"):
+        write_report(tmp_path)
+    record = record_of(tmp_path)
+    saved(tmp_path, record)
+    with pytest.raises(ReportError, match="got the folder"):
+        write_report(tmp_path, tmp_path)
+    with pytest.raises(ReportError, match="at least one photo"):
+        write_report(tmp_path, photos=0)
+    with pytest.raises(ReportError, match="schema_version 1, got 'comparison' 2"):
+        saved(tmp_path, record | {"schema_version": 2})
+    with pytest.raises(ReportError, match="without \\['methods'\\]"):
+        saved(tmp_path, {key: value for key, value in record.items() if key != "methods"})
+    saved(tmp_path, record)
+    Path(record["images"][0]["image"]).unlink()
+    with pytest.raises(ReportError, match=r"expected the photo of the comparison.*photo 0"):
+        write_report(tmp_path)
+    (tmp_path / "explanations/bla.jsonl").write_text("")
+    with pytest.raises(ReportError, match="expected the explanations of the comparison"):
+        write_report(tmp_path)
+
+
+def test_the_command_reads_what_compare_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From photos to the page: train, compare, report."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bla.metrics.leakage.STEPS", 20)
+    Path("reportednet.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=32, padding=4), nn.ReLU())\n"
+        "    return nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))\n"
+    )
+    generator = np.random.RandomState(0)
+    for split, name in ((split, name) for split in ("train", "test") for name in ("a", "b")):
+        folder = Path("data", split, name)
+        folder.mkdir(parents=True)
+        for index in range(6):
+            pixels = generator.randint(0, 200, (40, 60, 3), np.uint8)
+            pixels[10:30, 10:30, "ab".index(name)] += 50
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    assert run_command(["train", "data", "--model", "reportednet:build", "--epochs", "1", "--out", "run"]) == 0
+    assert run_command(["compare", "run", "--leakage"]) == 0
+    capsys.readouterr()
+    assert run_command(["report", "run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert Path(told["report"]) == Path("run/comparison/report.html")
+    assert {finding["answer"] for finding in told["findings"]} <= {"for", "against", "open"}
+    assert len(told["findings"]) >= 6
+    assert run_command(["report", "run"]) == 0
+    assert "The page is run/comparison/report.html." in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not CHROMIUM.exists() and not os.environ.get("CI"), reason="needs Debian's chromium")
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_in_a_browser(tmp_path: Path, width: int, scheme: Any) -> None:
+    """Nothing is asked of the network, nothing runs over the edge, and axe finds nothing serious."""
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    saved(tmp_path, record_of(tmp_path))
+    page_file = write_report(tmp_path, photos=4).path
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-background-networking", "--no-first-run"]
+        )
+        # the page forbids scripts by its own policy; the checker is one
+        page = browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True
+        ).new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        complaints: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto(page_file.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        seen = page.evaluate(
+            "[...document.querySelectorAll('svg.cut')].every(e => e.getBoundingClientRect().width > 60)"
+        )
+        assert seen
+        violations = Axe().run(page).response["violations"]
+        browser.close()
+    assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
+    assert not complaints
+    assert not [entry["id"] for entry in violations if entry["impact"] in ("serious", "critical")]

@@ -1,0 +1,431 @@
+"""Export: the graph says what the module says, for every attention, entry and input; what does not is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import bla
+from bla import operators
+from bla.cli import run_command
+from bla.data.photo import Transform
+from bla.deploy.engine import KEY, Card, Engine, EngineError, kept_path, open_engine
+from bla.deploy.export import ExportError, checking, export
+from bla.deploy.export.graph import OUTPUTS, dialled
+from bla.explanations.explanation import Unexplained
+from bla.model.attention import BoundedLogitAttention, ClassAwareAttention, L2XAttention
+from bla.model.classifier import ExplainableClassifier
+
+HALF = (0.5, 0.5, 0.5)
+SHIPPED = Path(bla.__file__).parent / "runs" / "explainers" / "tf_efficientnet_lite0"
+
+
+def wrapped(attention: nn.Module | None = None, transform: Transform | None = None, seed: int = 0) -> Any:
+    """A small classifier of 5 classes on a grid of 4 x 5, with an attention on 8 channels that is taken as fitted."""
+    torch.manual_seed(seed)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=16, padding=4), nn.ReLU())
+    net = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    transform = transform or Transform((64, 80), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bilinear")
+    if attention is None:
+        attention = BoundedLogitAttention(8)
+    classifier = bla.explainable(net, attention=attention, transform=transform, classes=["a", "b", "c", "d", "e"])
+    if isinstance(attention, BoundedLogitAttention):
+        attention.calibrate(classifier.trunk(torch.randn(4, 3, 64, 80)))
+    classifier.fitted = True
+    return classifier
+
+
+def photos(rows: int, height: int = 64, width: int = 80, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(seed).integers(0, 256, (rows, height, width, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExplainableClassifier, Path]:
+    classifier = wrapped()
+    path = tmp_path_factory.mktemp("export") / "plain.onnx"
+    export(classifier, path)
+    return classifier, path
+
+
+def test_the_contract_of_the_file(plain: tuple[ExplainableClassifier, Path]) -> None:
+    classifier, path = plain
+    session = onnxruntime.InferenceSession(path)
+    (pixels,) = session.get_inputs()
+    assert (pixels.name, pixels.type, pixels.shape) == ("pixels", "tensor(float)", ["batch", 3, 64, 80])
+    assert tuple(output.name for output in session.get_outputs()) == OUTPUTS
+    record = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
+    assert record["classes"] == ["a", "b", "c", "d", "e"]
+    assert Transform.from_dict(record["transform"]) == classifier.transform
+    assert record["setup"] == classifier.setup
+    assert record["schema_version"] == 1
+    assert record["version"]
+    assert b"/site-packages/" not in path.read_bytes(), "no paths of the machine that wrote it"
+    for rows in (1, 2, 7):
+        outputs = session.run(None, {"pixels": np.zeros((rows, 3, 64, 80), np.float32)})
+        assert [output.shape for output in outputs] == [(rows, 5), *4 * [(rows, 4, 5)], (rows, 0, 5)]
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        pytest.param(lambda: BoundedLogitAttention(8, threshold="auto", hidden=(6,)), id="threshold, hidden"),
+        pytest.param(lambda: BoundedLogitAttention(8, gate=True, context=True), id="gate, context"),
+        pytest.param(lambda: ClassAwareAttention(8), id="class-aware"),
+        pytest.param(lambda: L2XAttention(8, size=3), id="l2x"),
+    ],
+)
+def test_every_attention_says_what_the_module_says(attention: Any, tmp_path: Path) -> None:
+    classifier = wrapped(attention())
+    exported = export(classifier, tmp_path / "file.onnx")
+    assert exported.misses["selected"] == 0
+    assert max(exported.misses.values()) < 1e-4
+    engine = Engine(exported.path)
+    images = list(photos(5))
+    asked: list[dict[str, Any]] = [{}]
+    if engine.card.sizes:
+        asked += [{"size": size} for size in (1, 7, 20)]
+    if engine.card.targets:
+        asked += [{"target": 3}, {"target": 0, "size": 4}]
+    for arguments in asked:
+        for ours, theirs in zip(
+            engine.explain_each(images, batch_size=3, **arguments), classifier.explain(images, **arguments), strict=True
+        ):
+            assert not isinstance(ours, Unexplained)
+            one, other = ours.to_dict(), theirs.to_dict()
+            for key in ("unbounded", "scores", "soft"):
+                np.testing.assert_allclose(one.pop(key), other.pop(key), atol=1e-5)
+            for left, right in zip(one.pop("top"), other.pop("top"), strict=True):
+                assert left == right | {"probability": pytest.approx(right["probability"], abs=1e-5)}
+            one.pop("prediction")
+            other.pop("prediction")
+            assert ("votes" in other) == ("target" in arguments)
+            other.pop("votes", None)  # a graph says what is selected, not what each cell says for the class
+            assert one == other
+    if not engine.card.sizes:
+        with pytest.raises(EngineError, match="its size is fixed"):
+            engine.run(photos(1), sizes=3)
+    if not engine.card.targets:
+        with pytest.raises(EngineError, match="not class-aware"):
+            engine.run(photos(1), targets=1)
+
+
+def test_a_size_and_a_subset_for_each_photo_of_a_batch(plain: tuple[ExplainableClassifier, Path]) -> None:
+    classifier, path = plain
+    engine = Engine(path)
+    batch = photos(4)
+    own = engine.run(batch)
+    outputs = engine.run(batch, sizes=[0, 1, 6, 20])
+    assert outputs.selected.sum(axis=(1, 2)).tolist() == [own.selected[0].sum(), 1, 6, 20]
+    masks = np.stack([own.selected, np.ones_like(own.selected)], axis=1)
+    answers = engine.run(batch, masks=masks).answers
+    np.testing.assert_allclose(answers[:, 0], own.logits, atol=1e-5)
+    with torch.inference_mode():
+        features = classifier.trunk(classifier.pixels(batch))
+        np.testing.assert_allclose(answers[:, 1], classifier.head(features.mean(dim=(2, 3))), atol=1e-5)
+        # the other cells are unread: the same logits from features that have anything there
+        spoilt = features.masked_fill(~torch.from_numpy(own.selected)[:, None], 1e6)
+        weights = torch.from_numpy(own.selected / own.selected.sum(axis=(1, 2), keepdims=True)).float()
+        np.testing.assert_allclose(classifier.classify(spoilt, weights), own.logits, rtol=1e-4, atol=1e-4)
+
+
+@given(
+    values=st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 3.0]), min_size=2, max_size=9),
+    size=st.integers(1, 9),
+    gate=st.booleans(),
+)
+def test_the_dial_is_that_of_the_operators(values: list[float], size: int, gate: bool) -> None:
+    logits = torch.tensor([values, values[::-1]])
+    size = min(size, len(values))
+    scores, soft, hard = dialled(logits, torch.tensor([size, size]), temperature=0.3, threshold=0, gate=gate)
+    expected = operators.bound_at_size(logits, size)
+    assert torch.equal(scores, expected)
+    assert torch.equal(soft, operators.bounded_soft(expected, temperature=0.3, gate=gate))
+    assert torch.allclose(hard, operators.top_hard(logits, size) * (size if gate else 1))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vgg11"])
+def test_heads_that_read_maps(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"img_size": 64, "depth": 1} if name.startswith("vit") else {"mlp_ratio": 0.01}
+    classifier = bla.explainable(
+        timm.create_model(name, num_classes=5, **small), transform=Transform((64, 64), HALF, HALF)
+    )
+    classifier.attention.calibrate(classifier.trunk(torch.randn(4, 3, 64, 64)))  # type: ignore[operator]
+    classifier.fitted = True
+    engine = Engine(export(classifier, tmp_path / "graph.onnx").path)  # checked there, batches of several sizes
+    batch, grid = photos(3, width=64), engine.card.grid
+    masks = (torch.rand(3, 2, *grid) < 0.5).float()
+    masks[:, :, 0, 0] = 1
+    got = engine.run(batch, masks=masks.numpy() > 0)
+    with torch.no_grad():
+        features = classifier.trunk(classifier.pixels(batch))
+        for index in range(2):
+            weights = masks[:, index] / masks[:, index].sum(dim=(1, 2), keepdim=True)
+            expected = classifier.classify(features, weights)
+            assert got.answers is not None
+            np.testing.assert_allclose(got.answers[:, index], expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["squash", "crop"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("size", [(64, 64), (64, 80)])
+def test_the_photos_entry_resizes_as_pillow_does(mode: Any, interpolation: Any, size: tuple[int, int]) -> None:
+    """The prepared pixels, within half a level of 255 on average, and of the same centre for crop."""
+    from skimage.data import chelsea
+
+    from bla.deploy.export.entries import photos_entry
+
+    transform = Transform(size, HALF, (0.2, 0.3, 0.4), interpolation, mode, crop_fraction=0.83)
+    identity = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["pixels"], ["seen"])],
+        "front",
+        [onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, ["batch", 3, *size])],
+        [onnx.helper.make_tensor_value_info("seen", onnx.TensorProto.FLOAT, ["batch", 3, *size])],
+    )
+    model = onnx.helper.make_model(identity, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    photos_entry(model, transform)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    whole = chelsea()
+    for photo in (whole, whole[:, :201], whole[:90], whole[:61, :333]):
+        (seen,) = session.run(None, {"photos": photo[None]})[0]
+        levels = (seen.transpose(1, 2, 0) * transform.std + transform.mean) * 255
+        difference = np.abs(levels - transform.read(photo).pixels)
+        assert difference.mean() < (0.05 if interpolation != "nearest" else 0.5)
+        assert np.percentile(difference, 99.9) < (4 if interpolation != "nearest" else 256)
+
+
+def test_the_photos_entry_end_to_end(tmp_path: Path) -> None:
+    classifier = wrapped(transform=Transform((64, 80), HALF, HALF, "bicubic"))
+    exported = export(classifier, tmp_path / "photos.onnx", entry="photos")
+    assert exported.misses["photos"] < 0.2
+    engine = Engine(exported.path)
+    outputs = engine.run(photos(2, 150, 210), sizes=3)
+    assert outputs.selected.sum(axis=(1, 2)).tolist() == [3, 3]
+    with pytest.raises(ExportError, match="got lanczos"):
+        export(wrapped(transform=Transform((64, 80), HALF, HALF, "lanczos")), tmp_path / "no.onnx", entry="photos")
+    assert not (tmp_path / "no.onnx").exists()
+
+
+@pytest.mark.parametrize("entry", ["pixels", "photos"])
+def test_torch(entry: Any, tmp_path: Path) -> None:
+    classifier = wrapped()
+    exported = export(classifier, tmp_path / "file.pt2", to="torch", entry=entry)
+    extra = {f"{KEY}.json": ""}
+    program = torch.export.load(exported.path, extra_files=extra).module()
+    assert Card.from_dict(json.loads(extra[f"{KEY}.json"])) == exported.card
+    images = photos(3)
+    outputs = program(classifier.pixels(images) if entry == "pixels" else torch.from_numpy(images))
+    assert set(outputs) == set(OUTPUTS) - {"answers"}
+    with torch.inference_mode():
+        assert torch.allclose(outputs["logits"], classifier(classifier.pixels(images)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("output", "change"),
+    [
+        ("logits", lambda outputs: outputs["logits"].__iadd__(1)),
+        ("soft", lambda outputs: outputs["soft"].__imul__(0.99)),
+        ("selected", lambda outputs: outputs["selected"].__setitem__((0, 0, 0), ~outputs["selected"][0, 0, 0])),
+        ("unbounded", lambda outputs: outputs["unbounded"].__setitem__((0, 0, 0), np.nan)),
+    ],
+)
+def test_a_graph_that_differs_is_refused_with_figures(
+    output: str, change: Any, plain: tuple[ExplainableClassifier, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, path = plain
+    session = checking._session
+
+    def lying(*arguments: Any, **options: Any) -> Any:
+        run = session(*arguments, **options)
+
+        def lie(**feeds: Any) -> Any:
+            outputs = {name: np.array(values) for name, values in run(**feeds).items()}
+            change(outputs)
+            return outputs
+
+        return lie
+
+    monkeypatch.setattr(checking, "_session", lying)
+    with pytest.raises(ExportError, match=rf"got one that misses .*{output} by .* \(at most"):
+        checking.check_onnx(classifier, onnx.load(path), Engine(path).card)
+
+
+def test_tied_clipped_and_unclipped_maps_are_among_those_checked() -> None:
+    classifier = wrapped()
+    with torch.inference_mode():
+        found = list(checking._maps(classifier, torch.randn(3, 3, 64, 80)))
+        unbounded = [classifier.attention(features).unbounded.flatten(1) for features in found]
+        assert any((values >= 0).all() for values in unbounded)
+        assert any((values < 0).all() for values in unbounded)
+        assert any((values == values[:, :1]).all(dim=1).any() for values in unbounded)
+
+
+def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
+    never = wrapped()
+    never.fitted = False
+    with pytest.raises(ExportError, match="never fitted"):
+        export(never, tmp_path / "x.onnx")
+    with pytest.raises(ExportError, match="float32"):
+        export(wrapped().double(), tmp_path / "x.onnx")
+    with pytest.raises(ExportError, match="got the folder"):
+        export(wrapped(), tmp_path)
+
+    class Odd(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            return torch.from_numpy(np.linalg.pinv(features.detach().numpy()))
+
+    odd = wrapped()
+    odd.trunk = nn.Sequential(odd.trunk, Odd())
+    odd.trunk[0] = copy.deepcopy(wrapped().trunk)
+    with pytest.raises(ExportError, match=r"expected a classifier that torch\.onnx\.export takes"):
+        export(odd, tmp_path / "x.onnx")
+
+
+def test_files_that_are_not_ours(plain: tuple[ExplainableClassifier, Path], tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="is no file"):
+        Engine(tmp_path / "nothing.onnx")
+    (tmp_path / "text.onnx").write_text("no graph")
+    with pytest.raises(EngineError, match="expected an ONNX file"):
+        Engine(tmp_path / "text.onnx")
+    model = onnx.load(plain[1])
+    record = json.loads(model.metadata_props[0].value)
+    for value, message in (
+        (json.dumps(record | {"schema_version": 99}), "of schema_version 1, got 99"),
+        (json.dumps(record | {"transform": {}}), "a transform's keys"),
+    ):
+        model.metadata_props[0].value = value
+        (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(EngineError, match=message):
+            Engine(tmp_path / "other.onnx")
+    del model.metadata_props[:]
+    (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match="of another's"):
+        Engine(tmp_path / "other.onnx")
+    with pytest.raises(EngineError, match="a run folder or a shipped explainer"):
+        open_engine("nowhere")
+    with pytest.raises(EngineError, match="expected a complete run"):
+        open_engine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sizes": 21}, "expected a size from 1 to 20, got 21"),
+        ({"sizes": -1}, "expected a size"),
+        ({"sizes": 2.5}, "expected a size"),
+        ({"masks": np.zeros((1, 4, 5))}, "at least one cell"),
+        ({"masks": np.full((1, 4, 5), 0.5)}, "of 0 and 1"),
+        ({"masks": np.ones((1, 5, 4))}, "expected masks of shape"),
+    ],
+)
+def test_wrong_questions(plain: tuple[ExplainableClassifier, Path], arguments: Any, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        Engine(plain[1]).run(photos(1), **arguments)
+
+
+def test_photos_that_cannot_be_read_and_numbers_that_are_none(plain: tuple[ExplainableClassifier, Path]) -> None:
+    engine = Engine(plain[1])
+    found = list(engine.explain_each(["nowhere.jpg", photos(1)[0], b"no photo"], batch_size=2))
+    assert [isinstance(result, Unexplained) for result in found] == [True, False, True]
+    assert "no such file" in found[0].to_dict()["error"]
+    broken = io.BytesIO()
+    model = onnx.load(plain[1])
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("head.graph.3.bias") or (tensor.dims == [5] and tensor.data_type == 1):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(5, np.nan, np.float32), tensor.name))
+    broken.write(model.SerializeToString())
+    path = plain[1].with_name("nan.onnx")
+    path.write_bytes(broken.getvalue())
+    (result,) = Engine(path).explain_each([photos(1)[0]])
+    assert isinstance(result, Unexplained)
+    assert "NaN" in result.error
+
+
+def test_the_command(plain: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["export", "nowhere", "--out", str(tmp_path / "x.onnx")]) == 2
+    assert "expected a run folder" in capsys.readouterr().err
+
+
+def test_a_run_is_exported_once_and_kept(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def exporting(command: list[str], **_: Any) -> Any:
+        calls.append(command)
+        Path(command[-1]).parent.mkdir(parents=True, exist_ok=True)
+        Path(command[-1]).write_bytes(plain[1].read_bytes())
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", exporting)
+    for _ in range(2):
+        assert open_engine("tf_efficientnet_lite0").path == kept_path(SHIPPED)
+    assert [command[1:5] for command in calls] == [["-m", "bla", "export", str(SHIPPED)]]
+    kept_path(SHIPPED).unlink()
+
+
+def test_a_run_that_cannot_be_exported_says_why(tmp_path: Path) -> None:
+    for name in ("run.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((SHIPPED / name).read_bytes()[:100])
+    with pytest.raises(EngineError, match=f"{tmp_path}: .*expected"):
+        open_engine(tmp_path)
+
+
+WITHOUT_TORCH = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "timm", "torchvision", "onnx"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocked())
+sys.argv = sys.argv[1:]
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_documented_program_needs_no_torch(plain: tuple[ExplainableClassifier, Path], tmp_path: Path) -> None:
+    """examples/explain_onnx.py, of 20 lines, explains a photograph with onnxruntime, numpy and Pillow alone."""
+    classifier, path = plain
+    from PIL import Image
+    from skimage.data import chelsea
+
+    program = Path(__file__).parents[2] / "examples" / "explain_onnx.py"
+    photo = tmp_path / "cat.png"
+    Image.fromarray(chelsea()).save(photo)
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(program), str(path), str(photo)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    (expected,) = classifier.explain(photo)
+    assert len([line for line in program.read_text().splitlines() if line]) <= 20
+    assert done.stdout.splitlines()[0].startswith(f"{expected.prediction.label} {expected.prediction.probability:.1%}")
+    drawn = [[character == "#" for character in line.split()] for line in done.stdout.splitlines()[1:5]]
+    assert drawn == expected.selected.tolist()
+
+
+def test_the_answers_to_cells_by_themselves_are_their_votes(plain: tuple[ExplainableClassifier, Path]) -> None:
+    classifier, path = plain
+    photo = photos(1)[0]
+    (why,) = classifier.explain(photo, size=4, target="c", against="a")
+    assert why.votes is not None
+    cells = np.argwhere(why.selected)
+    masks = np.zeros((1, len(cells), *why.grid))
+    masks[0, range(len(cells)), cells[:, 0], cells[:, 1]] = 1
+    engine = Engine(path)
+    answers = engine.run(photo[None], masks=masks).answers[0]
+    margins = answers[:, 2] - answers[:, 0]
+    assert margins.mean() == pytest.approx(why.votes.logit, abs=1e-4)
+    votes = (margins - why.votes.offset) / len(cells)
+    assert votes == pytest.approx(why.votes.cells[why.selected], abs=1e-4)

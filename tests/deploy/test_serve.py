@@ -1,0 +1,399 @@
+"""The server: explanations as the engine gives them, refusals with reasons, batches, overload, a page in a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+from torch import nn
+
+import bla
+from bla.data.photo import Photo, Transform
+from bla.deploy.engine import Engine, Outputs
+from bla.deploy.export import export
+from bla.deploy.serve import Batcher, Busy, Limits, application
+from bla.model.attention import ClassAwareAttention
+
+LIMITS = Limits(bytes=400_000, photos=4, pixels=200_000, masks=8, seconds=20)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=16, padding=4), nn.ReLU())
+    net = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    attention = ClassAwareAttention(8)
+    half = (0.5, 0.5, 0.5)
+    classes = ["ant", "bee", "cat"]
+    wrapped = bla.explainable(net, attention=attention, transform=Transform((64, 80), half, half), classes=classes)
+    attention.calibrate(wrapped.trunk(torch.randn(4, 3, 64, 80)))
+    wrapped.fitted = True
+    return Engine(export(wrapped, tmp_path_factory.mktemp("serve") / "file.onnx").path, threads=1)
+
+
+@pytest.fixture(scope="module")
+def client(engine: Engine) -> Iterator[TestClient]:
+    with TestClient(application(engine, limits=LIMITS), raise_server_exceptions=False) as client:
+        yield client
+
+
+def photo(seed: int = 0, size: tuple[int, int] = (90, 70), form: str = "PNG", mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, form)
+    return file.getvalue()
+
+
+def test_one_or_many_in_every_form(client: TestClient, engine: Engine) -> None:
+    sent = [photo(0), photo(1, form="JPEG")]
+    expected = [result.to_dict() | {"image": ""} for result in engine.explain_each(sent, size=3, target=1)]
+    asked = "/v1/explain?size=3&target=bee"
+    encoded = [base64.b64encode(content).decode() for content in sent]
+    answers = [
+        client.post(asked, files=[("photo", ("../a/x.png", sent[0])), ("photo", ("y\\z.jpg", sent[1]))]),
+        client.post(asked, json={"photos": [encoded[0], f"data:image/jpeg;base64,{encoded[1]}"]}),
+    ]
+    names = (["x.png", "z.jpg"], ["photo 0", "photo 1"])
+    for answer, own in zip(answers, names, strict=True):
+        found = answer.json()["explanations"]
+        assert [result["image"] for result in found] == own
+        for result, reference in zip(found, expected, strict=True):
+            assert result["selected"] == reference["selected"]
+            assert result["target"] == 1
+            np.testing.assert_allclose(result["unbounded"], reference["unbounded"], atol=1e-5)
+    raw = client.post(asked, content=sent[0], headers={"content-type": "image/png"}).json()["explanations"][0]
+    assert raw["selected"] == expected[0]["selected"]
+
+
+def test_a_picture(client: TestClient) -> None:
+    by_accept = client.post("/v1/explain", files={"photo": photo()}, headers={"accept": "image/png"})
+    by_name = client.post("/v1/explain?format=png", files={"photo": photo()})
+    assert by_accept.headers["content-type"] == "image/png"
+    assert by_accept.content == by_name.content
+    with Image.open(io.BytesIO(by_name.content)) as picture:
+        assert picture.height >= 160
+
+
+def test_answers_of_subsets(client: TestClient, engine: Engine) -> None:
+    (why,) = client.post("/v1/explain", files={"photo": photo()}).json()["explanations"]
+    masks = [why["selected"], np.ones(engine.grid, int).tolist()]
+    asked: list[dict[str, Any]] = [
+        {"files": {"photo": photo()}, "data": {"masks": json.dumps(masks)}},
+        {"json": {"photos": [base64.b64encode(photo()).decode()], "masks": masks}},
+    ]
+    for form in asked:
+        own, whole = client.post("/v1/answers", **form).json()["answers"]
+        assert own["size"] == why["size"]
+        assert own["prediction"]["index"] == why["prediction"]["index"]
+        assert own["prediction"]["probability"] == pytest.approx(why["prediction"]["probability"], abs=1e-5)
+        assert whole["size"] == 20
+
+
+def test_the_other_pages(client: TestClient) -> None:
+    assert client.get("/healthz").json()["status"] == "ok"
+    assert client.get("/v1/explainer").json()["classes"] == ["ant", "bee", "cat"]
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    document = client.get("/openapi.json").json()
+    assert document["paths"]["/v1/explain"]["post"]["requestBody"]["content"]["application/json"]["example"]
+
+
+def bad_photos() -> Iterator[tuple[str, bytes]]:
+    whole = {form: photo(form=form) for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")}
+    for form, content in whole.items():
+        for share in (0.02, 0.1, 0.3, 0.5):
+            yield f"{form} cut at {share}", content[: max(1, int(share * len(content)))]
+        yield f"{form} without its beginning", content[7:]
+        yield f"{form} of zeros", content[:12] + bytes(500)
+    for name, content in {
+        "text": b"text", "html": b"<html>", "svg": b"<svg/>", "pdf": b"%PDF-1.7", "zip": b"PK\x03\x04" + bytes(90),
+        "eps": b"%!PS-Adobe-3.0 EPSF-3.0", "zeros": bytes(1000), "path": b"../../etc/passwd", "script": b"#!/bin/sh",
+        "xcf": b"gimp xcf v011", "icc": b"acsp", "utf-16": "photo".encode("utf-16"),
+    }.items():  # fmt: skip
+        yield name, content
+    for size in ((700, 700), (20_000, 20)):
+        yield f"{size} pixels", photo(size=size, mode="1")
+    header = photo(size=(90, 70))
+    for width, height in ((2**31 - 1, 2**31 - 1), (60_000, 60_000), (0, 0), (1, 2**31 - 1)):
+        yield f"a bomb of {width} x {height}", header[:16] + width.to_bytes(4) + height.to_bytes(4) + header[24:]
+
+
+BAD_PHOTOS = dict(bad_photos())
+
+
+def bad_requests() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    good = base64.b64encode(photo()).decode()
+    whole = np.ones((4, 5), int).tolist()
+    bodies: list[Any] = [
+        b"", b"{", b"null", b"[]", b"1", b'"x"', b"{}", b'{"photos": null}', b'{"photos": []}', b'{"photos": [1]}',
+        b'{"photos": ["%"]}', b'{"photos": ["\\ud800"]}', b"[" * 100_000, b'{"photos": [[]]}', b"\xff\xfe", b"NaN",
+        json.dumps({"photos": [good] * 5}).encode(), json.dumps({"photos": [good], "path": "/etc"}).encode(),
+        b'{"photos": ["' + b"A" * 500_000 + b'"]}',
+    ]  # fmt: skip
+    for index, body in enumerate(bodies):
+        for path in ("/v1/explain", "/v1/answers"):
+            yield f"JSON {index} to {path}", path, {"content": body, "headers": {"content-type": "application/json"}}
+    masks: list[Any] = [
+        None, 1, "x", [], [[]], [[[]]], [whole[:3]], [[[2] * 5] * 4], [[[0] * 5] * 4], [whole] * 9, [[[0.5] * 5] * 4],
+        [[["1"] * 5] * 4], [[[None] * 5] * 4], {"a": 1}, [[[1e400] * 5] * 4], [[[10**30] * 5] * 4], [whole, [1]],
+    ]  # fmt: skip
+    for index, mask in enumerate(masks):
+        body = json.dumps({"photos": [good], "masks": mask}).encode()
+        yield f"masks {index}", "/v1/answers", {"content": body, "headers": {"content-type": "application/json"}}
+        fields = {"files": {"photo": photo()}, "data": {"masks": json.dumps(mask)}}
+        yield f"masks {index} in a form", "/v1/answers", fields
+    for kind in ("", "text/plain", "application/xml", "multipart/mixed", "application/json;charset=\xff", "x" * 300):
+        headers = {"content-type": kind.encode("latin-1")}
+        yield f"type {kind[:20]!r}", "/v1/explain", {"content": b"x", "headers": headers}
+    for index, kind in enumerate(
+        ("multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=a")
+    ):
+        for body in (b"--a\r\n", b"--a\r\nContent-Disposition: form-data\r\n\r\nx\r\n--a--", b"\x00" * 50):
+            yield f"form {index} {body[:9]!r}", "/v1/explain", {"content": body, "headers": {"content-type": kind}}
+    sizes = ["0", "21", "-1", "x", "1e3", "99999999999999999999"]
+    targets = ["3", "", "dog", "%00", "-1", "%F0%9F%90%88"]
+    queries = [f"size={size}" for size in sizes] + [f"target={target}" for target in targets]
+    for query in (*queries, "format=gif", "format=../x"):
+        yield query, f"/v1/explain?{query}", {"files": {"photo": photo()}}
+    yield "many for a picture", "/v1/explain?format=png", {"files": [("p", photo())] * 2}
+    yield "too many", "/v1/explain", {"files": [("p", photo())] * 5}
+    yield "no file", "/v1/explain", {"data": {"photo": "text"}, "files": {}}
+    yield "too many bytes", "/v1/explain", {"files": {"photo": bytes(500_000)}}
+
+
+def test_two_hundred_kinds_of_bad_input(client: TestClient) -> None:
+    """Every one gets a reason, none a fault; afterwards the server is well, and nobody is left in the house."""
+    asked = list(bad_requests())
+    for name, content in BAD_PHOTOS.items():
+        form = {"content": content, "headers": {"content-type": "application/octet-stream"}}
+        asked.append((name, "/v1/explain", form))
+        asked.append((f"{name} in a form", "/v1/explain", {"files": {"photo": (f"../../{name}\x00", content)}}))
+    asked += [
+        (path, path, {"content": b"x"}) for path in ("/../etc/passwd", "/v1/explain/../..", "/%2e%2e/x", "/static/x")
+    ]
+    assert len(asked) >= 200
+    for name, path, form in asked:
+        answer = client.post(path, **form)
+        # what is left of a photo may still be one, of fewer rows
+        assert answer.status_code in (404, 405, 413, 415, 422) or (" cut at " in name and answer.status_code == 200), (
+            name
+        )
+        if answer.status_code != 200:
+            assert set(answer.json()) == {"error"}, name
+            assert "Traceback" not in answer.text, name
+            assert len(answer.json()["error"]) > 5, name
+    assert client.get("/healthz").json()["waiting"] == 0
+    assert client.post("/v1/explain", files={"photo": photo()}).status_code == 200
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
+def test_odd_colour_modes_are_explained(mode: str, client: TestClient) -> None:
+    form = {"YCbCr": "JPEG", "CMYK": "JPEG", "F": "TIFF"}.get(mode, "PNG")
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8))
+    file = io.BytesIO()
+    pixels.convert(mode).save(file, form)
+    assert client.post("/v1/explain", files={"photo": file.getvalue()}).status_code == 200
+
+
+def test_one_broken_photo_does_not_spoil_the_others(client: TestClient) -> None:
+    files = [("photo", ("a.png", photo())), ("photo", ("b.png", b"broken")), ("photo", ("c.png", photo(2)))]
+    found = client.post("/v1/explain", files=files).json()["explanations"]
+    assert [sorted(result) == ["error", "image"] for result in found] == [False, True, False]
+    assert "b.png" in found[1]["error"]
+
+
+def test_the_document_holds_for_what_is_sent_at_random(engine: Engine) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, Phase, settings
+
+    schema = schemathesis.openapi.from_asgi("/openapi.json", application(engine, limits=LIMITS))
+    for operation in schema.get_all_operations():
+
+        def send(case: Any) -> None:
+            answer = case.call()
+            assert answer.status_code < 500, answer.text
+
+        run = operation.ok().as_strategy()
+        from hypothesis import given
+
+        given(case=run)(
+            settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))(
+                send
+            )
+        )()
+
+
+class Slow:
+    """An engine that counts, and takes its time."""
+
+    def __init__(self, engine: Engine, seconds: float) -> None:
+        self.engine, self.seconds, self.sizes = engine, seconds, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def run(self, photos: Any, **asked: Any) -> Outputs:
+        self.sizes.append(len(photos))
+        time.sleep(self.seconds)
+        return self.engine.run(photos, **asked)
+
+
+def test_requests_are_run_together(engine: Engine) -> None:
+    slow = Slow(engine, 0.05)
+    batcher = Batcher(slow, most=8, deadline=0.5)  # type: ignore[arg-type]
+    seen = Photo(np.zeros((64, 80, 3), np.uint8), (80, 64), (0, 0, 80, 64))
+
+    async def many() -> list[Outputs]:
+        return await asyncio.gather(*(batcher.run(seen, size=1 + index % 3) for index in range(20)))
+
+    rows = asyncio.run(many())
+    batcher.close()
+    assert [int(row.selected.sum()) for row in rows] == [1 + index % 3 for index in range(20)]
+    assert slow.sizes == [8, 8, 4]
+    with batcher.admitted(64), pytest.raises(Busy), batcher.admitted(1):
+        pass
+    assert batcher.inside == 0
+
+
+def test_overload_is_refused_and_all_that_was_accepted_is_answered(engine: Engine) -> None:
+    slow = Slow(engine, 0.02)
+    app = application(slow, room=6, most=4, limits=LIMITS)  # type: ignore[arg-type]
+
+    async def storm() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            headers = {"content-type": "image/png"}
+            asked = (client.post("/v1/explain", content=photo(), headers=headers) for _ in range(60))
+            return await asyncio.gather(*asked)
+
+    answers = asyncio.run(storm())
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 6
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status_code == 429)
+    assert app.state.batcher.inside == 0
+    assert app.state.batcher.done == statuses.count(200)
+
+
+def test_what_takes_too_long_is_told_so(engine: Engine) -> None:
+    app = application(Slow(engine, 0.5), limits=Limits(seconds=0.1))  # type: ignore[arg-type]
+    with TestClient(app) as client:
+        assert client.post("/v1/explain", files={"photo": photo()}).status_code == 504
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_the_command_serves_without_torch_and_stops_gracefully(engine: Engine, tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-X", "importtime", "-m", "bla", "serve", str(engine.path), "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--deadline", "400"], stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in itertools.takewhile(lambda _: process.poll() is None, range(300)):
+            try:
+                if httpx.get(f"{address}/healthz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        found: list[int] = []
+        send = {"content": photo(), "headers": {"content-type": "image/png"}, "timeout": 30}
+        under_way = threading.Thread(
+            target=lambda: found.append(httpx.post(f"{address}/v1/explain", **send).status_code)  # type: ignore[arg-type]
+        )
+        under_way.start()
+        while under_way.is_alive() and not httpx.get(f"{address}/healthz").json()["waiting"]:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        under_way.join()
+        assert found == [200]
+        assert process.wait(20) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+    log_text = (tmp_path / "log").read_text()
+    assert " | torch" not in log_text.replace("|   ", "| ")
+    assert "onnxruntime" in log_text
+    assert "Traceback" not in log_text
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="needs Debian's chromium")
+@pytest.mark.parametrize("phone", [False, True])
+def test_the_page_in_a_browser(phone: bool, engine: Engine, tmp_path: Path) -> None:
+    import uvicorn
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(application(engine), port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    (tmp_path / "photo.png").write_bytes(photo(size=(300, 200)))
+    (tmp_path / "text.png").write_bytes(b"no photo")
+    faults: list[str] = []
+    asked: list[str] = []
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            size = {"width": 390, "height": 844} if phone else {"width": 1200, "height": 850}
+            page = browser.new_page(viewport=size, color_scheme="dark" if phone else "light", has_touch=phone)  # type: ignore[arg-type]
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.on("request", lambda request: asked.append(request.url))
+            page.goto(f"http://127.0.0.1:{port}/")
+            page.set_input_files("#choose", tmp_path / "text.png")
+            page.wait_for_selector("#error:visible")
+            page.set_input_files("#choose", tmp_path / "photo.png")
+            page.wait_for_selector("#curve path", state="attached")
+            assert page.locator("#error").is_hidden()
+            checked = page.locator("#cells [aria-checked=true]")
+            own = checked.count()
+            assert f"from {own} of 20 cells, the explainer" in page.inner_text("#read")
+            page.locator("#size").focus()
+            page.keyboard.press("Home")
+            page.keyboard.press("ArrowRight")
+            assert checked.count() == 2
+            assert "from 2 of 20 cells" in page.inner_text("#read")
+            off = page.locator("#cells [aria-checked=false]").first
+            off.tap() if phone else off.click()
+            page.locator("#read", has_text="from 3 of 20 cells, of your choice").wait_for()
+            page.keyboard.press("ArrowRight")
+            page.keyboard.press("Space")
+            page.locator("#read").filter(has_not_text="from 3 of").wait_for()
+            page.click("#own")
+            assert checked.count() == own
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert [violation["id"] for violation in Axe().run(page).response["violations"]] == []
+            browser.close()
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert faults == []
+    assert all(url.startswith((f"http://127.0.0.1:{port}/", "blob:", "data:")) for url in asked)

@@ -1,0 +1,55 @@
+"""The documentation site: it builds without a warning, holds the public names, and asks nothing of other machines."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+ELSEWHERE = re.compile(r"""(?:src=|<link[^>]*href=|@import|url\()\s*["']?(?:https?:)?//[^"')\s>]+""")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not importlib.util.find_spec("sphinx") and not os.environ.get("CI"):
+        pytest.skip("needs the extra [docs]")
+    place = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", DOCS, place / "html"]
+    done = subprocess.run([*command, "-d", place / "read"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return place / "html"
+
+
+def test_every_page_is_there_and_the_readme_is_the_front(site: Path) -> None:
+    pages = {path.relative_to(DOCS).with_suffix(".html") for path in DOCS.rglob("*.md")}
+    assert pages <= {path.relative_to(site) for path in site.rglob("*.html")}
+    front = (site / "index.html").read_text(encoding="utf-8")
+    assert "for each image it selects a subset of the feature map" in front.replace("\n", " ")
+    assert all(f'href="{page.as_posix()}"' in front for page in pages - {Path("index.html")})  # the navigation
+
+
+@pytest.mark.parametrize(
+    "module", ["", ".batch", ".comparing", ".comparison", ".evaluation", ".export", ".operators", ".report", ".serve"]
+)
+def test_every_public_name_is_described(site: Path, module: str) -> None:
+    described = set(re.findall(r'id="(bla\.[\w.]+)"', "".join(p.read_text() for p in (site / "api").glob("*.html"))))
+    public = importlib.import_module(f"bla{module}")
+    names = [name for name in public.__all__ if inspect.isroutine(it := getattr(public, name)) or inspect.isclass(it)]
+    assert names
+    assert not {f"bla{module}.{name}" for name in names} - described
+
+
+def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    files = [path for path in site.rglob("*") if path.suffix in (".html", ".css")]
+    found = {path.name: ELSEWHERE.findall(path.read_text(encoding="utf-8")) for path in files}
+    assert not {name: links for name, links in found.items() if links}
+    assert ELSEWHERE.search('<script src="https://cdn.example/mathjax.js">')
+    assert ELSEWHERE.search('<link rel="stylesheet" href="//fonts.example/css">')

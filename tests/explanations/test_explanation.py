@@ -1,0 +1,122 @@
+"""Explanations: round trips, refusals, all-or-nothing saving."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bla.explanations.explanation import Explanation, ExplanationError, Prediction
+
+CAT = Prediction(281, "tabby", 0.75)
+
+
+def make(**changes: object) -> Explanation:
+    values = {
+        "image": "cat.jpg",
+        "prediction": CAT,
+        "top": (CAT, Prediction(282, "tiger cat", 0.2)),
+        "method": "BLA",
+        "grid": (2, 3),
+        "unbounded": [[0.5, -1, 2], [0, -3, 0.1]],
+        "scores": [[0, -1, 0], [0, -3, 0]],
+        "soft": None,
+        "selected": [[1, 0, 1], [1, 0, 1]],
+        "region": (0, 0, 640, 480),
+    } | changes
+    return Explanation(**values)  # type: ignore[arg-type]
+
+
+finite = st.floats(-(2.0**100), 2.0**100, width=32)
+
+
+@given(
+    data=st.data(),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 5)),
+    label=st.text(),
+    probability=st.floats(0, 1),
+    target=st.none() | st.integers(0, 999),
+)
+def test_json_round_trip_is_exact(
+    data: st.DataObject, grid: tuple[int, int], label: str, probability: float, target: int | None
+) -> None:
+    maps = hnp.arrays(np.float32, grid, elements=finite)
+    selected = data.draw(hnp.arrays(np.bool_, grid).filter(lambda cells: bool(cells.any())))
+    guess = Prediction(3, label, probability)
+    explanation = make(
+        prediction=guess, top=(guess,), grid=grid, target=target, selected=selected,
+        unbounded=data.draw(maps), scores=data.draw(maps), soft=data.draw(st.none() | maps),
+    )  # fmt: skip
+    again = Explanation.from_dict(json.loads(json.dumps(explanation.to_dict(), allow_nan=False)))
+    assert again == explanation
+    assert np.array_equal(again.unbounded, explanation.unbounded)
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    explanation = make()
+    assert Explanation.load(explanation.save(tmp_path / "deep" / "why.json")) == explanation
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make().save(tmp_path / "why.json")
+    before = path.read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        make(image="other.jpg").save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_is_frozen_down_to_the_maps() -> None:
+    source = np.zeros((2, 3), np.float32)
+    explanation = make(unbounded=source)
+    source[0, 0] = 7
+    assert explanation.unbounded[0, 0] == 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        explanation.image = "dog.jpg"  # type: ignore[misc]
+    with pytest.raises(ValueError, match="read-only"):
+        explanation.scores[0, 0] = 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selected": np.zeros((2, 3))}, "at least one selected cell"),
+        ({"scores": np.zeros((3, 2))}, r"scores of shape \(2, 3\)"),
+        ({"unbounded": np.full((2, 3), np.nan)}, "finite unbounded"),
+        ({"region": (5, 0, 5, 9)}, "left < right"),
+        ({"prediction": Prediction(0, "x", 1.5)}, r"probability in \[0, 1\]"),
+        ({"schema_version": 99}, "expected schema_version 1, got 99"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ExplanationError, match=message):
+        make(**changes)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "why.json"
+    for content, message in [
+        (b"\xff\xfe", "got no JSON"),
+        (b"{", "got no JSON"),
+        (b"[]", "JSON list"),
+        (b'{"a": 1}', r"unknown \['a'\]"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ExplanationError, match=message):
+            Explanation.load(path)
+    record = make().to_dict()
+    with pytest.raises(ExplanationError, match="expected size 4"):
+        Explanation.from_dict(record | {"size": 5})
+    with pytest.raises(ExplanationError, match="malformed"):
+        Explanation.from_dict(record | {"prediction": {"index": 1}})

@@ -1,0 +1,176 @@
+"""Pixel-level metrics by hand on photos that are not square, over several batches; ROAD against the library."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+from torch import Tensor
+
+from bla.metrics import pixels as room
+from bla.metrics.pixels import (
+    METRICS,
+    blurred,
+    deletion_insertion,
+    imputed,
+    infidelity,
+    kept_pixels,
+    masked_confidence,
+    max_sensitivity,
+    road,
+    spread,
+)
+
+WEIGHT = torch.zeros(3, 4, 6)
+WEIGHT[:, 0, 0], WEIGHT[:, 3, 5] = 1.0, -1.0
+
+
+def network(pixels: Tensor) -> Tensor:
+    """Two classes; the first one's logit is a weighted sum over a photo of 4 x 6 pixels."""
+    logit = (pixels * WEIGHT).sum(dim=(1, 2, 3))
+    return torch.stack([logit, torch.zeros_like(logit)], dim=1)
+
+
+def sigmoid(value: float) -> float:
+    return torch.tensor(value, dtype=torch.float64).sigmoid().item()
+
+
+def batches(function, pixels: Tensor, *rest: Tensor) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
+    """As one batch and one photo at a time: a metric that counts only the first batch, or photo, would differ."""
+    together = function(network, pixels, *rest)
+    alone = [function(network, *(value[row : row + 1] for value in (pixels, *rest))) for row in range(len(pixels))]
+    for name, value in together.items():
+        torch.testing.assert_close(value, torch.cat([each[name] for each in alone]), atol=1e-5, rtol=1e-5)
+    return together
+
+
+PIXELS = torch.ones(3, 3, 4, 6)
+PIXELS[1] *= 2
+PIXELS[2] *= -1
+CLASSES = torch.tensor([0, 0, 1])
+MAPS = torch.zeros(3, 2, 3)
+MAPS[:, 0, 0] = 1
+
+
+def test_spread_is_flat_over_each_cell() -> None:
+    maps = torch.arange(6.0).reshape(1, 2, 3)
+    assert spread(maps, PIXELS[:1])[0].tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
+
+
+def test_deletion_and_insertion_by_hand() -> None:
+    # the best cell holds the pixel that speaks for the class; the one against it comes with the last pixels of all
+    steps = 6
+    pixels = PIXELS.clone()
+    pixels[:, :, 3, 5] = 0  # blurring stays out of it: only the first pixel counts
+    maps = MAPS.clone()
+    found = batches(lambda *given: deletion_insertion(*given, steps=steps), pixels, maps, CLASSES)
+    # of 24 pixels 4 go at the first step, the best cell's: trapezoid over 0, 1/6, ..., 1
+    for row, (value, sign) in enumerate([(3.0, 1), (6.0, 1), (-3.0, -1)]):
+        before, after = sigmoid(value * sign), 0.5
+        assert found["deletion"][row].item() == pytest.approx((before / 2 + 5 * after + after / 2) / 6, abs=1e-6)
+    soft = blurred(pixels)
+    first = torch.stack([torch.sigmoid(network(soft)[row, 0] * (1 - 2 * CLASSES[row])) for row in range(3)])
+    for row, (value, sign) in enumerate([(3.0, 1), (6.0, 1), (-3.0, -1)]):
+        shown = pixels[row : row + 1].clone()
+        against = (soft[row, :, 3, 5] * WEIGHT[:, 3, 5]).sum().item()  # blurred until the last step
+        after = sigmoid(sign * (value + against))
+        expected = (first[row].item() / 2 + 5 * after + sigmoid(sign * network(shown)[0, 0].item()) / 2) / 6
+        assert found["insertion"][row].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_better_order_deletes_faster_and_inserts_faster() -> None:
+    best, worst = MAPS, -MAPS
+    for name, better in (("deletion", "lower"), ("insertion", "higher")):
+        assert METRICS[name].better == better
+        one, other = (deletion_insertion(network, PIXELS[:2], maps[:2], CLASSES[:2])[name] for maps in (best, worst))
+        assert ((one < other) if better == "lower" else (one > other)).all()
+
+
+def test_confidence_under_masks_by_hand() -> None:
+    selected = MAPS > 0
+    found = batches(masked_confidence, PIXELS, selected, CLASSES)
+    whole = [0.5, 0.5, 0.5]  # for and against cancel
+    kept = [sigmoid(3.0), sigmoid(6.0), sigmoid(3.0)]
+    assert found["average_drop"].tolist() == [0, 0, 0]
+    assert found["increase"].tolist() == [1, 1, 1]
+    gains = [(after - before) / (1 - before) for before, after in zip(whole, kept, strict=True)]
+    assert found["average_gain"].tolist() == pytest.approx(gains, abs=1e-6)
+    against = torch.zeros(3, 2, 3, dtype=torch.bool)
+    against[:, 1, 2] = True
+    dropped = batches(masked_confidence, PIXELS, against, CLASSES)
+    drops = [(0.5 - sigmoid(-3.0)) / 0.5, (0.5 - sigmoid(-6.0)) / 0.5, (0.5 - sigmoid(-3.0)) / 0.5]
+    assert dropped["average_drop"].tolist() == pytest.approx(drops, abs=1e-6)
+    assert dropped["increase"].tolist() == [0, 0, 0]
+
+
+def test_pixels_kept_by_hand() -> None:
+    pixels = PIXELS.clone()
+    pixels[:, :, 3, 5] = 0
+    grey = torch.tensor([-1.0, -1.0, -1.0])
+    unselected = batches(lambda *given: kept_pixels(*given[:3], grey), pixels, MAPS > 0)
+    assert unselected["kept_mean"].tolist() == [1, 1, 1]
+    assert unselected["kept_grey"].tolist() == [1, 1, 0], "of the third the grey corner cancels the pixel kept"
+    elsewhere = batches(lambda *given: kept_pixels(*given[:3], grey), pixels, MAPS == 0)
+    assert elsewhere["kept_mean"].tolist() == [1, 1, 0], "both logits are 0, and a tie goes to the first class"
+    assert elsewhere["kept_grey"].tolist() == [0, 0, 1], "grey is dark here: it speaks against the first class"
+    told = kept_pixels(network, pixels, MAPS == 0, grey, labels=torch.tensor([1, 1, 1]))
+    assert told["kept_grey"].tolist() == [1, 1, 1]
+
+
+def test_imputation_is_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_TOLERANCE", 1e-6)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, 20, 31, generator=generator)
+    missing = torch.rand(2, 20, 31, generator=generator) < 0.5
+    missing[0, :12, :15] = True
+    ours = imputed(pixels, missing, noise=0)
+    for row in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library hands tensors to NumPy
+            theirs = NoisyLinearImputer(noise=0)(pixels[row], (~missing[row]).float())
+        torch.testing.assert_close(ours[row], theirs, atol=1e-4, rtol=1e-4)
+    assert torch.equal(ours[(~missing)[:, None].expand_as(ours)], pixels[(~missing)[:, None].expand_as(ours)])
+    assert imputed(pixels, torch.ones(2, 20, 31, dtype=torch.bool), noise=0).abs().max() == 0
+    torch.testing.assert_close(imputed(pixels, missing, seed=1), imputed(pixels, missing, seed=1))
+    assert (imputed(pixels, missing, seed=1) - ours).std() < 0.05
+
+
+def test_a_flat_photo_is_imputed_as_it_was() -> None:
+    missing = torch.zeros(1, 16, 24, dtype=torch.bool)
+    missing[:, 4:12, 2:20] = True
+    flat = torch.full((1, 3, 16, 24), 0.7)
+    torch.testing.assert_close(imputed(flat, missing, noise=0), flat, atol=1e-2, rtol=1e-2)
+
+
+def test_road_counts_every_photo_of_three_colours() -> None:
+    pixels = torch.zeros(3, 3, 4, 6)
+    pixels[:, :, :2, :2] = torch.tensor([1.0, 2.0, -1.0]).reshape(3, 1, 1, 1)
+    found = batches(lambda *given: road(*given, seed=1), pixels, MAPS, CLASSES)
+    kept = torch.tensor([3.0, 6.0, 3.0]).double().sigmoid()
+    torch.testing.assert_close(found["road_least"], kept, atol=0.02, rtol=0)  # to the noise of the imputation
+    assert (found["road_most"] < found["road_least"]).all()
+    assert METRICS["road_most"].better == "lower"
+    assert METRICS["road_least"].better == "higher"
+
+
+def test_infidelity_of_a_linear_network_is_none_for_its_gradient() -> None:
+    def logits(pixels: Tensor) -> Tensor:
+        grey = pixels.mean(dim=1)
+        return torch.stack([grey[:, :2, :2].sum(dim=(1, 2)), torch.zeros(len(pixels))], dim=1)
+
+    pixels = torch.randn(4, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    classes = torch.zeros(4, dtype=torch.long)
+    right = infidelity(logits, pixels, MAPS[:1].expand(4, 2, 3), classes, draws=20)
+    wrong = infidelity(logits, pixels, 1 - MAPS[:1].expand(4, 2, 3), classes, draws=20)
+    assert right.tolist() == pytest.approx([0] * 4, abs=1e-6)
+    assert (wrong > 1e-3).all()
+
+
+def test_max_sensitivity_of_what_does_not_move_is_none() -> None:
+    pixels = torch.randn(3, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    still = max_sensitivity(lambda given: torch.ones(len(given), 2, 3), pixels)
+    assert still.tolist() == [0, 0, 0]
+    moving = max_sensitivity(lambda given: 100 * given.mean(dim=1)[:, ::2, ::2], pixels)
+    assert (moving > 0).all()
