@@ -20,7 +20,7 @@ import numpy as np
 
 import bla.runs.run
 from bla.comparison import RUN, compare
-from bla.files import write_atomically
+from bla.files import write_json
 from bla.metrics.statistics import correlation, over_seeds
 from bla.progress import told
 from bla.training.settings import Settings
@@ -74,7 +74,7 @@ def measured(data: Path, out: Path, recipe: str, seed: int, methods: Sequence[st
         "curves": {name: method["curve"] for name, method in found["methods"].items()},
         "area": None if None in shares else [share * found["size"]["cells"] for share in shares],
     }
-    write_atomically(file, json.dumps(result).encode())
+    write_json(file, result)
     return result
 
 

@@ -1,12 +1,14 @@
-"""Files: all-or-nothing writes, locks, and where caches are kept."""
+"""Files: all-or-nothing writes, JSON records, locks, and the root of all caches."""
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from filelock import FileLock, Timeout
@@ -25,6 +27,31 @@ def write_atomically(path: Path, content: bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_json(path: Path, record: Any, *, indent: int | None = None, allow_nan: bool = True) -> Path:
+    """Write ``record`` as JSON, all or nothing."""
+    return write_atomically(path, json.dumps(record, indent=indent, allow_nan=allow_nan).encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read what :func:`write_json` wrote; raises ValueError if the file holds no JSON."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def reading(what: str, path: Path, error: type[Exception], *, remedy: str = "") -> Iterator[None]:
+    """Raise ``error`` if the block fails to read ``what`` from the file, since the file holds something else.
+
+    >>> with reading("the plan of a batch", Path("plan.json"), ValueError, remedy=": remove it"):
+    ...     {}["rows"]
+    Traceback (most recent call last):
+    ValueError: expected the plan of a batch in plan.json, got another file (KeyError('rows')): remove it
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise error(f"expected {what} in {path}, got another file ({problem!r}){remedy}") from problem
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import nn
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # the library reads them once, when imported
 import datasets
 
+from bla import files
 from bla.data import hugging_face as huggingface
 from bla.data.image_sets import Splits
 from bla.data.photo import DataError
@@ -141,11 +142,11 @@ def test_interrupted_it_goes_on_and_is_whole_or_not_there(tmp_path: Path, monkey
             read(f"hf:{tmp_path / 'saved'}", tmp_path)
     assert not [path for path in (tmp_path / "cache" / "datasets").iterdir() if len(path.name) == 64]
     rest: list[str] = []
-    monkeypatch.setattr(
-        huggingface, "write_atomically", lambda path, content: (rest.append(path.name), write(path, content))
-    )
+    for place in (huggingface, files):  # the images, and the manifest
+        monkeypatch.setattr(place, "write_atomically", lambda *a: (rest.append(a[0].name), write(*a)))
     assert len(read(f"hf:{tmp_path / 'saved'}", tmp_path)[0].whole()) == 8
-    assert len(rest) == 3 + 1, "what was there is kept, and the manifest comes last"
+    assert len(rest) == 3 + 1, "what was there is kept"
+    assert rest[-1] == "manifest.json"
 
 
 def test_a_row_without_an_image_is_reported_and_the_rest_trained(tmp_path: Path) -> None:

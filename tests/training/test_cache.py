@@ -411,16 +411,16 @@ def test_a_kill_between_the_last_two_steps_of_a_build(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written = bla.training.cache.write_atomically
+    written = bla.training.cache.write_json
     root = tmp_path / "caches"
 
-    def before_the_manifest(path: Path, data: bytes) -> Path:
+    def before_the_manifest(path: Path, record: Any, **options: Any) -> Path:
         if path.name == "manifest.json":
             raise KeyboardInterrupt
-        return written(path, data)
+        return written(path, record, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bla.training.cache, "write_atomically", before_the_manifest)
+        patch.setattr(bla.training.cache, "write_json", before_the_manifest)
         with pytest.raises(KeyboardInterrupt):
             cached_features(classifier, images, root=root)
     assert [(entry["done"], entry["complete"]) for entry in listed(root)] == [(COUNT, False)]

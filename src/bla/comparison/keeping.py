@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bla.explanations.explanation import Explanation
-from bla.files import write_atomically
+from bla.files import read_json, write_json
 
 
 class Writer:
@@ -26,7 +26,7 @@ class Writer:
         """What is there of the same comparison, cut back to the last whole batch."""
         self.lines.parent.mkdir(parents=True, exist_ok=True)
         try:
-            state = json.loads(self.record.read_text(encoding="utf-8"))
+            state = read_json(self.record)
             whole = state["signature"] == self.state["signature"] and self.lines.stat().st_size >= state["bytes"]
         except (OSError, ValueError, KeyError, TypeError):
             whole = False
@@ -55,7 +55,7 @@ class Writer:
         state["seconds"] += seconds
         if peak is not None:
             state["peak"] = max(peak, state["peak"] or 0)
-        write_atomically(self.record, json.dumps(state).encode())
+        write_json(self.record, state)
 
     def cost(self) -> dict[str, Any]:
         """Milliseconds a photo beyond the forward pass, and the most memory beyond what was there before."""

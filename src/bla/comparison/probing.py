@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from bla.comparison.making import RUN, Methods
 from bla.comparison.methods import Batch, Method, PooledClassifier
 from bla.comparison.subjects import Subjects
-from bla.files import write_atomically
+from bla.files import read_json, write_json
 from bla.metrics import pixels as pixel_metrics
 from bla.metrics import sanity
 from bla.progress import Progress
@@ -112,7 +111,7 @@ def measure_pixels(
             for metric, value in values.items():
                 state["values"].setdefault(metric, []).extend(round(float(each), 6) for each in value)
             state["done"] = int(part[-1]) + 1
-            write_atomically(file, json.dumps(state).encode())
+            write_json(file, state)
             report("changing pixels", place * len(sample) + state["done"], len(made) * len(sample))
         found[name] = state["values"]
     return found
@@ -120,7 +119,7 @@ def measure_pixels(
 
 def _state(file: Path, signature: list[Any]) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        state: dict[str, Any] = read_json(file)
         if state["signature"] == signature:
             return state
     except (OSError, ValueError, KeyError, TypeError):

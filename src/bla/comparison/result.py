@@ -21,7 +21,7 @@ from bla.comparison.methods import ComparisonError, Method, PooledClassifier, an
 from bla.comparison.probing import Sample, measure_pixels, measure_sanity
 from bla.comparison.subjects import Subjects, find_subjects, labels_of, predictions_of, training_subjects
 from bla.data.image_sets import Splits
-from bla.files import write_atomically
+from bla.files import write_json
 from bla.metrics import (
     Evaluator,
     Ranked,
@@ -267,7 +267,7 @@ def compare(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_atomically(out / "compare.json", json.dumps(result, allow_nan=False).encode())
+    write_json(out / "compare.json", result, allow_nan=False)
     return result
 
 

@@ -28,7 +28,7 @@ from filelock import FileLock
 
 from bla.data.image_sets import SUFFIXES, ImageSet, Splits, stratified_split
 from bla.data.photo import DataError
-from bla.files import write_atomically
+from bla.files import read_json, write_atomically, write_json
 from bla.progress import Progress
 
 PREFIX = "hf:"
@@ -67,7 +67,7 @@ def read_dataset(name: str, *, seed: int, cache: Path, report: Progress) -> tupl
     with _locked(folder):
         if not folder.exists():
             _write(folder, chosen, image=image, label=label, classes=classes, name=canonical, report=report)
-    listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    listed = read_json(folder / "manifest.json")
     sets = {split: _image_set(folder / split, rows, classes) for split, rows in listed.items()}
     if "test" in sets:
         return Splits(sets["train"], sets["test"], seeded=False), canonical
@@ -185,7 +185,7 @@ def _write(
             if (row + 1) % 64 == 0 or row + 1 == len(rows):
                 report(f"writing the images of {split}", row + 1, len(rows))
         listed[split] = [(f"{safe[place] if label else 'images'}/{file}", place) for file, place in listed[split]]
-    write_atomically(partial / "manifest.json", json.dumps(listed).encode())
+    write_json(partial / "manifest.json", listed)
     partial.rename(folder)
 
 

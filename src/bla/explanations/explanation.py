@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bla import BlaError
-from bla.files import write_atomically
+from bla.files import read_json, write_json
 
 SCHEMA_VERSION = 1
 
@@ -284,7 +284,7 @@ class Explanation:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write as JSON, all or nothing: the file appears whole or not at all."""
-        return write_atomically(Path(path), json.dumps(self.to_dict(), indent=1).encode())
+        return write_json(Path(path), self.to_dict(), indent=1)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Explanation:
@@ -296,7 +296,7 @@ class Explanation:
             If the file is not JSON or does not hold an explanation.
         """
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            record = read_json(Path(path))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ExplanationError(f"expected an explanation in {path}, got no JSON: {error}") from error
         if not isinstance(record, dict):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from bla import BlaError
 from bla.data.photo import Transform
-from bla.files import write_atomically
+from bla.files import write_atomically, write_json
 from bla.model.attention import BoundedLogitAttention, ClassAwareAttention
 from bla.model.backbones import load_backbone
 from bla.model.classifier import ExplainableClassifier, explainable
@@ -98,7 +97,7 @@ def save_pretrained(
         write_atomically(target / CLASSIFIER, save(tensors))
     write_atomically(target / "model.safetensors", trained)
     write_atomically(target / "README.md", card(record).encode())
-    write_atomically(target / "run.json", json.dumps(record, indent=1).encode())
+    write_json(target / "run.json", record, indent=1)
     return target
 
 

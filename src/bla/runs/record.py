@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bla import BlaError
+from bla.files import read_json, reading
 from bla.training.loop import checkpoints
 
 SCHEMA_VERSION = 1
@@ -53,13 +53,11 @@ def read_record(folder: Path) -> dict[str, Any]:
             else "`bla train` writes one"
         )
         raise RunError(f"expected a complete run in {folder}, got no run.json: {remedy}")
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    with reading("the record of a run", path, RunError):
+        record: dict[str, Any] = read_json(path)
         version = record["schema_version"]
         if version == SCHEMA_VERSION:
             _check_record(record)
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise RunError(f"expected the record of a run in {path}, got another file: {error!r}") from error
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         remedy = "update bla to read it" if newer else "train again with this bla"

@@ -21,7 +21,7 @@ from torch import nn
 from bla.data.image_sets import ImageSet, Splits, stratified_split
 from bla.data.photo import DataError, Transform
 from bla.data.published import named, photo_splits, read_images
-from bla.files import sole_writer, write_atomically
+from bla.files import reading, sole_writer, write_atomically, write_json
 from bla.model.attention import BoundedLogitAttention
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable, transform_of
@@ -208,12 +208,10 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
     """As :func:`load`, with the record and the networks to measure."""
     folder = run_folder(run)
     record = read_record(folder)
-    try:
+    with reading("the record of a run", folder / "run.json", RunError):
         settings = Settings(**record["settings"])
         transform = Transform.from_dict(record["transform"])
         backbone, name, classes = record["backbone"], record["model"], record["classes"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"expected the record of a run in {folder / 'run.json'}, got another file: {error!r}") from error
     if model is None:
         if backbone["name"] is None:
             raise RunError(f"{folder}: expected model=, the classifier it was trained on, which came as an object")
@@ -397,7 +395,7 @@ def _train(
         if first:
             tensors = {key: value.detach().cpu().contiguous().clone() for key, value in networks.saved().items()}
             write_atomically(out / "model.safetensors", save(tensors))
-            write_atomically(out / "run.json", json.dumps(record, indent=1).encode())
+            write_json(out / "run.json", record, indent=1)
             clear_checkpoints(out)
         classifier.fitted = True
         return Run(record, classifier.eval(), networks)

@@ -10,6 +10,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from bla.files import read_json, reading
 from bla.study.errors import StudyError
 
 FILE = "secrets.json"
@@ -36,11 +37,9 @@ class Keys:
     @classmethod
     def load(cls, study: Path) -> Keys:
         """Read a study's keys."""
-        try:
-            record = json.loads((study / FILE).read_text())
+        with reading("the keys of a study", study / FILE, StudyError):
+            record = read_json(study / FILE)
             return cls(bytes.fromhex(record["key"]), str(record["researcher_sha256"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StudyError(f"expected the keys of a study in {study / FILE}, got {error!r}") from error
 
     def signed(self, purpose: str, text: str) -> str:
         """A signature that nobody without the key can make."""

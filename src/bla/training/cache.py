@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import datetime
 import hashlib
@@ -28,7 +29,7 @@ from bla import BlaError
 from bla.data.image_sets import ImageSet
 from bla.data.photo import DataError, Photo, Transform
 from bla.data.prefetching import prefetch
-from bla.files import cache_root, write_atomically
+from bla.files import cache_root, read_json, write_json
 from bla.model.classifier import ExplainableClassifier
 from bla.model.maps import SeveralMaps
 from bla.progress import Progress, silent
@@ -239,7 +240,7 @@ def _build(
 ) -> None:
     folder.mkdir(exist_ok=True)  # the run that we waited for may have removed it
     state = _resumable(folder, images, classifier.name, kind)
-    write_atomically(folder / "progress.json", json.dumps(state).encode())
+    write_json(folder / "progress.json", state)
     title = f"caching features of {len(images)} images"
     report(title, state["done"], len(images))
     files: dict[str, BinaryIO] = {file: (folder / file).open("ab") for file in ("features", "pooled")}
@@ -275,13 +276,13 @@ def _build(
             state["done"] = chunk.stop
             if commit is not None:
                 commit.result()
-            commit = committer.submit(_commit, folder, [*files.values()], json.dumps(state).encode())
+            commit = committer.submit(_commit, folder, [*files.values()], copy.deepcopy(state))
         if commit is not None:
             commit.result()
     if whole and len(state["failures"]) == len(images):
         shutil.rmtree(folder)
         raise CacheError(f"expected images that can be read, got none of {len(images)}: {state['failures'][0][1]}")
-    write_atomically(folder / "manifest.json", json.dumps(state, indent=1).encode())
+    write_json(folder / "manifest.json", state, indent=1)
     (folder / "progress.json").unlink()
 
 
@@ -298,7 +299,7 @@ def _build_together(
         for stale in set(folder.iterdir()) - set(parts):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         state = _record(classifier.name, images.root.name, len(images), kind)
-        write_atomically(folder / "progress.json", json.dumps(state).encode())
+        write_json(folder / "progress.json", state)
     processes.together()
     chunks = processes.share(-(-len(images) // CHUNK))
     rows = range(chunks.start * CHUNK, min(chunks.stop * CHUNK, len(images)))
@@ -329,17 +330,17 @@ def _join(folder: Path, parts: Sequence[Path], images: int) -> None:
         reason = whole["failures"][0][1]
         shutil.rmtree(folder)
         raise CacheError(f"expected images that can be read, got none of {images}: {reason}")
-    write_atomically(folder / "manifest.json", json.dumps(whole, indent=1).encode())
+    write_json(folder / "manifest.json", whole, indent=1)
     for part in parts:
         shutil.rmtree(part)
     (folder / "progress.json").unlink()
 
 
-def _commit(folder: Path, files: list[BinaryIO], state: bytes) -> None:
+def _commit(folder: Path, files: list[BinaryIO], state: dict[str, Any]) -> None:
     """Let the state say that rows are there only when they are."""
     for file in files:
         os.fsync(file.fileno())
-    write_atomically(folder / "progress.json", state)
+    write_json(folder / "progress.json", state)
 
 
 def _resumable(folder: Path, images: ImageSet, name: str, kind: CacheType) -> dict[str, Any]:
@@ -473,7 +474,7 @@ def _record(classifier: str, data: str, images: int, kind: CacheType) -> dict[st
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(path)
         if not set(_record("", "", 0, "float16")) <= set(record):
             raise ValueError("keys are missing")
     except (ValueError, TypeError) as error:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bla import operators
+from bla.files import read_json
 from bla.metrics import decided, scorer, together
 from bla.model.attention import BoundedLogitAttention, ClassAwareAttention, Selection, read
 from bla.progress import Progress, silent
@@ -525,7 +526,7 @@ class _Session:
             if processes.rank() == 0:
                 (self.folder / "log.jsonl").unlink(missing_ok=True)
             return {}
-        record = json.loads((last / "state.json").read_text(encoding="utf-8"))
+        record = read_json(last / "state.json")
         different = [key for key in self.identity if record["identity"].get(key) != self.identity[key]]
         if different:
             raise TrainingError(

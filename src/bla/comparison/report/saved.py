@@ -10,6 +10,7 @@ from typing import Any
 
 from bla import BlaError
 from bla.explanations.explanation import Explanation, ExplanationError
+from bla.files import read_json, reading
 
 SCHEMA_VERSION = 1
 """Of compare.json: the one that this page understands."""
@@ -130,11 +131,9 @@ def read_comparison(folder: Path) -> Comparison:
             "`bla compare RUN` writes one"
         )
     path = place / "compare.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+    with reading("the result of a comparison", path, ReportError):
+        record = read_json(path)
         version, kind = record["schema_version"], record["kind"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ReportError(f"expected the result of a comparison in {path}, got another file: {error!r}") from error
     if kind != "comparison" or version != SCHEMA_VERSION:
         raise ReportError(
             f"{path}: expected a comparison of schema_version {SCHEMA_VERSION}, got {kind!r} {version}: compare again "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import time
@@ -23,7 +22,7 @@ from bla.data.prefetching import prefetch
 from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, Reader, Row, Shard, make_plan, read_plan
 from bla.deploy.batch.rows import BATCH, SCHEMA, counts_of, explain_rows, part_name, pictures_of, unpacked, write_part
 from bla.deploy.engine import Engine
-from bla.files import sole_writer, write_atomically
+from bla.files import read_json, reading, sole_writer, write_atomically, write_json
 from bla.progress import Progress
 
 __all__ = ["SCHEMA", "BatchError", "explain_all", "unpacked"]
@@ -158,11 +157,9 @@ def _planned(
     record = out / RECORD
     came: Mapping[str, Any] | None = None
     if record.exists():
-        try:
-            came = json.loads(record.read_text(encoding="utf-8"))
+        with reading("the record of a batch", record, BatchError):
+            came = read_json(record)
             kept = came["source"], came["graph"], came["pictures"], came["size"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise BatchError(f"expected a record of ours in {record}, got another file: {error!r}") from error
     elif (plan := read_plan(work)) is not None:
         kept = plan.source, plan.graph, plan.pictures, plan.size
     else:
@@ -206,7 +203,7 @@ def _concluded(plan: Plan, out: Path, seconds: float, explained: int) -> dict[st
         "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "last_call": {"rows": explained, "seconds": round(seconds, 2)},
     }
-    write_atomically(out / RECORD, json.dumps(record, indent=1).encode())
+    write_json(out / RECORD, record, indent=1)
     shutil.rmtree(out / BATCH_FOLDER)
     return record
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
-import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from bla import BlaError
 from bla.data.image_sets import SUFFIXES
-from bla.files import write_atomically
+from bla.files import read_json, reading, write_json
 
 SHARD = 4096
 READ = 64
@@ -93,10 +92,6 @@ class Plan:
                 count = min(self.shard, rows - first)
                 yield Shard(next(index), file, first, count, number)
                 number += count
-
-    def to_json(self) -> bytes:
-        """As it is kept while the batch is unfinished."""
-        return json.dumps(dataclasses.asdict(self)).encode()
 
 
 class Reader:
@@ -228,7 +223,7 @@ def make_plan(
         paths.unlink(missing_ok=True)
         files, columns = _of_tables(sorted(tables), column)
         plan = Plan("content", files, *columns, shard, str(place.resolve()), graph, begun, pictures, size)
-    write_atomically(work / PLAN, plan.to_json())
+    write_json(work / PLAN, dataclasses.asdict(plan))
     return plan
 
 
@@ -242,11 +237,9 @@ def read_plan(work: Path) -> Plan | None:
     """
     if not (work / PLAN).exists():
         return None
-    try:
-        record = json.loads((work / PLAN).read_text(encoding="utf-8"))
+    with reading("the plan of a batch", work / PLAN, BatchError):
+        record = read_json(work / PLAN)
         plan = Plan(**record | {"files": tuple(tuple(file) for file in record["files"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise BatchError(f"expected a plan of ours in {work / PLAN}, got another file: {error!r}") from error
     for file in plan.files:
         now = _stated(Path(file[0]), file[1]) if Path(file[0]).exists() else None
         if plan.kind == "content" and now != file:
