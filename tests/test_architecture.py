@@ -77,7 +77,7 @@ def test_the_parser_sees_what_is_there() -> None:
     expected = {"bla.training.cache", "bla.model.attention", "bla.metrics", "bla.training.networks"}
     assert expected <= IMPORTS["bla.training.loop"]
     assert "bla.operators" in IMPORTS["bla.model.attention"], "from bla import operators"
-    assert "bla.metrics.size" in IMPORTS["bla.metrics"]
+    assert "bla.operators.bounded" in IMPORTS["bla.operators"], "from inside of a package"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -131,6 +131,10 @@ def test_explanations_and_pictures_load_no_torch() -> None:
         "torchvision",
         "timm",
     }
+
+
+def test_statistics_load_no_torch() -> None:
+    assert "torch" not in modules_after("import bla.metrics.statistics")
 
 
 def test_every_public_name_loads() -> None:

@@ -36,7 +36,7 @@ from bla.metrics import (
 from bla.metrics.leakage import METRICS as LEAKAGE_METRICS
 from bla.metrics.pixels import METRICS as PIXEL_METRICS
 from bla.metrics.pixels import STEPS
-from bla.metrics.statistics import bootstrap, correlation, holm, paired
+from bla.metrics.statistics import bootstrap, correlation, holm, sign_flips
 from bla.progress import Progress, silent
 from bla.runs import run as runs
 from bla.runs.record import versions
@@ -272,21 +272,23 @@ def compare(
 
 
 def _comparisons(values: Mapping[str, Mapping[str, Tensor]], seed: int) -> list[dict[str, Any]]:
-    """The run against every other method, metric by metric, on the same images; p corrected within a metric."""
+    """The run minus every other method, metric by metric, on the same images; p corrected within a metric."""
     found = []
     for metric, own in values[RUN].items():
-        rows = []
-        for name, others in values.items():
-            if name == RUN or metric not in others:
-                continue
-            both = torch.isfinite(own) & torch.isfinite(others[metric])
-            if not both.any():
-                continue
-            difference = paired(own[both].numpy(), others[metric][both].numpy(), seed=seed)
-            rows.append({"metric": metric, "method": RUN, "against": name, **difference.to_dict()})
-        for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-            row["p_holm"] = p
-        found += rows
+        differences = {
+            name: difference
+            for name, others in values.items()
+            if name != RUN and metric in others and torch.isfinite(difference := own - others[metric]).any()
+        }
+        if not differences:
+            continue
+        p = sign_flips(torch.stack([*differences.values()]).nan_to_num(0, 0, 0).numpy(), seed=seed)
+        for (name, difference), raw, corrected in zip(differences.items(), p, holm(p.tolist()), strict=True):
+            interval = bootstrap(difference[torch.isfinite(difference)].numpy(), seed=seed)
+            found.append(
+                {"metric": metric, "method": RUN, "against": name, "difference": interval.mean, "low": interval.low}
+                | {"high": interval.high, "p": float(raw), "images": interval.images, "p_holm": corrected}
+            )
     return found
 
 

@@ -1,34 +1,40 @@
-"""What is measured: callables, tensors and explanations in, figures out; the same code for every method."""
+"""What is measured: callables, tensors and explanations in, figures out; the same code for every method.
 
-from bla.metrics.accuracy import Accuracy
-from bla.metrics.cells import is_affine, read_cells
-from bla.metrics.judging import Curve, Ranked, judge_methods
-from bla.metrics.leakage import Evaluator, mask_probe, retrained, train_evaluator
-from bla.metrics.localisation import localise
-from bla.metrics.metric import Metric
-from bla.metrics.ranking import masks_by_size, places, top_cells
-from bla.metrics.several import SeveralLabels, decided, scorer, together
-from bla.metrics.size import size_summary
+The names load on first use, so that :mod:`bla.metrics.statistics` loads no torch; ``__init__.pyi`` gives them to type
+checkers.
+"""
 
-__all__ = [
-    "Accuracy",
-    "Curve",
-    "Evaluator",
-    "Metric",
-    "Ranked",
-    "SeveralLabels",
-    "decided",
-    "is_affine",
-    "judge_methods",
-    "localise",
-    "mask_probe",
-    "masks_by_size",
-    "places",
-    "read_cells",
-    "retrained",
-    "scorer",
-    "size_summary",
-    "together",
-    "top_cells",
-    "train_evaluator",
-]
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Accuracy": "accuracy",
+    "Curve": "judging",
+    "Evaluator": "leakage",
+    "Metric": "metric",
+    "Ranked": "judging",
+    "SeveralLabels": "several",
+    "decided": "several",
+    "is_affine": "cells",
+    "judge_methods": "judging",
+    "localise": "localisation",
+    "mask_probe": "leakage",
+    "masks_by_size": "ranking",
+    "places": "ranking",
+    "read_cells": "cells",
+    "retrained": "leakage",
+    "scorer": "several",
+    "size_summary": "size",
+    "together": "several",
+    "top_cells": "ranking",
+    "train_evaluator": "leakage",
+}
+__all__ = [*_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bla.metrics' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"bla.metrics.{_HOMES[name]}"), name)

@@ -1,21 +1,36 @@
-"""How sure a figure is: bootstrap over images, paired tests on the same images, seeds, many comparisons at once."""
+"""How certain a figure is: bootstrap intervals, sign-flip tests, and Holm's correction for several comparisons.
+
+The sign-flip test takes one number x_i from each of n independent units (people, photos). Under the hypothesis that the
+x_i lie symmetrically about mu, each x_i - mu is as likely with the other sign, and
+
+    p = 2 min(P(sum of flipped >= observed sum), P(sum of flipped <= observed sum)),  at most 1,
+
+over the 2^n assignments of signs, or over random ones with the observed assignment counted in, which keeps the level
+exact (Phipson & Smyth 2010; Hemerik & Goeman 2018). Where the x_i are not symmetric, the test holds for their mean in
+the limit, as Student's does.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Values = npt.ArrayLike
+Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 2000
-FLIPS = 4999
-_AT_ONCE = 16_000_000
+ENUMERATED = 16
+"""Up to this many units all 2^n assignments of signs are enumerated; beyond it they are drawn at random."""
+TIE = 1e-9
+"""Sums closer than this are equal: a share like 1/3 has no exact float."""
+_SUBSETS_AT_ONCE = 2048
+_WEIGHTS_AT_ONCE = 16_000_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,7 +49,7 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Paired:
-    """A difference of means over the same images, its 95% interval, and the p of no difference."""
+    """A difference of means over the same images, its 95% interval, and the p-value of no difference."""
 
     difference: float
     low: float
@@ -47,23 +62,53 @@ class Paired:
         return dataclasses.asdict(self)
 
 
-def bootstrap(values: Values, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """The mean over images and its percentile bootstrap interval (Efron 1979). Of one image the interval is a point.
+@dataclasses.dataclass(frozen=True, slots=True)
+class SignFlipMean:
+    """A mean over people, its interval at ``level``, its two-sided p-value against ``null``, and how both were found.
+
+    ``subsets`` is the number of assignments of signs; ``exact`` says that they are all there are.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    null: float
+    level: float
+    people: int
+    subsets: int
+    exact: bool
+
+
+def bootstrap(values: Values, *, seed: int = 0) -> Interval:
+    """The mean over images and its percentile bootstrap interval (Efron 1979); a single image's interval is a point.
 
     >>> bootstrap([1.0, 1.0, 1.0])
     Interval(mean=1.0, low=1.0, high=1.0, images=3)
     """
-    known = _finite(values, 1)
-    low, high = np.quantile(_resampled_means(known[None], resamples, seed, seeds=False), [0.025, 0.975])
-    return Interval(float(known.mean()), float(low), float(high), len(known))
+    return over_seeds(_finite(values, 1)[None], seed=seed)
+
+
+def over_seeds(values: Values, *, seed: int = 0) -> Interval:
+    """The mean of (trainings, images) values and the interval of resampling both, so that it covers another training.
+
+    >>> over_seeds([[1.0, 0.0], [1.0, 0.0]]).mean
+    0.5
+    """
+    known = _finite(values, 2)
+    trainings, images = known.shape
+    rng = np.random.default_rng([seed, 1])
+    means = []
+    for weights in _resamples(images, seed):
+        each = weights @ known.T
+        drawn = np.take_along_axis(each, rng.integers(trainings, size=each.shape), axis=1)
+        means.append(drawn.mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return Interval(float(known.mean()), float(low), float(high), images)
 
 
 def paired(first: Values, second: Values, *, seed: int = 0) -> Paired:
-    """Compare two methods on the same images: ``first - second``.
-
-    The interval is the percentile bootstrap's over images; p is two-sided, by random sign flips of the differences
-    (all of them up to 12 images), with the identity counted:
-    ``(1 + #{|mean of flipped| >= |mean|}) / (1 + flips)``.
+    """Compare two methods on the same images, ``first - second``: the bootstrap's interval, the sign-flip test's p.
 
     >>> paired([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]).p
     0.5
@@ -73,48 +118,92 @@ def paired(first: Values, second: Values, *, seed: int = 0) -> Paired:
         raise ValueError(f"expected the same images of both, got {len(one)} and {len(other)}")
     difference = one - other
     interval = bootstrap(difference, seed=seed)
-    return Paired(interval.mean, interval.low, interval.high, _sign_flips(difference, seed), interval.images)
+    p = float(sign_flips(difference[None], seed=seed)[0])
+    return Paired(interval.mean, interval.low, interval.high, p, interval.images)
 
 
-def over_seeds(values: Values, *, seed: int = 0) -> Interval:
-    """The mean of (seeds, images) values and the interval of resampling both, so that it covers another training.
+def sign_flips(deviations: Values, *, draws: int = 9_999, seed: int = 0) -> Floats:
+    """The sign-flip test of many samples at once: (S, n) deviations from the null -> (S,) two-sided p-values.
 
-    >>> over_seeds([[1.0, 0.0], [1.0, 0.0]]).mean
-    0.5
+    A unit that is missing from a sample deviates by 0, which changes no sum. All samples share their random signs.
+
+    >>> sign_flips([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).tolist()
+    [0.5, 1.0]
     """
-    known = _finite(values, 2)
-    low, high = np.quantile(_resampled_means(known, RESAMPLES, seed, seeds=True), [0.025, 0.975])
-    return Interval(float(known.mean()), float(low), float(high), known.shape[1])
+    known = _finite(deviations, 2)
+    known = known[:, known.any(axis=0)]
+    scaled = (known / np.abs(known).max(axis=1, initial=1e-300, keepdims=True)).T
+    above, below, total = np.ones(len(known)), np.ones(len(known)), 1
+    for subsets in _subsets(len(scaled), draws, seed):
+        # flipping a subset leaves the sum as high or higher exactly where the subset's own sum is not positive
+        sums = subsets @ scaled
+        above += (sums <= TIE).sum(axis=0)
+        below += (sums >= -TIE).sum(axis=0)
+        total += len(subsets)
+    return np.minimum(1.0, 2 * np.minimum(above, below) / total)
 
 
-def student(values: Values) -> tuple[float, float]:
-    """Mean and half-width of the 95% t interval over a few trainings; of one training the half-width is NaN.
+def mean_by_sign_flips(
+    values: Values,
+    *,
+    null: float,
+    level: float = 0.95,
+    bounds: tuple[float, float],
+    draws: int = 99_999,
+    seed: int,
+) -> SignFlipMean:
+    """The mean of one number per person with the sign-flip test's p-value and the interval of all means it accepts.
 
-    >>> mean, half = student([1.0, 2.0, 3.0])
-    >>> mean, round(half, 3)
-    (2.0, 2.484)
+    A subset's flip leaves the sum as high or higher if and only if the subset's mean is at most mu. So one list, the
+    means of all subsets, gives the test of every mu and, from its two ends, the interval (Hartigan 1969).
+
+    Parameters
+    ----------
+    values: (n,) finite.
+    null: the mean under the hypothesis: 1/2 for a share of two arms, 0 for a difference.
+    level: of the interval.
+    bounds: the smallest and largest possible mean: the interval where there are too few people to exclude any.
+    draws: random subsets, where there are more than :data:`ENUMERATED` people.
+    seed: of the random subsets.
+
+    Examples
+    --------
+    >>> found = mean_by_sign_flips([0.6, 0.7, 0.6, 0.8, 0.9, 0.7], null=0.5, bounds=(0, 1), seed=0)
+    >>> found.p, found.low, found.high
+    (0.03125, 0.6, 0.9)
     """
-    from scipy import stats
-
-    known = _finite(values, 1)
-    if len(known) < 2:
-        return float(known.mean()), math.nan
-    half = known.std(ddof=1) / math.sqrt(len(known)) * stats.t.ppf(0.975, len(known) - 1)
-    return float(known.mean()), float(half)
+    if not 0 < level < 1:
+        raise ValueError(f"expected a level between 0 and 1, got {level}")
+    x = np.sort(_finite(values, 1))  # sorted, so that random subsets do not depend on the order either
+    means = np.sort(np.concatenate([(part @ x) / part.sum(axis=1) for part in _subsets(len(x), draws, seed)]))
+    total = len(means) + 1  # and the observed assignment, in which nobody is flipped
+    above = 1 + np.searchsorted(means, null + TIE, side="right")
+    below = 1 + len(means) - np.searchsorted(means, null - TIE, side="left")
+    outside = math.floor((1 - level) / 2 * total + TIE)  # assignments to leave out at each end
+    low, high = (float(means[outside - 1]), float(means[-outside])) if 1 <= outside <= len(means) else bounds
+    return SignFlipMean(
+        mean=float(x.mean()),
+        low=low,
+        high=high,
+        p=float(min(1.0, 2 * min(above, below) / total)),
+        null=null,
+        level=level,
+        people=len(x),
+        subsets=total,
+        exact=len(x) <= ENUMERATED,
+    )
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): p values that hold for all comparisons at once, in the order given.
+    """P-values corrected for several comparisons (Holm 1979): max over p_(j) <= p_(k) of (m - j + 1) p_(j), at most 1.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty(len(p))
-    worst = 0.0
-    for place, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(p) - place) * p[index]))
-        corrected[index] = worst
+    values = np.asarray(p, np.float64)
+    order = np.argsort(values, kind="stable")
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1.0)
     return [float(value) for value in corrected]
 
 
@@ -128,68 +217,45 @@ def correlation(first: Values, second: Values, *, seed: int = 0) -> Interval:
     return Interval(_pearson(pairs), float(low), float(high), count)
 
 
-def _pearson(pairs: npt.NDArray[np.float64]) -> float:
+def _pearson(pairs: Floats) -> float:
     centred = pairs - pairs.mean(axis=1, keepdims=True)
     spread = math.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
     return float((centred[0] * centred[1]).sum() / spread) if spread > 0 else 0.0
 
 
-def _finite(values: Values, dimensions: int) -> npt.NDArray[np.float64]:
+def _finite(values: Values, dimensions: int) -> Floats:
     known = np.asarray(values, np.float64)
     if known.ndim != dimensions or not known.size:
         raise ValueError(f"expected values of {dimensions} dimension(s), at least one, got shape {known.shape}")
     if not np.isfinite(known).all():
-        raise ValueError("expected finite values, got NaN or infinity: leave out the images that have none")
+        raise ValueError("expected finite values, got NaN or infinity: leave out what has no value")
     return known
 
 
-def _resampled_means(
-    values: npt.NDArray[np.float64], resamples: int, seed: int, *, seeds: bool
-) -> npt.NDArray[np.float64]:
-    trainings, images = values.shape
-    rng = np.random.default_rng([seed, 1])
-    means = []
-    for weights in _portions(_weights, images, resamples, seed):
-        each = weights @ values.T  # (count, trainings)
-        if seeds:
-            each = np.take_along_axis(each, rng.integers(trainings, size=each.shape), axis=1)
-        means.append(each.mean(axis=1))
-    return np.concatenate(means)
+def _subsets(n: int, draws: int, seed: int) -> Iterator[Floats]:
+    """Which units are flipped: rows of 0 and 1, never none (which is counted apart), a portion at a time."""
+    if n <= ENUMERATED:
+        numbers = np.arange(1, 2**n)
+        for start in range(0, len(numbers), _SUBSETS_AT_ONCE):
+            yield (numbers[start : start + _SUBSETS_AT_ONCE, None] >> np.arange(n) & 1).astype(np.float64)
+        return
+    rng = np.random.default_rng(seed)
+    for start in range(0, draws, _SUBSETS_AT_ONCE):
+        rows = rng.integers(0, 2, (min(_SUBSETS_AT_ONCE, draws - start), n), np.int8)
+        yield rows[rows.any(axis=1)].astype(np.float64)
 
 
-def _sign_flips(difference: npt.NDArray[np.float64], seed: int) -> float:
-    moved = difference[difference != 0]
-    if not moved.size:
-        return 1.0
-    least = abs(moved.sum()) * (1 - 1e-9)
-    if moved.size <= 12:
-        signs = 1 - 2 * ((np.arange(2**moved.size)[:, None] >> np.arange(moved.size)) & 1)
-        return float((np.abs(signs @ moved) >= least).mean())
-    beyond = sum(
-        int((np.abs(signs @ difference) >= least).sum()) for signs in _portions(_signs, difference.size, FLIPS, seed)
-    )
-    return (1 + beyond) / (1 + FLIPS)
+def _resamples(images: int, seed: int) -> Iterator[Floats]:
+    """The bootstrap's weights of the images, :data:`RESAMPLES` rows in all, as many at once as memory allows."""
+    at_once = max(1, min(RESAMPLES, _WEIGHTS_AT_ONCE // images))
+    for portion, start in enumerate(range(0, RESAMPLES, at_once)):
+        yield _weights(images, min(at_once, RESAMPLES - start), seed, portion)
 
 
-def _portions(
-    draw: Callable[[int, int, int, int], npt.NDArray[np.float64]], images: int, count: int, seed: int
-) -> Iterator[npt.NDArray[np.float64]]:
-    """``count`` rows of draws over the images, as many at once as memory allows."""
-    at_once = max(1, min(count, _AT_ONCE // images))
-    for portion, start in enumerate(range(0, count, at_once)):
-        yield draw(images, min(at_once, count - start), seed, portion)
-
-
-# A comparison asks for the same draws for every metric and method.
+# cached: a comparison needs the same draws for every metric and method
 @functools.lru_cache(maxsize=4)
-def _weights(images: int, count: int, seed: int, portion: int) -> npt.NDArray[np.float64]:
+def _weights(images: int, count: int, seed: int, portion: int) -> Floats:
     rng = np.random.default_rng([seed, 2, portion])
     drawn = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images)
     return np.asarray(counts / images, np.float64)
-
-
-@functools.lru_cache(maxsize=4)
-def _signs(images: int, count: int, seed: int, portion: int) -> npt.NDArray[np.float64]:
-    signs = np.random.default_rng([seed, 3, portion]).integers(2, size=(count, images), dtype=np.int8)
-    return 2 * signs.astype(np.float64) - 1
