@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md: BLA against other methods, at equal area, over trainings with several seeds.
+"""The tables of docs/background/evidence.md: BLA and other methods, at equal area, over trainings of several seeds.
 
     python benchmarks/evidence.py birds100 catdog CUB_200_2011 --out OUT
 

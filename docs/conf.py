@@ -26,6 +26,7 @@ html_theme_options = {"navigation_with_keys": False}
 
 html_math_renderer = "mathml"
 myst_heading_anchors = 3
+smartquotes = False  # commands are copied from these pages
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {"ImageLike": "ImageLike", "PhotoSource": "PhotoSource"}
@@ -60,8 +61,8 @@ def sectioned(*given: Any) -> None:
 def fronted(app: object, page: str, source: list[str]) -> None:
     """Intervals stay on one line; the front page is the README, its links those of a page here, and its own text."""
     if page == "index":
-        text = CARD.sub(r"](explainers/\1.md)", README.read_text(encoding="utf-8"))
-        text = re.sub(r"\]\((?!\w+:|#|docs/|explainers/)", "](../", text).replace("](docs/", "](")
+        text = CARD.sub(r"](reference/explainers/\1.md)", README.read_text(encoding="utf-8"))
+        text = re.sub(r"\]\((?!\w+:|#|docs/|reference/)", "](../", text).replace("](docs/", "](")
         source[0] = text + source[0]
     source[0] = source[0].replace(" \u00b1 ", "\u00a0\u00b1\u00a0")
 

@@ -21,7 +21,7 @@ def test_the_shortcut_of_a_biased_classifier_is_exposed(
     command = [sys.executable, BENCHMARKS / "planted.py", shared_data / "birds100", "--out", tmp_path, *small, "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)["biased, BLA"]
-    # bounds for a small training; the figures at full size are in docs/evidence.md
+    # bounds for a small training; the figures at full size are in docs/background/evidence.md
     assert found["first_if_marked"] > found["first_if_plain"] + 0.5  # biased, else there is nothing to expose
     assert found["explanations"] > 20
     covered = {name: share["mean"] for name, share in found["covered"].items()}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bla.cli import app, run_command
+from bla.cli import run_command
 from bla.explanations.explanation import Explanation
 
 ROOT = Path(__file__).parents[2]
@@ -268,9 +268,3 @@ def test_a_closed_pipe_is_no_fault(place: Path) -> None:
     done = subprocess.run(command, shell=True, cwd=place, check=True, capture_output=True, text=True)
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
-
-
-def test_the_reference_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["bla"])
-    remedy = "write it anew: python -c 'from bla.cli import app; print(app.generate_docs())' > docs/cli.md"
-    assert (ROOT / "docs" / "cli.md").read_text().strip() == app.generate_docs().strip(), remedy

@@ -36,15 +36,35 @@ def test_every_page_is_there_and_the_readme_is_the_front(site: Path) -> None:
     assert all(f'href="{page.as_posix()}"' in front for page in pages - {Path("index.html")})  # the navigation
 
 
-@pytest.mark.parametrize(
-    "module", ["", ".batch", ".comparing", ".comparison", ".evaluation", ".export", ".operators", ".report", ".serve"]
+PUBLIC = (
+    "bla",
+    "bla.comparison",
+    "bla.comparison.methods",
+    "bla.comparison.report",
+    "bla.deploy.batch",
+    "bla.deploy.export",
+    "bla.deploy.serve",
+    "bla.metrics",
+    "bla.operators",
 )
+
+
+@pytest.mark.parametrize("module", PUBLIC)
 def test_every_public_name_is_described(site: Path, module: str) -> None:
-    described = set(re.findall(r'id="(bla\.[\w.]+)"', "".join(p.read_text() for p in (site / "api").glob("*.html"))))
-    public = importlib.import_module(f"bla{module}")
+    pages = (site / "reference" / "api").glob("*.html")
+    described = set(re.findall(r'id="(bla\.[\w.]+)"', "".join(page.read_text() for page in pages)))
+    public = importlib.import_module(module)
     names = [name for name in public.__all__ if inspect.isroutine(it := getattr(public, name)) or inspect.isclass(it)]
     assert names
-    assert not {f"bla{module}.{name}" for name in names} - described
+    assert not {f"{module}.{name}" for name in names} - described
+
+
+def test_what_a_user_needs_first_heads_the_reference(site: Path) -> None:
+    page = (site / "reference" / "api" / "index.html").read_text(encoding="utf-8")
+    first = ["bla.explainable", "bla.fit", "bla.model.classifier.ExplainableClassifier.explain"]
+    places = [page.index(f'id="{name}"') for name in first]
+    assert places == sorted(places)
+    assert page.count('<dt class="sig sig-object py" id="bla.', 0, places[1]) == 1  # nothing stands before them
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:

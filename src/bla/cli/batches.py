@@ -28,7 +28,7 @@ def batch(
 ) -> int:
     """Explain any number of photos into Parquet files. Interrupted, run it again: it goes on.
 
-    Each photo becomes a row, also one that cannot be read, which says why. docs/batch.md has the columns.
+    Each photo becomes a row, also one that cannot be read, which says why. docs/how-to/batch.md has the columns.
 
     Parameters
     ----------
