@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bla.metrics.fitting import Rows, fit_minibatches
 from bla.training.networks import Examples, Networks
 from bla.training.settings import Settings
 
@@ -49,19 +50,25 @@ def trained_judge(networks: Networks, settings: Settings, examples: Examples, fo
     Its randomness is a function of the seed and the fold alone.
     """
     assert examples.labels is not None
-    judge = copy.deepcopy(networks.baseline).train().requires_grad_(True)
+    labels = examples.labels
+    judge = copy.deepcopy(networks.baseline)
     torch.manual_seed(int(np.random.RandomState([settings.seed, 7, fold]).randint(2**31)))
     for module in judge.modules():
         if isinstance(module, nn.Linear):
             module.reset_parameters()
-    optimiser = torch.optim.Adam(judge.parameters(), lr=settings.learning_rate)
-    for epoch in range(settings.head_epochs or settings.epochs):
-        order = np.random.RandomState([settings.seed, 8, fold, epoch]).permutation(len(examples))
-        for start in range(0, len(examples), settings.batch_size):
-            chosen = order[start : start + settings.batch_size]
-            logits = judge(networks.pooled(examples, examples.rows[chosen], "head"))
-            labels = torch.from_numpy(examples.labels[chosen]).to(networks.device)
-            optimiser.zero_grad()
-            functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-    return judge.eval().requires_grad_(False)
+
+    def loss(rows: Rows) -> Tensor:
+        logits = judge(networks.pooled(examples, examples.rows[rows], "head"))
+        return functional.cross_entropy(logits, torch.from_numpy(labels[rows]).to(networks.device))
+
+    fit_minibatches(
+        judge,
+        loss=loss,
+        orders=(
+            np.random.RandomState([settings.seed, 8, fold, epoch]).permutation(len(examples))
+            for epoch in range(settings.head_epochs or settings.epochs)
+        ),
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+    )
+    return judge
