@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from bla.model.classifier import ExplainableClassifier
 
 settings.register_profile("bla", deadline=None, derandomize=True)
@@ -153,6 +157,51 @@ def _bad_photos() -> Iterator[tuple[str, bytes]]:
     yield "tiff-of-nan", encoded("TIFF", Image.fromarray(np.full((9, 9), np.nan, np.float32)))
     yield "exif-broken", encoded("JPEG", exif=b"Exif\0\0" + b"\xff" * 40)
     yield "icc-broken", encoded("JPEG", icc_profile=rng.bytes(99))
+
+
+@pytest.fixture(scope="module")  # while it runs, asyncio.run refuses, so it ends with the file
+def browser() -> Iterator[Browser]:
+    """A headless chromium: open a context or a page of it for each test."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        if os.environ.get("CI"):
+            pytest.fail("expected chromium in CI")
+        pytest.skip("needs chromium")
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 36 photos in three classes: read it, or copy it."""
+    from small import write_classes
+
+    return write_classes(tmp_path_factory.mktemp("data") / "colours")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `small.Tiny` on `colours` (setup bla-t): read it, or copy it."""
+    import torch
+
+    from bla import train
+    from bla.training.settings import Settings
+    from small import Tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    settings = Settings(setup="bla-t", epochs=3, head_epochs=12, batch_size=8, learning_rate=0.005)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the order of summation depends on the number of threads
+    try:
+        train(colours, folder / "run", settings, model=Tiny(), device="cpu", cache=folder / "caches")
+    finally:
+        torch.set_num_threads(threads)
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")

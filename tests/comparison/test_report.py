@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html.parser
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser
 
 from bla.cli import run_command
 from bla.comparison.report import ReportError, write_report
@@ -20,8 +20,6 @@ from bla.comparison.report.gallery import choose, exhibits
 from bla.comparison.report.saved import Comparison, Difference, Figure, read_comparison
 from bla.comparison.report.verdict import findings, summary
 from bla.explanations.explanation import Explanation, Prediction
-
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 def metric(name: str, better: str | None) -> dict[str, Any]:
@@ -319,35 +317,26 @@ def test_the_command_reads_what_compare_writes(
     assert "The page is run/comparison/report.html." in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not CHROMIUM.exists() and not os.environ.get("CI"), reason="needs Debian's chromium")
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_in_a_browser(tmp_path: Path, width: int, scheme: Any) -> None:
+def test_in_a_browser(tmp_path: Path, browser: Browser, width: int, scheme: Any) -> None:
     """Nothing is asked of the network, nothing runs over the edge, and axe finds nothing serious."""
     from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import sync_playwright
 
     saved(tmp_path, record_of(tmp_path))
     page_file = write_report(tmp_path, photos=4).path
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-background-networking", "--no-first-run"]
-        )
-        # the page forbids scripts by its own policy; the checker is one
-        page = browser.new_context(
-            viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True
-        ).new_page()
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        complaints: list[str] = []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.goto(page_file.as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        seen = page.evaluate(
-            "[...document.querySelectorAll('svg.cut')].every(e => e.getBoundingClientRect().width > 60)"
-        )
-        assert seen
-        violations = Axe().run(page).response["violations"]
-        browser.close()
+    # the page forbids scripts by its own policy; the checker is one
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(page_file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    seen = page.evaluate("[...document.querySelectorAll('svg.cut')].every(e => e.getBoundingClientRect().width > 60)")
+    assert seen
+    violations = Axe().run(page).response["violations"]
+    context.close()
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
     assert not complaints
     assert not [entry["id"] for entry in violations if entry["impact"] in ("serious", "critical")]

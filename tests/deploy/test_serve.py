@@ -7,8 +7,6 @@ import base64
 import io
 import itertools
 import json
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +23,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from playwright.sync_api import Browser
 from torch import nn
 
 import bla
@@ -342,15 +341,10 @@ def test_the_command_serves_without_torch_and_stops_gracefully(engine: Engine, t
     assert "Traceback" not in log_text
 
 
-CHROMIUM = shutil.which("chromium")
-
-
-@pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="needs Debian's chromium")
 @pytest.mark.parametrize("phone", [False, True])
-def test_the_page_in_a_browser(phone: bool, engine: Engine, tmp_path: Path) -> None:
+def test_the_page_in_a_browser(phone: bool, browser: Browser, engine: Engine, tmp_path: Path) -> None:
     import uvicorn
     from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import sync_playwright
 
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(application(engine), port=port, log_level="critical"))
@@ -361,37 +355,36 @@ def test_the_page_in_a_browser(phone: bool, engine: Engine, tmp_path: Path) -> N
     faults: list[str] = []
     asked: list[str] = []
     try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            size = {"width": 390, "height": 844} if phone else {"width": 1200, "height": 850}
-            page = browser.new_page(viewport=size, color_scheme="dark" if phone else "light", has_touch=phone)  # type: ignore[arg-type]
-            page.on("pageerror", lambda error: faults.append(str(error)))
-            page.on("request", lambda request: asked.append(request.url))
-            page.goto(f"http://127.0.0.1:{port}/")
-            page.set_input_files("#choose", tmp_path / "text.png")
-            page.wait_for_selector("#error:visible")
-            page.set_input_files("#choose", tmp_path / "photo.png")
-            page.wait_for_selector("#curve path", state="attached")
-            assert page.locator("#error").is_hidden()
-            checked = page.locator("#cells [aria-checked=true]")
-            own = checked.count()
-            assert f"from {own} of 20 cells, the explainer" in page.inner_text("#read")
-            page.locator("#size").focus()
-            page.keyboard.press("Home")
-            page.keyboard.press("ArrowRight")
-            assert checked.count() == 2
-            assert "from 2 of 20 cells" in page.inner_text("#read")
-            off = page.locator("#cells [aria-checked=false]").first
-            off.tap() if phone else off.click()
-            page.locator("#read", has_text="from 3 of 20 cells, of your choice").wait_for()
-            page.keyboard.press("ArrowRight")
-            page.keyboard.press("Space")
-            page.locator("#read").filter(has_not_text="from 3 of").wait_for()
-            page.click("#own")
-            assert checked.count() == own
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-            assert [violation["id"] for violation in Axe().run(page).response["violations"]] == []
-            browser.close()
+        size = {"width": 390, "height": 844} if phone else {"width": 1200, "height": 850}
+        context = browser.new_context(viewport=size, color_scheme="dark" if phone else "light", has_touch=phone)  # type: ignore[arg-type]
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.set_input_files("#choose", tmp_path / "text.png")
+        page.wait_for_selector("#error:visible")
+        page.set_input_files("#choose", tmp_path / "photo.png")
+        page.wait_for_selector("#curve path", state="attached")
+        assert page.locator("#error").is_hidden()
+        checked = page.locator("#cells [aria-checked=true]")
+        own = checked.count()
+        assert f"from {own} of 20 cells, the explainer" in page.inner_text("#read")
+        page.locator("#size").focus()
+        page.keyboard.press("Home")
+        page.keyboard.press("ArrowRight")
+        assert checked.count() == 2
+        assert "from 2 of 20 cells" in page.inner_text("#read")
+        off = page.locator("#cells [aria-checked=false]").first
+        off.tap() if phone else off.click()
+        page.locator("#read", has_text="from 3 of 20 cells, of your choice").wait_for()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Space")
+        page.locator("#read").filter(has_not_text="from 3 of").wait_for()
+        page.click("#own")
+        assert checked.count() == own
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert [violation["id"] for violation in Axe().run(page).response["violations"]] == []
+        context.close()
     finally:
         server.should_exit = True
         thread.join()
