@@ -16,15 +16,17 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from bla.study.app import NONCE, TOKEN, create_app
+from bla.study.app import create_app
 from bla.study.errors import StudyError
 from bla.study.guard import Rate
 from bla.study.pages import Pages
+from bla.study.participation import NONCE
 from bla.study.pictures import registered
 from bla.study.plan import Plan
 from bla.study.preparing import Wishes, prepare
 from bla.study.responses import DECOY, Collected
 from bla.study.schedule import trials_of
+from bla.study.site import TOKEN
 from bla.study.store import Store
 from bla.study.texts import Texts
 from small_study import ARMS, explained, small_study

@@ -6,8 +6,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import cookie_parser
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_BODY = 8 * 1024
@@ -56,7 +57,8 @@ class Guard:
     """ASGI middleware around the study's application.
 
     `knows` says whether a cookie's token is one that we signed: its holder is limited alone, everyone else by
-    address, so that a class behind one address does not block itself.
+    address, so that a class behind one address does not block itself. `refusal` makes the page of a refused request
+    from its status and the seconds to wait.
     """
 
     def __init__(
@@ -65,11 +67,11 @@ class Guard:
         *,
         cookie: str,
         knows: Callable[[str], bool],
-        refused: Callable[[int, int], tuple[bytes, str]],
+        refusal: Callable[[int, int], Response],
         requests_a_second: float = 20.0,
         timing: bool = False,
     ) -> None:
-        self.app, self.cookie, self.knows, self.refused, self.timing = app, cookie, knows, refused, timing
+        self.app, self.cookie, self.knows, self.refusal, self.timing = app, cookie, knows, refusal, timing
         self.people = Rate(requests_a_second, int(10 * requests_a_second))
         self.addresses = Rate(5 * requests_a_second, int(50 * requests_a_second))
 
@@ -85,26 +87,23 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                headers.setdefault("cache-control", "no-store")
+                static = scope["path"].startswith("/static/") and message["status"] < 400
+                headers.setdefault("cache-control", "public, max-age=3600" if static else "no-store")
                 if self.timing:
                     headers["server-timing"] = f"app;dur={1000 * (time.perf_counter() - began):.2f}"
             await send(message)
 
-        headers = Headers(scope=scope)
+        wait = self._wait(HTTPConnection(scope))
+        body = b""
         if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEADERS:
-            await self._refuse(sent, 431, 0)
-            return
-        wait = self._wait(headers, scope)
-        if wait:
-            await self._refuse(sent, 429, int(wait) + 1)
-            return
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > LARGEST_BODY:
-            await self._refuse(sent, 413, 0)
-            return
-        body = await _body(receive)
-        if body is None:
-            await self._refuse(sent, 413, 0)
+            status = 431
+        elif wait:
+            status = 429
+        else:
+            body = await _body(receive)
+            status = 413 if len(body) > LARGEST_BODY else 0
+        if status:
+            await self.refusal(status, int(wait) + 1)(scope, receive, sent)
             return
         given = False
 
@@ -117,31 +116,19 @@ class Guard:
 
         await self.app(scope, once, sent)
 
-    def _wait(self, headers: Headers, scope: Scope) -> float:
-        token = cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
+    def _wait(self, connection: HTTPConnection) -> float:
+        token = connection.cookies.get(self.cookie, "")
         if token and self.knows(token):
             return self.people.wait(token)
-        client = scope.get("client")
-        return self.addresses.wait(client[0] if client else "")
-
-    async def _refuse(self, send: Send, status: int, seconds: int) -> None:
-        content, kind = self.refused(status, seconds)
-        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(content)).encode())]
-        if seconds:
-            headers.append((b"retry-after", str(seconds).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        return self.addresses.wait(connection.client.host if connection.client else "")
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """The whole body; None if it is too long, whatever length was announced."""
+async def _body(receive: Receive) -> bytes:
+    """The body, whatever length was announced; of one that is too long only so much that this is seen."""
     body = bytearray()
-    while True:
+    more = True
+    while more and len(body) <= LARGEST_BODY:
         message = await receive()
-        if message["type"] != "http.request":
-            return bytes(body)
         body += message.get("body", b"")
-        if len(body) > LARGEST_BODY:
-            return None
-        if not message.get("more_body"):
-            return bytes(body)
+        more = message.get("more_body", False)
+    return bytes(body)

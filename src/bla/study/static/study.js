@@ -13,7 +13,7 @@
   const appear = () => {
     if (appeared !== null) return;
     form.classList.remove("waiting");
-    requestAnimationFrame(() => { appeared = performance.now(); });
+    requestAnimationFrame(() => { appeared = performance.now(); form.dataset.appeared = ""; });
   };
   Promise.all(pictures.map((picture) => picture.decode().catch(() => undefined))).then(appear);
   setTimeout(appear, 8000);

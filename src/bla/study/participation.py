@@ -1,0 +1,178 @@
+"""A participation: consent, instructions, trials and answers, pause, withdrawal, the end.
+
+A participant's token is in a cookie and in the personal link; it carries our signature, and the store knows its hash.
+Forms carry a signature over the token, so that other sites cannot forge them. A trial's form also carries, signed, the
+time at which the page was made: response times without JavaScript then need no writing when a page is shown.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+from fastapi import APIRouter, Cookie, Form, Request
+from fastapi.responses import HTMLResponse, Response
+
+from bla.study.errors import StudyError
+from bla.study.keys import new_token
+from bla.study.site import TOKEN, Field, OfSender, OfSite, OfVisitor, Site, Token, Visitor, go, remember
+from bla.study.store import now_ms
+
+router = APIRouter()
+
+NONCE = "bla_consent"
+"""The cookie of the consent page's nonce."""
+_FOUR_WEEKS = 28 * 24  # hours
+Number = Annotated[int, Form()]
+
+
+@router.get("/")
+def consent(request: Request, site: OfSite, token: Token = "") -> Response:
+    """What the study is, and the form that begins it."""
+    nonce = new_token()
+    link = "/trial" if site.person(token) else None
+    signature = site.keys.signed("csrf", nonce)
+    response = site.page("consent", nonce=nonce, signature=signature, problem=None, link=link)
+    remember(response, request, NONCE, nonce, hours=8)
+    return response
+
+
+@router.post("/begin")
+def begin(
+    request: Request,
+    site: OfSite,
+    *,
+    nonce: Field = "",
+    signature: Field = "",
+    agree: Field = "",
+    given: Annotated[str, Cookie(alias=NONCE)] = "",
+) -> Response:
+    """Take part: a new participant, unless this form was sent before."""
+    if not nonce or not secrets.compare_digest(nonce.encode(), given.encode()):
+        return site.message(403, "error.expired")
+    site.refuse_forgery(request, nonce, signature)
+    if agree != "yes":
+        problem = site.texts["consent.must_agree"]
+        return site.page("consent", 422, nonce=nonce, signature=signature, problem=problem, link=None)
+    # The token follows from the page's nonce: the same form sent twice is the same person.
+    token = nonce + site.keys.signed("token", nonce)
+    if site.store.person(token) is None:
+        site.limit(site.joins, request)
+        if site.store.join(site.plan, token) is None:
+            heading, text = site.texts["consent.title"], site.texts["consent.full"]
+            return site.page("message", 403, heading=heading, text=text, home=False)
+    response = go("/instructions")
+    remember(response, request, TOKEN, token, _FOUR_WEEKS)
+    return response
+
+
+@router.get("/p/{token}")
+def come_back(request: Request, site: OfSite, token: str) -> Response:
+    """The personal link: continue with the next trial, on any device."""
+    if site.person(token) is None:
+        return site.message(404, "error.unknown")
+    response = go("/trial")
+    remember(response, request, TOKEN, token, _FOUR_WEEKS)
+    return response
+
+
+def _link(request: Request, visitor: Visitor) -> str:
+    return str(request.url_for("come_back", token=visitor.token))
+
+
+@router.get("/instructions")
+def instructions(request: Request, site: OfSite, visitor: OfVisitor) -> Response:
+    """How it works, and the personal link."""
+    return site.page("instructions", link=_link(request, visitor))
+
+
+@router.get("/trial")
+def trial(site: OfSite, visitor: OfVisitor) -> Response:
+    """The first trial without an answer."""
+    person, token = visitor.person, visitor.token
+    if person.withdrawn or person.finished:
+        return go("/end")
+    if person.next is None:
+        raise StudyError(f"expected trial {person.done + 1} of a participant in the store, got none")
+    feedback = None
+    if 0 < person.done <= len(site.plan.practice):
+        feedback = site.pages.feedback(site.store.trial(person, person.done), site.store.answered(person, person.done))
+    sent = now_ms()
+    signature = site.keys.signed("sent", f"{token}:{person.done + 1}:{sent}")
+    hidden = {"sent": sent, "signature": signature, "csrf": site.keys.signed("csrf", token)}
+    return HTMLResponse(site.pages.trial(person.next, person.done + 1, person.trials, feedback, **hidden))
+
+
+@router.post("/answer")
+def answer(
+    site: OfSite,
+    sender: OfSender,
+    *,
+    position: Number = 0,
+    choice: Field = "",
+    sent: Number = 0,
+    signature: Field = "",
+    ms: Field = "",
+) -> Response:
+    """Store an answer; one that was stored before stays. `ms` is the time that the browser measured, if it did."""
+    person = sender.person
+    if person.withdrawn:
+        return go("/end")
+    if not site.keys.verifies("sent", f"{sender.token}:{position}:{sent}", signature):
+        return site.message(403, "error.expired")
+    shown = site.store.trial(person, position)
+    if shown is None or choice not in map(str, range(len(shown.options))):
+        return site.message(422, "error.answer")
+    elapsed = max(0, now_ms() - sent)
+    # No browser can have measured more than has passed; simulated people do not really wait.
+    measured = ms.isascii() and ms.isdigit() and (site.simulated or int(ms) <= elapsed)
+    stored = site.store.answer(
+        person,
+        position,
+        shown.options[int(choice)],
+        milliseconds=int(ms) if measured else elapsed,
+        clock="browser" if measured else "server",
+        shown_ms=sent,
+    )
+    if stored == "early":
+        return site.message(409, "error.answer")
+    return go("/end" if position == person.trials else "/trial")
+
+
+@router.get("/pictures/{token}.jpg")
+def picture(site: OfSite, token: str) -> Response:
+    """A registered picture, from memory: a file's date would tell which arm was rendered first."""
+    if token not in site.images:
+        return site.message(404, "error.unknown")
+    headers = {"cache-control": "private, max-age=86400, immutable"}
+    return Response(site.images[token], media_type="image/jpeg", headers=headers)
+
+
+@router.get("/pause")
+def pause(request: Request, site: OfSite, visitor: OfVisitor) -> Response:
+    """How far the participant is, and how to continue later or to withdraw."""
+    return go("/end") if visitor.person.withdrawn else _paused(request, site, visitor)
+
+
+@router.post("/withdraw")
+def withdraw(request: Request, site: OfSite, sender: OfSender, sure: Field = "") -> Response:
+    """Delete the participant's answers."""
+    if sure != "yes":
+        return _paused(request, site, sender, site.texts["pause.withdraw_must"], 422)
+    site.store.withdraw(sender.person)
+    return go("/end")
+
+
+def _paused(request: Request, site: Site, visitor: Visitor, problem: str | None = None, status: int = 200) -> Response:
+    person, csrf = visitor.person, site.keys.signed("csrf", visitor.token)
+    link = _link(request, visitor)
+    return site.page("pause", status, done=person.done, all=person.trials, link=link, csrf=csrf, problem=problem)
+
+
+@router.get("/end")
+def end(site: OfSite, visitor: OfVisitor) -> Response:
+    """Thanks and the completion code, or the confirmation of a withdrawal."""
+    person = visitor.person
+    if not person.withdrawn and not person.finished:
+        return go("/trial")
+    return site.page("end", withdrawn=person.withdrawn, code=site.keys.completion_code(person.name))
