@@ -15,9 +15,8 @@ from playwright.sync_api import Browser
 
 from bla.cli import run_command
 from bla.comparison.report import ReportError, write_report
-from bla.comparison.report.figures import Line, curves, histogram, intervals
 from bla.comparison.report.gallery import choose, exhibits
-from bla.comparison.report.saved import Comparison, Difference, Figure, read_comparison
+from bla.comparison.report.saved import Comparison, Difference, read_comparison
 from bla.comparison.report.verdict import findings, summary
 from bla.explanations.explanation import Explanation, Prediction
 
@@ -225,24 +224,6 @@ def test_a_map_of_pixels_is_drawn_as_a_picture(tmp_path: Path) -> None:
     _, (shown,) = exhibits(saved(tmp_path, record_of(tmp_path, photos=1, grid=(40, 60))), [(0, "why")])
     assert "data:image/png" in str(shown.cuts[1].picture)
     assert "M0.00" not in str(shown.cuts[1].picture).split("data:image/png")[0]
-
-
-def test_figures_put_values_where_they_belong() -> None:
-    picture = str(curves([1, 3], [Line("a", "own", [0.0, 1.0])], across="cells", up="share", says="it rises"))
-    ((x1, y1, x2, y2),) = re.findall(r'points="([\d.]+),([\d.]+) ([\d.]+),([\d.]+)"', picture)
-    assert float(x1) < float(x2)
-    assert float(y1) > float(y2), "up is up"
-    assert 'aria-label="share. it rises"' in picture
-    heights = [float(height) for height in re.findall(r'class="bar"[^>]*height="([\d.]+)"', str(
-        histogram([2, 0, 4, 0], across="cells", says="s")))]  # fmt: skip
-    assert heights[0] == pytest.approx(heights[2] / 2, abs=0.1)
-    assert heights[1] == 0
-    assert len(heights) == 3
-    drawn = str(intervals([("a", "own", Figure(0.5, 0.4, 0.6))], says="s", mark=(0.1, "chance")))
-    (line,) = re.findall(r'dot own"><line x1="([\d.]+)" x2="([\d.]+)".*?cx="([\d.]+)"', drawn)
-    low, high, middle = map(float, line)
-    assert middle == pytest.approx((low + high) / 2, abs=0.11)
-    assert "chance" in drawn
 
 
 def test_one_photo_without_labels_objects_or_leakage(tmp_path: Path) -> None:

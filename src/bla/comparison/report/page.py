@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bla.comparison.report import figures
 from bla.comparison.report.gallery import choose, exhibits
 from bla.comparison.report.saved import Comparison, ReportError, read_comparison
 from bla.comparison.report.verdict import Finding, findings, percent, summary
+from bla.explanations import charts
 from bla.files import write_atomically
 
 _STYLES = {"cam": "cam", "norm": "norm", "centre": "centre", "random": "random"}
@@ -88,6 +88,10 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
     return Report(target, summary(found), tuple(found))
 
 
+def _whole_percent(value: float) -> str:
+    return percent(value, 0)
+
+
 def _style(comparison: Comparison, method: str) -> str:
     return "own" if method == comparison.own else _STYLES.get(method, "other")
 
@@ -108,19 +112,22 @@ def _curve(comparison: Comparison) -> dict[str, Any] | None:
     }
     pictures = []
     for part, (title, better) in panels.items():
-        lines = [
-            figures.Line(comparison.title(key), _style(comparison, key), curves[key][part])
+        drawn = [
+            charts.Line(comparison.title(key), _style(comparison, key), [*zip(sizes, curves[key][part], strict=True)])
             for key in keys
             if curves[key].get(part) is not None
         ]
-        if lines:
+        if drawn:
             ends = "; ".join(
-                f"{line.name} from {percent(line.values[0])} to {percent(line.values[-1])}"
-                for line in lines
+                f"{line.name} from {percent(line.points[0][1])} to {percent(line.points[-1][1])}"
+                for line in drawn
                 if line.style != "other"
             )
-            picture = figures.curves(sizes, lines, across="cells", up=title, says=f"{better}. {ends}.")
-            pictures.append((title, better, picture))
+            ticks = [size for size in sizes if size in (sizes[0], sizes[-1]) or size % 4 == 0]
+            x = charts.Axis(sizes[0], sizes[-1], tuple((size, str(size)) for size in ticks), "cells")
+            y = charts.axis_of([value for line in drawn for _, value in line.points], _whole_percent)
+            picture = charts.lines(drawn, x, y, words=f"{title}. {better}. {ends}.")
+            pictures.append((title, better, Markup(picture)))
     legend = [(comparison.title(key), _style(comparison, key)) for key in keys if _style(comparison, key) != "other"]
     others = [comparison.title(key) for key in keys if _style(comparison, key) == "other"]
     return {"panels": pictures, "legend": legend, "others": others, "judge": judge, "sizes": (sizes[0], sizes[-1])}
@@ -132,7 +139,7 @@ def _sizes(comparison: Comparison) -> dict[str, Any]:
         counts[int(image["size"]) - 1] += 1
     size = comparison.record["size"]
     says = f"Photos by size: from {size['min']} to {size['max']} cells, {size['mean']:.1f} on average."
-    return {"picture": figures.histogram(counts, across="cells selected", says=says), **size}
+    return {"picture": Markup(charts.bars(counts, label="cells selected", words=says)), **size}
 
 
 def _groups(comparison: Comparison) -> list[dict[str, Any]]:
@@ -141,24 +148,37 @@ def _groups(comparison: Comparison) -> list[dict[str, Any]]:
     for title, name, metrics in _GROUPS:
         pictures = []
         for metric in (metric for metric in metrics if metric in comparison.metrics):
+            shares = metric not in _NOT_SHARES
             rows = [
-                (comparison.title(key), _style(comparison, key), figure)
+                charts.Row(
+                    comparison.title(key),
+                    intervals=(
+                        charts.Interval(
+                            figure.mean,
+                            figure.low,
+                            figure.high,
+                            percent(figure.mean) if shares else f"{figure.mean:.3g}",
+                            _style(comparison, key),
+                        ),
+                    ),
+                )
                 for key in comparison.methods
                 if (figure := comparison.figure(key, metric)) is not None
             ]
             if not rows:
                 continue
             meaning = comparison.metrics[metric]
-            mark = (comparison.record["leakage"]["chance"], "chance") if metric == "mask_only" else None
             better = {"higher": "higher is better", "lower": "lower is better", None: "neither way is better"}[
                 meaning["better"]
             ]
-            shares = metric not in _NOT_SHARES
-            told = "; ".join(f"{name} {percent(row.mean) if shares else f'{row.mean:.3g}'}" for name, _, row in rows)
-            picture = figures.intervals(
-                rows, says=f"{meaning['title']}, {better}. {told}.", mark=mark, shares=shares
-            )  # fmt: skip
-            pictures.append((meaning["title"], better, meaning["formula"], picture))
+            told = "; ".join(f"{row.name} {row.intervals[0].label}" for row in rows)
+            axis = charts.axis_of(
+                [end for row in rows for end in (row.intervals[0].low, row.intervals[0].high)],
+                _whole_percent if shares else "{:.3g}".format,
+                mark=(comparison.record["leakage"]["chance"], "chance") if metric == "mask_only" else None,
+            )
+            picture = charts.rows(rows, axis, words=f"{meaning['title']}, {better}. {told}.", names=152)
+            pictures.append((meaning["title"], better, meaning["formula"], Markup(picture)))
         if pictures:
             found.append({"title": title, "name": name, "pictures": pictures})
     return found
