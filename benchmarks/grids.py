@@ -1,15 +1,14 @@
-"""Finer explanations: localisation and accuracy against the size of the input, and so of the grid, and its maps.
+"""Finer explanations: localisation and accuracy against the size of the input, and so of the grid.
 
     python benchmarks/grids.py CUB_200_2011 --out FOLDER [--sizes 224 320 448] [--seeds 0 1 2 3 4]
-    python benchmarks/grids.py CUB_200_2011 --out FOLDER --setups BLA --sizes 224 --maps 1 blocks.4 2 [--validation]
+    python benchmarks/grids.py CUB_200_2011 --out FOLDER --setups BLA dial hidden --sizes 224 448 --validation
 
 Caltech-UCSD Birds in its own layout, the official split, whole photos, tf_efficientnet_lite0 frozen, a linear head.
 At each size an explainer is trained on the training photos alone, every setting that counts cells scaled with their
-number: the mean size is a share of the grid, the threshold is 0.98 / N. `--maps 2` puts the last map and the one before
-it (14x14 and 7x7) under one bound, `--maps blocks.4` takes the earlier one alone. The share of the selected area that
-lies on the bird is told at each explainer's own sizes, and at the same area for every grid: of the cells ranked by the
-score as many as cover 4, 8 or 12 forty-ninths of the photo; so is accuracy. With `--validation` a fifth of the training
-photos takes the place of the test photos. Interrupted, run it again: it goes on.
+number: the mean size is a share of the grid, the threshold is 0.98 / N. The share of the selected area that lies on the
+bird is given at each explainer's own sizes, and at the same area for every grid: of the cells ranked by the score as
+many as cover 4, 8 or 12 forty-ninths of the photo; so is accuracy. With `--validation` a fifth of the training photos
+takes the place of the test photos. If interrupted, rerun the command: it resumes.
 """
 
 from __future__ import annotations
@@ -22,14 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from bla.comparison.subjects import find_subjects, size_of
 from bla.data.image_sets import Splits, stratified_split
 from bla.data.published import read_images
-from bla.explanations.explanation import finest, laid
-from bla.model.maps import Grid, maps_from
+from bla.operators import top_hard
 from bla.runs.run import Run, train
 from bla.training import cache as caches
 from bla.training.settings import Settings
@@ -46,29 +43,6 @@ SETUPS: dict[str, dict[str, Any]] = {
 }
 
 
-def footprints(grids: list[Grid]) -> npt.NDArray[np.bool_]:
-    """Which places of the finest grid each cell of these maps covers: (cells, places).
-
-    >>> footprints([(1, 2), (1, 1)]).astype(int).tolist()
-    [[1, 0], [0, 1], [1, 1]]
-    """
-    maps = [laid(np.arange(height * width).reshape(height, width), finest(grids)).ravel() for height, width in grids]
-    return np.concatenate([each == np.arange(each.max() + 1)[:, None] for each in maps])
-
-
-def best(ranking: npt.NDArray[np.float32], covers: npt.NDArray[np.bool_], area: float) -> npt.NDArray[np.bool_]:
-    """Of cells by ``ranking`` (cells,) the best, as many as cover nearest to such a share of the photo.
-
-    >>> best(np.array([0.0, 3, 2], np.float32), footprints([(1, 2), (1, 1)]), 0.5).tolist()
-    [False, True, False]
-    """
-    order = np.argsort(-ranking, kind="stable")
-    covered = (np.cumsum(covers[order], axis=0) > 0).mean(axis=1)
-    chosen = np.zeros(len(order), np.bool_)
-    chosen[order[: 1 + int(np.abs(covered - area).argmin())]] = True
-    return chosen
-
-
 @torch.inference_mode()
 def measured(run: Run, splits: Splits, cache: Path) -> dict[str, float]:
     """Accuracy of the run's metrics, and where on the test photos its cells lie."""
@@ -78,26 +52,25 @@ def measured(run: Run, splits: Splits, cache: Path) -> dict[str, float]:
     for rows in np.array_split(np.arange(len(photos)), -(-len(photos) // 64)):
         features = photos.features(rows)
         selection = classifier.attention(features)
-        grids = list(classifier.several_maps or [tuple(features.shape[2:])])
-        covers, (height, width) = footprints(grids), finest(grids)
-        rankings, selected = (values.flatten(1).numpy() for values in (selection.unbounded, selection.hard > 0))
-        sets = {"own": selected} | {
-            f"{area}/49": np.stack([best(each, covers, area / 49) for each in rankings]) for area in AREAS
+        height, width = selection.hard.shape[1:]
+        rankings = selection.unbounded.flatten(1)
+        weights = {"own": selection.hard.flatten(1)} | {
+            f"{area}/49": top_hard(rankings, max(1, round(area / 49 * height * width))) for area in AREAS
         }
-        for name, cells in sets.items():
-            weights = torch.from_numpy(cells / cells.sum(axis=1, keepdims=True)).float().reshape(selection.hard.shape)
-            right = classifier.classify(features, weights).argmax(-1) == photos.labels[rows]
+        sets = {name: (each > 0).numpy() for name, each in weights.items()}
+        for name, each in weights.items():
+            right = classifier.classify(features, each.reshape(selection.hard.shape)).argmax(-1) == photos.labels[rows]
             found.setdefault(f"hard, {name}", []).extend(right.double().tolist())
         for row, ranking in zip(rows, rankings, strict=True):
             place = int(photos.rows[row])
             region = classifier.transform.region(size_of(photos.images.path(place)))
             bird = photos.images.coverage(place, region, (height, width)).ravel()
             for name, cells in sets.items():
-                shown = (covers[cells[row - rows[0]]]).any(axis=0)
+                shown = cells[row - rows[0]]
                 found.setdefault(f"on the bird, {name}", []).append(float(bird[shown].mean()))
                 if name == "own":
                     found.setdefault("share", []).append(float(shown.mean()))
-            found.setdefault("pointing", []).append(float(bird[covers[ranking.argmax()]].mean() >= 0.5))
+            found.setdefault("pointing", []).append(float(bird[int(ranking.argmax())] >= 0.5))
     means = {name: float(np.mean(values)) for name, values in found.items()}
     return {
         "baseline": metrics["baseline"]["top1"],
@@ -111,23 +84,23 @@ def measured(run: Run, splits: Splits, cache: Path) -> dict[str, float]:
     }
 
 
-Row = tuple[str, int, str]
-"""Setup, pixels a side, maps."""
+Row = tuple[str, int]
+"""Setup, pixels a side."""
 
 
 def table(rows: dict[Row, list[dict[str, float]]]) -> str:
     """Markdown: mean and 95% interval over seeds (Student's t)."""
     names = list(next(iter(rows.values()))[0])
     lines = [
-        f"| explainer | input | maps | {' | '.join(names)} |",
-        f"| --- | --- | --- |{' --- |' * len(names)}",
+        f"| explainer | input | {' | '.join(names)} |",
+        f"| --- | --- |{' --- |' * len(names)}",
     ]
-    for (setup, size, maps), found in rows.items():
+    for (setup, size), found in rows.items():
         cells = []
         for name in names:
             mean, half = interval([one[name] for one in found])
             cells.append(f"{mean:.1f} ± {half:.1f}" if name == "cells" else f"{mean:.3f} ± {half:.3f}")
-        lines.append(f"| {setup} | {size} | {maps} | {' | '.join(cells)} |")
+        lines.append(f"| {setup} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -139,7 +112,6 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[224, 320, 448])
     parser.add_argument("--seeds", type=int, nargs="*", default=list(range(5)))
     parser.add_argument("--setups", nargs="*", default=["BLA", "class-aware"], choices=list(SETUPS))
-    parser.add_argument("--maps", nargs="*", default=["1"], help="how many maps, or the name of one; 2:0.1 at a share")
     parser.add_argument("--validation", action="store_true", help="measure on a fifth of the training photos")
     arguments = parser.parse_args()
     splits, _ = read_images(arguments.data)
@@ -149,34 +121,22 @@ def main() -> None:
     rows: dict[Row, list[dict[str, float]]] = {}
     for setup in arguments.setups:
         for size in arguments.sizes:
-            for maps in arguments.maps:
-                for seed in arguments.seeds:
-                    folder = arguments.out / f"{setup}-{size}-{maps}-{seed}{'-validation' * arguments.validation}"
-                    file = folder.with_name(f"{folder.name}.json")  # names of maps have dots
-                    if not file.exists():
-                        print(f"{setup}, {size} pixels, maps {maps}, seed {seed}", file=sys.stderr, flush=True)
-                        run = train(
-                            splits,
-                            folder,
-                            Settings(seed=seed, **SETUPS[setup] | asked(maps)),
-                            image_size=size,
-                            cache=arguments.out / "features",
-                            report=caches.silent,
-                        )
-                        file.write_text(json.dumps(measured(run, splits, arguments.out / "features")))
-                    rows.setdefault((setup, size, maps), []).append(json.loads(file.read_text()))
+            for seed in arguments.seeds:
+                folder = arguments.out / f"{setup}-{size}-{seed}{'-validation' * arguments.validation}"
+                file = folder.with_suffix(".json")
+                if not file.exists():
+                    print(f"{setup}, {size} pixels, seed {seed}", file=sys.stderr, flush=True)
+                    run = train(
+                        splits,
+                        folder,
+                        Settings(seed=seed, **SETUPS[setup]),
+                        image_size=size,
+                        cache=arguments.out / "features",
+                        report=caches.silent,
+                    )
+                    file.write_text(json.dumps(measured(run, splits, arguments.out / "features")))
+                rows.setdefault((setup, size), []).append(json.loads(file.read_text()))
     print(table(rows))
-
-
-def asked(maps: str) -> dict[str, Any]:
-    """Settings of maps, and of the share of the cells where one is given after a colon.
-
-    >>> asked("2:0.1"), asked("blocks.4")
-    ({'maps': 2, 'mean_size': 0.1}, {'maps': ('blocks.4',)})
-    """
-    names, _, share = maps.partition(":")
-    found: dict[str, Any] = {"maps": maps_from([names])}
-    return found | ({"mean_size": float(share)} if share else {})
 
 
 if __name__ == "__main__":

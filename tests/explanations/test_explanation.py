@@ -118,5 +118,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     record = make().to_dict()
     with pytest.raises(ExplanationError, match="expected size 4"):
         Explanation.from_dict(record | {"size": 5})
+    with pytest.raises(ExplanationError, match=r"got a selection over several, .* train again with a larger"):
+        Explanation.from_dict(record | {"maps": []})
     with pytest.raises(ExplanationError, match="malformed"):
         Explanation.from_dict(record | {"prediction": {"index": 1}})

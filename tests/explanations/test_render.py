@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
 
 from bla.explanations import render
-from bla.explanations.explanation import Explanation, MapCells, Prediction, Votes
+from bla.explanations.explanation import Explanation, Prediction, Votes
 from bla.explanations.render import overlay, panel
 
 TABBY = Prediction(281, "tabby", 0.923)
@@ -85,9 +85,7 @@ def test_overlay_of_six_by_four_pixels_by_hand() -> None:
 
 def test_blank_picture_of_six_by_four_pixels_by_hand() -> None:
     cells = render._Cells((0, 2, 4), (0, 2, 4, 6))
-    nothing = np.zeros((2, 3))
-    maps = MapCells((2, 3), nothing, nothing, nothing, np.array([[False, True, False], [False, False, True]]))
-    got = render._blanked(flat(6, 4, 7), cells, [(maps, cells)])
+    got = render._blanked(flat(6, 4, 7), np.array([[False, True, False], [False, False, True]]), cells)
     assert np.array_equal(
         got[..., 1],
         [[216, 216, 7, 7, 216, 216]] * 2 + [[216, 216, 216, 216, 7, 7]] * 2,

@@ -660,6 +660,15 @@ def test_an_edited_record_is_refused(edit: dict[str, Any], trained: Path, tmp_pa
         load(folder, model=Tiny(), device="cpu")
 
 
+def test_a_run_of_the_time_of_several_maps_loads_if_it_has_one(trained: Path, tmp_path: Path) -> None:
+    folder, record = Path(shutil.copytree(trained, tmp_path / "run")), record_of(trained)
+    (folder / "run.json").write_text(json.dumps(record | {"settings": record["settings"] | {"maps": 1}}))
+    assert load(folder, model=Tiny(), device="cpu").fitted
+    (folder / "run.json").write_text(json.dumps(record | {"settings": record["settings"] | {"maps": 2}}))
+    with pytest.raises(RunError, match=r"got maps=2: .* train again with a larger --image-size"):
+        load(folder, model=Tiny(), device="cpu")
+
+
 def test_other_programs_checkpoints_are_left_alone(data: Path, tmp_path: Path) -> None:
     for name in ("checkpoint-best", "checkpoint-500"):
         (tmp_path / "run" / name).mkdir(parents=True)

@@ -46,7 +46,6 @@ def train(
     patience: int | None = None,
     crop: Annotated[bool, Parameter(negative=())] = False,
     image_size: int | None = None,
-    maps: Annotated[list[str] | None, Parameter(negative=())] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     cache: CacheFolder = None,
@@ -127,13 +126,9 @@ def train(
         Show the model its own resize and centre crop, in place of the whole photo squashed.
     image_size
         Pixels a side of the model's input, 448 say: more and finer cells. By default the model's own.
-    maps
-        How many of the last feature maps one selection is over, 2 say: cells of different sizes under one bound. Or the
-        name of a submodule that gives a map, once or several times; one takes an earlier map alone.
     stream
         Keep no features but compute them anew for every batch: for sets whose features fit no disk.
     """
-    from bla.model.maps import maps_from
     from bla.progress import shown_progress
     from bla.runs import run
     from bla.training import processes
@@ -165,7 +160,6 @@ def train(
         "trunk_rate": trunk_rate,
         "augment": augment,
         "precision": precision,
-        "maps": None if maps is None else maps_from(maps),
     }
     given = {name: value for name, value in given.items() if value is not None}
     if setup == "recommended":

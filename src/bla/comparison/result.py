@@ -101,12 +101,6 @@ def compare(
             f"expected a run whose photos have one class each, got {run}, whose photos may have several labels: the "
             "methods compared explain one class; bla evaluate measures it, bla explain has votes for each label"
         )
-    if classifier.several_maps:
-        raise ComparisonError(
-            f"expected a run on one feature map, got {run}, whose selection is over {len(classifier.several_maps)}, of "
-            "cells of several sizes: the methods compared have one grid. Train on one map (maps=1, or one by its "
-            "name); bla evaluate measures it, bla explain shows it"
-        )
     if "trunk" in opened.record and not classifier.frozen_head:
         raise ComparisonError(
             f"expected a run whose baseline reads the same features as its module, got {run}, in which each was "

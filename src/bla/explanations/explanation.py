@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -82,50 +82,6 @@ class Votes:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class MapCells:
-    """The cells of one of several feature maps that one selection is over; the fields are an explanation's."""
-
-    grid: tuple[int, int]
-    unbounded: FloatMap
-    scores: FloatMap
-    soft: FloatMap
-    selected: BoolMap
-
-    def __post_init__(self) -> None:
-        _fix_cells(self, _VALUES)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object."""
-        return _cells_to_dict(self)
-
-
-def finest(grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The grid that maps are laid over one another on: as many rows and columns as any of them has."""
-    return max(height for height, _ in grids), max(width for _, width in grids)
-
-
-def laid(cells: npt.NDArray[Any], grid: tuple[int, int]) -> npt.NDArray[Any]:
-    """A map (H, W) on a finer grid: each place takes the value of the cell that its middle lies in.
-
-    >>> laid(np.array([[1, 2]]), (2, 4)).tolist()
-    [[1, 1, 2, 2], [1, 1, 2, 2]]
-    """
-    rows, columns = ((2 * np.arange(fine) + 1) * own // (2 * fine) for fine, own in zip(grid, cells.shape, strict=True))
-    return cells[np.ix_(rows, columns)]
-
-
-def spread(cells: FloatMap, grid: tuple[int, int]) -> FloatMap:
-    """As :func:`laid`, each cell's value divided among its places, so that the sum stays.
-
-    >>> spread(np.array([[1.0, 2.0]]), (2, 4)).tolist()
-    [[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]]
-    """
-    cell = laid(np.arange(cells.size).reshape(cells.shape), grid)
-    shares: FloatMap = laid(cells, grid) / np.bincount(cell.ravel(), minlength=cells.size)[cell]
-    return shares
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """A prediction with the subset of the feature map that it was made from.
 
@@ -142,9 +98,6 @@ class Explanation:
     selected: ``(H, W)`` booleans: the explanation; ``size`` counts them.
     region: ``(left, top, right, bottom)`` in pixels of the upright photo: the part that the grid covers.
     votes: what each selected cell says for a class that was asked about; None where none was.
-    maps: of one selection over several feature maps the cells of each; None of one map. ``grid`` is then the finest,
-        ``selected`` says which of its places any selected cell covers, ``unbounded`` and ``scores`` are of the best
-        cell that covers each place, ``soft`` is None, and ``size`` counts cells, whatever map they are of.
     present: where an image may have several labels, the votes for each with a probability above one half, the likeliest
         first, and perhaps none; ``top`` has their probabilities. None where every image has one class.
 
@@ -180,21 +133,21 @@ class Explanation:
     schema_version: int = SCHEMA_VERSION
     votes: Votes | None = None
     present: tuple[Votes, ...] | None = None
-    maps: tuple[MapCells, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "top", tuple(self.top))
         object.__setattr__(self, "region", tuple(float(side) for side in self.region))
-        _fix_cells(self, [name for name in _VALUES if getattr(self, name) is not None])
+        grid = (int(self.grid[0]), int(self.grid[1]))
+        object.__setattr__(self, "grid", grid)
+        for name in ("unbounded", "scores", "soft"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _read_only_map(name, getattr(self, name), np.float32, grid))
+        object.__setattr__(self, "selected", _read_only_map("selected", self.selected, np.bool_, grid))
         if self.present is not None:
             object.__setattr__(self, "present", tuple(self.present))
         for votes in (*([] if self.votes is None else [self.votes]), *(self.present or ())):
             if votes.cells.shape != self.grid:
                 raise ExplanationError(f"expected votes on the grid {self.grid}, got {votes.cells.shape}")
-        if self.maps is not None:
-            object.__setattr__(self, "maps", tuple(self.maps))
-            if not np.array_equal(over(self.maps)["selected"], self.selected):
-                raise ExplanationError("expected selected to be where the maps' selected cells lie, got others")
         if not self.selected.any():
             raise ExplanationError("expected at least one selected cell, got none")
         if self.schema_version != SCHEMA_VERSION:
@@ -215,19 +168,14 @@ class Explanation:
     __hash__ = None  # type: ignore[assignment]  # equality is by value, and the maps are arrays
 
     @property
-    def each_map(self) -> Sequence[Explanation | MapCells]:
-        """Where its cells lie: the maps that there are several of, else itself."""
-        return (self,) if self.maps is None else self.maps
-
-    @property
     def size(self) -> int:
         """The number of selected cells."""
-        return sum(int(each.selected.sum()) for each in self.each_map)
+        return int(self.selected.sum())
 
     @property
     def cells(self) -> int:
         """The number of cells that there are to select from."""
-        return sum(each.selected.size for each in self.each_map)
+        return self.selected.size
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``bla explain --json``."""
@@ -238,14 +186,17 @@ class Explanation:
             "top": [dataclasses.asdict(guess) for guess in self.top],
             "method": self.method,
             "target": self.target,
-            **_cells_to_dict(self),
+            "grid": list(self.grid),
+            "unbounded": _rows(self.unbounded),
+            "scores": _rows(self.scores),
+            "soft": None if self.soft is None else _rows(self.soft),
+            "selected": self.selected.astype(int).tolist(),
             "size": self.size,
             "region": list(self.region),
             "model": self.model,
             "setup": self.setup,
             **({} if self.votes is None else {"votes": self.votes.to_dict()}),
             **({} if self.present is None else {"present": [votes.to_dict() for votes in self.present]}),
-            **({} if self.maps is None else {"maps": [each.to_dict() for each in self.maps]}),
         }
 
     @classmethod
@@ -258,8 +209,12 @@ class Explanation:
             Naming the keys that are missing or unknown, or what contradicts itself.
         """
         keys = {field.name for field in dataclasses.fields(cls)} | {"size"}
-        # votes have those that were asked about a class, present those of several labels, maps those of several maps
-        record = {"votes": None, "present": None, "maps": None, **record}
+        if "maps" in record:
+            raise ExplanationError(
+                "expected cells of one feature map, got a selection over several, which is no longer supported: for "
+                "finer cells train again with a larger --image-size, and explain the image again"
+            )
+        record = {"votes": None, "present": None, **record}  # written where a class was named, and of several labels
         if set(record) != keys:
             missing, unknown = sorted(keys - set(record)), sorted(set(record) - keys)
             raise ExplanationError(f"expected an explanation's keys; missing {missing}, unknown {unknown}")
@@ -271,8 +226,6 @@ class Explanation:
             values["votes"] = None if values["votes"] is None else Votes(**values["votes"])
             if values["present"] is not None:
                 values["present"] = tuple(Votes(**votes) for votes in values["present"])
-            if values["maps"] is not None:
-                values["maps"] = tuple(MapCells(**each) for each in values["maps"])
             explanation = cls(**values)
         except ExplanationError:
             raise
@@ -304,23 +257,6 @@ class Explanation:
         return cls.from_dict(record)
 
 
-def over(maps: Sequence[MapCells]) -> dict[str, Any]:
-    """The fields of an explanation over several maps: what the finest grid shows of them, and they themselves.
-
-    >>> fine = MapCells((1, 2), [[0, -2]], [[0, -2]], [[0.6, 0.2]], [[1, 0]])
-    >>> coarse = MapCells((1, 1), [[-1]], [[-1]], [[0.2]], [[0]])
-    >>> shown = over([fine, coarse])
-    >>> shown["grid"], shown["scores"].tolist(), shown["selected"].tolist()
-    ((1, 2), [[0.0, -1.0]], [[True, False]])
-    """
-    grid = finest([each.grid for each in maps])
-    best = {
-        name: np.max([laid(getattr(each, name), grid) for each in maps], axis=0)
-        for name in ("unbounded", "scores", "selected")
-    }
-    return {"grid": grid, **best, "soft": None, "maps": tuple(maps)}
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unexplained:
     """A photo that could not be explained, and why."""
@@ -331,28 +267,6 @@ class Unexplained:
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``bla explain --json`` for a photo that failed."""
         return dataclasses.asdict(self)
-
-
-_VALUES = ("unbounded", "scores", "soft")
-
-
-def _fix_cells(of: Explanation | MapCells, values: Iterable[str]) -> None:
-    """Make the grid two whole numbers, and these maps and the selection arrays on it that cannot be changed."""
-    grid = (int(of.grid[0]), int(of.grid[1]))
-    object.__setattr__(of, "grid", grid)
-    for name in values:
-        object.__setattr__(of, name, _read_only_map(name, getattr(of, name), np.float32, grid))
-    object.__setattr__(of, "selected", _read_only_map("selected", of.selected, np.bool_, grid))
-
-
-def _cells_to_dict(of: Explanation | MapCells) -> dict[str, Any]:
-    return {
-        "grid": list(of.grid),
-        "unbounded": _rows(of.unbounded),
-        "scores": _rows(of.scores),
-        "soft": None if of.soft is None else _rows(of.soft),
-        "selected": of.selected.astype(int).tolist(),
-    }
 
 
 def _read_only_map(name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple[int, int]) -> npt.NDArray[Any]:

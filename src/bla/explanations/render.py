@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from bla.explanations.explanation import BoolMap, Explanation, FloatMap, MapCells
+from bla.explanations.explanation import BoolMap, Explanation, FloatMap
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -72,13 +72,12 @@ def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) ->
     shown = photo.convert("RGB").resize(layout.picture, Image.Resampling.BICUBIC, reducing_gap=3)
     pixels = np.asarray(shown)
     cells = _Cells.of(explanation, photo.size, layout.picture)
-    maps = _each_map(explanation, photo.size, layout.picture)
     within = shown if explanation.votes is None else _voted(shown, explanation.selected, explanation.votes.cells, cells)
     pictures = (
         _hatched(pixels, pixels, cells),
-        _hatched(_heat(shown, explanation.scores, cells, maps), None, cells),
-        _hatched(_blanked(shown, cells, maps), None, cells),
-        _hatched(_spotlit(shown, within, maps), pixels, cells),
+        _hatched(_heat(shown, explanation.scores, cells), None, cells),
+        _hatched(_blanked(shown, explanation.selected, cells), None, cells),
+        _hatched(_spotlit(shown, within, explanation.selected, cells), pixels, cells),
     )
     canvas = Image.new("RGB", layout.size, _WHITE)
     draw = ImageDraw.Draw(canvas)
@@ -115,8 +114,7 @@ def overlay(photo: Image.Image, explanation: Explanation) -> Image.Image:
     """
     cells = _Cells.of(explanation, photo.size, photo.size)
     photo = photo.convert("RGB")
-    maps = _each_map(explanation, photo.size, photo.size)
-    return Image.fromarray(_hatched(_spotlit(photo, photo, maps), np.asarray(photo), cells))
+    return Image.fromarray(_hatched(_spotlit(photo, photo, explanation.selected, cells), np.asarray(photo), cells))
 
 
 def cutout(photo: Image.Image, explanation: Explanation) -> Image.Image:
@@ -138,8 +136,7 @@ def cutout(photo: Image.Image, explanation: Explanation) -> Image.Image:
     ((64, 48), (200, 160, 120), (216, 216, 216))
     """
     cells = _Cells.of(explanation, photo.size, photo.size)
-    maps = _each_map(explanation, photo.size, photo.size)
-    return Image.fromarray(_hatched(_blanked(photo.convert("RGB"), cells, maps), None, cells))
+    return Image.fromarray(_hatched(_blanked(photo.convert("RGB"), explanation.selected, cells), None, cells))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,13 +150,7 @@ class _Cells:
     columns: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls,
-        explanation: Explanation,
-        photo: tuple[int, int],
-        picture: tuple[int, int],
-        grid: tuple[int, int] | None = None,
-    ) -> _Cells:
+    def of(cls, explanation: Explanation, photo: tuple[int, int], picture: tuple[int, int]) -> _Cells:
         """The cells in a ``picture`` (width, height) of the whole ``photo`` (width, height)."""
         left, top, right, bottom = explanation.region
         # a pixel of tolerance: a region may have gone through resizing and back in floating point
@@ -169,7 +160,7 @@ class _Cells:
                 f"{photo[0]} x {photo[1]} pixels: pass it at its own size and upright (PIL.ImageOps.exif_transpose)"
             )
         across, down = picture[0] / photo[0], picture[1] / photo[1]
-        rows, columns = grid or explanation.grid
+        rows, columns = explanation.grid
         return cls(
             _edges(top * down, bottom * down, rows, picture[1]),
             _edges(left * across, right * across, columns, picture[0]),
@@ -187,17 +178,6 @@ class _Cells:
         return slice(*self.rows[row : row + 2]), slice(*self.columns[column : column + 2])
 
 
-_Maps = list[tuple[Explanation | MapCells, _Cells]]
-
-
-def _each_map(explanation: Explanation, photo: tuple[int, int], picture: tuple[int, int]) -> _Maps:
-    """The maps that cells are selected from, with where these lie; coarse before fine, which is drawn over it."""
-    return [
-        (each, _Cells.of(explanation, photo, picture, each.grid))
-        for each in sorted(explanation.each_map, key=lambda each: each.selected.size)
-    ]
-
-
 def _edges(start: float, stop: float, count: int, limit: int) -> tuple[int, ...]:
     edges = np.floor(np.linspace(start, stop, count + 1) + 0.5)
     return tuple(np.clip(edges, 0, limit).astype(int).tolist())
@@ -213,7 +193,7 @@ def _at_bound(scores: FloatMap) -> BoolMap:
     return np.equal(scores, 0) if scores.max() <= 0 else np.zeros(scores.shape, np.bool_)
 
 
-def _heat(photo: Image.Image, scores: FloatMap, cells: _Cells, maps: _Maps) -> Pixels:
+def _heat(photo: Image.Image, scores: FloatMap, cells: _Cells) -> Pixels:
     low, high = _scale(scores)
     share = (scores.astype(np.float64) - low) / (high - low) if high > low else np.ones(scores.shape)
     colours = _cividis(share).astype(np.float64)
@@ -225,28 +205,27 @@ def _heat(photo: Image.Image, scores: FloatMap, cells: _Cells, maps: _Maps) -> P
             relief = detail[box] - detail[box].mean()  # of mean 0, to keep the mean colour that the bar explains
             picture[box] = np.clip(np.rint(colours[row, column] + relief[..., np.newaxis]), 0, 255)
     canvas = Image.fromarray(picture)
-    for each, own in maps:
-        disc = _disc(0.26 * own.smallest_side)
-        for row, column in np.argwhere(_at_bound(each.scores)):
-            down, across = own.box(row, column)
-            corner = (across.start + across.stop - disc.width) // 2, (down.start + down.stop - disc.height) // 2
-            canvas.paste(_DARK, corner, disc)
+    disc = _disc(0.26 * cells.smallest_side)
+    for row, column in np.argwhere(_at_bound(scores)):
+        down, across = cells.box(row, column)
+        corner = (across.start + across.stop - disc.width) // 2, (down.start + down.stop - disc.height) // 2
+        canvas.paste(_DARK, corner, disc)
     return np.asarray(canvas)
 
 
-def _blanked(photo: Image.Image, cells: _Cells, maps: _Maps) -> Pixels:
+def _blanked(photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
     picture = np.full((photo.height, photo.width, 3), _BLANK, np.uint8)
     if cells.smallest_side > 5:
         # faint lines let the cells be counted
         picture[list(cells.rows[1:-1])] = _WHITE
         picture[:, list(cells.columns[1:-1])] = _WHITE
-    return _shown(picture, photo, maps)
+    return _outlined(picture, photo, selected, cells)
 
 
-def _spotlit(photo: Image.Image, within: Image.Image, maps: _Maps) -> Pixels:
+def _spotlit(photo: Image.Image, within: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
     """The photo dimmed, with what is ``within`` the selected cells."""
     grey = np.asarray(photo.convert("L"))
-    return _shown(np.repeat(_DIMMED[grey][..., np.newaxis], 3, axis=-1), within, maps)
+    return _outlined(np.repeat(_DIMMED[grey][..., np.newaxis], 3, axis=-1), within, selected, cells)
 
 
 def _voted(photo: Image.Image, selected: BoolMap, votes: FloatMap, cells: _Cells) -> Image.Image:
@@ -264,14 +243,8 @@ def _voted(photo: Image.Image, selected: BoolMap, votes: FloatMap, cells: _Cells
     return Image.fromarray(tinted)
 
 
-def _shown(picture: Pixels, photo: Image.Image, maps: _Maps) -> Pixels:
-    """``picture`` with the photo in the selected cells and an outline along the inside of each map's."""
-    for each, cells in maps:
-        picture = _outlined(picture, photo, each.selected, cells)
-    return picture
-
-
 def _outlined(picture: Pixels, photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
+    """``picture`` with the photo in the selected cells and an outline along the inside of their region."""
     source, around, shown = np.asarray(photo), np.pad(selected, 1), np.argwhere(selected)
     for row, column in shown:
         picture[cells.box(row, column)] = source[cells.box(row, column)]

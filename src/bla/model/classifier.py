@@ -27,7 +27,6 @@ from bla.model.attention import (
     read,
     signed,
 )
-from bla.model.maps import Grid, SeveralMaps, shown_cells, shown_votes
 from bla.model.parts import Part
 from bla.model.splitting import (
     ClassifierError,
@@ -124,12 +123,6 @@ class ExplainableClassifier(nn.Module):
     @fitted.setter
     def fitted(self, value: bool) -> None:
         cast(Tensor, self._fitted).fill_(value)
-
-    @property
-    def several_maps(self) -> tuple[Grid, ...] | None:
-        """The grids of the maps whose cells the trunk puts in a row; None where it gives one map."""
-        grids = self.trunk.grids if isinstance(self.trunk, SeveralMaps) else ()
-        return grids if len(grids) > 1 else None
 
     def train(self, mode: bool = True) -> ExplainableClassifier:
         """Set the mode of the attention, and of a head that is being trained; what is frozen stays in evaluation."""
@@ -313,8 +306,8 @@ class ExplainableClassifier(nn.Module):
             if isinstance(item, str):
                 yield Unexplained(name, item)
                 continue
-            about, vote, labels, values, indices, *maps = next(rows)
-            if not (np.isfinite(maps[0]).all() and np.isfinite(values).all()):
+            about, vote, labels, values, indices, unbounded, scores, soft, hard = next(rows)
+            if not (np.isfinite(unbounded).all() and np.isfinite(values).all()):
                 yield Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {self.name}")
                 continue
             height, width = self.transform.size
@@ -323,7 +316,11 @@ class ExplainableClassifier(nn.Module):
                 prediction=self._prediction(indices[0], values[0]),
                 top=tuple(map(self._prediction, indices, values)),
                 method="BLA" if isinstance(self.attention, BoundedLogitAttention) else "L2X",
-                **shown_cells(maps, self.several_maps),
+                grid=hard.shape,
+                unbounded=unbounded,
+                scores=scores,
+                soft=soft,
+                selected=hard > 0,
                 region=(0, 0, width, height) if isinstance(item, Tensor) else item.region,
                 target=about,
                 model=self.name,
@@ -341,8 +338,7 @@ class ExplainableClassifier(nn.Module):
         indices = [torch.full((len(features),), index, device=features.device) for index in asked]
         found = votes(self.head, features, weights, *indices)
         labels = tuple(self.classes[index] for index in asked)
-        shown = [shown_votes(cells, self.several_maps) for cells in found.cells.float().cpu().numpy()]
-        each = zip(shown, found.offset.tolist(), found.logit.tolist(), strict=True)
+        each = zip(found.cells.float().cpu().numpy(), found.offset.tolist(), found.logit.tolist(), strict=True)
         return [Votes(target, against, labels, cells, offset, logit, found.method) for cells, offset, logit in each]
 
     def _present(self, features: Tensor, weights: Tensor, logits: Tensor) -> list[tuple[Votes, ...] | None]:
@@ -368,7 +364,6 @@ def explainable(
     attention: Attention | None = None,
     head: nn.Module | int | None = None,
     parts: tuple[Part, Part] | None = None,
-    maps: int | Sequence[str] = 1,
     transform: Transform | Any = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
@@ -396,8 +391,6 @@ def explainable(
     parts: (trunk, head), where no cut is found: of each a submodule's name, or a callable of the classifier and a
         tensor, as in ``(lambda model, pixels: model.body(pixels)[-1], "fc")``. The trunk gives a map (B, C, H, W) or
         patch tokens (B, H*W, C), the head takes their mean (B, C). Checked as any other cut.
-    maps: how many of the last feature maps one selection is over, each coarser than the one before, or the names of the
-        submodules that give them; one name takes an earlier map alone. It needs ``head=``: :mod:`bla.model.maps`.
     transform: the preprocessing, or an image processor of Hugging Face transformers; by default timm's for the
         model, else ImageNet's at 224 x 224 (``transform.source`` then says "assumed"). The whole photo is squashed to
         the input size.
@@ -430,13 +423,6 @@ def explainable(
         transform = transform_of_processor(transform)
     if parts is not None and head is not None:
         raise ClassifierError(f"{name}: expected parts=, which name a head, or head=, got both")
-    maps = maps if isinstance(maps, int) else tuple(maps)
-    if maps != 1 and (head is None or not maps or (isinstance(maps, int) and maps < 1)):
-        raise ClassifierError(
-            f"{name}: expected maps= a number from 1 or names of submodules, with head=, as the classifier's own reads "
-            f"its last map alone, got maps={maps!r} and {'no head' if head is None else 'a head'}: head=K gives a new "
-            "one of K classes, to be trained (bla.train)"
-        )
     try:
         own = copy.deepcopy(model)
     except Exception as error:
@@ -447,7 +433,7 @@ def explainable(
     if head is None:
         trunk, head, channels, outputs = checked_split(own, transform, name, parts)
     else:
-        trunk, channels = checked_trunk(own, transform, name, maps)
+        trunk, channels = checked_trunk(own, transform, name)
         head, outputs = given_head(head, channels, own, name)
     if classes is None:
         classes = _own_classes(model, outputs)

@@ -12,7 +12,6 @@ from bla import BlaError
 from bla.data.photo import Transform
 from bla.model.attention import MapHead, kept, read, zeroed
 from bla.model.joining import split_at_join
-from bla.model.maps import Maps, several_maps
 from bla.model.parts import Part, named_parts, tensor_in
 from bla.model.tracing import (
     TokenTrunk,
@@ -130,24 +129,19 @@ def drop_hooks(own: nn.Module) -> None:
                 del hooks[key]
 
 
-def checked_trunk(own: nn.Module, transform: Transform, name: str, maps: Maps = 1) -> tuple[nn.Module, int]:
+def checked_trunk(own: nn.Module, transform: Transform, name: str) -> tuple[nn.Module, int]:
     """Trunk and channels of our copy, for a head of another make: of any classifier with a last map of several cells.
 
-    What follows that map in the classifier does not matter, be it a class token or a flattening (VGG, AlexNet). With
-    ``maps`` the head reads the cells of these in its place.
+    What follows that map in the classifier does not matter, be it a class token or a flattening (VGG, AlexNet).
     """
     pixels = _probe(own, transform)
     with torch.inference_mode():
         try:
-            if maps == 1:
-                if not isinstance(own(pixels), Tensor):
-                    own = FirstLogits(own)
-                trunk = _cut_timm(own, pixels)[0] if speaks_timm(own) else _traced_trunk(own, pixels)
-                features = trunk(pixels)
-                _check_several_cells(features, pixels)
-            else:
-                trunk = several_maps(own, pixels, maps, channels_last=_channels_last(own))
-                features = trunk(pixels)
+            if not isinstance(own(pixels), Tensor):
+                own = FirstLogits(own)
+            trunk = _cut_timm(own, pixels)[0] if speaks_timm(own) else _traced_trunk(own, pixels)
+            features = trunk(pixels)
+            _check_several_cells(features, pixels)
         except (_UncutError, TracingError, ClassifierError) as error:
             raise ClassifierError(f"{name}: {error}") from error
         except Exception as error:

@@ -58,10 +58,16 @@ def read_record(folder: Path) -> dict[str, Any]:
         version = record["schema_version"]
         if version == SCHEMA_VERSION:
             _check_record(record)
+            maps = record["settings"].pop("maps", 1)
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         remedy = "update bla to read it" if newer else "train again with this bla"
         raise RunError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version}: {remedy}")
+    if maps != 1:
+        raise RunError(
+            f"{path}: expected a selection over the last feature map, got maps={maps!r}: earlier maps and several in "
+            "one selection are no longer supported; for finer cells train again with a larger --image-size"
+        )
     return record
 
 

@@ -25,7 +25,6 @@ from bla.files import reading, sole_writer, write_atomically, write_json
 from bla.model.attention import BoundedLogitAttention
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable, transform_of
-from bla.model.maps import Maps
 from bla.progress import Progress, silent, told
 from bla.runs.record import SCHEMA_VERSION, RunError, read_record, run_folder, versions
 from bla.training import processes
@@ -95,9 +94,7 @@ def train(
     splits, source = read_images(data, seed=settings.seed, data_root=data_root, cache=cache, report=report)
     settings = dataclasses.replace(settings, several_labels=settings.several_labels or splits.train.several)
     new_classes = len(splits.train.classes) if settings.head == "new" else None
-    wrapped = _wrapped(
-        model, weights, mode=mode, image_size=image_size, device=device, new_classes=new_classes, maps=settings.maps
-    )
+    wrapped = _wrapped(model, weights, mode=mode, image_size=image_size, device=device, new_classes=new_classes)
     if settings.trunk_rate is not None:
         wrapped.name += ", end to end"  # what explains is not what was loaded
     origin = _origin(model, weights)
@@ -221,9 +218,7 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
             weights = folder / weights  # as it stands, unless it lies beside the record
         model = load_backbone(backbone["name"], weights)
     classes_of_new = len(classes) if settings.head == "new" else None
-    wrapped = explainable(model, head=classes_of_new, maps=settings.maps, transform=transform, name=name).to(
-        pick_device(device)
-    )
+    wrapped = explainable(model, head=classes_of_new, transform=transform, name=name).to(pick_device(device))
     if settings.trunk_rate is None and weights_digest(wrapped.trunk) != backbone["digest"]:
         raise RunError(
             f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
@@ -409,7 +404,6 @@ def _wrapped(
     image_size: int | None,
     device: str,
     new_classes: int | None,
-    maps: Maps,
 ) -> ExplainableClassifier:
     """The classifier, with its own head checked where it is to be used: ``new_classes`` is None."""
     place = pick_device(device)
@@ -419,7 +413,7 @@ def _wrapped(
     if image_size is not None:
         transform = dataclasses.replace(transform, size=(image_size, image_size))
     head = None if new_classes is None else max(1, new_classes)
-    return explainable(built, name=name, head=head, maps=maps, transform=transform).to(place)
+    return explainable(built, name=name, head=head, transform=transform).to(place)
 
 
 def _origin(model: str | nn.Module, weights: str | Path | None) -> dict[str, Any]:

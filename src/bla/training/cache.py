@@ -31,7 +31,6 @@ from bla.data.photo import DataError, Photo, Transform
 from bla.data.prefetching import prefetch
 from bla.files import cache_root, read_json, write_json
 from bla.model.classifier import ExplainableClassifier
-from bla.model.maps import SeveralMaps
 from bla.progress import Progress, silent
 from bla.training import processes
 
@@ -194,8 +193,6 @@ def damaged(folder: Path) -> list[str]:
 def _key(classifier: ExplainableClassifier, images: ImageSet, kind: CacheType) -> str:
     weights, transform = weights_digest(classifier.trunk), classifier.transform.to_dict()
     parts = [FORMAT, kind, classifier.name, weights, transform, images.digest()]
-    if isinstance(classifier.trunk, SeveralMaps):
-        parts += classifier.trunk.names
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -61,8 +61,6 @@ class Settings:
         it stays as it is, and its features are cached.
     augment: photos that a trunk is trained on are changed at random: :func:`bla.training.photos.augmentation`.
     precision: of a trunk that is trained, by autocast: float32, bfloat16 or float16; all after it is float32.
-    maps: how many of the last feature maps one selection is over, or the names of the submodules that give them, as
-        :func:`bla.explainable` takes them. Other than 1 it needs a new head: the classifier's own reads one map.
     several_labels: an image may have several classes or none, each learnt by itself, by binary cross entropy. Training
         sets it where the data are so.
     validation: share of the training images held out to watch. With ``patience``, a stage ends after that many
@@ -96,11 +94,9 @@ class Settings:
     validation: float = 0.0
     patience: int | None = None
     several_labels: bool = False
-    maps: int | tuple[str, ...] = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        object.__setattr__(self, "maps", self.maps if isinstance(self.maps, int) else tuple(self.maps))
         checks = [
             (self.setup in SETUPS, f"setup one of {', '.join(SETUPS)}", self.setup),
             (self.head in ("new", "own"), "head 'new' or 'own'", self.head),
@@ -129,11 +125,6 @@ class Settings:
                 0 <= self.straight_through <= 1,
                 "straight_through, a share of the loss, in [0, 1]",
                 self.straight_through,
-            ),
-            (
-                self.maps >= 1 if isinstance(self.maps, int) else bool(self.maps),
-                "maps a number from 1, or names of submodules",
-                self.maps,
             ),
             (0 <= self.dial <= 1, "dial, a share of the batches, in [0, 1]", self.dial),
             (all(width >= 1 for width in self.hidden), "hidden layers of at least 1 channel", self.hidden),
@@ -165,11 +156,6 @@ class Settings:
             raise TrainingError(
                 "expected no class_aware with several labels an image: its score asks about one class, and an image "
                 "has one selection for all; what each label's cells are is told by their votes. Set class_aware=False"
-            )
-        if self.maps != 1 and self.head == "own":
-            raise TrainingError(
-                f"expected head='new' with maps={self.maps!r}, got 'own', the classifier's, which reads its last map "
-                "alone"
             )
         if self.patience is not None and not self.validation:
             raise TrainingError("expected a validation share for patience to watch, got none: set validation=0.1, say")

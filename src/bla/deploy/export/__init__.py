@@ -89,11 +89,6 @@ def export(
         raise ExportError(f"expected a trained attention, got {wrapped.name} with one never fitted: bla.fit trains it")
     if like.dtype != torch.float32:
         raise ExportError(f"expected a classifier in float32, got {like.dtype}: export it before you convert it")
-    if wrapped.several_maps:
-        raise ExportError(
-            f"expected a selection over one feature map, got one over {len(wrapped.several_maps)}, of no one grid: "
-            "train on one map (maps=1, or one by its name), or explain with bla explain"
-        )
     wrapped = copy.deepcopy(wrapped).cpu().eval()
     card = _card(wrapped, entry)
     content, misses = (_onnx if to == "onnx" else _torch)(wrapped, card)
