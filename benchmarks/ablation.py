@@ -27,7 +27,7 @@ from bla.files import cache_root
 from bla.model.attention import BoundedLogitAttention
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import explainable
-from bla.progress import told
+from bla.progress import show
 from bla.training.cache import cached_features
 from bla.training.loop import train_networks
 from bla.training.measuring import measure
@@ -167,8 +167,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of each stage, in place of the settings' own")
     parser.add_argument("--json", action="store_true", help="print JSON in place of Markdown")
     arguments = parser.parse_args()
-    images = read_images(arguments.data, cache=cache_root(), report=told)[0].train
-    features = cached_features(explainable(load_backbone(LITE0)), images, report=told)
+    images = read_images(arguments.data, cache=cache_root(), report=show)[0].train
+    features = cached_features(explainable(load_backbone(LITE0)), images, report=show)
     failed = {image for image, _ in features.failures}
     rows = np.array([row for row, name in enumerate(images.names) if name not in failed], np.int64)
     assert images.labels is not None

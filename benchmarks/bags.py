@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bla.operators import BoundedLogits, HardConcrete, SubsetOperator, normalised
+from bla.progress import Progress, silent
 from stacked import StackedLinear, StackedMLP
 
 WANTED = 9
@@ -225,7 +226,7 @@ def trained_bags(
     count: int,
     length: int,
     scale: float,
-    report: Callable[[str, int, int], None] = lambda *_: None,
+    report: Progress = silent,
 ) -> list[dict[str, Any]]:
     """Each setting trained, all seeds at once; that of the best validation loss kept for each seed; its test figures.
 

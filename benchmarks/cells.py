@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from bla.data.image_sets import ImageSet, image_folder
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import explainable
 from bla.operators import SubsetOperator, normalised
+from bla.progress import Progress
 from bla.training.cache import FeatureCache, cached_features
 
-Progress = Callable[[str, int, int], None]
 Split = tuple[FeatureCache, npt.NDArray[np.int64]]
 
 

@@ -32,7 +32,7 @@ from bla.explanations.explanation import Explanation
 from bla.explanations.render import overlay
 from bla.model.backbones import load_backbone
 from bla.model.classifier import ClassifierError, explainable
-from bla.progress import told
+from bla.progress import show
 from bla.training.settings import Settings
 
 MODELS = (
@@ -59,7 +59,7 @@ def loaded(name: str) -> tuple[nn.Module, str | None]:
         return load_backbone(name), None
     except ClassifierError as error:
         reason = str(error).partition("\n")[0][:160]
-        told(f"{name}: a random trunk, as {reason}", 0, 0)
+        show(f"{name}: a random trunk, as {reason}", 0, 0)
         return load_backbone(name, "random"), "random"
 
 

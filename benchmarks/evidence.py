@@ -22,7 +22,7 @@ import bla.runs.run
 from bla.comparison import RUN, compare
 from bla.files import write_json
 from bla.metrics.statistics import correlation, over_seeds
-from bla.progress import told
+from bla.progress import show
 from bla.training.settings import Settings
 
 METHODS = (
@@ -65,7 +65,7 @@ def measured(data: Path, out: Path, recipe: str, seed: int, methods: Sequence[st
     settings = Settings(seed=seed, epochs=epochs, head_epochs=head_epochs, **RECIPES[recipe])
     folder = out / data.name / f"run-{recipe}-{seed}"
     opened = bla.runs.run.train(data, folder, settings)
-    found = compare(folder, out=folder / "comparison", methods=methods, leakage=True, seed=seed, report=told)
+    found = compare(folder, out=folder / "comparison", methods=methods, leakage=True, seed=seed, report=show)
     shares = [image["object_share"] for image in found["images"]]
     result = {
         "size": [image["size"] for image in found["images"]],

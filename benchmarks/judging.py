@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from bla.metrics import Ranked, judge_methods, top_cells
-from bla.progress import told
+from bla.progress import show
 from bla.training.cache import FeatureCache
 
 CHANNELS, GRID, CLASSES = 1280, 7, 100
@@ -66,7 +66,7 @@ def main() -> None:
             ranked[str(method)] = Ranked(ranking, top_cells(ranking, sizes), heads[0 if method == 0 else 1])
         started = time.monotonic()
         judge_methods(
-            cache.batch, ranked, labels, judge=nn.Linear(CHANNELS, CLASSES), report=lambda *at: told("judging", *at)
+            cache.batch, ranked, labels, judge=nn.Linear(CHANNELS, CLASSES), report=lambda *at: show("judging", *at)
         )
         seconds[number] = round(time.monotonic() - started, 2)
     if arguments.json:

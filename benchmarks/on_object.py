@@ -26,7 +26,7 @@ from bla.data.published import read_images
 from bla.files import cache_root
 from bla.metrics import localise, top_cells
 from bla.metrics.statistics import paired
-from bla.progress import told
+from bla.progress import show
 from bla.runs.run import open_run
 
 RIVALS = ("cam", "grad-cam++", "norm", "centre", "random")
@@ -37,8 +37,8 @@ SIZES = range(1, 25)
 
 def shares(explainer: str, splits: Splits, out: Path) -> dict[int, dict[str, np.ndarray]]:
     """By size and method, the share of each test photo's best cells that lies on its object."""
-    compare(explainer, splits, out=out, methods=RIVALS, report=told)
-    photos, _, _ = find_subjects(open_run(explainer), splits, limit=None, seed=0, cache=None, report=told)
+    compare(explainer, splits, out=out, methods=RIVALS, report=show)
+    photos, _, _ = find_subjects(open_run(explainer), splits, limit=None, seed=0, cache=None, report=show)
     assert photos.coverage is not None
     found: dict[int, dict[str, np.ndarray]] = {size: {} for size in SIZES}
     for method in (RUN, *RIVALS):
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    splits, _ = read_images(arguments.data, cache=cache_root(), report=told)
+    splits, _ = read_images(arguments.data, cache=cache_root(), report=show)
     seen = shares(arguments.explainer, dataclasses.replace(splits, test=splits.train), arguments.out / "chosen-on")
     size = max(SIZES, key=lambda size: lead(seen[size]))
     leading = [each for each in SIZES if lead(seen[each]) > 0]

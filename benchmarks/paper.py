@@ -25,7 +25,7 @@ from scipy import stats
 
 from bla.data.published import read_images
 from bla.files import cache_root
-from bla.progress import told
+from bla.progress import show
 from bla.runs.run import train
 from bla.training.settings import Settings
 
@@ -78,7 +78,7 @@ def trained(data: str, out: Path, name: str, seed: int, *, folds: int, epochs: i
     if figures.exists():
         found: dict[str, Any] = json.loads(figures.read_text())
         return found
-    splits, _ = read_images(data, cache=cache_root(), report=told)
+    splits, _ = read_images(data, cache=cache_root(), report=show)
     if folds:
         splits = splits.folds(folds)[seed]
     settings = settings_of(name, seed, epochs, len(splits.train.classes))

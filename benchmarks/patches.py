@@ -27,7 +27,7 @@ from bla.metrics.statistics import bootstrap
 from bla.model.attention import weighted_sum
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import transform_of
-from bla.progress import told
+from bla.progress import show
 from bla.training.settings import Settings
 
 GRID = 7
@@ -66,7 +66,7 @@ class Patches(nn.Module):
 @torch.no_grad()
 def measured(opened: bla.runs.run.Run, data: Splits) -> dict[str, Any]:
     """Accuracy and agreement of the selected cells, read again after every other pixel is gone."""
-    subjects, _, _ = find_subjects(opened, data, limit=None, seed=0, cache=None, report=told)
+    subjects, _, _ = find_subjects(opened, data, limit=None, seed=0, cache=None, report=show)
     classifier = opened.classifier
     assert subjects.labels is not None
     grey = classifier.pixels(np.full((1, 1, 1, 3), 127, np.uint8))

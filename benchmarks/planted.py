@@ -36,7 +36,7 @@ from bla.comparison.subjects import find_subjects, predictions_of
 from bla.data.image_sets import ImageSet, Splits, image_folder
 from bla.metrics import localise, top_cells
 from bla.metrics.statistics import bootstrap
-from bla.progress import told
+from bla.progress import show
 from bla.training.settings import Settings
 
 SIDE = 224
@@ -114,13 +114,13 @@ def measured(data: Splits, out: Path, kind: str, name: str, seed: int) -> dict[s
         opened = bla.runs.run.train(
             splits, out / f"run-{kind}-{name}-{seed}", dataclasses.replace(SETTINGS[name], seed=seed)
         )
-    subjects, _, _ = find_subjects(opened, splits, limit=None, seed=seed, cache=None, report=told)
+    subjects, _, _ = find_subjects(opened, splits, limit=None, seed=seed, cache=None, report=show)
     pooled = PooledClassifier(opened.classifier.trunk, opened.networks.baseline).eval()
     place = next(opened.classifier.attention.parameters()).device
     predicted = predictions_of(pooled, subjects, place)["index"]
     features = subjects.features(np.arange(len(subjects))).to(place)
     batch = Batch(features, predicted.to(place), torch.arange(len(subjects)))
-    making = Methods(opened, pooled, None, seed=seed, report=told)
+    making = Methods(opened, pooled, None, seed=seed, report=show)
     own = making.build(RUN)
     assert own.sizes is not None
     assert subjects.coverage is not None

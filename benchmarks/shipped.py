@@ -27,7 +27,7 @@ from bla.data.photo import open_photo
 from bla.metrics import Accuracy
 from bla.model.backbones import PACKAGED, load_backbone
 from bla.model.classifier import ExplainableClassifier, explainable
-from bla.progress import told
+from bla.progress import show
 from bla.runs.record import run_folder
 from bla.runs.run import load
 from bla.training.cache import FeatureCache, cached_features
@@ -152,7 +152,7 @@ def _crossed(model: str, images: ImageSet, changes: dict[str, Any], *, views: bo
 
 
 def _examples(classifier: ExplainableClassifier, images: ImageSet) -> Examples:
-    return Examples(cached_features(classifier, images, report=told), np.arange(len(images)), None)
+    return Examples(cached_features(classifier, images, report=show), np.arange(len(images)), None)
 
 
 def _views(classifier: ExplainableClassifier, images: ImageSet) -> Examples:

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bla.progress import shown_progress
+from bla.progress import Progress, shown_progress
 from bla.study.analysis import analyse
 from bla.study.plan import Plan, Population
 from bla.study.power import Effect, people_needed, power_of, wilson
@@ -30,8 +29,6 @@ from bla.study.rehearsal import behaviour_for, rehearse, without_pages
 from bla.study.responses import Collected
 from bla.study.simulation import Behaviour, Trials, strengths_for
 from bla.study.store import Store
-
-Report = Callable[[str, int, int], None]
 
 PEOPLE = Behaviour(person_sd=1.0, photo_sd=0.5, noise=0.05, side=0.3, drop_out=0.05, careless=0.05)
 POPULATIONS: tuple[Population, ...] = ("people", "people and photos")
@@ -67,7 +64,7 @@ def studied(plan: Plan, share: float, people: int, seed: int) -> dict[str, Any]:
 
 
 def found(
-    population: Population, share: float, *, people: int, photos: int, studies: int, seed: int, report: Report
+    population: Population, share: float, *, people: int, photos: int, studies: int, seed: int, report: Progress
 ) -> dict[str, Any]:
     """How often the registered test, and a test of pooled trials, finds something; and what the estimate is."""
     plan = plan_without_pictures(photos, population, people)
@@ -112,7 +109,7 @@ def found(
     }
 
 
-def promised(population: Population, share: float, photos: int, studies: int, report: Report) -> dict[str, Any]:
+def promised(population: Population, share: float, photos: int, studies: int, report: Progress) -> dict[str, Any]:
     """What `bla study power` promises for the same people."""
     trials = Trials(photos, photos, catches=3, passes=2, complete=0.5)
     effect = Effect(share, PEOPLE, trials, population=population)
@@ -120,7 +117,7 @@ def promised(population: Population, share: float, photos: int, studies: int, re
     return {"people": needed.promised.people, "power": needed.promised.power}
 
 
-def levels(population: Population, people: int, photos: int, studies: int, report: Report) -> dict[str, Any]:
+def levels(population: Population, people: int, photos: int, studies: int, report: Progress) -> dict[str, Any]:
     """The level on ten times as many studies, by arrays."""
     trials = Trials(photos, photos, catches=3, passes=2, complete=0.5)
     effect = Effect(0.5, PEOPLE, trials, population=population)
@@ -137,7 +134,7 @@ def told(collected: Collected) -> list[tuple[Any, ...]]:
     )
 
 
-def rehearsed(study: Path, rehearsals: int, people: int, report: Report) -> dict[str, Any]:
+def rehearsed(study: Path, rehearsals: int, people: int, report: Progress) -> dict[str, Any]:
     """Rehearsals over HTTP beside the same in memory."""
     plan = Plan.load(study)
     share, against = (0.6, None) if plan.task == "preference" else (0.75, 0.6)

@@ -41,7 +41,7 @@ from bla.operators import (
     StraightThroughTopK,
     SubsetOperator,
 )
-from bla.progress import shown_progress
+from bla.progress import Progress, shown_progress
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rivals import First, LapSum, PerturbedTopK, Simple
@@ -129,7 +129,7 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def synthetic(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+def synthetic(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """INVASE's sets: a row for each set and operator, its settings chosen on validation data."""
     from synthetic import bayes
     from tabular import chosen, draw, invase_plan, trained
@@ -183,7 +183,7 @@ def between(low: dict[str, Any], high: dict[str, Any], share: float) -> dict[str
     return {key: (1 - share) * value + share * high["own test"][key] for key, value in low["own test"].items()}
 
 
-def known_size(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+def known_size(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """L2X's sets, every operator told the true size, as published; of three settings the best on the first seed."""
     from synthetic import L2X, bayes
     from tabular import draw, l2x_plan, trained
@@ -213,7 +213,7 @@ def known_size(arguments: argparse.Namespace, report: Callable[[str, int, int], 
     return table
 
 
-def bagged(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+def bagged(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """Bags: a row for each way to pool."""
     from bags import POOLS, digits, fashion_or_mnist, trained_bags
 
@@ -236,7 +236,7 @@ def bagged(arguments: argparse.Namespace, report: Callable[[str, int, int], None
     return table
 
 
-def frontier(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+def frontier(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """Accuracy at equal size on cached features; the best of four temperatures on photos put aside."""
     from cells import features, trained_cells
 
@@ -268,7 +268,7 @@ def frontier(arguments: argparse.Namespace, report: Callable[[str, int, int], No
     return table
 
 
-def images(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+def images(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """L2X on patches of images, in its original form and on the cells of a trunk, against the images' size."""
     from image_size import FORMS, NAMES, kept_megabytes, task_of, trained_on
 
@@ -294,7 +294,7 @@ def images(arguments: argparse.Namespace, report: Callable[[str, int, int], None
     return table
 
 
-def gradients(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+def gradients(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """Bias and variance of each operator's gradient against exact enumeration."""
     from gradient_quality import bias_and_variance
 
@@ -309,7 +309,7 @@ def gradients(arguments: argparse.Namespace, report: Callable[[str, int, int], N
     ]
 
 
-def cost(arguments: argparse.Namespace, report: Callable[[str, int, int], None]) -> list[dict[str, Any]]:
+def cost(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """Time and memory, forward and backward."""
     from gradient_quality import cost_of
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bla.operators import Entmax15, Sparsemax, SubsetOperator
+from bla.progress import Progress
 from stacked import StackedMLP, cross_entropy
 from synthetic import L2X, Drawn, syn
 
@@ -29,7 +30,6 @@ START = 2.0
 MEAN_SIZES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 10.0)
 """Thresholds that are tried are those that leave so many features on average on validation data."""
 
-Progress = Callable[[str, int, int], None]
 Candidate = tuple[SubsetOperator, float]
 """An operator, and the price of an item."""
 

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""Progress on standard error: a bar in terminals and notebooks, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -9,92 +9,72 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tqdm.asyncio import tqdm_asyncio
+from tqdm.auto import tqdm
+
 SECONDS_BETWEEN_LINES = 10.0
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done, and out of how much; out of 0: a remark."""
+"""Called with the task, the steps done and the steps in all; with 0 steps in all, the text is a remark."""
 
 
 def silent(title: str, done: int, total: int) -> None:
     """Show no progress."""
 
 
-@contextmanager
-def shown_progress() -> Iterator[Progress]:
-    """Give a callable of (title, done, total) that shows progress; with a total of 0 the title is a remark."""
-    if sys.stderr.isatty():
-        with _bar() as report:
-            yield report
-    else:
-        yield _lines()
+class Display:
+    """A `Progress` that shows one task at a time, with its rate and the time left.
 
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    rate = TextColumn("{task.fields[rate]}")
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()]
-    with Bars(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
-        pace = Pace()
-
-        def report(title: str, done: int, total: int) -> None:
-            if not total:
-                progress.console.print(title, markup=False, highlight=False)
-                return
-            if title not in tasks:
-                for task in tasks.values():
-                    progress.remove_task(task)
-                tasks.clear()
-                tasks[title] = progress.add_task(title, total=total, rate="")
-            rate, _ = pace(title, done, total)
-            progress.update(tasks[title], completed=done, rate=f"{rate:.1f}/s" if rate else "")
-
-        yield report
-
-
-def _lines() -> Progress:
-    last = 0.0
-    pace = Pace()
-
-    def report(title: str, done: int, total: int) -> None:
-        nonlocal last
-        if not total:
-            print(title, file=sys.stderr, flush=True)
-            return
-        rate, left = pace(title, done, total)
-        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            text = f", {rate:.1f} a second, {datetime.timedelta(seconds=round(left))} left" if rate else ""
-            print(f"{title}: {done} of {total}{text}", file=sys.stderr, flush=True)
-
-    return report
-
-
-class Pace:
-    """How fast what bears a title goes, since it was first told of: what an earlier call did does not count.
-
-    >>> pace = Pace()
-    >>> pace("working", 5, 9)
-    (0.0, inf)
+    Rate and time left count from a task's first call, so that steps done by an earlier process do not inflate them.
     """
 
     def __init__(self) -> None:
-        self.title = ""
-        self.first, self.since = 0, 0.0
+        self.title, self.first, self.since, self.last = "", 0, 0.0, -math.inf
+        self.bar: tqdm | None = None
 
-    def __call__(self, title: str, done: int, total: int) -> tuple[float, float]:
-        """Steps a second, and seconds left."""
-        now = time.monotonic()
+    def __call__(self, title: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` steps are done, or a remark if ``total`` is 0."""
+        if not total:
+            tqdm.write(title, file=sys.stderr)
+            return
         if title != self.title or done < self.first:
-            self.title, self.first, self.since = title, done, now
-        if done == self.first:
-            return 0.0, math.inf
-        rate = (done - self.first) / max(now - self.since, 1e-9)
-        return rate, (total - done) / rate
+            self.close()
+            self.title, self.first, self.since = title, done, time.monotonic()
+        if sys.stderr.isatty() or tqdm is not tqdm_asyncio:  # in a notebook, it is another class
+            self._redraw(done, total)
+        elif time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
+            self._print(done, total)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self.bar is not None:
+            self.bar.close()
+        self.bar, self.title = None, ""
+
+    def _redraw(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = tqdm(
+                desc=self.title, initial=done, total=total, unit="", leave=False, miniters=1, dynamic_ncols=True
+            )
+        self.bar.update(done - self.bar.n)
+        if done >= total:
+            self.close()
+
+    def _print(self, done: int, total: int) -> None:
+        self.last = time.monotonic()
+        rate = (done - self.first) / max(self.last - self.since, 1e-9)
+        pace = f", {rate:.1f} a second, {datetime.timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+        print(f"{self.title}: {done} of {total}{pace}", file=sys.stderr, flush=True)
 
 
-told = _lines()
-"""Remarks, and a line now and then: what calls from Python show unless they are given another callable."""
+show = Display()
+"""What Python calls show progress by unless they are given another callable."""
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """Give a callable that shows progress, and remove its bar at the end of the block."""
+    display = Display()
+    try:
+        yield display
+    finally:
+        display.close()

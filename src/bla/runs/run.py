@@ -25,7 +25,7 @@ from bla.files import reading, sole_writer, write_atomically, write_json
 from bla.model.attention import BoundedLogitAttention
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable, transform_of
-from bla.progress import Progress, silent, told
+from bla.progress import Progress, show, silent
 from bla.runs.record import SCHEMA_VERSION, RunError, read_record, run_folder, versions
 from bla.training import processes
 from bla.training.cache import FeatureCache, cached_features, weights_digest
@@ -60,7 +60,7 @@ def train(
     data_root: Path | None = None,
     cache: Path | None = None,
     stream: bool = False,
-    report: Progress = told,
+    report: Progress = show,
 ) -> Run:
     """Train an explainer on a folder of images and write a run folder; go on where an earlier call stopped.
 
@@ -117,7 +117,7 @@ def fit(
     seed: int = 0,
     cache: Path | None = None,
     stream: bool = False,
-    report: Progress = told,
+    report: Progress = show,
 ) -> dict[str, Any]:
     """Train the attention of a wrapped classifier, in place and post hoc: the classifier stays as it is.
 
