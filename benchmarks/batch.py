@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from bla.data.image_sets import list_images
-from bla.data.prefetching import prefetch
-from bla.deploy.batch import cores, explain_all
+from bla.data.prefetching import cores, prefetch
+from bla.deploy.batch import explain_all
 from bla.deploy.engine import Engine, open_engine
 
 

@@ -292,8 +292,8 @@ def test_overload_is_refused_and_all_that_was_accepted_is_answered(engine: Engin
     assert set(statuses) == {200, 429}
     assert statuses.count(200) >= 6
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status_code == 429)
-    assert app.state.batcher.inside == 0
-    assert app.state.batcher.done == statuses.count(200)
+    assert app.state.server.batcher.inside == 0
+    assert app.state.server.batcher.done == statuses.count(200)
 
 
 def test_what_takes_too_long_is_told_so(engine: Engine) -> None:
@@ -376,7 +376,7 @@ def test_the_page_in_a_browser(phone: bool, browser: Browser, engine: Engine, tm
         assert "from 2 of 20 cells" in page.inner_text("#read")
         off = page.locator("#cells [aria-checked=false]").first
         off.tap() if phone else off.click()
-        page.locator("#read", has_text="from 3 of 20 cells, of your choice").wait_for()
+        page.locator("#read", has_text="from 3 of 20 cells, your choice").wait_for()
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Space")
         page.locator("#read").filter(has_not_text="from 3 of").wait_for()

@@ -78,14 +78,16 @@ class _Upright(NamedTuple):
 Enough = Callable[[tuple[int, int]], tuple[int, int]]  # from a photo's size to one that it may be reduced to
 
 
-def _open_upright(source: PhotoSource, enough: Enough | None = None) -> _Upright:
-    name = _name(source)
+def _open_upright(
+    source: PhotoSource, enough: Enough | None = None, name: str | None = None, most_pixels: int | None = None
+) -> _Upright:
+    name = name or _name(source)
     try:
         with _PILLOW_QUIET, contextlib.ExitStack() as files:
             if isinstance(source, np.ndarray):
-                return _decode(name, _from_array(source), None)
+                return _decode(name, _from_array(source), None, most_pixels)
             if isinstance(source, Image.Image):
-                return _decode(name, source, None)  # drafting would change the caller's image
+                return _decode(name, source, None, most_pixels)  # drafting would change the caller's image
             if isinstance(source, bytes):
                 file: BinaryIO = io.BytesIO(source)
             elif isinstance(source, str | os.PathLike):
@@ -95,7 +97,7 @@ def _open_upright(source: PhotoSource, enough: Enough | None = None) -> _Upright
             file.seek(0)
             if not file.read(1):
                 raise DataError(f"{name}: expected a photo, got an empty file; fetch it again")
-            return _decode(name, Image.open(file, formats=FORMATS), enough)
+            return _decode(name, Image.open(file, formats=FORMATS), enough, most_pixels)
     except DataError:
         raise
     except Exception as error:  # a broken file makes Pillow raise nearly anything
@@ -115,13 +117,14 @@ def _got(error: Exception) -> str:
     return f"one that cannot be read ({type(error).__name__}: {error}); replace it"
 
 
-def _decode(name: str, photo: Image.Image, enough: Enough | None) -> _Upright:
+def _decode(name: str, photo: Image.Image, enough: Enough | None, most_pixels: int | None) -> _Upright:
     width, height = photo.size
     if min(photo.size) < 1:
         raise DataError(f"{name}: expected a photo, got an image of {width} x {height} pixels; replace it")
-    if width * height > MAX_PIXELS or max(photo.size) > MAX_SIDE:
+    most_pixels = min(most_pixels or MAX_PIXELS, MAX_PIXELS)
+    if width * height > most_pixels or max(photo.size) > MAX_SIDE:
         raise DataError(
-            f"{name}: expected at most {MAX_PIXELS:,} pixels, {MAX_SIDE:,} a side, "
+            f"{name}: expected at most {most_pixels:,} pixels, {MAX_SIDE:,} a side, "
             f"got {width} x {height}; scale it down"
         )
     drafted = None
@@ -316,18 +319,24 @@ class Transform:
             raise DataError(f"expected a photo of mode RGB, got {photo.mode}; pass it through open_photo")
         return self._resize(photo, self.region(photo.size))
 
-    def read(self, source: PhotoSource) -> Photo:
+    def read(self, source: PhotoSource, *, name: str | None = None, most_pixels: int | None = None) -> Photo:
         """Open and resize in one go.
 
         Like ``pixels(open_photo(source))``, but a large JPEG file is decoded at a half, a quarter or an eighth, at
         least twice as large as needed: many times faster, and nearly the same pixels. ``nearest`` reads in full.
+
+        Parameters
+        ----------
+        name: what an error calls the photo; by default its path, or what kind of source it is.
+        most_pixels: a limit below :data:`MAX_PIXELS`, checked before any pixel is decoded.
 
         Raises
         ------
         DataError
             As :func:`open_photo`.
         """
-        upright = _open_upright(source, None if self.interpolation == "nearest" else self._whole)
+        enough = None if self.interpolation == "nearest" else self._whole
+        upright = _open_upright(source, enough, name, most_pixels)
         region = self.region(upright.size)
         x, y = upright.origin
         left, top, right, bottom = (side / upright.scale for side in region)

@@ -1,7 +1,8 @@
-"""Work done ahead of its use, by threads, in order and within bounds."""
+"""Work that threads do ahead of its use, in order and within bounds."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ Result = TypeVar("Result")
 def prefetch(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Results of ``function`` in order, computed at most ``ahead`` items before they are asked for."""
+    """Results of ``function`` in order, computed at most ``ahead`` items before they are used."""
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -26,3 +27,8 @@ def prefetch(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -14,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 
 from bla import BlaError
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
 from bla.explanations.explanation import Explanation, Prediction, Unexplained
+from bla.files import cache_root
 
 KEY = "bla"
 """Where a file keeps its card: an ONNX file's metadata under this key, a torch file's extra file ``bla.json``."""
@@ -29,7 +31,7 @@ Pixels = npt.NDArray[np.float32]
 
 
 class EngineError(BlaError):
-    """A file that is no exported explainer, or one that cannot do what it is asked for."""
+    """A file that is no exported explainer, or a question that the explainer cannot answer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Card:
     method, model, setup: what its explanations are signed with.
     entry: ``pixels``, normalised, or ``photos``, uint8 of any size.
     sizes, targets: whether it takes the optional inputs ``size`` and ``target``.
-    version: of bla, that wrote it.
+    version: the version of bla that wrote it.
     several_labels: whether an image may have several classes or none.
     """
 
@@ -77,7 +79,7 @@ class Card:
         Raises
         ------
         EngineError
-            If it is of another schema, or no card.
+            If the record has another schema, or is no card.
         """
         version = record.get("schema_version")
         if version != SCHEMA_VERSION:
@@ -92,9 +94,57 @@ class Card:
         except (KeyError, TypeError, ValueError) as error:
             raise EngineError(f"expected the card of an exported explainer, got another: {error!r}") from error
 
+    def checked_size(self, size: int) -> int:
+        """A number of cells to select.
+
+        Raises
+        ------
+        EngineError
+            If the explainer's size is fixed, or there are not that many cells.
+        """
+        if not self.sizes:
+            raise EngineError(f"expected no size for {self.setup}, got {size}: its size is fixed")
+        if not 1 <= size <= self.cells:
+            raise EngineError(f"expected a size from 1 to {self.cells}, got {size}")
+        return size
+
+    def class_index(self, target: int | str) -> int:
+        """The index of a class to explain, given by name or by index.
+
+        Raises
+        ------
+        EngineError
+            If the explainer is not class-aware, or there is no such class.
+        """
+        if not self.targets:
+            raise EngineError(f"expected no target for {self.setup}, got {str(target)[:80]!r}: it is not class-aware")
+        if target in self.classes:
+            return self.classes.index(str(target))
+        index = int(target) if str(target).isascii() and str(target).isdecimal() else -1
+        if not 0 <= index < len(self.classes):
+            count = len(self.classes)
+            raise EngineError(f"expected the name or index of one of {count} classes, got {str(target)[:80]!r}")
+        return index
+
+    def checked_masks(self, masks: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Subsets of cells, (M, H, W) or (B, M, H, W).
+
+        Raises
+        ------
+        EngineError
+            If they are not of 0 and 1 on the grid, or one of them is empty.
+        """
+        array = np.asarray(masks)
+        if array.ndim not in (3, 4) or array.shape[-2:] != self.grid:
+            height, width = self.grid
+            raise EngineError(f"expected masks of shape (any, {height}, {width}), got {array.shape}")
+        if not np.isin(array, (0, 1)).all() or not array.any(axis=(-2, -1)).all():
+            raise EngineError("expected masks of 0 and 1, each with at least one cell to read")
+        return array.astype(np.bool_)
+
 
 class Outputs(NamedTuple):
-    """What the graph says of B photos."""
+    """What the graph says of B photos, or, without their first dimension, of one."""
 
     logits: Pixels
     """(B, K), from the selected cells alone."""
@@ -107,15 +157,19 @@ class Outputs(NamedTuple):
     unbounded: Pixels
     """-u, (B, H, W): ranks the cells."""
     answers: Pixels
-    """(B, M, K): logits from the subsets that were asked about."""
+    """(B, M, K): the logits from each subset in ``masks``."""
     explained: npt.NDArray[np.int64]
-    """The class that each explanation is about, (B,); -1 of a class-agnostic explainer."""
+    """The class that each explanation is about, (B,); -1 where the explainer is class-agnostic."""
+
+    def of(self, row: int) -> Outputs:
+        """What the graph says of one photo."""
+        return Outputs(*(values[row] for values in self))
 
 
 class Engine:
     """An exported file, opened.
 
-    One may be called from several threads. It holds no torch, and one copy of the weights.
+    Several threads may call one engine. It loads no torch, and holds the weights once.
 
     Parameters
     ----------
@@ -129,7 +183,7 @@ class Engine:
     Raises
     ------
     EngineError
-        If there is no such file, or it is not ours.
+        If there is no such file, or bla did not export it.
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
@@ -145,7 +199,7 @@ class Engine:
             raise EngineError(f"expected a file that `bla export` wrote, got {self.path}, which is no file")
         try:
             self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors have no class of their own
+        except Exception as error:  # ONNX Runtime's errors share no class
             reason = str(error).partition("\n")[0][:200]
             raise EngineError(f"expected an ONNX file that `bla export` wrote, got {self.path}: {reason}") from error
         text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
@@ -170,13 +224,13 @@ class Engine:
         targets: npt.ArrayLike | None = None,
         masks: npt.ArrayLike | None = None,
     ) -> Outputs:
-        """Explain photos, uint8 (B, h, w, 3), resized as :attr:`transform` says.
+        """Explain photos, uint8 (B, h, w, 3), as :attr:`transform` resizes them.
 
         Parameters
         ----------
-        sizes: cells to select: a number, or one a photo; 0 is the explainer's own choice.
-        targets: classes to explain: an index, or one a photo; -1 is the predicted one.
-        masks: (B, M, H, W) or (M, H, W): subsets of cells to ask the head about.
+        sizes: numbers of cells to select, one for all photos or one each; 0 leaves the size to the explainer.
+        targets: classes to explain, one index for all photos or one each; -1 is the predicted class.
+        masks: (B, M, H, W) or (M, H, W): subsets of cells from which the head is to predict.
 
         Raises
         ------
@@ -185,65 +239,68 @@ class Engine:
         """
         if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[3] != 3:
             raise EngineError(f"expected photos of shape (B, h, w, 3), uint8, got {photos.shape}, {photos.dtype}")
-        feeds: dict[str, npt.NDArray[Any]] = {
-            self.card.entry: photos if self.card.entry == "photos" else self.pixels(photos)
-        }
+        images = photos if self.card.entry == "photos" else self.pixels(photos)
+        feeds: dict[str, npt.NDArray[Any]] = {self.card.entry: images}
         if sizes is not None:
-            feeds["size"] = self._whole_numbers("size", sizes, 0, self.card.cells)
+            feeds["size"] = _whole_numbers("size", sizes)
+            for size in np.unique(feeds["size"]).tolist():
+                self.card.checked_size(size or self.card.cells)
         if targets is not None:
-            feeds["target"] = self._whole_numbers("target", targets, -1, len(self.classes) - 1)
+            feeds["target"] = _whole_numbers("target", targets)
+            for target in np.unique(feeds["target"]).tolist():
+                self.card.class_index(0 if target == -1 else target)
         if masks is not None:
-            feeds["masks"] = self._masks(masks, len(photos))
+            subsets = self.card.checked_masks(masks).astype(np.float32)
+            subsets = subsets[None].repeat(len(photos), axis=0) if subsets.ndim == 3 else subsets
+            if len(subsets) != len(photos):
+                raise EngineError(f"expected masks for {len(photos)} photos, got them for {len(subsets)}")
+            feeds["masks"] = subsets
         names = [name for name in Outputs._fields if name != "explained" or self.card.targets]
         outputs = self._session.run(names, feeds)
         if not self.card.targets:
             outputs.append(np.full(len(photos), -1))
         return Outputs(*outputs)
 
+    def read(self, name: str, source: PhotoSource) -> Photo | Unexplained:
+        """A photo as the classifier sees it, or why it cannot be read."""
+        try:
+            return self.transform.read(source, name=name)
+        except DataError as error:
+            return Unexplained(name, str(error))
+
     def explanations(
         self,
-        photos: Sequence[Photo],
         names: Sequence[str],
+        photos: Sequence[Photo | Unexplained],
         *,
-        sizes: npt.ArrayLike | None = None,
-        targets: npt.ArrayLike | None = None,
+        size: int | None = None,
+        target: int | None = None,
     ) -> list[Explanation | Unexplained]:
-        """Explain photos that :attr:`transform` has read, in one run; one that gives no numbers is unexplained."""
-        outputs = self.run(np.stack([photo.pixels for photo in photos]), sizes=sizes, targets=targets)
+        """Explain photos that :meth:`read` gave, in one run; one that could not be read stays unexplained."""
+        readable = [photo.pixels for photo in photos if isinstance(photo, Photo)]
+        if not readable:
+            return [photo for photo in photos if isinstance(photo, Unexplained)]
+        outputs, rows = self.run(np.stack(readable), sizes=size, targets=target), itertools.count()
         return [
-            self.explanation(name, photo, Outputs(*(values[row] for values in outputs)))
-            for row, (name, photo) in enumerate(zip(names, photos, strict=True))
+            self.explanation(name, photo, outputs.of(next(rows))) if isinstance(photo, Photo) else photo
+            for name, photo in zip(names, photos, strict=True)
         ]
 
     def explain_each(
         self, images: Iterable[PhotoSource], *, size: int | None = None, target: int | None = None, batch_size: int = 16
     ) -> Iterator[Explanation | Unexplained]:
         """Explain photos one by one, in order; one that cannot be read gives an :class:`Unexplained`."""
-        batch: list[tuple[str, Photo | str]] = []
-        for index, image in enumerate(images):
-            name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
-            try:
-                batch.append((name, self.transform.read(image)))
-            except DataError as error:
-                batch.append((name, str(error) if isinstance(image, (str, os.PathLike)) else f"{name}: {error}"))
-            if len(batch) == batch_size:
-                yield from self._explain_batch(batch, size, target)
-                batch = []
-        yield from self._explain_batch(batch, size, target)
-
-    def _explain_batch(
-        self, batch: Sequence[tuple[str, Photo | str]], size: int | None, target: int | None
-    ) -> Iterator[Explanation | Unexplained]:
-        readable = [(name, item) for name, item in batch if isinstance(item, Photo)]
-        found: Iterator[Explanation | Unexplained] = iter(())
-        if readable:
-            names, photos = zip(*readable, strict=True)
-            found = iter(self.explanations(photos, names, sizes=size, targets=target))
-        for name, item in batch:
-            yield Unexplained(name, item) if isinstance(item, str) else next(found)
+        numbered = enumerate(images)
+        while batch := list(itertools.islice(numbered, batch_size)):
+            names = [
+                os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
+                for index, image in batch
+            ]
+            photos = [self.read(name, image) for name, (_, image) in zip(names, batch, strict=True)]
+            yield from self.explanations(names, photos, size=size, target=target)
 
     def top(self, logits: Pixels) -> tuple[Prediction, ...]:
-        """The best five classes (all, where there are fewer; of several labels all above one half) of logits (K,)."""
+        """The five likeliest classes for logits (K,); with several labels also any other above one half."""
         if self.card.several_labels:
             shown = max(5, int((logits > 0).sum()))
             probabilities = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which overflows nowhere
@@ -257,7 +314,7 @@ class Engine:
         )
 
     def explanation(self, name: str, photo: Photo, outputs: Outputs) -> Explanation | Unexplained:
-        """Of one photo, from its row of each output."""
+        """The explanation of one photo, from its row of each output."""
         if not (np.isfinite(outputs.unbounded).all() and np.isfinite(outputs.logits).all()):
             return Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {self.card.model}")
         top = self.top(outputs.logits)
@@ -277,32 +334,19 @@ class Engine:
             setup=self.card.setup,
         )
 
-    def _whole_numbers(self, name: str, values: npt.ArrayLike, low: int, high: int) -> npt.NDArray[np.int64]:
-        if not (self.card.sizes if name == "size" else self.card.targets):
-            reason = "its size is fixed" if name == "size" else "it is not class-aware"
-            raise EngineError(f"expected no {name} for {self.card.setup}, got {values!r}: {reason}")
-        array = np.atleast_1d(np.asarray(values))
-        if array.dtype.kind not in "iu" or array.ndim != 1 or array.min() < low or array.max() > high:
-            raise EngineError(f"expected a {name} from {max(low, int(name == 'size'))} to {high}, got {values!r}")
-        return array.astype(np.int64)
 
-    def _masks(self, values: npt.ArrayLike, photos: int) -> Pixels:
-        masks = np.asarray(values, np.float32)
-        masks = masks[None].repeat(photos, axis=0) if masks.ndim == 3 else masks
-        if masks.shape[0] != photos or masks.ndim != 4 or masks.shape[2:] != self.grid:
-            raise EngineError(
-                f"expected masks of shape ({photos}, any, {self.grid[0]}, {self.grid[1]}), got {masks.shape}"
-            )
-        if not np.isin(masks, (0, 1)).all() or not masks.any(axis=(2, 3)).all():
-            raise EngineError("expected masks of 0 and 1, each with at least one cell to read")
-        return masks
+def _whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    array = np.atleast_1d(np.asarray(values))
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise EngineError(f"expected a {name} that is a whole number, or one for each photo, got {values!r}")
+    return array.astype(np.int64)
 
 
 def open_engine(explainer: str | Path, *, threads: int | None = None) -> Engine:
     """The engine of an exported file, or of a run or shipped explainer, which is exported first and kept.
 
-    Exporting is done by another process, so that this one stays without torch; its result is kept in the user's
-    cache (``$BLA_CACHE``) as long as the run does not change.
+    Another process does the export, so that this one loads no torch. The result stays in the user's cache
+    (``$BLA_CACHE``) and serves until the run changes.
 
     Raises
     ------
@@ -326,9 +370,7 @@ def open_engine(explainer: str | Path, *, threads: int | None = None) -> Engine:
 
 
 def kept_path(folder: Path) -> Path:
-    """Where the export of a run is kept: a name made from the run's content and the version of bla."""
-    import importlib.metadata
-
+    """Where the export of a run is kept, under a name made from the run's content and the version of bla."""
     digest = hashlib.sha256(importlib.metadata.version("bounded-logit-attention").encode())
     for name in ("run.json", "model.safetensors"):
         try:
@@ -336,5 +378,4 @@ def kept_path(folder: Path) -> Path:
         except OSError as error:
             raise EngineError(f"expected a complete run in {folder}, got none: {error}") from error
         digest.update(b"%d:" % len(content) + content)
-    root = Path(os.environ.get("BLA_CACHE") or platformdirs.user_cache_path("bla"))
-    return root / "exported" / f"{digest.hexdigest()}.onnx"
+    return cache_root() / "exported" / f"{digest.hexdigest()}.onnx"

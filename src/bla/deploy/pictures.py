@@ -1,4 +1,4 @@
-"""Photos on disk to panels and explanations on disk, going on where an earlier call stopped."""
+"""Explanations as pictures, and photos on disk to panels and explanations on disk; an interrupted call resumes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,48 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from bla.data.photo import open_photo
+from bla.data.photo import PhotoSource, open_photo
 from bla.explanations.explanation import Explanation, ExplanationError, Unexplained
 from bla.explanations.render import panel
 from bla.files import write_atomically
-from bla.model.classifier import ExplainableClassifier
-from bla.runs.run import load
-from bla.training.cache import weights_digest
+
+if TYPE_CHECKING:
+    from bla.model.classifier import ExplainableClassifier
 
 SIGNED = "bla"
-"""The text field of a panel's PNG that says by what it was made; a picture without it is not ours."""
+"""The text field of a panel's PNG that holds its signature; we do not overwrite a picture without one."""
+
+
+def picture(source: PhotoSource, explanation: Explanation, signature: str | None = None) -> bytes:
+    """The panel of a photo as a PNG file; for several present labels one panel each, one below another."""
+    photo = open_photo(source)
+    panels = [panel(photo, each) for each in _one_label_each(explanation)]
+    whole = Image.new("RGB", (max(each.width for each in panels), sum(each.height for each in panels)), "white")
+    top = 0
+    for each in panels:
+        whole.paste(each, (0, top))
+        top += each.height
+    text, content = PngInfo(), io.BytesIO()
+    if signature is not None:
+        text.add_text(SIGNED, signature)
+    whole.save(content, "PNG", compress_level=3, pnginfo=text)
+    return content.getvalue()
+
+
+def _one_label_each(explanation: Explanation) -> list[Explanation]:
+    """The explanation; for each present label one with its votes, unless ``votes`` answers for a class already."""
+    if not explanation.present or explanation.votes is not None:
+        return [explanation]
+    likely = {guess.index: guess for guess in explanation.top}
+    return [
+        dataclasses.replace(explanation, prediction=likely[votes.target], votes=votes, present=None)
+        for votes in explanation.present
+    ]
 
 
 def explain_files(
@@ -39,16 +67,18 @@ def explain_files(
 ) -> Iterator[Explanation | Unexplained]:
     """Explain photos in order; with ``out``, write ``NAME.png`` (the panel) and ``NAME.json`` for each.
 
-    Where a photo may have several labels, there is a panel for each that is present, one below another.
+    Where a photo may have several labels, its picture has a panel for each present label, one below another.
 
-    A photo that ``out`` already explains, by the same explainer asked the same and since the photo last
-    changed, is read from there. A photo that cannot be read yields an :class:`Unexplained`, and the others are done.
+    An explanation in ``out`` is read back if the same explainer made it with the same options, and the photo has
+    not changed since. A photo that cannot be read yields an :class:`Unexplained`, and the others are explained.
 
     Raises
     ------
     ExplanationError
-        If a file of ``out`` that would be written to is not an explanation of ours; nothing is written then.
+        If we would overwrite a file in ``out`` that is not an explanation of ours; nothing is written then.
     """
+    from bla.runs.run import load
+
     classifier = load(run, device=device)
     kept: dict[Path, Explanation] = {}
     names: dict[Path, str] = {}
@@ -65,14 +95,17 @@ def explain_files(
     for photo in photos:
         result = kept.get(photo) or next(fresh)
         if out is not None and isinstance(result, Explanation) and photo not in kept:
-            _write(result, photo, out / names[photo], signature)
+            record = out / f"{names[photo]}.json"
+            record.unlink(missing_ok=True)  # written last: where it is, the picture belongs to it
+            write_atomically(out / f"{names[photo]}.png", picture(photo, result, signature))
+            result.save(record)
         yield result
 
 
 def output_names(photos: Sequence[Path], out: Path | None = None) -> dict[Path, str]:
-    """A file name without suffix for every photo, no two alike: its stem, with its folders where stems are shared.
+    """A distinct file name, without suffix, for every photo: its stem, with its folders where photos share a stem.
 
-    A name under which ``out`` holds the explanation of another image is not used.
+    A name under which ``out`` holds the explanation of another image is skipped.
 
     >>> sorted(output_names([Path("a/x.jpg"), Path("b/x.jpg"), Path("b/y.png")]).values())
     ['a_x.jpg', 'b_x.jpg', 'y']
@@ -101,10 +134,8 @@ def output_names(photos: Sequence[Path], out: Path | None = None) -> dict[Path, 
 
 def _explained(out: Path | None, name: str) -> str | None:
     """The image whose explanation lies there."""
-    if out is None:
-        return None
     try:
-        return Explanation.load(out / f"{name}.json").image
+        return None if out is None else Explanation.load(out / f"{name}.json").image
     except (OSError, ExplanationError):
         return None
 
@@ -112,6 +143,8 @@ def _explained(out: Path | None, name: str) -> str | None:
 def _signature(
     classifier: ExplainableClassifier, size: int | None, target: int | str | None, against: int | str | None
 ) -> str:
+    from bla.training.cache import weights_digest
+
     parts = [
         weights_digest(classifier),
         classifier.name,
@@ -155,31 +188,3 @@ def _kept(names: dict[Path, str], out: Path, signature: str) -> dict[Path, Expla
         except (OSError, ExplanationError):
             continue
     return kept
-
-
-def _pictured(photo: Image.Image, explanation: Explanation) -> Image.Image:
-    """The panel; where several labels are present and none was asked about, one for each below one another."""
-    if not explanation.present or explanation.votes is not None:
-        return panel(photo, explanation)
-    likely = {guess.index: guess for guess in explanation.top}
-    pictures = [
-        panel(photo, dataclasses.replace(explanation, prediction=likely[votes.target], votes=votes, present=None))
-        for votes in explanation.present
-    ]
-    whole = Image.new("RGB", (max(each.width for each in pictures), sum(each.height for each in pictures)), "white")
-    top = 0
-    for each in pictures:
-        whole.paste(each, (0, top))
-        top += each.height
-    return whole
-
-
-def _write(explanation: Explanation, photo: Path, base: Path, signature: str) -> None:
-    record, picture = base.with_name(base.name + ".json"), base.with_name(base.name + ".png")
-    record.unlink(missing_ok=True)  # it comes last: where it is, the picture is of the same making
-    text = PngInfo()
-    text.add_text(SIGNED, signature)
-    content = io.BytesIO()
-    _pictured(open_photo(photo), explanation).save(content, "PNG", compress_level=3, pnginfo=text)
-    write_atomically(picture, content.getvalue())
-    explanation.save(record)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from bla import BlaError
 from bla.data.image_sets import ImageSet
 from bla.data.photo import DataError, Photo, Transform
-from bla.data.prefetching import prefetch
+from bla.data.prefetching import cores, prefetch
 from bla.files import cache_root, read_json, write_json
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
@@ -245,7 +245,7 @@ def _build(
         for handle in files.values():
             stack.enter_context(handle)
         # a core is left to the trunk, whose threads wait for one another
-        pool = stack.enter_context(ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)))
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, cores() - 1)))
         # One thread waits for the disk while the trunk goes on; leaving this block waits for that thread.
         committer = stack.enter_context(ThreadPoolExecutor(1))
         commit: Future[None] | None = None

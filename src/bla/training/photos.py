@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 
 from bla.data.image_sets import ImageSet
 from bla.data.photo import DataError, Interpolation, Transform
-from bla.model.classifier import ExplainableClassifier, prefetch
+from bla.data.prefetching import cores, prefetch
+from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
 from bla.training import processes
 
@@ -129,7 +129,7 @@ def readable_photos(images: ImageSet, transform: Transform, report: Progress = s
 
     title = f"reading {len(images)} images"
     mine = processes.share(len(images))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for row, error in zip(mine, prefetch(pool, read, mine, ahead=64), strict=True):
             if error is not None:
                 failures.append((images.names[row], error))
@@ -162,5 +162,5 @@ def augmentation(size: tuple[int, int], interpolation: Interpolation) -> nn.Modu
 
 
 def _read(images: ImageSet, rows: npt.NDArray[np.int64], transform: Transform) -> Sequence[npt.NDArray[np.uint8]]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(lambda row: transform.read(images.path(row)).pixels, rows.tolist()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import itertools
-import os
 import shutil
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from bla.data.prefetching import prefetch
+from bla.data.prefetching import cores, prefetch
 from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, Reader, Row, Shard, make_plan, read_plan
 from bla.deploy.batch.rows import BATCH, SCHEMA, counts_of, explain_rows, part_name, pictures_of, unpacked, write_part
 from bla.deploy.engine import Engine
@@ -206,8 +205,3 @@ def _concluded(plan: Plan, out: Path, seconds: float, explained: int) -> dict[st
     write_json(out / RECORD, record, indent=1)
     shutil.rmtree(out / BATCH_FOLDER)
     return record
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

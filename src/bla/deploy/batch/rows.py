@@ -1,7 +1,8 @@
-"""A row of results: its schema, how it is made from a photo, and how a shard of them is written."""
+"""A row of results: its schema, its making from a photo, and the writing of a shard of rows."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -15,17 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bla.data.photo import DataError, Photo, Transform, open_photo
 from bla.deploy.batch.plan import Plan, Reader, Row, Shard
 from bla.deploy.engine import Engine
-from bla.explanations.explanation import Explanation
-from bla.explanations.render import panel
+from bla.deploy.pictures import picture
+from bla.explanations.explanation import Unexplained
 from bla.files import write_atomically
 
 SCHEMA_VERSION = 1
 BATCH = 16
-"""Photos that the graph explains at once."""
-STATUSES = ("ok", "unreadable", "not finite")
+"""Photos in one run of the graph."""
 SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -46,65 +45,32 @@ SCHEMA = pa.schema(
 def explain_rows(
     graph: Engine, rows: Sequence[Row], *, size: int | None = None, pictures: Path | None = None
 ) -> list[dict[str, Any]]:
-    """Results for rows, in order; what cannot be explained says why. Panels go to ``pictures``."""
-    read: list[Photo | str] = [_read(graph.transform, row) for row in rows]
-    photos = [photo for photo in read if isinstance(photo, Photo)]
-    found = iter(_explained(graph, photos, size) if photos else ())
-    results = []
-    for row, photo in zip(rows, read, strict=True):
-        blank = dict.fromkeys(SCHEMA.names) | {"row": row.number, "path": row.name}
-        if isinstance(photo, str):
-            results.append(blank | {"status": "unreadable", "error": photo})
-            continue
-        values = next(found)
-        if values is None:
-            error = f"{row.name}: expected finite logits, got NaN or infinity from the classifier"
-            results.append(blank | {"status": "not finite", "error": error})
-            continue
-        results.append(blank | {"status": "ok", "region": photo.region, **values})
-        if pictures is not None and row.photo is not None:
-            explanation = graph.explanations([photo], [row.name], sizes=size)[0]
-            if isinstance(explanation, Explanation):
-                content = io.BytesIO()
-                panel(open_photo(row.photo), explanation).save(content, "PNG", compress_level=3)
-                write_atomically(pictures / f"{row.number:09}.png", content.getvalue())
-    return results
-
-
-def _read(transform: Transform, row: Row) -> Photo | str:
-    if row.photo is None:
-        return row.error
-    try:
-        return transform.read(row.photo)
-    except DataError as error:
-        return str(error) if isinstance(row.photo, Path) else f"{row.name}: {error}"
-
-
-def _explained(graph: Engine, photos: Sequence[Photo], size: int | None) -> list[dict[str, Any] | None]:
-    outputs = graph.run(np.stack([photo.pixels for photo in photos]), sizes=size)
-    logits: npt.NDArray[np.float64] = outputs.logits.astype(np.float64)
-    finite = np.isfinite(logits.min(axis=1) + logits.max(axis=1) + outputs.unbounded.sum(axis=(1, 2)))
-    logits = np.where(finite[:, None], logits, 0)
-    best = logits.argmax(axis=1)
-    logits -= logits.max(axis=1, keepdims=True)
-    probabilities = 1 / np.exp(logits).sum(axis=1)
-    selected = outputs.selected
-    grid = list(selected.shape[1:])
-    flat = selected.reshape(len(photos), -1)
-    masks, sizes = np.packbits(flat, axis=1), flat.sum(axis=1)
-    return [
-        {
-            "index": int(index),
-            "label": graph.classes[index],
-            "probability": float(probability),
-            "size": int(size),
-            "mask": mask.tobytes(),
-            "grid": grid,
-        }
-        if good
-        else None
-        for good, index, probability, size, mask in zip(finite, best, probabilities, sizes, masks, strict=True)
+    """A result for each row, in order; a failed one holds the reason. Panels go to ``pictures``."""
+    names = [row.name for row in rows]
+    photos = [
+        Unexplained(row.name, row.error) if row.photo is None else graph.read(row.name, row.photo) for row in rows
     ]
+    results = []
+    for row, photo, found in zip(rows, photos, graph.explanations(names, photos, size=size), strict=True):
+        result = dict.fromkeys(SCHEMA.names) | {"row": row.number, "path": row.name}
+        if isinstance(found, Unexplained):
+            status = "unreadable" if isinstance(photo, Unexplained) else "not finite"
+            results.append(result | {"status": status, "error": found.error})
+            continue
+        results.append(
+            result
+            | dataclasses.asdict(found.prediction)
+            | {
+                "status": "ok",
+                "size": found.size,
+                "mask": np.packbits(found.selected).tobytes(),
+                "grid": found.grid,
+                "region": found.region,
+            }
+        )
+        if pictures is not None and row.photo is not None:
+            write_atomically(pictures / f"{row.number:09}.png", picture(row.photo, found))
+    return results
 
 
 def explain_shard(reader: Reader, shard: Shard, graph: Engine, out: Path) -> None:
@@ -126,7 +92,7 @@ def unpacked(mask: bytes, grid: Sequence[int]) -> npt.NDArray[np.bool_]:
 
 
 def pictures_of(plan: Plan, out: Path) -> Path | None:
-    """Where the panels go, if any."""
+    """The folder for the panels, if any are wanted."""
     return out / "pictures" if plan.pictures else None
 
 
@@ -136,7 +102,7 @@ def part_name(index: int) -> str:
 
 
 def write_part(folder: Path, shard: Shard, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write a shard's results: the file is there whole or not at all."""
+    """Write a shard's results, all or nothing."""
     if [result["row"] for result in results] != list(range(shard.number, shard.number + shard.count)):
         raise RuntimeError(f"a fault of ours: shard {shard.index} has other rows than its own")
     counts = Counter(result["status"] for result in results)
@@ -148,6 +114,6 @@ def write_part(folder: Path, shard: Shard, results: Sequence[Mapping[str, Any]])
 
 
 def counts_of(part: Path) -> dict[str, int]:
-    """How many rows of each status a part holds, from its footer."""
+    """The number of rows with each status in a part, from its footer."""
     notes = json.loads(pq.read_schema(part).metadata[b"bla"])
     return dict(notes["counts"])

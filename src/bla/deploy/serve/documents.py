@@ -2,30 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-DESCRIPTION = "A prediction, and the cells of the photo that alone made it. No gradient, nothing kept."
-SIZE = "Select exactly so many cells; by default the explainer chooses."
-TARGET = "Ask a class-aware explainer about this class, by name or index."
-FORMAT = "json, or png for a picture of one photo; by default as Accept says."
+from pydantic import BaseModel, ConfigDict, Field
+
+DESCRIPTION = "A prediction, and the cells of the photo that alone made it. No gradient; no photo is stored."
+SIZE = "Select exactly this many cells; by default the explainer chooses."
+TARGET = "The class that a class-aware explainer explains, by name or index; by default the predicted one."
+FORMAT = "json, or png for a picture of one photo; by default the Accept header decides."
+
+
+class Error(BaseModel):
+    """Why a request was refused."""
+
+    error: str
+
+
+class PhotoError(Error):
+    """A photo that could not be explained."""
+
+    image: str
+
+
+class Guess(BaseModel):
+    """A class and its probability."""
+
+    index: int
+    label: str
+    probability: Annotated[float, Field(ge=0, le=1)]
+
+
+class Explained(BaseModel):
+    """An explanation, as `bla explain --json` prints it."""
+
+    image: str
+    prediction: Guess
+    top: list[Guess]
+    grid: list[int]
+    size: int
+
+
+class Explanations(BaseModel):
+    """Explanations, in the order of the photos."""
+
+    explanations: list[Explained | PhotoError]
+
+
+class Answer(BaseModel):
+    """What the head predicts from a subset of cells."""
+
+    size: int
+    prediction: Guess
+    top: list[Guess]
+
+
+class Answers(BaseModel):
+    """Answers, in the order of the masks."""
+
+    answers: list[Answer]
+
+
+class Photos(BaseModel):
+    """Photos, as base64."""
+
+    model_config = ConfigDict(extra="forbid")
+    photos: Annotated[list[Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]], Field(min_length=1)]
+
+
+class PhotosAndMasks(Photos):
+    """A photo, and subsets of its cells."""
+
+    masks: Annotated[list[list[list[Annotated[int, Field(json_schema_extra={"enum": [0, 1]})]]]], Field(min_length=1)]
+
 
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGM4MWEuAARUAeePzIjeAAAAAElFTkSuQmCC"
-_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-_GUESS = {
-    "type": "object",
-    "required": ["index", "label", "probability"],
-    "properties": {
-        "index": {"type": "integer"},
-        "label": {"type": "string"},
-        "probability": {"type": "number", "minimum": 0, "maximum": 1},
-    },
-}
-_PHOTOS = {"type": "array", "minItems": 1, "items": {"type": "string", "contentEncoding": "base64"}}
-_MASKS = {
-    "type": "array",
-    "minItems": 1,
-    "items": {"type": "array", "items": {"type": "array", "items": {"type": "integer", "enum": [0, 1]}}},
-}
+_FILE = {"type": "string", "format": "binary"}
 _REASONS = {
     400: "A body that ends early",
     413: "More bytes than are allowed",
@@ -34,86 +85,41 @@ _REASONS = {
     429: "Busy; Retry-After says when to try again",
     504: "No answer in time",
 }
-
-
-def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
-
-
-_ERRORS: dict[int | str, dict[str, Any]] = {status: _answer(reason, _ERROR) for status, reason in _REASONS.items()}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": reason, "model": Error} for status, reason in _REASONS.items()
+}
 _ERRORS[429]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
 
 
-def _list_of(name: str, item: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "required": [name], "properties": {name: {"type": "array", "items": item}}}
-
-
-def _body(properties: dict[str, Any], example: dict[str, Any], multipart: dict[str, Any]) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-    form = {"type": "object", "properties": multipart, "required": [*multipart]}
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": schema, "example": example},
-                "multipart/form-data": {"schema": form},
-            },
-        }
+def _body(model: type[BaseModel], example: dict[str, Any], form: dict[str, Any], **others: Any) -> dict[str, Any]:
+    content = {
+        "application/json": {"schema": model.model_json_schema(), "example": example},
+        "multipart/form-data": {"schema": {"type": "object", "properties": form, "required": [*form]}},
     }
+    return {"requestBody": {"required": True, "content": content | others}}
 
 
-_EXPLANATION = {
-    "type": "object",
-    "required": ["image"],
-    "description": "An explanation as `bla explain --json` prints it; of a photo that failed, image and error.",
-    "properties": {
-        "image": {"type": "string"},
-        "error": {"type": "string"},
-        "prediction": _GUESS,
-        "top": {"type": "array", "items": _GUESS},
-        "grid": {"type": "array", "items": {"type": "integer"}},
-        "size": {"type": "integer"},
-    },
-}
-_explain_body = _body({"photos": _PHOTOS}, {"photos": [_PIXEL]}, {"photo": {"type": "string", "format": "binary"}})
-_explain_body["requestBody"]["content"]["image/*"] = {"schema": {"type": "string", "format": "binary"}}
-_explained = _answer("Explanations, in order", _list_of("explanations", _EXPLANATION))
-_explained["content"]["image/png"] = {"schema": {"type": "string", "format": "binary"}}
+def _answered(model: type[BaseModel], **others: Any) -> dict[int | str, dict[str, Any]]:
+    return _ERRORS | {200: {"description": model.__doc__, "model": model, "content": others}}
+
 
 EXPLAIN: dict[str, Any] = {
     "summary": "Explain photos",
     "operation_id": "explain",
-    "responses": _ERRORS | {200: _explained},
-    "openapi_extra": _explain_body,
+    "responses": _answered(Explanations, **{"image/png": {"schema": _FILE}}),
+    "openapi_extra": _body(Photos, {"photos": [_PIXEL]}, {"photo": _FILE}, **{"image/*": {"schema": _FILE}}),
     "response_model": None,
 }
 ANSWERS: dict[str, Any] = {
-    "summary": "What the head says of other subsets of cells",
+    "summary": "What the head predicts from other subsets of cells",
     "operation_id": "answers",
-    "responses": _ERRORS
-    | {
-        200: _answer(
-            "An answer a mask, in order",
-            _list_of(
-                "answers",
-                {
-                    "type": "object",
-                    "required": ["size", "prediction", "top"],
-                    "properties": {
-                        "size": {"type": "integer"},
-                        "prediction": _GUESS,
-                        "top": {"type": "array", "items": _GUESS},
-                    },
-                },
-            ),
-        )
-    },
+    "responses": _answered(Answers),
     "openapi_extra": _body(
-        {"photos": _PHOTOS, "masks": _MASKS},
+        PhotosAndMasks,
         {"photos": [_PIXEL], "masks": [[[1] * 7] * 7]},
-        {"photo": {"type": "string", "format": "binary"}, "masks": {"type": "string"}},
+        {"photo": _FILE, "masks": {"type": "string"}},
     ),
     "response_model": None,
 }
 EXPLAINER: dict[str, Any] = {"summary": "What is served: classes, grid, limits", "operation_id": "explainer"}
-HEALTH: dict[str, Any] = {"summary": "Whether it is well", "operation_id": "health"}
+HEALTH: dict[str, Any] = {"summary": "Whether the server is up", "operation_id": "health"}

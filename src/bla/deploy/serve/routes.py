@@ -1,0 +1,180 @@
+"""The server's routes: explanations, answers for other subsets, what is served, health, the page."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from bla import BlaError
+from bla.data.photo import DataError, Photo
+from bla.deploy.engine import Engine
+from bla.deploy.pictures import picture
+from bla.deploy.serve import documents
+from bla.deploy.serve.batching import Batcher
+from bla.deploy.serve.limits import Limits
+from bla.deploy.serve.requests import masks_of, received
+from bla.explanations.explanation import Explanation, Unexplained
+
+PAGE = Path(__file__).with_name("page.html")
+# The page is one file: it loads nothing else, from here or elsewhere, and no frame may show it.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+Result = TypeVar("Result")
+router = APIRouter()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Server:
+    """What the routes share: the engine and its batches, the limits, and the threads that decode photos and draw."""
+
+    engine: Engine
+    limits: Limits
+    batcher: Batcher
+    decoders: ThreadPoolExecutor
+
+    async def in_thread(self, function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+        """Call a function in one of the decoders' threads."""
+        future = self.decoders.submit(function, *arguments, **options)
+        return await asyncio.wrap_future(future)
+
+    async def photo(self, name: str, content: bytes) -> Photo:
+        """Decode a photo in one of the decoders' threads.
+
+        Raises
+        ------
+        DataError
+            If it cannot be read, or has too many pixels.
+        """
+        read = self.engine.transform.read
+        return await self.in_thread(read, content, name=name, most_pixels=self.limits.pixels)
+
+    async def explain(self, name: str, content: bytes, size: int, target: int) -> Explanation | Unexplained:
+        """Decode and explain one photo."""
+        try:
+            photo = await self.photo(name, content)
+        except DataError as error:
+            return Unexplained(name, str(error))
+        return self.engine.explanation(name, photo, await self.batcher.run(photo, size=size, target=target))
+
+
+def _server(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+Shared = Annotated[Server, Depends(_server)]
+
+
+@router.post("/v1/explain", **documents.EXPLAIN)
+async def explain(
+    request: Request,
+    server: Shared,
+    size: Annotated[int | None, Query(description=documents.SIZE, ge=1)] = None,
+    target: Annotated[str | None, Query(description=documents.TARGET, max_length=200)] = None,
+    format: Annotated[Literal["json", "png"] | None, Query(description=documents.FORMAT)] = None,
+) -> Response:
+    """Explain one photo or many."""
+    card = server.engine.card
+    cells = 0 if size is None else card.checked_size(size)
+    about = -1 if target is None else card.class_index(target)
+    drawn = format == "png" or (format is None and _prefers_png(request.headers.get("accept", "")))
+    async with asyncio.timeout(server.limits.seconds):
+        with ExitStack() as admission:
+            # Admission comes before the body is read, so that the queue bounds the memory.
+            admission.enter_context(server.batcher.admitted(1))
+            photos, _ = await received(request, server.limits)
+            admission.enter_context(server.batcher.admitted(len(photos) - 1))
+            if drawn and len(photos) > 1:
+                raise HTTPException(422, f"expected one photo for a picture, got {len(photos)}; ask for JSON")
+            results = await asyncio.gather(*(server.explain(name, content, cells, about) for name, content in photos))
+            failed = [result for result in results if isinstance(result, Unexplained)]
+            if len(failed) == len(results):
+                raise HTTPException(422, "; ".join(result.error for result in failed))
+            if drawn:
+                content = await server.in_thread(picture, photos[0][1], results[0])
+                return Response(content, media_type="image/png")
+    return JSONResponse({"explanations": [result.to_dict() for result in results]})
+
+
+@router.post("/v1/answers", **documents.ANSWERS)
+async def answers(request: Request, server: Shared) -> Response:
+    """Say what the head predicts from other subsets of one photo's cells."""
+    engine, limits = server.engine, server.limits
+    async with asyncio.timeout(limits.seconds):
+        with server.batcher.admitted(1):
+            photos, masks = await received(request, limits)
+            if len(photos) != 1 or masks is None:
+                raise HTTPException(422, f"expected one photo and masks, got {len(photos)} photos")
+            subsets = masks_of(masks, engine.card, limits)
+            outputs = await server.batcher.run(await server.photo(*photos[0]), masks=subsets)
+    found = []
+    for subset, logits in zip(subsets, outputs.answers, strict=True):
+        top = [dataclasses.asdict(guess) for guess in engine.top(logits)]
+        found.append({"size": int(subset.sum()), "prediction": top[0], "top": top})
+    return JSONResponse({"answers": found})
+
+
+@router.get("/v1/explainer", **documents.EXPLAINER)
+async def explainer(server: Shared) -> dict[str, Any]:
+    """Say what is served: the model, its classes and grid, and the limits."""
+    card, limits = server.engine.card, server.limits
+    return {
+        "model": card.model, "setup": card.setup, "classes": list(card.classes), "grid": list(card.grid),
+        "sizes": card.sizes, "targets": card.targets, "version": card.version,
+        "limits": {"bytes": limits.bytes, "photos": limits.photos, "pixels": limits.pixels},
+    }  # fmt: skip
+
+
+@router.get("/healthz", **documents.HEALTH)
+async def health(server: Shared) -> dict[str, Any]:
+    """Say that the server is up, how many photos are under way, and how many it has explained."""
+    return {"status": "ok", "waiting": server.batcher.inside, "explained": server.batcher.done}
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> HTMLResponse:
+    """Show the page that explains a photo in the browser."""
+    return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
+
+
+async def refused(_: Request, error: HTTPException) -> Response:
+    """Answer with the status and its reason."""
+    return _error(error.status_code, str(error.detail), dict(error.headers or {}))
+
+
+async def mistaken(_: Request, error: BlaError) -> Response:
+    """Answer what the explainer cannot do, or a photo that cannot be read, with the reason."""
+    return _error(422, str(error))
+
+
+async def invalid(_: Request, error: Any) -> Response:
+    """Answer a query that FastAPI does not accept with what is wrong in it."""
+    first = error.errors()[0]
+    return _error(422, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+
+
+async def late(request: Request, _: TimeoutError) -> Response:
+    """Answer a request that took too long."""
+    seconds = _server(request).limits.seconds
+    return _error(504, f"expected an answer within {seconds:g} s, got none; try again later")
+
+
+def _error(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    # A lone surrogate in the request must not break the answer.
+    return JSONResponse({"error": reason.encode("utf-8", "replace").decode()}, status, headers)
+
+
+def _prefers_png(accept: str) -> bool:
+    kinds = [part.split(";")[0].strip() for part in accept.split(",")]
+    return "image/png" in kinds and "application/json" not in kinds
