@@ -280,7 +280,7 @@ def test_what_cannot_be_is_refused(trained: run.Run, folder: Path, table: Path, 
             picture(np.random.default_rng(number), [int(index == each) for each in range(3)]).save(
                 classes / name / f"{number}.png"
             )
-    with pytest.raises(DataError, match="expected a table of the labels that each image has, as the explainer"):
+    with pytest.raises(DataError, match="expected a table of several labels an image, got one class"):
         run.evaluate(folder, classes)
 
 

@@ -220,7 +220,7 @@ def test_a_second_call_returns_the_run_as_it_is(
     (folder / "checkpoint-9").mkdir()  # killed after run.json, before its last checkpoint was removed
     (folder / "checkpoint-9" / "networks.safetensors").touch()
     before = {name: (folder / name).read_bytes() for name in files_of(trained)}
-    for name in ("train_networks", "cached_features"):
+    for name in ("train_networks", "read_parts"):
         monkeypatch.setattr(run, name, None)
     remarks: list[str] = []
     again = train(data, folder, QUICK, model=Tiny(), device="cpu", report=lambda title, *_: remarks.append(title))

@@ -19,7 +19,6 @@ from bla.files import cache_root
 from bla.progress import Progress
 from bla.runs import run as runs
 from bla.training.cache import FeatureCache, cached_features
-from bla.training.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +67,7 @@ def find_subjects(
     )
     if not source:
         raise ComparisonError("expected photos to compare on, got none, and the run was trained on splits of a program")
-    settings = Settings(**opened.record["settings"])
+    settings = opened.settings
     try:
         splits, _ = read_images(source, seed=settings.seed, cache=cache or cache_root(), report=report)
         same = splits.test.digest() == opened.record["data"]["test"]
@@ -141,7 +140,7 @@ def _labelled(images: ImageSet, opened: runs.Run) -> ImageSet:
 
 
 def training_subjects(opened: runs.Run, cache: Path | None, report: Progress) -> Subjects:
-    settings = Settings(**opened.record["settings"])
+    settings = opened.settings
     source = opened.record["data"]["root"]
     if not named(source) and not (source and Path(source).is_dir()):
         raise ComparisonError(

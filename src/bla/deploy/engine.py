@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -21,12 +20,12 @@ from bla import BlaError
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
 from bla.explanations.explanation import Explanation, Prediction, Unexplained
 from bla.files import cache_root
+from bla.runs.record import SHIPPED, RunError, content_digest
 
 KEY = "bla"
 """Where a file keeps its card: an ONNX file's metadata under this key, a torch file's extra file ``bla.json``."""
 
 SCHEMA_VERSION = 1
-SHIPPED = Path(__file__).parents[1] / "runs" / "explainers"
 Pixels = npt.NDArray[np.float32]
 
 
@@ -370,12 +369,9 @@ def open_engine(explainer: str | Path, *, threads: int | None = None) -> Engine:
 
 
 def kept_path(folder: Path) -> Path:
-    """Where the export of a run is kept, under a name made from the run's content and the version of bla."""
-    digest = hashlib.sha256(importlib.metadata.version("bounded-logit-attention").encode())
-    for name in ("run.json", "model.safetensors"):
-        try:
-            content = (folder / name).read_bytes()
-        except OSError as error:
-            raise EngineError(f"expected a complete run in {folder}, got none: {error}") from error
-        digest.update(b"%d:" % len(content) + content)
-    return cache_root() / "exported" / f"{digest.hexdigest()}.onnx"
+    """Where the export of a run is kept: a name made from the run's content and the version of bla."""
+    try:
+        digest = content_digest(folder, importlib.metadata.version("bounded-logit-attention"))
+    except RunError as error:
+        raise EngineError(str(error)) from error
+    return cache_root() / "exported" / f"{digest}.onnx"

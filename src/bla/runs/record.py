@@ -1,23 +1,66 @@
-"""The record of a run, run.json: where it is, what it must hold, which versions computed."""
+"""The record of a run, ``run.json``: its fields, where it lies, how it is read and written. Loads no torch."""
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from bla import BlaError
-from bla.files import read_json, reading
-from bla.training.loop import checkpoints
+from bla.files import read_json, reading, write_atomically, write_json
 
 SCHEMA_VERSION = 1
+RECORD, WEIGHTS = "run.json", "model.safetensors"
 SHIPPED = Path(__file__).parent / "explainers"
+"""The explainers that come with the package, a run folder each."""
 
 
 class RunError(BlaError):
     """A run folder that is missing, incomplete, or does not fit what it is used for."""
+
+
+class Backbone(TypedDict):
+    """The classifier that was trained on; ``weights`` is a file, ``"random"``, or None for those of the name."""
+
+    name: str | None  # None for a classifier that was passed as an object
+    weights: str | None
+    digest: str  # SHA-256 of the trunk's weights
+
+
+class Data(TypedDict):
+    """The images: SHA-256 of each split, and where they are: a name, an absolute path, or "" for splits in memory."""
+
+    train: str
+    test: str
+    root: str
+    images: NotRequired[dict[str, int]]  # how many could be read: train, validation, test
+
+
+class Record(TypedDict):
+    """What run.json holds."""
+
+    schema_version: int
+    setup: str
+    model: str
+    backbone: Backbone
+    transform: dict[str, Any]
+    data: Data
+    classes: list[str]
+    seed: int
+    settings: dict[str, Any]
+    dead: bool  # the module died in training: it selects every cell
+    epochs: dict[str, int]
+    mean_size: NotRequired[dict[str, Any]]
+    skipped: list[dict[str, str]]
+    versions: dict[str, str]
+    created: str
+    seconds: float
+    metrics: dict[str, Any]
+    trunk: NotRequired[str]  # SHA-256 of the trained trunk's weights, if it was trained
 
 
 def run_folder(run: str | Path) -> Path:
@@ -28,36 +71,33 @@ def run_folder(run: str | Path) -> Path:
     RunError
         If there is neither.
     """
-    folder = Path(run)
-    if folder.is_dir():
-        return folder
-    if (SHIPPED / str(run)).is_dir():
-        return SHIPPED / str(run)
+    for folder in (Path(run), SHIPPED / str(run)):
+        if folder.is_dir():
+            return folder
     shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*/")))
     raise RunError(f"expected a run folder or a shipped explainer ({shipped}), got {str(run)!r}, which is neither")
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The record in run.json.
+def read_record(folder: Path) -> Record:
+    """The record of a complete run.
 
     Raises
     ------
     RunError
-        If there is no complete run, or one whose record this version does not read.
+        If there is no complete run, or this version cannot read its record.
     """
-    path = folder / "run.json"
+    path = folder / RECORD
     if not path.exists():
+        interrupted = any(folder.glob("checkpoint-*/networks.safetensors"))
         remedy = (
-            "its training was interrupted; start it again to finish it"
-            if checkpoints(folder)
-            else "`bla train` writes one"
+            "its training was interrupted; start it again to finish it" if interrupted else "`bla train` writes one"
         )
-        raise RunError(f"expected a complete run in {folder}, got no run.json: {remedy}")
+        raise RunError(f"expected a complete run in {folder}, got no {RECORD}: {remedy}")
     with reading("the record of a run", path, RunError):
-        record: dict[str, Any] = read_json(path)
+        record: Record = read_json(path)
         version = record["schema_version"]
         if version == SCHEMA_VERSION:
-            _check_record(record)
+            _check(record)
             maps = record["settings"].pop("maps", 1)
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
@@ -71,17 +111,54 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _check_record(record: Mapping[str, Any]) -> None:
-    """KeyError or TypeError where a part is missing or of another kind, as after an edit by hand."""
+def _check(record: Record) -> None:
+    """KeyError or TypeError if a field that is read is missing or has another type, as after an edit by hand."""
     backbone, data = record["backbone"], record["data"]
     texts = [record["setup"], record["model"], backbone["digest"], data["root"], data["train"], data["test"]]
     texts += [*record["classes"], backbone["name"] or "", backbone["weights"] or ""]
-    parts = [record["transform"], record["settings"], record["metrics"], record["data"]]
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(part, dict) for part in parts):
-        raise TypeError("a part of it is of another kind")
+    objects = [record["transform"], record["settings"], record["metrics"], data]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(part, dict) for part in objects):
+        raise TypeError("a field has another type")
+
+
+def new_record(**fields: Any) -> Record:
+    """A record with these fields, made now by these versions."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    made = {"versions": versions(), "created": now}
+    defaults = {"schema_version": SCHEMA_VERSION, "dead": False, "epochs": {}, "skipped": [], "seconds": 0.0}
+    record = cast("Record", defaults | fields | made)
+    _check(record)
+    return record
+
+
+def write_run(folder: Path, record: Record, files: Mapping[str, bytes]) -> None:
+    """Write the files of a run, and its record last: a folder with a record is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    write_json(folder / RECORD, record, indent=1)
+
+
+def content_digest(folder: Path, version: str = "") -> str:
+    """SHA-256 of what a run says and of its weights, with the version that makes something from them.
+
+    Raises
+    ------
+    RunError
+        If there is no complete run.
+    """
+    digest = hashlib.sha256(version.encode())
+    for name in (RECORD, WEIGHTS):
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise RunError(f"expected a complete run in {folder}, got none: {error}") from error
+        digest.update(b"%d:" % len(content) + content)
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Of what computes: Python and packages."""
+    """The versions of Python and of the packages that compute."""
     packages = ("bounded-logit-attention", "torch", "torchvision", "timm", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

@@ -1,0 +1,96 @@
+"""The examples of a run: its images that can be read, labelled with its classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bla.data.image_sets import ImageSet, Splits, stratified_split
+from bla.data.photo import DataError
+from bla.model.classifier import ExplainableClassifier
+from bla.progress import Progress
+from bla.training.cache import FeatureCache, cached_features
+from bla.training.networks import Examples
+from bla.training.photos import Photos, StreamedFeatures, readable_photos
+from bla.training.settings import Settings
+
+Failures = tuple[tuple[str, str], ...]
+"""(image, reason) for each image that could not be read."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parts:
+    """The examples of a training."""
+
+    train: Examples
+    validation: Examples | None
+    test: Examples
+    failures: Failures
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many examples each part has."""
+        validation = len(self.validation) if self.validation else 0
+        return {"train": len(self.train), "validation": validation, "test": len(self.test)}
+
+
+def read_parts(read: Callable[[ImageSet], Examples], splits: Splits, settings: Settings, report: Progress) -> Parts:
+    """The examples of both splits, with a share of the training images held out if the settings say so."""
+    train, test = read(splits.train), read(splits.test)
+    failures = (*train.cache.failures, *test.cache.failures)
+    if failures:
+        report(f"{len(failures)} images cannot be read and take no part, the first: {failures[0][1]}", 0, 0)
+    if not settings.validation:
+        return Parts(train, None, test, failures)
+    kept, held_out = stratified_split(train.labels, len(train), settings.validation, settings.seed)
+    return Parts(train.subset(kept), train.subset(held_out), test, failures)
+
+
+def read_examples(
+    wrapped: ExplainableClassifier,
+    images: ImageSet,
+    *,
+    classes: Sequence[str],
+    settings: Settings,
+    cache: Path | None,
+    stream: bool,
+    report: Progress,
+) -> Examples:
+    """The images that can be read, as cached or streamed features, or as photos if the trunk is trained."""
+    images = _relabelled(images, classes, settings)
+    source: FeatureCache | StreamedFeatures | Photos
+    if settings.trunk_rate is None and not stream:
+        source = cached_features(wrapped, images, root=cache, report=report)
+    else:
+        source = readable_photos(images, wrapped.transform, report)
+        if settings.trunk_rate is None:
+            source = StreamedFeatures(wrapped, source)
+    failed = {image for image, _ in source.failures}
+    rows = np.array([row for row, name in enumerate(images.names) if name not in failed], np.int64)
+    return Examples(source, rows, None if images.labels is None else images.labels[rows])
+
+
+def _relabelled(images: ImageSet, classes: Sequence[str], settings: Settings) -> ImageSet:
+    """The images with labels that index ``classes``; without labels if the classifier's predictions are the targets."""
+    if settings.targets == "predictions":
+        return dataclasses.replace(images, labels=None, classes=())
+    if images.labels is None:
+        raise DataError(f"{images.root}: expected class folders for targets='labels', got images without classes")
+    if images.several != settings.several_labels:
+        kinds = ("one class an image", "a table of several labels an image")
+        expected, came = kinds[settings.several_labels], kinds[images.several]
+        raise DataError(f"{images.root}: expected {expected}, got {came}: use data of the kind that was trained on")
+    unknown = sorted(set(images.classes) - set(classes))
+    if unknown:
+        raise DataError(
+            f"{images.root}: expected classes of the classifier, got {unknown[:5]}; it knows {list(classes[:5])}, ..."
+        )
+    index = np.array([list(classes).index(name) for name in images.classes], np.int64)
+    if not images.several:
+        return dataclasses.replace(images, labels=index[images.labels], classes=tuple(classes))
+    labels = np.zeros((len(images), len(classes)), np.int64)
+    labels[:, index] = images.labels
+    return dataclasses.replace(images, labels=labels, classes=tuple(classes))
