@@ -1,28 +1,30 @@
-"""Any number of photos to one table of explanations, going on where an earlier call stopped.
+"""Any number of photos to one table of explanations; an interrupted batch resumes.
 
-Rows are numbered once, cut into shards, and each shard's results appear as one file by one rename: whatever is
-killed when, no row is doubled or lost. One machine or a cluster runs the same function on the same shards.
+Rows are numbered once and cut into shards, and each shard's results appear as one file by one rename: whenever a
+process is killed, no row is doubled or lost. One machine or a cluster runs the same function on the same shards.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import itertools
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 from bla.data.prefetching import cores, prefetch
-from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, Reader, Row, Shard, make_plan, read_plan
+from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, Shard, Task, make_plan, read_plan
 from bla.deploy.batch.rows import BATCH, SCHEMA, counts_of, explain_rows, part_name, pictures_of, unpacked, write_part
+from bla.deploy.batch.sources import Reader, Row
 from bla.deploy.engine import Engine
 from bla.files import read_json, reading, sole_writer, write_atomically, write_json
-from bla.progress import Progress
+from bla.progress import Progress, silent
 
 __all__ = ["SCHEMA", "BatchError", "explain_all", "unpacked"]
 
@@ -40,30 +42,32 @@ def explain_all(
     column: str | None = None,
     pictures: bool = False,
     size: int | None = None,
-    report: Progress = lambda title, done, total: None,
+    report: Progress = silent,
 ) -> dict[str, Any]:
-    """Explain every photo of a source into ``out/part-*.parquet``; the same call again goes on where it stopped.
+    """Explain every photo of a source into ``out/part-*.parquet``. If interrupted, call it again: it resumes.
 
     Parameters
     ----------
-    source: a folder, a text file with a path a line, a photo, a Parquet file or a folder of them. What is in it is
-        noted when the batch begins: photos that come later belong to another batch.
+    source: a folder, a text file with a path a line, a photo, a Parquet file or a folder of them. The batch lists
+        its photos when it begins; a photo that is added later belongs to another batch.
     graph: the exported graph, as ``bla export`` writes it.
     engine: this machine's threads, or Ray's cluster, where every node sees source and ``out`` under the same path.
-    workers: threads, or actors of a core each; by default as many as there are cores.
-    shard: photos whose results are written, and after a kill done again, together.
-    column: of Parquet: the photos' bytes.
+    workers: threads, or actors of a core each; by default one for each core.
+    shard: the number of photos in one file of results; after a kill, an unfinished shard is explained again.
+    column: the Parquet column with the photos' bytes.
     pictures: write ``out/pictures/ROW.png``, the panel, for each photo.
     size: cells to select; by default the explainer chooses, photo by photo.
 
     Returns
     -------
-    The record in ``out/batch.json``, which is there when all is done: rows, how many of each status, parts.
+    The record, which ``out/batch.json`` holds once all rows are done: rows, how many of each status, parts.
 
     Raises
     ------
     BatchError
         If there is nothing to explain, or ``out`` holds other work.
+    EngineError
+        If the explainer cannot select ``size`` cells.
     """
     out, graph = Path(out), Path(graph)
     if out.is_file():
@@ -73,59 +77,52 @@ def explain_all(
     opened = Engine(graph, threads=1)
     if opened.card.several_labels:
         raise BatchError(
-            "expected an explainer whose photos have one class each, as a row of the results has, got one of several "
-            "labels a photo: bla explain tells them all"
+            "expected an explainer of one class a photo, as a row of the results has, got one of several labels a "
+            "photo: use bla explain"
         )
-    if size is not None and not (opened.card.sizes and 1 <= size <= opened.card.cells):
-        raise BatchError(
-            f"expected a size from 1 to {opened.card.cells} for an explainer whose size can be set, got {size}"
-        )
+    if size is not None:
+        opened.card.checked_size(size)
     with graph.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    task = Task(source=str(Path(source).resolve()), graph=digest, pictures=pictures, size=size)
     out.mkdir(parents=True, exist_ok=True)
     busy = BatchError(f"expected a folder that no other batch is writing, got {out}: wait for it")
     with sole_writer(out, busy):
-        plan = _planned(source, out, digest, shard=shard, column=column, pictures=pictures, size=size)
-        if isinstance(plan, dict):
-            report(f"{out} already holds this batch, begun {plan['begun']}: photos that came later are not in it", 0, 0)
-            return plan
-        for stale in out.glob(".part-*"):  # whose writer was killed
-            stale.unlink()
+        if (record := _finished(task, out)) is not None:
+            report(f"{out} already holds this batch, begun {record['begun']}, without photos added since", 0, 0)
+            return record
+        plan = _begun(task, out) or make_plan(task, out / BATCH_FOLDER, shard=shard, column=column)
+        for unfinished in out.glob(".part-*"):  # its writer was killed
+            unfinished.unlink()
         done = {part.name for part in out.glob("part-*")}
-        todo = (one for one in plan.shards() if part_name(one.index) not in done)
-        ready = sum(one.count for one in plan.shards() if part_name(one.index) in done)
-        if ready:
-            report(f"{ready:,} of {plan.rows:,} photos are done: going on", 0, 0)
-        state = {"ready": ready}
-        title = f"explaining {plan.rows:,} photos"
-        report(title, ready, plan.rows)
-
-        def finished(rows: int) -> None:
-            state["ready"] += rows
-            report(title, state["ready"], plan.rows)
-
-        start = time.monotonic()
-        if ready < plan.rows and engine == "local":
-            run_locally(plan, todo, opened, out=out, workers=workers or cores(), finished=finished)
-        elif ready < plan.rows:
-            from bla.deploy.batch.cluster import run_on_ray
-
-            shared = out / BATCH_FOLDER / GRAPH
-            write_atomically(shared, graph.read_bytes())
-            run_on_ray(plan, list(todo), shared, out=out, workers=workers, finished=finished)
-        return _concluded(plan, out, time.monotonic() - start, plan.rows - ready)
+        todo = [one for one in plan.shards() if part_name(one.index) not in done]
+        left = sum(one.count for one in todo)
+        if left < plan.rows:
+            report(f"{plan.rows - left:,} of {plan.rows:,} photos are done already: resuming", 0, 0)
+        title, start = f"explaining {plan.rows:,} photos", time.monotonic()
+        report(title, plan.rows - left, plan.rows)
+        ready = plan.rows - left
+        for rows in _explained(plan, todo, opened, out=out, engine=engine, workers=workers):
+            ready += rows
+            report(title, ready, plan.rows)
+        return _concluded(plan, out, {"rows": left, "seconds": round(time.monotonic() - start, 2)})
 
 
-def run_locally(
-    plan: Plan,
-    shards: Iterator[Shard],
-    graph: Engine,
-    *,
-    out: Path,
-    workers: int,
-    finished: Callable[[int], None],
-) -> None:
-    """Explain shards in order; every thread decodes and runs the graph, on its own core."""
+def _explained(
+    plan: Plan, shards: Sequence[Shard], graph: Engine, *, out: Path, engine: str, workers: int | None
+) -> Iterator[int]:
+    """Explain shards here or on the cluster; yields the numbers of rows done."""
+    if engine == "local":
+        yield from run_locally(plan, shards, graph, out=out, workers=workers or cores())
+    elif shards:
+        from bla.deploy.batch.cluster import run_on_ray
+
+        shared = write_atomically(out / BATCH_FOLDER / GRAPH, graph.path.read_bytes())
+        yield from run_on_ray(plan, shards, shared, out=out, workers=workers)
+
+
+def run_locally(plan: Plan, shards: Sequence[Shard], graph: Engine, *, out: Path, workers: int) -> Iterator[int]:
+    """Explain shards in order; every thread decodes and runs the graph, on its own core. Yields the rows done."""
     reader = Reader(plan)
 
     def batches() -> Iterator[tuple[Shard, list[Row]]]:
@@ -145,42 +142,41 @@ def run_locally(
             if len(results) == shard.count:
                 write_part(out, shard, results)
                 results = []
-            finished(len(some))
+            yield len(some)
 
 
-def _planned(
-    source: str | Path, out: Path, graph: str, *, shard: int, column: str | None, pictures: bool, size: int | None
-) -> Plan | dict[str, Any]:
-    """The plan of this batch, new or begun; or its record, if it is done."""
-    work = out / BATCH_FOLDER
-    record = out / RECORD
-    came: Mapping[str, Any] | None = None
-    if record.exists():
-        with reading("the record of a batch", record, BatchError):
-            came = read_json(record)
-            kept = came["source"], came["graph"], came["pictures"], came["size"]
-    elif (plan := read_plan(work)) is not None:
-        kept = plan.source, plan.graph, plan.pictures, plan.size
-    else:
-        if any(out.glob("part-*")):
-            raise BatchError(f"expected a new folder, or one of this batch, got {out} with parts of other work")
-        return make_plan(source, work, graph=graph, shard=shard, column=column, pictures=pictures, size=size)
-    wanted = str(Path(source).resolve()), graph, pictures, size
-    for what, ours, theirs in zip(("source", "graph", "pictures", "size"), wanted, kept, strict=True):
-        if ours != theirs:
-            raise BatchError(
-                f"expected a new folder, or one of this batch, got {out} of a batch with {what} {theirs}, not {ours}: "
-                "choose another folder"
-            )
-    if came is not None:
-        shutil.rmtree(work, ignore_errors=True)  # a kill may have left it
-        return dict(came)
-    assert plan is not None
+def _finished(task: Task, out: Path) -> dict[str, Any] | None:
+    """The record of this batch, if it is done."""
+    if not (out / RECORD).exists():
+        return None
+    with reading("the record of a batch", out / RECORD, BatchError):
+        record: dict[str, Any] = read_json(out / RECORD)
+        _check_same(task, record, out)
+    shutil.rmtree(out / BATCH_FOLDER, ignore_errors=True)  # a kill may have left it
+    return record
+
+
+def _begun(task: Task, out: Path) -> Plan | None:
+    """The plan of this batch, if it has begun."""
+    plan = read_plan(out / BATCH_FOLDER)
+    if plan is not None:
+        _check_same(task, dataclasses.asdict(plan), out)
+    elif any(out.glob("part-*")):
+        raise BatchError(f"expected a new folder, or one of this batch, got {out} with parts of other work")
     return plan
 
 
-def _concluded(plan: Plan, out: Path, seconds: float, explained: int) -> dict[str, Any]:
-    """Count what is there, part by part, and write the record."""
+def _check_same(task: Task, kept: Mapping[str, Any], out: Path) -> None:
+    for name, ours in dataclasses.asdict(task).items():
+        if ours != kept[name]:
+            raise BatchError(
+                f"expected a new folder, or one of this batch, got {out} of a batch with {name} {kept[name]}, not "
+                f"{ours}: choose another folder"
+            )
+
+
+def _concluded(plan: Plan, out: Path, last_call: dict[str, Any]) -> dict[str, Any]:
+    """Count the rows in every part, and write the record."""
     counts: Counter[str] = Counter()
     parts = 0
     for shard in plan.shards():
@@ -200,7 +196,7 @@ def _concluded(plan: Plan, out: Path, seconds: float, explained: int) -> dict[st
         "parts": parts,
         "begun": plan.begun,
         "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "last_call": {"rows": explained, "seconds": round(seconds, 2)},
+        "last_call": last_call,
     }
     write_json(out / RECORD, record, indent=1)
     shutil.rmtree(out / BATCH_FOLDER)

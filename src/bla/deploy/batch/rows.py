@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bla.deploy.batch.plan import Plan, Reader, Row, Shard
+from bla.deploy.batch.plan import Plan, Shard
+from bla.deploy.batch.sources import Row
 from bla.deploy.engine import Engine
 from bla.deploy.pictures import picture
 from bla.explanations.explanation import Unexplained
@@ -71,14 +71,6 @@ def explain_rows(
         if pictures is not None and row.photo is not None:
             write_atomically(pictures / f"{row.number:09}.png", picture(row.photo, found))
     return results
-
-
-def explain_shard(reader: Reader, shard: Shard, graph: Engine, out: Path) -> None:
-    """Explain one shard, batch by batch, and write it."""
-    rows, results = reader.rows(shard), list[dict[str, Any]]()
-    while batch := list(itertools.islice(rows, BATCH)):
-        results += explain_rows(graph, batch, size=reader.plan.size, pictures=pictures_of(reader.plan, out))
-    write_part(out, shard, results)
 
 
 def unpacked(mask: bytes, grid: Sequence[int]) -> npt.NDArray[np.bool_]:
