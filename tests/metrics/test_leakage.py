@@ -40,7 +40,8 @@ def code(labels: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(labels, 12).bool().reshape(-1, *GRID)
 
 
-def test_an_honest_selection_is_believed_and_a_code_is_not(sets) -> None:  # type: ignore[no-untyped-def]
+def test_an_honest_selection_is_believed_and_a_code_is_not(sets, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("bla.metrics.leakage.STEPS", 600)
     (features, labels, masks), (test_features, test_labels, test_masks) = sets
     judge = train_evaluator(features, labels)
     assert judge.accuracy(test_features, test_masks, test_labels) > 0.9

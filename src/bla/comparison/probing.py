@@ -159,8 +159,9 @@ def measure_sanity(
                 maps = _maps(sample, making.build(name), classifier.trunk)
                 cascades[name][stage] = torch.nan_to_num(maps, posinf=0, neginf=0)
     for name in wanted:
-        likeness = sanity.cascade(original[name], cascades[name])
-        found[name]["cascade"] = {stage: float(values.mean()) for stage, values in likeness.items()}
+        found[name]["cascade"] = {
+            stage: float(sanity.rank_correlation(original[name], maps).mean()) for stage, maps in cascades[name].items()
+        }
     return found
 
 

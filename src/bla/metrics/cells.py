@@ -1,78 +1,92 @@
 r"""Faithfulness on the feature map: what a head predicts from the mean of some cells, and from the mean of the others.
 
-A head reads :math:`\frac{1}{m}\sum_{n \in S} F_n` for a set S of m cells. Nothing here runs a trunk, so that ten
-thousand images from a feature cache take seconds.
+A head reads :math:`\frac{1}{m}\sum_{n \in S} F_n` for a set S of m cells. No trunk runs, so that ten thousand images
+from a feature cache take seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bla.metrics.metric import Metric
+from bla.metrics.metric import Metric, by_name
 
 Head = Callable[[Tensor], Tensor]
 """Pooled features (B, C) to logits (B, K)."""
+
+Features = Tensor | Callable[[npt.NDArray[np.int64]], Tensor]
+"""Features (N, C, H, W), or a callable from row numbers to those rows, such as a feature cache's ``batch``."""
 
 SIZES = tuple(range(1, 13))
 """The sizes of the curve of accuracy against size."""
 
 _ERASER = "DeYoung et al. 2020 (ERASER, arXiv 1911.03429), on cells in place of tokens"
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "accuracy",
-            "accuracy from the selected cells",
-            "1[argmax head(mean of F over S) = y], by the head of the classifier that the method explains",
-            "arXiv 2105.14824",
-            "higher",
-        ),
-        Metric(
-            "agreement",
-            "agreement with the prediction from all cells",
-            "1[argmax head(mean of F over S) = argmax head(mean of F)]",
-            "arXiv 2105.14824",
-            "higher",
-        ),
-        Metric("loss", "loss from the selected cells", "-log p_y(mean of F over S)", "arXiv 2105.14824", "lower"),
-        Metric(
-            "sufficiency",
-            "sufficiency",
-            "p_c(mean of F) - p_c(mean of F over S), c the class predicted from all cells",
-            _ERASER,
-            "lower",
-        ),
-        Metric(
-            "comprehensiveness",
-            "comprehensiveness",
-            "p_c(mean of F) - p_c(mean of F over the cells left out), c the class predicted from all cells; where "
-            "none is left out, head(0)",
-            _ERASER,
-            "higher",
-        ),
-        Metric(
-            "area",
-            "area under accuracy against size",
-            "mean over m = 1..12 of 1[argmax judge(mean of F over the m best cells) = y]",
-            "ours",
-            "higher",
-        ),
-        Metric(
-            "area_left",
-            "area under accuracy from the cells left out",
-            "mean over m = 1..12 of 1[argmax judge(mean of F over all but the m best cells) = y]",
-            "ours",
-            "lower",
-        ),
-    )
-}
+METRICS = by_name(
+    Metric(
+        "accuracy",
+        "accuracy from the selected cells",
+        "1[argmax head(mean of F over S) = y], by the head of the classifier that the method explains",
+        "arXiv 2105.14824",
+        "higher",
+    ),
+    Metric(
+        "agreement",
+        "agreement with the prediction from all cells",
+        "1[argmax head(mean of F over S) = argmax head(mean of F)]",
+        "arXiv 2105.14824",
+        "higher",
+    ),
+    Metric("loss", "loss from the selected cells", "-log p_y(mean of F over S)", "arXiv 2105.14824", "lower"),
+    Metric(
+        "sufficiency",
+        "sufficiency",
+        "p_c(mean of F) - p_c(mean of F over S), c the class predicted from all cells",
+        _ERASER,
+        "lower",
+    ),
+    Metric(
+        "comprehensiveness",
+        "comprehensiveness",
+        "p_c(mean of F) - p_c(mean of F over the cells left out), c the class predicted from all cells; where "
+        "none is left out, head(0)",
+        _ERASER,
+        "higher",
+    ),
+    Metric(
+        "area",
+        "area under accuracy against size",
+        "mean over m = 1..12 of 1[argmax judge(mean of F over the m best cells) = y]",
+        "ours",
+        "higher",
+    ),
+    Metric(
+        "area_left",
+        "area under accuracy from the cells left out",
+        "mean over m = 1..12 of 1[argmax judge(mean of F over all but the m best cells) = y]",
+        "ours",
+        "lower",
+    ),
+)
+
+
+def batches(features: Features, count: int, size: int) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+    """Row numbers and features of ``count`` images in order, ``size`` at a time."""
+    for start in range(0, count, size):
+        rows = np.arange(start, min(start + size, count))
+        yield rows, rows_of(features, rows)
+
+
+def rows_of(features: Features, rows: npt.NDArray[np.int64]) -> Tensor:
+    """The features (B, C, H, W) of some rows."""
+    return features[rows] if isinstance(features, Tensor) else features(rows)
 
 
 def is_affine(head: Head, channels: int, like: Tensor) -> bool:
-    """Whether a head is affine, found by trying: head(a + b - c) = head(a) + head(b) - head(c) on random vectors.
+    """Whether head(a + b - c) = head(a) + head(b) - head(c) holds on random vectors, as it does for an affine head.
 
     >>> is_affine(torch.nn.Linear(4, 2), 4, torch.empty(0)), is_affine(torch.nn.ReLU(), 4, torch.empty(0))
     (True, False)
@@ -86,13 +100,13 @@ def is_affine(head: Head, channels: int, like: Tensor) -> bool:
 
 @torch.no_grad()
 def read_cells(head: Head, features: Tensor, masks: Tensor, *, affine: bool = False) -> Tensor:
-    """Logits (B, M, K) that a head gives for the mean over each of M sets of cells; for an empty set those of zero.
+    """The logits (B, M, K) of a head for the mean over each of M sets of cells; an empty set has the mean 0.
 
     Parameters
     ----------
     features: (B, C, H, W).
     masks: booleans (B, M, H, W).
-    affine: the head is affine (:func:`is_affine`): it then reads every cell once, and not every set.
+    affine: the head is affine (:func:`is_affine`), so that it can read every cell once instead of every set.
 
     Examples
     --------
@@ -117,7 +131,7 @@ def read_cells(head: Head, features: Tensor, masks: Tensor, *, affine: bool = Fa
 
 
 def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether logits (B, M, K) name the class (B,), and their loss; each (B, M). A tie goes to the first class."""
+    """Whether logits (B, M, K) predict the class (B,), and their loss; each (B, M). A tie goes to the first class."""
     wide = logits.double()
     own = labels[:, None, None].expand(-1, logits.shape[1], 1)
     loss = wide.logsumexp(dim=2) - wide.gather(2, own).squeeze(2)

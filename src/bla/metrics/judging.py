@@ -1,4 +1,4 @@
-"""Many methods before the same judges at once: every figure that the feature map alone can give, in one pass."""
+"""All methods judged at once: every figure that the feature map alone can give, in one pass over the features."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bla.metrics.cells import SIZES, Head, is_affine, judged, probability, read_cells
-from bla.metrics.leakage import Features
+from bla.metrics.cells import SIZES, Features, Head, batches, is_affine, judged, probability, read_cells, rows_of
 from bla.metrics.ranking import places
 
 Values = dict[str, Tensor]
@@ -24,7 +23,7 @@ class Ranked:
     Attributes
     ----------
     ranking: (N, H, W), larger is more relevant.
-    selected: booleans (N, H, W), what counts as its explanation.
+    selected: booleans (N, H, W), its explanation.
     head: of the classifier that it explains, pooled features (B, C) to logits (B, K).
     """
 
@@ -35,7 +34,7 @@ class Ranked:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """Whether the judge names each image's class from its m best cells, and from all others: (N, S) each."""
+    """Whether the judge predicts each image's class from its m best cells, and from all others: (N, S) each."""
 
     sizes: tuple[int, ...]
     kept: Tensor
@@ -58,79 +57,62 @@ def judge_methods(
     ----------
     features: of the N images that the methods ranked.
     labels: (N,); without them there is no accuracy, loss or curve.
-    judge: an evaluator, say (:func:`bla.metrics.train_evaluator`); also names the class from the selected cells
-        (``evaluator``) and from those left out (``evaluator_left``). None: no curves.
+    judge: for example an evaluator (:func:`bla.metrics.train_evaluator`); it also predicts the class from the selected
+        cells (``evaluator``) and from those left out (``evaluator_left``). None: no curves.
 
     Returns
     -------
     Values and curves by method.
     """
-    count, grid = next((len(method.ranking), method.ranking.shape[1:]) for method in methods.values())
-    sizes = tuple(size for size in SIZES if size <= grid[0] * grid[1])
-    values: dict[str, dict[str, list[Tensor]]] = {name: {} for name in methods}
-    curves: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in methods}
-    groups: dict[int, list[str]] = {}
-    for name, method in methods.items():
-        groups.setdefault(id(method.head), []).append(name)
-    affine: dict[int, bool] = {}
-    for start in range(0, count, batch_size):
-        rows = np.arange(start, min(start + batch_size, count))
-        maps = (features[rows] if isinstance(features, Tensor) else features(rows)).float()
-        own = None if labels is None else labels[rows].to(maps.device)
-
-        def linear(head: Head, like: Tensor = maps) -> bool:
-            if id(head) not in affine:
-                affine[id(head)] = is_affine(head, like.shape[1], like)
-            return affine[id(head)]
-
+    count, height, width = next(iter(methods.values())).ranking.shape
+    sizes = tuple(size for size in SIZES if size <= height * width)
+    like = rows_of(features, np.arange(1)).float()
+    heads = dict.fromkeys(method.head for method in methods.values())
+    affine = {head: is_affine(head, like.shape[1], like) for head in (*heads, *([judge] if judge else []))}
+    own: dict[str, list[Values]] = {name: [] for name in methods}
+    right = []
+    for rows, stored in batches(features, count, batch_size):
+        maps = stored.float()
+        classes = None if labels is None else labels[rows].to(maps.device)
         chosen = {name: method.selected[rows].to(maps.device) for name, method in methods.items()}
-        for names in groups.values():
-            head = methods[names[0]].head
-            everything = torch.ones_like(chosen[names[0]])
-            sets = [everything, *(mask for name in names for mask in (chosen[name], ~chosen[name]))]
-            logits = read_cells(head, maps, torch.stack(sets, dim=1), affine=linear(head))
-            predicted = logits[:, 0].argmax(dim=1)
-            p, named = probability(logits, predicted), logits.argmax(dim=2)
-            correct, loss = (None, None) if own is None else judged(logits, own)
-            for place, name in enumerate(names):
-                kept = 1 + 2 * place
-                found = {
-                    "agreement": (named[:, kept] == predicted).double(),
-                    "sufficiency": p[:, 0] - p[:, kept],
-                    "comprehensiveness": p[:, 0] - p[:, kept + 1],
-                }
-                if correct is not None and loss is not None:
-                    found |= {"accuracy": correct[:, kept].double(), "loss": loss[:, kept]}
-                _add(values[name], found)
-        if judge is not None and own is not None:
-            sets = []
+        for head in heads:
+            names = [name for name, method in methods.items() if method.head is head]
+            pairs = [mask for name in names for mask in (chosen[name], ~chosen[name])]
+            sets = torch.stack([torch.ones_like(pairs[0]), *pairs], dim=1)
+            logits = read_cells(head, maps, sets, affine=affine[head])
+            for name, pair in zip(names, torch.split(logits[:, 1:], 2, dim=1), strict=True):
+                own[name].append(_faithfulness(logits[:, :1], pair, classes))
+        if judge is not None and classes is not None:
+            kept = []
             for name, method in methods.items():
-                place_of = places(method.ranking[rows].to(maps.device))
-                by_size = [place_of < size for size in sizes]
-                sets += [chosen[name], *by_size, ~chosen[name], *(~mask for mask in by_size)]
-            right, _ = judged(read_cells(judge, maps, torch.stack(sets, dim=1), affine=linear(judge)), own)
-            each = right.reshape(len(rows), len(methods), 2, 1 + len(sizes)).cpu()
-            for place, name in enumerate(methods):
-                kept_right, left_right = each[:, place, 0], each[:, place, 1]
-                _add(
-                    values[name],
-                    {
-                        "evaluator": kept_right[:, 0].double(),
-                        "evaluator_left": left_right[:, 0].double(),
-                        "area": kept_right[:, 1:].double().mean(dim=1),
-                        "area_left": left_right[:, 1:].double().mean(dim=1),
-                    },
-                )
-                curves[name].append((kept_right[:, 1:], left_right[:, 1:]))
+                ranks = places(method.ranking[rows].to(maps.device))
+                kept.append(torch.stack([chosen[name], *(ranks < size for size in sizes)], dim=1))
+            sets = torch.stack([mask for each in kept for mask in (each, ~each)], dim=1).flatten(1, 2)
+            named = judged(read_cells(judge, maps, sets, affine=affine[judge]), classes)[0]
+            right.append(named.reshape(len(rows), len(methods), 2, 1 + len(sizes)).cpu())
         report(int(rows[-1]) + 1, count)
-    joined = {name: {key: torch.cat(parts) for key, parts in found.items()} for name, found in values.items()}
-    return joined, {
-        name: Curve(sizes, torch.cat([kept for kept, _ in parts]), torch.cat([left for _, left in parts]))
-        for name, parts in curves.items()
-        if parts
+    values = {
+        name: {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}
+        for name, parts in own.items()
     }
+    curves: dict[str, Curve] = {}
+    for name, each in zip(methods, torch.cat(right).unbind(1) if right else (), strict=bool(right)):
+        curves[name] = Curve(sizes, each[:, 0, 1:], each[:, 1, 1:])
+        for suffix, correct in (("", each[:, 0].double()), ("_left", each[:, 1].double())):
+            values[name] |= {f"evaluator{suffix}": correct[:, 0], f"area{suffix}": correct[:, 1:].mean(dim=1)}
+    return values, curves
 
 
-def _add(values: dict[str, list[Tensor]], found: Values) -> None:
-    for name, value in found.items():
-        values.setdefault(name, []).append(value.cpu())
+def _faithfulness(whole: Tensor, pair: Tensor, labels: Tensor | None) -> Values:
+    """Of the logits from all cells (B, 1, K), and from the selected cells and the others (B, 2, K)."""
+    predicted = whole[:, 0].argmax(dim=1)
+    p, kept, left = probability(torch.cat([whole, pair], dim=1), predicted).unbind(1)
+    found = {
+        "agreement": (pair[:, 0].argmax(dim=1) == predicted).double(),
+        "sufficiency": p - kept,
+        "comprehensiveness": p - left,
+    }
+    if labels is not None:
+        correct, loss = judged(pair[:, :1], labels)
+        found |= {"accuracy": correct[:, 0].double(), "loss": loss[:, 0]}
+    return {metric: value.cpu() for metric, value in found.items()}

@@ -1,4 +1,4 @@
-"""What a figure means: its formula, where it comes from, which way is better, and the version of our computing it."""
+"""What a figure means: its formula, its source, which direction is better, and the version of our implementation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Metric:
     title: for people.
     formula: what is computed for an image; the figure is the mean over images unless it says otherwise.
     source: who proposed it.
-    better: which way is better; None where neither is.
+    better: which direction is better; None where neither is.
     version: raised whenever the same input would give another figure.
 
     Examples
@@ -35,3 +35,8 @@ class Metric:
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object."""
         return dataclasses.asdict(self)
+
+
+def by_name(*metrics: Metric) -> dict[str, Metric]:
+    """Metrics by their name."""
+    return {metric.name: metric for metric in metrics}

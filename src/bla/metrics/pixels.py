@@ -1,20 +1,21 @@
-"""Faithfulness in pixels: photos are changed where an explanation says, and go through the whole network again.
+"""Faithfulness in pixels: photos are changed where an explanation points, and classified again by the whole network.
 
-Each function takes a ``network`` (normalised pixels (B, 3, h, w) to logits), and is right on any device, any shape of
-photo and over any batches: it returns a value for every image, not an average.
+Each function takes a ``network`` (normalised pixels (B, 3, h, w) to logits) and returns one value per image, whatever
+the device, the photo's shape and the batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
 from bla.metrics.cells import probability
-from bla.metrics.metric import Metric
+from bla.metrics.metric import Metric, by_name
+from bla.metrics.ranking import places
 
 Network = Callable[[Tensor], Tensor]
 
@@ -23,112 +24,101 @@ ROAD_SHARES = (0.25, 0.5)
 _BLUR_SIGMA_SHARE = 0.05
 _ROAD_NOISE = 0.01
 _TOLERANCE = 1e-3
-"""Of the imputation: the residual that is left, as a share of what the known pixels give."""
+"""The residual at which the imputation stops, relative to the right-hand side."""
 
-METRICS = {
-    metric.name: metric
-    for metric in (
+METRICS = by_name(
+    Metric(
+        "deletion",
+        "deletion",
+        f"area under p_c as the best pixels are set to the mean colour, a {STEPS}th at a time (trapezoid)",
+        "Petsiuk et al. 2018 (RISE, arXiv 1806.07421); fewer steps",
+        "lower",
+    ),
+    Metric(
+        "insertion",
+        "insertion",
+        f"area under p_c as the best pixels are put into the blurred photo, a {STEPS}th at a time (trapezoid)",
+        "Petsiuk et al. 2018 (RISE, arXiv 1806.07421); fewer steps, Gaussian of 5% of the side",
+        "higher",
+    ),
+    Metric(
+        "average_drop",
+        "average drop",
+        "max(0, p_c(x) - p_c(x * mask)) / p_c(x), the mask of equal area, the mean colour outside of it",
+        "Chattopadhay et al. 2018 (Grad-CAM++, arXiv 1710.11063), with a mask of equal area",
+        "lower",
+    ),
+    Metric(
+        "increase",
+        "increase in confidence",
+        "1[p_c(x * mask) > p_c(x)], as average drop",
+        "Chattopadhay et al. 2018 (Grad-CAM++, arXiv 1710.11063), with a mask of equal area",
+        "higher",
+    ),
+    Metric(
+        "average_gain",
+        "average gain",
+        "max(0, p_c(x * mask) - p_c(x)) / (1 - p_c(x)), as average drop",
+        "Zhang et al. 2024 (Opti-CAM, arXiv 2301.07002), with a mask of equal area",
+        "higher",
+    ),
+    Metric(
+        "road_most",
+        "ROAD, most relevant first",
+        f"mean over shares {ROAD_SHARES} of p_c after the best pixels are imputed from their neighbours",
+        "Rong et al. 2022 (ROAD, arXiv 2202.00449), noisy linear imputation",
+        "lower",
+    ),
+    Metric(
+        "road_least",
+        "ROAD, least relevant first",
+        f"mean over shares {ROAD_SHARES} of p_c after the worst pixels are imputed from their neighbours",
+        "Rong et al. 2022 (ROAD, arXiv 2202.00449), noisy linear imputation",
+        "higher",
+    ),
+    *(
         Metric(
-            "deletion",
-            "deletion",
-            f"area under p_c as the best pixels are set to the mean colour, a {STEPS}th at a time (trapezoid)",
-            "Petsiuk et al. 2018 (RISE, arXiv 1806.07421); fewer steps",
-            "lower",
-        ),
-        Metric(
-            "insertion",
-            "insertion",
-            f"area under p_c as the best pixels are put into the blurred photo, a {STEPS}th at a time (trapezoid)",
-            "Petsiuk et al. 2018 (RISE, arXiv 1806.07421); fewer steps, Gaussian of 5% of the side",
+            f"kept_{fill}",
+            f"prediction kept from the selected cells' pixels alone, the rest {fill}",
+            "1[argmax network(x on S, filled elsewhere) = argmax network(x)]",
+            "ours; after Fong & Vedaldi 2017 (arXiv 1704.03296)",
             "higher",
-        ),
-        Metric(
-            "average_drop",
-            "average drop",
-            "max(0, p_c(x) - p_c(x * mask)) / p_c(x), the mask of equal area, the mean colour outside of it",
-            "Chattopadhay et al. 2018 (Grad-CAM++, arXiv 1710.11063), with a mask of equal area",
-            "lower",
-        ),
-        Metric(
-            "increase",
-            "increase in confidence",
-            "1[p_c(x * mask) > p_c(x)], as average drop",
-            "Chattopadhay et al. 2018 (Grad-CAM++, arXiv 1710.11063), with a mask of equal area",
-            "higher",
-        ),
-        Metric(
-            "average_gain",
-            "average gain",
-            "max(0, p_c(x * mask) - p_c(x)) / (1 - p_c(x)), as average drop",
-            "Zhang et al. 2024 (Opti-CAM, arXiv 2301.07002), with a mask of equal area",
-            "higher",
-        ),
-        Metric(
-            "road_most",
-            "ROAD, most relevant first",
-            f"mean over shares {ROAD_SHARES} of p_c after the best pixels are imputed from their neighbours",
-            "Rong et al. 2022 (ROAD, arXiv 2202.00449), noisy linear imputation",
-            "lower",
-        ),
-        Metric(
-            "road_least",
-            "ROAD, least relevant first",
-            f"mean over shares {ROAD_SHARES} of p_c after the worst pixels are imputed from their neighbours",
-            "Rong et al. 2022 (ROAD, arXiv 2202.00449), noisy linear imputation",
-            "higher",
-        ),
-        *(
-            Metric(
-                f"kept_{fill}",
-                f"prediction kept from the selected cells' pixels alone, the rest {fill}",
-                "1[argmax network(x on S, filled elsewhere) = argmax network(x)]",
-                "ours; after Fong & Vedaldi 2017 (arXiv 1704.03296)",
-                "higher",
-            )
-            for fill in ("grey", "blur", "mean")
-        ),
-        Metric(
-            "infidelity",
-            "infidelity",
-            "(I . Phi - (f_c(x) - f_c(x - I)))^2 with Gaussian I, mean of draws, the map scaled to fit best",
-            "Yeh et al. 2019 (arXiv 1901.09392), by captum, normalised",
-            "lower",
-        ),
-        Metric(
-            "max_sensitivity",
-            "max-sensitivity",
-            "max over small shifts of the pixels of |Phi(x + e) - Phi(x)| / |Phi(x)|",
-            "Yeh et al. 2019 (arXiv 1901.09392), by captum",
-            "lower",
-        ),
-    )
-}
+        )
+        for fill in ("grey", "blur", "mean")
+    ),
+    Metric(
+        "infidelity",
+        "infidelity",
+        "(I . Phi - (f_c(x) - f_c(x - I)))^2 with Gaussian I, mean of draws, the map scaled to fit best",
+        "Yeh et al. 2019 (arXiv 1901.09392), by captum, normalised",
+        "lower",
+    ),
+    Metric(
+        "max_sensitivity",
+        "max-sensitivity",
+        "max over small shifts of the pixels of |Phi(x + e) - Phi(x)| / |Phi(x)|",
+        "Yeh et al. 2019 (arXiv 1901.09392), by captum",
+        "lower",
+    ),
+)
 
 
 def spread(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps (B, H, W) over the pixels of photos (B, 3, h, w), each cell flat: (B, h, w)."""
+    """Maps (B, H, W) enlarged to the pixels of photos (B, 3, h, w), constant over each cell: (B, h, w)."""
     return functional.interpolate(maps[:, None].float(), size=like.shape[2:], mode="nearest-exact")[:, 0]
 
 
 def blurred(pixels: Tensor) -> Tensor:
     """Photos under a Gaussian of 5% of the longer side, borders mirrored."""
     sigma = _BLUR_SIGMA_SHARE * max(pixels.shape[2:])
-    for dimension in (2, 3):
-        reach = min(int(3 * sigma + 0.5), pixels.shape[dimension] - 1)
-        offsets = torch.arange(-reach, reach + 1, device=pixels.device, dtype=pixels.dtype)
-        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        kernel = (kernel / kernel.sum()).reshape(1, 1, *((-1, 1) if dimension == 2 else (1, -1)))
-        padding = (0, 0, reach, reach) if dimension == 2 else (reach, reach, 0, 0)
-        padded = functional.pad(pixels, padding, mode="reflect")
-        pixels = functional.conv2d(padded, kernel.expand(pixels.shape[1], 1, -1, -1), groups=pixels.shape[1])
-    return pixels
+    soft = ndimage.gaussian_filter(pixels.float().cpu().numpy(), (0, 0, sigma, sigma), truncate=3, mode="mirror")
+    return torch.from_numpy(soft).to(pixels)
 
 
 def _pixel_places(maps: Tensor, pixels: Tensor) -> Tensor:
-    """The place of each pixel, 0 for the best, as a share of all: (B, h, w); ties in reading order."""
-    flat = spread(maps, pixels).flatten(1)
-    order = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return order.reshape(len(maps), *pixels.shape[2:]) / flat.shape[1]
+    """The rank of each pixel, 0 for the best, as a share of all: (B, h, w); ties in reading order."""
+    ranks = places(spread(maps, pixels))
+    return ranks / ranks[0].numel()
 
 
 @torch.no_grad()
@@ -143,7 +133,7 @@ def deletion_insertion(
     """RISE's two areas for maps (B, H, W) of any grid, or of pixels: ``deletion`` and ``insertion``, (B,) each."""
     place = _pixel_places(maps, pixels)[:, None]
     soft = blurred(pixels)
-    areas = {"deletion": torch.zeros(len(pixels), dtype=torch.float64), "insertion": torch.zeros(len(pixels)).double()}
+    areas = {name: torch.zeros(len(pixels), dtype=torch.float64) for name in ("deletion", "insertion")}
     for step in range(steps + 1):
         gone = place < step / steps
         weight = (0.5 if step in (0, steps) else 1.0) / steps
@@ -169,9 +159,9 @@ def masked_confidence(network: Network, pixels: Tensor, selected: Tensor, classe
 def kept_pixels(
     network: Network, pixels: Tensor, selected: Tensor, grey: Tensor, labels: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Whether the prediction stays where only the selected cells' pixels do, the rest grey, blurred or the mean.
+    """Whether the network still predicts its class from the selected cells' pixels, the rest grey, blurred or the mean.
 
-    ``grey`` (3,) is mid-grey in normalised pixels. With ``labels`` it is asked whether the class is named.
+    ``grey`` (3,) is mid-grey in normalised pixels. With ``labels`` those are the classes to predict.
     """
     mask = spread(selected.float(), pixels)[:, None] > 0.5
     wanted = network(pixels).argmax(dim=1) if labels is None else labels
@@ -196,28 +186,26 @@ def road(
     shares: Sequence[float] = ROAD_SHARES,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """ROAD: ``road_most`` and ``road_least``, (B,) each."""
+    """ROAD with ``shares`` of the pixels imputed: ``road_most`` and ``road_least``, (B,) each."""
     place = _pixel_places(maps, pixels)
-    found = {}
-    orders: dict[Literal["road_most", "road_least"], Tensor] = {"road_most": place, "road_least": 1 - place}
-    for name, order in orders.items():
-        total = torch.zeros(len(pixels), dtype=torch.float64)
-        for share in shares:
-            missing = order < share if name == "road_most" else order <= share
-            filled = imputed(pixels, missing, seed=seed)
-            total += _p(network, filled, classes).cpu() / len(shares)
-        found[str(name)] = total
-    return found
+
+    def confidence(missing: Callable[[float], Tensor]) -> Tensor:
+        filled = [imputed(pixels, missing(share), seed=seed) for share in shares]
+        return torch.stack([_p(network, photos, classes).cpu() for photos in filled]).mean(dim=0)
+
+    return {
+        "road_most": confidence(lambda share: place < share),
+        "road_least": confidence(lambda share: 1 - place <= share),
+    }
 
 
 @torch.no_grad()
 def imputed(pixels: Tensor, missing: Tensor, *, noise: float = _ROAD_NOISE, seed: int = 0) -> Tensor:
-    r"""Missing pixels as the weighted mean of their eight neighbours, missing ones included, and a little noise,
-    the same for every photo.
+    r"""Replace missing pixels by the weighted mean of their eight neighbours plus noise, the same for every photo.
 
-    Solves, for every missing pixel, :math:`x_p \sum_q w_{pq} = \sum_q w_{pq} x_q` over the neighbours q in the photo,
-    w of 1/6 straight and 1/12 aslant, for the whole batch at once: by conjugate gradients, from the solution on a
-    grid half as fine. Where no pixel is known, all become 0.
+    Solves :math:`x_p \sum_q w_{pq} = \sum_q w_{pq} x_q` for every missing pixel p over its neighbours q in the photo,
+    missing ones included, with weights 1/6 (straight) and 1/12 (diagonal): by conjugate gradients for the whole batch,
+    started from the solution on a grid half as fine. Where no pixel is known, all become 0.
 
     Parameters
     ----------
@@ -232,14 +220,14 @@ def imputed(pixels: Tensor, missing: Tensor, *, noise: float = _ROAD_NOISE, seed
 
 
 def _neighbours(values: Tensor) -> Tensor:
-    """The weighted sum over the eight neighbours: (1, 2, 1) down and across, a twelfth, less the pixel's own share."""
+    """The weighted sum over the eight neighbours: (1, 2, 1) down and across, over 12, less the pixel's own share."""
     padded = functional.pad(values, (1, 1, 1, 1))
     down = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
     return (down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]) / 12 - values / 3
 
 
 def _between(known: Tensor, gap: Tensor) -> Tensor:
-    """The solution of :func:`imputed` where ``gap`` is 1, from what is known where it is 0; known is 0 in the gap."""
+    """The solution of :func:`imputed` where ``gap`` is 1; ``known`` holds the photo where ``gap`` is 0, and 0 in it."""
     guess = torch.zeros_like(known)
     if min(known.shape[2:]) > 4:
         share = functional.avg_pool2d(1 - gap, 2, ceil_mode=True)

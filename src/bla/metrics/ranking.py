@@ -1,4 +1,4 @@
-"""Equal area: whatever ranks the cells is cut, image by image, to a given number of them."""
+"""Equal area: any ranking of the cells is cut, image by image, to a given number of cells."""
 
 from __future__ import annotations
 
@@ -38,18 +38,17 @@ def top_cells(ranking: Tensor, sizes: Tensor | int) -> Tensor:
 
 
 def places(ranking: Tensor) -> Tensor:
-    """The place of every cell in its map's order, 0 for the best; (B, H, W) to (B, H, W).
+    """The rank of every cell in its map, 0 for the best; (B, H, W) to (B, H, W).
 
     >>> places(torch.tensor([[[3.0, 1.0, 3.0]]])).tolist()
     [[[0, 2, 1]]]
     """
     if not torch.isfinite(ranking).all():
-        raise ValueError("expected finite rankings, got NaN or infinity: check what gave them")
+        raise ValueError("expected finite rankings, got NaN or infinity: check the method that made them")
     order = ranking.flatten(1).argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1).reshape(ranking.shape)
 
 
 def masks_by_size(ranking: Tensor, sizes: Sequence[int]) -> Tensor:
     """The best cells at each of several sizes: (B, H, W) to booleans (B, S, H, W)."""
-    found = [top_cells(ranking, size) for size in sizes]
-    return torch.stack(found, dim=1)
+    return torch.stack([top_cells(ranking, size) for size in sizes], dim=1)
