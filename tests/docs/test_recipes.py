@@ -1,21 +1,30 @@
-"""The code of docs/how-to/own-loop.md, run as it stands."""
+"""The Python of the how-to guides runs as it stands."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-loop.md"
+GUIDES = Path(__file__).parents[2] / "docs" / "how-to"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch", "ignore::FutureWarning")
-def test_the_recipes_run_block_after_block() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    blocks = list(re.finditer(r"```python\n(.*?)```", text, re.S))
-    assert len(blocks) == 7
-    names: dict[str, object] = {"__name__": "recipes"}
+@pytest.mark.parametrize(("guide", "count"), [("own-loop", 7), ("pictures", 5), ("inputs", 4), ("subsets", 1)])
+def test_a_guide_runs_block_after_block(
+    guide: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = GUIDES / f"{guide}.md"
+    monkeypatch.chdir(tmp_path)
+    colours = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    Image.fromarray(colours).save("photo.jpg")
+    text = page.read_text(encoding="utf-8")
+    blocks = list(re.finditer(r"^```python\n(.*?)```", text, re.S | re.M))
+    assert len(blocks) == count
+    names: dict[str, object] = {"__name__": guide}
     for block in blocks:
         line = text[: block.start(1)].count("\n")
-        exec(compile("\n" * line + block.group(1), str(PAGE), "exec"), names)
+        exec(compile("\n" * line + block.group(1), str(page), "exec"), names)
