@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 SOURCE = Path(__file__).parents[1] / "src" / "bla"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -145,3 +147,25 @@ def test_every_public_name_loads() -> None:
     assert all(getattr(bla, name).__name__ == name for name in bla.__all__)
     with pytest.raises(AttributeError, match="module 'bla' has no attribute 'nothing'"):
         bla.nothing  # noqa: B018
+
+
+WITHOUT_EXTRAS = """
+import sys
+
+sys.modules |= dict.fromkeys(
+    "alembic captum cv2 datasets entmax fastapi jinja2 matplotlib onnx onnxruntime onnxscript pandas psycopg pyarrow "
+    "pytorch_grad_cam ray scipy skimage sklearn sqlalchemy statsmodels transformers uvicorn".split()
+)
+from bla.cli import run_command
+assert run_command(["train", "embedded", "--out", "run"]) == 2
+sys.exit(run_command(["explain", "photo.png", "--json"]))
+"""
+
+
+def test_bla_explain_needs_no_extra(tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "photo.png")
+    command = [sys.executable, "-c", WITHOUT_EXTRAS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["method"]
+    assert "bla: expected the package skimage, got none: pip install 'bounded-logit-attention[demo]'\n" in done.stderr

@@ -6,6 +6,8 @@ The names load on first use, so that ``import bla`` loads no torch; ``__init__.p
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _HOMES = {
@@ -27,7 +29,19 @@ __all__ = ["BlaError", *_HOMES]  # noqa: PLE0604
 
 
 class BlaError(ValueError):
-    """What the user can mend: it says what was expected, what came and the remedy. Every error of ours is one."""
+    """A mistake that the user can mend: it says what was expected, what came and the remedy."""
+
+
+@contextmanager
+def needs_extra(extra: str, error: type[BlaError] = BlaError) -> Iterator[None]:
+    """Raise ``error`` with the command to run if an import in the block fails for want of an optional dependency."""
+    try:
+        yield
+    except ImportError as missing:
+        package = (missing.name or "").partition(".")[0]
+        raise error(
+            f"expected the package {package}, got none: pip install 'bounded-logit-attention[{extra}]'"
+        ) from None
 
 
 def __getattr__(name: str) -> Any:

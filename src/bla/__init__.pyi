@@ -1,3 +1,5 @@
+from contextlib import AbstractContextManager
+
 from bla.data import photo as photo
 from bla.data.photo import Transform as Transform
 from bla.explanations.explanation import Explanation as Explanation
@@ -13,3 +15,5 @@ from bla.runs.run import train as train
 __all__: list[str]
 
 class BlaError(ValueError): ...
+
+def needs_extra(extra: str, error: type[BlaError] = ...) -> AbstractContextManager[None]: ...

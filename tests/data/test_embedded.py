@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from bla.data import embedded
-from bla.data.embedded import CLASSES, EmbeddedError, make, write
+from bla.data.embedded import CLASSES, make, write
+from bla.data.photo import DataError
 
 SMALL = (128, 96)
 
@@ -222,7 +223,7 @@ def test_a_race_is_settled_by_the_first_to_finish(tmp_path: Path, same: bool) ->
     if same:
         assert write(folder, train=8, test=8, size=(64, 64), progress=overtake) == folder
     else:
-        with pytest.raises(EmbeddedError, match="another set"):
+        with pytest.raises(DataError, match="another set"):
             write(folder, train=8, test=8, size=(64, 64), progress=overtake)
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -230,33 +231,33 @@ def test_a_race_is_settled_by_the_first_to_finish(tmp_path: Path, same: bool) ->
 def test_foreign_folders_are_refused_and_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.write_text("a file")
-    with pytest.raises(EmbeddedError, match="something else"):
+    with pytest.raises(DataError, match="something else"):
         write(folder, train=8, test=8, size=(64, 64))
     folder.unlink()
     folder.mkdir()
     for content in ("photos", "[]", "3", '{"train": 8}', '{"versions": {}}'):
         (folder / "dataset.json").write_text(content)
-        with pytest.raises(EmbeddedError, match=r"holds (something else|another set)"):
+        with pytest.raises(DataError, match=r"holds (something else|another set)"):
             write(folder, train=8, test=8, size=(64, 64))
         assert (folder / "dataset.json").read_text() == content
     (folder / "dataset.json").unlink()
     write(folder, train=8, test=8, size=(64, 64))
-    with pytest.raises(EmbeddedError, match=r'another set: .*"seed": 0'):
+    with pytest.raises(DataError, match=r'another set: .*"seed": 0'):
         write(folder, train=8, test=8, size=(64, 64), seed=1)
     (folder / "masks" / "test" / "cat" / "0001.png").unlink()
-    with pytest.raises(EmbeddedError, match=r"without masks.test.cat.0001\.png"):
+    with pytest.raises(DataError, match=r"without masks.test.cat.0001\.png"):
         write(folder, train=8, test=8, size=(64, 64))
 
 
 def test_arguments_out_of_range_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedError, match="got index -1, seed 0"):
+    with pytest.raises(DataError, match="got index -1, seed 0"):
         make(-1)
-    with pytest.raises(EmbeddedError, match="seed -2"):
+    with pytest.raises(DataError, match="seed -2"):
         make(0, seed=-2)
-    with pytest.raises(EmbeddedError, match=r"at least 64 pixels, got \(320, 63\)"):
+    with pytest.raises(DataError, match=r"at least 64 pixels, got \(320, 63\)"):
         make(0, size=(320, 63))
-    with pytest.raises(EmbeddedError, match="got 7 and 8"):
+    with pytest.raises(DataError, match="got 7 and 8"):
         write(tmp_path / "set", train=7, test=8)
-    with pytest.raises(EmbeddedError, match="1000000 images in train and in test, got 8 and 1000001"):
+    with pytest.raises(DataError, match="1000000 images in train and in test, got 8 and 1000001"):
         write(tmp_path / "set", train=8, test=1_000_001)
     assert list(tmp_path.iterdir()) == []

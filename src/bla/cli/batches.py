@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from bla import needs_extra
 from bla.cli.sharing import DONE, DONE_BUT, Json
 
 
@@ -51,12 +51,10 @@ def batch(
     pictures
         Write a panel for each photo, OUT/pictures/ROW.png.
     """
-    from bla.data.photo import DataError
+    with needs_extra("batch,export"):
+        import onnxruntime  # noqa: F401  the engine needs it
 
-    for package in ("pyarrow", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise DataError(f"expected {package}: pip install 'bounded-logit-attention[batch,export]'")
-    from bla.deploy.batch import explain_all
+        from bla.deploy.batch import explain_all
     from bla.deploy.engine import open_engine
     from bla.progress import shown_progress
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from bla import needs_extra
 from bla.cli.sharing import Json
 
 
@@ -90,11 +91,9 @@ def serve(
     for name, value in (counts | {"timeout": timeout, "threads": threads or 1}).items():
         if not value > 0:
             raise EngineError(f"expected {name} > 0, got {value}")
-    try:
+    with needs_extra("serve"):
         from bla.deploy.serve import Limits
         from bla.deploy.serve import serve as run
-    except ImportError as error:
-        raise EngineError(f"expected fastapi and uvicorn, got no {error.name}: install the extra serve") from None
     engine = open_engine(explainer, threads=threads)
     limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
     print(f"{engine.card.setup} on {engine.card.model}: http://{host}:{port}/", file=sys.stderr, flush=True)

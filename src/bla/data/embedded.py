@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import skimage.data
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from bla import BlaError
+from bla import needs_extra
+from bla.data.photo import DataError
 
 SCHEMA_VERSION = 1
 CLASSES: tuple[str, ...] = (
@@ -123,10 +123,6 @@ _OTHERS: tuple[tuple[str, tuple[float, float, float, float]], ...] = (
 )  # fmt: skip
 
 
-class EmbeddedError(BlaError):
-    """A data set that cannot be made as asked, or a folder that holds something else."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Patch:
     """An RGBA picture and where its left upper corner goes; it may reach over the frame."""
@@ -185,7 +181,7 @@ def make(index: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> tuple[Im
 
     Raises
     ------
-    EmbeddedError
+    DataError
         If an argument is out of its range.
 
     Examples
@@ -195,9 +191,9 @@ def make(index: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> tuple[Im
     ((160, 128), (0, 255), 'cat')
     """
     if index < 0 or seed < 0:
-        raise EmbeddedError(f"expected an index and a seed of 0 or larger, got index {index}, seed {seed}")
+        raise DataError(f"expected an index and a seed of 0 or larger, got index {index}, seed {seed}")
     if min(size) < 64:
-        raise EmbeddedError(f"expected a width and a height of at least 64 pixels, got {size}")
+        raise DataError(f"expected a width and a height of at least 64 pixels, got {size}")
     scene = _scene(index, seed, size)
     return scene.image(), scene.mask(), index % len(CLASSES)
 
@@ -227,7 +223,7 @@ def write(
 
     Raises
     ------
-    EmbeddedError
+    DataError
         If the folder holds something else, or an argument is out of its range.
 
     Examples
@@ -239,7 +235,7 @@ def write(
     ['dataset.json', 'masks', 'test', 'train']
     """
     if not len(CLASSES) <= min(train, test) <= max(train, test) <= _FIRST_TEST_INDEX:
-        raise EmbeddedError(
+        raise DataError(
             f"expected from {len(CLASSES)} (one a class) to {_FIRST_TEST_INDEX} images in train and in test, "
             f"got {train} and {test}"
         )
@@ -295,13 +291,13 @@ def _kept(folder: Path, record: dict[str, Any], plan: list[tuple[str, int, int]]
         found = None
     if found != record:
         what = "something else" if found is None else f"another set: {json.dumps(found)}"
-        raise EmbeddedError(
+        raise DataError(
             f"expected {folder} to be new, empty or to hold the set {json.dumps(record)}; it holds {what}; "
             "choose another folder or remove this one"
         )
     missing = [path for entry in plan for path in _paths(folder, entry) if not path.is_file()]
     if missing:
-        raise EmbeddedError(
+        raise DataError(
             f"expected the whole data set in {folder}, got one without {missing[0].relative_to(folder)}; "
             "remove the folder and write it again"
         )
@@ -410,9 +406,17 @@ def _recoloured(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     return recoloured
 
 
+def _pixels(name: str) -> npt.NDArray[np.uint8]:
+    """A photograph of scikit-image's."""
+    with needs_extra("demo", DataError):
+        import skimage.data
+    pixels: npt.NDArray[np.uint8] = getattr(skimage.data, name)()
+    return pixels
+
+
 @functools.cache
 def _photo(name: str) -> Image.Image:
-    pixels = getattr(skimage.data, name)()
+    pixels = _pixels(name)
     return Image.fromarray(pixels[0] if name == "stereo_motorcycle" else pixels).convert("RGB")
 
 
@@ -429,7 +433,7 @@ def _cutouts(name: str) -> tuple[Image.Image, ...]:
         return tuple(_cut("coins", (_ellipse(*coin),)) for coin in _COINS)
     if name == "horse":
         # The photo is a silhouette: one horse in plain brown, one of wood, one of stone.
-        alpha = Image.fromarray(~skimage.data.horse()).convert("L")
+        alpha = Image.fromarray(~_pixels("horse")).convert("L")
         wood, stone = (_region(*_TEXTURES[i]).resize(alpha.size) for i in (-1, 3))
         return tuple(_trimmed(fill, alpha) for fill in (Image.new("RGB", alpha.size, "#463228"), wood, stone))
     return tuple(_cut(photo, _polygons(outline)) for owner, photo, outline in _OUTLINES if owner == name)

@@ -26,6 +26,7 @@ from urllib.parse import parse_qsl, urlencode
 import numpy as np
 from filelock import FileLock
 
+from bla import needs_extra
 from bla.data.image_sets import SUFFIXES, ImageSet, Splits, stratified_split
 from bla.data.photo import DataError
 from bla.files import read_json, write_atomically, write_json
@@ -80,12 +81,8 @@ def read_dataset(name: str, *, seed: int, cache: Path, report: Progress) -> tupl
 
 def _loaded(name: str, source: str, config: str | None) -> dict[str, Any]:
     """Splits by name, memory-mapped."""
-    try:
+    with needs_extra("datasets", DataError):
         import datasets
-    except ImportError as error:
-        raise DataError(
-            f"{name}: expected the package datasets, got none: pip install 'bounded-logit-attention[datasets]'"
-        ) from error
     folder = Path(source)
     saved = any((folder / file).exists() for file in ("dataset_dict.json", "state.json"))
     try:

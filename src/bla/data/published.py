@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
+from bla import needs_extra
 from bla.data import embedded, tables
 from bla.data.download import Archive, downloaded
 from bla.data.hugging_face import PREFIX, read_dataset
@@ -332,8 +333,8 @@ def _table(path: Path, columns: int) -> list[list[str]]:
 
 def _dogs_list(path: Path) -> list[tuple[str, int]]:
     """(image, number of its class) of one of Stanford's lists."""
-    from scipy.io import loadmat  # a third of a second, and for this data set alone
-
+    with needs_extra("datasets", DataError):
+        from scipy.io import loadmat
     try:
         table = loadmat(path, squeeze_me=True, chars_as_strings=True, variable_names=("file_list", "labels"))
         names, labels = np.atleast_1d(table["file_list"]), np.atleast_1d(table["labels"])

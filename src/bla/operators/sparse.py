@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from bla import needs_extra
 from bla.operators.subset import SubsetOperator, at_least_one, check_positive, logistic_like
 
 
@@ -29,7 +30,8 @@ class Sparsemax(SubsetOperator):
         check_positive("temperature", self.temperature)
 
     def _weights(self, scores: Tensor) -> Tensor:
-        from entmax import sparsemax
+        with needs_extra("operators"):
+            from entmax import sparsemax
 
         weights: Tensor = sparsemax(self.temperature * scores, dim=-1)
         return weights
@@ -61,7 +63,8 @@ class Entmax15(Sparsemax):
     """
 
     def _weights(self, scores: Tensor) -> Tensor:
-        from entmax import entmax15
+        with needs_extra("operators"):
+            from entmax import entmax15
 
         weights: Tensor = entmax15(self.temperature * scores, dim=-1)
         return weights

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bla import BlaError
+from bla import BlaError, needs_extra
 from bla.data.photo import Transform
 from bla.model.attention import BoundedLogitAttention, ClassAwareAttention
 from bla.model.backbones import load_backbone
@@ -298,10 +298,8 @@ def _downloaded(name: str, revision: str | None, token: str | bool | None) -> Pa
 
 
 def _hub() -> Any:
-    try:
+    with needs_extra("hub", HubError):
         import huggingface_hub
-    except ImportError:
-        raise HubError("expected huggingface-hub: pip install 'bounded-logit-attention[hub]'") from None
     return huggingface_hub
 
 

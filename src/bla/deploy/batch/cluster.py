@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bla import needs_extra
 from bla.deploy.batch.plan import BATCH_FOLDER, PLAN, BatchError, Plan, Shard
 from bla.deploy.batch.rows import BATCH, explain_rows, pictures_of, write_part
 from bla.deploy.batch.sources import Reader
@@ -39,11 +40,9 @@ def run_on_ray(plan: Plan, shards: Sequence[Shard], graph: Path, *, out: Path, w
 
     Yields the numbers of rows done.
     """
-    try:
+    with needs_extra("ray", BatchError):
         import ray
         from ray.data import ActorPoolStrategy, DataContext
-    except ImportError:
-        raise BatchError("expected Ray: pip install 'bounded-logit-attention[ray]'") from None
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False, include_dashboard=False)

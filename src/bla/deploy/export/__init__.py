@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from bla import needs_extra
 from bla.deploy.engine import KEY, Card
 from bla.deploy.export.checking import ExportError, check_onnx, check_torch
 from bla.deploy.export.entries import optional_inputs, photos_entry, tidied
@@ -116,13 +117,9 @@ def _card(wrapped: ExplainableClassifier, entry: Entry) -> Card:
 
 
 def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[str, float]]:
-    try:
+    with needs_extra("export", ExportError):
         import onnx
         import onnxruntime  # noqa: F401  the check needs it
-    except ImportError as error:
-        raise ExportError(
-            f"expected onnx, onnxscript and onnxruntime, got no {error.name}: install bla[export]"
-        ) from None
 
     batch, subsets = torch.export.Dim("batch"), torch.export.Dim("subsets")
     height, width = card.grid
