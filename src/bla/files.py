@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,18 @@ def reading(what: str, path: Path, error: type[Exception], *, remedy: str = "") 
         yield
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise error(f"expected {what} in {path}, got another file ({problem!r}){remedy}") from problem
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which becomes ``folder`` at the end of the block; an error leaves nothing."""
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

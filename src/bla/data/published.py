@@ -305,8 +305,7 @@ def layout(name: str) -> str:
 
 def _embedded(folder: Path, report: Progress) -> Splits:
     """The embedded data set with its masks, made where it is not there yet."""
-    title = "making the embedded data set"
-    splits = image_folder(embedded.write(folder, progress=lambda done, total: report(title, done, total)))
+    splits = image_folder(embedded.write(folder, report=report))
 
     def masked(images: ImageSet) -> ImageSet:
         place = f"../masks/{images.root.name}"
