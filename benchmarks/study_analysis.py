@@ -23,11 +23,12 @@ from scipy import stats
 
 from bla.progress import Progress, shown_progress
 from bla.study.analysis import analyse
+from bla.study.effect import Effect, Trials
 from bla.study.plan import Plan, Population
-from bla.study.power import Effect, people_needed, power_of, wilson
+from bla.study.power import people_needed, power_of
 from bla.study.rehearsal import behaviour_for, rehearse, without_pages
 from bla.study.responses import Collected
-from bla.study.simulation import Behaviour, Trials, strengths_for
+from bla.study.simulation import Behaviour, strengths_for
 from bla.study.store import Store
 
 PEOPLE = Behaviour(person_sd=1.0, photo_sd=0.5, noise=0.05, side=0.3, drop_out=0.05, careless=0.05)
@@ -59,7 +60,7 @@ def studied(plan: Plan, share: float, people: int, seed: int) -> dict[str, Any]:
     if plan.analysis.population == "people":
         behaviour = behaviour_for(plan, share, None, PEOPLE, seed)
     else:
-        behaviour = replace(PEOPLE, strengths=strengths_for([share], PEOPLE.person_sd, PEOPLE.photo_sd))
+        behaviour = replace(PEOPLE, strengths=(*strengths_for([share], PEOPLE.person_sd, PEOPLE.photo_sd), 0.0))
     return analyse(plan, without_pages(plan, behaviour, people, seed=seed))
 
 
@@ -96,7 +97,7 @@ def found(
         "photos": photos,
         "studies": studies,
         "found": hits / studies,
-        "found_interval": wilson(hits, studies),
+        "found_interval": tuple(stats.binomtest(hits, studies).proportion_ci(method="wilson")),
         "found_pooled": pooled / studies,
         "expected_share": expected,
         "mean_share": float(np.mean(means)),

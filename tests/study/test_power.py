@@ -10,19 +10,10 @@ import pytest
 from scipy import integrate, stats
 
 from bla.cli import run_command
+from bla.study.effect import Effect, Trials, simulated_studies
 from bla.study.errors import AnalysisError
-from bla.study.power import Effect, p_values, people_needed, power_of
-from bla.study.simulation import (
-    Behaviour,
-    Trials,
-    centre,
-    person,
-    photo_leanings,
-    strengths_for,
-    strengths_for_accuracy,
-    strengths_on,
-    studies_in_memory,
-)
+from bla.study.power import p_values, people_needed, power_of
+from bla.study.simulation import Behaviour, centre, person, photo_leanings, strengths_for, strengths_on
 
 QUIET = Behaviour(person_sd=1.0, photo_sd=0.5)
 
@@ -38,7 +29,8 @@ def test_the_centre_gives_the_share(share: float, sd: float) -> None:
 def test_what_goes_into_studies_comes_out(population: str) -> None:
     behaviour = Behaviour(person_sd=1.0, photo_sd=1.5, side=0.4)
     rng = np.random.default_rng(0)
-    outcomes, _ = studies_in_memory(0.65, behaviour, Trials(40, 20), 30, 150, population=population, rng=rng)  # type: ignore[arg-type]
+    effect = Effect(0.65, behaviour, Trials(40, 20), population=population)  # type: ignore[arg-type]
+    outcomes, _ = simulated_studies(effect, 30, 150, rng)
     assert outcomes.shape == (150, 30, 40)
     asked = ~np.isnan(outcomes)
     assert (asked.sum(axis=2) == 20).all(), "each person is asked so often, a photo at most once"
@@ -56,7 +48,7 @@ def test_people_leave_and_are_excluded_as_stated() -> None:
     behaviour = Behaviour(drop_out=0.3, careless=0.2, attention=0.9)
     trials = Trials(20, 20, catches=4, passes=3, complete=0.5)
     rng = np.random.default_rng(1)
-    outcomes, _ = studies_in_memory(0.6, behaviour, trials, 200, 50, population="people", rng=rng)
+    outcomes, _ = simulated_studies(Effect(0.6, behaviour, trials), 200, 50, rng)
     asked = (~np.isnan(outcomes)).sum(axis=2)
     assert set(np.unique(asked)) == {0, *range(10, 21)}
     passing = 0.8 * stats.binom.sf(2, 4, 0.9) + 0.2 * stats.binom.sf(2, 4, 0.5)
@@ -64,7 +56,7 @@ def test_people_leave_and_are_excluded_as_stated() -> None:
 
 
 def test_a_person_does_what_the_arrays_do() -> None:
-    behaviour = Behaviour(strengths_for([0.7], 1.0, 0.5), person_sd=1.0, photo_sd=0.5, side=0.5, noise=0.1)
+    behaviour = Behaviour((*strengths_for([0.7], 1.0, 0.5), 0.0), person_sd=1.0, photo_sd=0.5, side=0.5, noise=0.1)
     lefts, firsts, by_person = [], [], []
     for number in range(300):
         someone = person(behaviour, 7, number, 20)
@@ -80,7 +72,8 @@ def test_a_person_does_what_the_arrays_do() -> None:
     assert np.mean(firsts) == pytest.approx(0.1 * 0.5 + 0.9 * 0.7, abs=0.03)
     # the same by arrays, whose people vary as much
     rng = np.random.default_rng(2)
-    arrays, _ = studies_in_memory(0.7, behaviour, Trials(20, 20), 300, 5, population="people and photos", rng=rng)
+    effect = Effect(0.7, behaviour, Trials(20, 20), population="people and photos")
+    arrays, _ = simulated_studies(effect, 300, 5, rng)
     assert np.std(by_person) == pytest.approx(arrays.mean(axis=2).std(), rel=0.1)
     expected = 0.05 + 0.9 * np.mean([stats.logistic.cdf(sign * centre(0.7, 1.1) + 0.5) for sign in (1, -1)])
     assert np.mean(lefts) == pytest.approx(expected, abs=0.04)
@@ -112,7 +105,7 @@ def test_catch_trials_tell_the_careless() -> None:
 
 
 def test_judgements_have_the_accuracy_put_in() -> None:
-    behaviour = Behaviour(strengths_for_accuracy([0.8, 0.6], 0.7, 0.7), person_sd=0.7, photo_sd=0.7)
+    behaviour = Behaviour(strengths_for([0.8, 0.6], 0.7, 0.7), person_sd=0.7, photo_sd=0.7)
     people = [person(behaviour, 0, number, 60) for number in range(100)]
     for arm, share in enumerate((0.8, 0.6)):
         right = [p.judgement(t, arm=arm, photo=t).right_answer for p in people for t in range(60)]
@@ -141,7 +134,7 @@ def test_people_alone_are_not_photos() -> None:
     """Where photos vary for everyone, the test over people is of these photos: of others it says too much."""
     wide = Effect(0.5, Behaviour(person_sd=0.5, photo_sd=1.0), Trials(15, 15), population="people and photos")
     rng = np.random.default_rng(0)
-    drawn = studies_in_memory(0.5, wide.behaviour, wide.trials, 50, 200, population="people and photos", rng=rng)
+    drawn = simulated_studies(wide, 50, 200, rng)
     assert (p_values(*drawn, replace(wide, population="people"), seed=0) <= 0.05).mean() > 0.25
     assert (p_values(*drawn, wide, seed=0) <= 0.05).mean() < 0.09
 

@@ -8,169 +8,136 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from bla.study.agreement import agreement
 from bla.study.plan import Plan
-from bla.study.registered import PREFERENCE, about, comparisons, mean, outcomes
+from bla.study.registered import PREFERENCE, Outcome, comparisons, mean, outcomes, shares
 from bla.study.responses import Response
 from bla.study.simulation import logit_sd
+
+Kept = Mapping[str, Sequence[Response]]
+Group = tuple[dict[str, Any], list[Outcome]]
+
+
+def groups(plan: Plan, main: Sequence[Response]) -> list[Group]:
+    """The units of description: each pair of arms side by side, or each arm that was shown alone."""
+    if plan.task == PREFERENCE:
+        return [({"first": a, "second": b}, outcomes(plan, a, b, main)) for a, b in plan.pairs]
+    return [({"arm": arm}, outcomes(plan, arm, arm, main)) for arm in plan.arm_names]
 
 
 def pooled(plan: Plan, main: Sequence[Response]) -> list[dict[str, Any]]:
     """Counts of all trials. Trials are no units, so there is neither interval nor test."""
     found = []
-    if plan.task == PREFERENCE:
-        for first, second in plan.pairs:
-            used = about(plan, first, second, main)
-            won = sum(answer.chosen == first for answer in used)
-            found.append({"first": first, "second": second} | _share(won, len(used)))
-    else:
-        for arm in plan.arm_names:
-            right = [bool(answer.correct) for answer in main if answer.arm == arm]
-            found.append({"arm": arm} | _share(sum(right), len(right)))
+    for name, compared in groups(plan, main):
+        count, of = int(sum(outcome.value for outcome in compared)), len(compared)
+        found.append(name | {"count": count, "of": of, "share": count / of if of else None})
     return found
 
 
-def _share(part: int, whole: int) -> dict[str, Any]:
-    return {"count": part, "of": whole, "share": part / whole if whole else None}
-
-
-def catches(by_person: Mapping[str, Sequence[Response]]) -> dict[str, Any] | None:
-    given = {person: [a for a in answers if a.kind == "catch"] for person, answers in by_person.items()}
-    shares = [float(np.mean([bool(a.correct) for a in catches])) for catches in given.values() if catches]
-    if not shares:
+def catches(by_person: Kept) -> dict[str, Any] | None:
+    """How many attention checks were passed, before exclusions."""
+    passed = shares(by_person, lambda answer: bool(answer.correct) if answer.kind == "catch" else None)
+    if not passed:
         return None
     return {
-        "people": len(shares),
-        "answers": sum(map(len, given.values())),
-        "mean_passed": float(np.mean(shares)),
-        "passed_all": sum(share == 1 for share in shares),
+        "people": len(passed),
+        "answers": sum(answer.kind == "catch" for given in by_person.values() for answer in given),
+        "mean_passed": float(np.mean(passed)),
+        "passed_all": sum(share == 1 for share in passed),
     }
 
 
-def repeats(plan: Plan, kept: Mapping[str, Sequence[Response]]) -> dict[str, Any] | None:
-    """How often people answered the same when a trial came again: 1/2 is what coins do."""
-    shares, trials = [], 0
-    for who in sorted(kept):
-        at = {answer.position: answer for answer in kept[who]}
-        same = [
-            _said(answer) == _said(at[answer.repeats])
-            for answer in kept[who]
-            if answer.kind == "repeat" and answer.repeats in at
-        ]
-        trials += len(same)
-        if same:
-            shares.append(float(np.mean(same)))
-    return {"people": len(shares), "trials": trials} | mean(shares, plan) if shares else None
+def repeats(plan: Plan, kept: Kept) -> dict[str, Any] | None:
+    """How often people answered the same when a trial came again; 1/2 is the share of random answers."""
+    firsts = {(answer.participant, answer.position): _said(answer) for given in kept.values() for answer in given}
+
+    def same(answer: Response) -> bool | None:
+        first = firsts.get((answer.participant, answer.repeats or 0))
+        return None if answer.kind != "repeat" or first is None else _said(answer) == first
+
+    found = shares(kept, same)
+    trials = sum(same(answer) is not None for given in kept.values() for answer in given)
+    return {"people": len(found), "trials": trials} | mean(found, plan) if found else None
 
 
 def _said(answer: Response) -> str | None:
     return answer.chosen if answer.task == PREFERENCE else answer.choice
 
 
-def seconds(kept: Mapping[str, Sequence[Response]]) -> dict[str, Any] | None:
+def seconds(kept: Kept) -> dict[str, Any] | None:
     """Response times of main trials: each person's median, and its quartiles over people."""
-    medians = [
-        float(np.median(times))
-        for person in sorted(kept)
-        if (times := [answer.seconds for answer in kept[person] if answer.kind == "main"])
-    ]
+    times = [[answer.seconds for answer in kept[person] if answer.kind == "main"] for person in sorted(kept)]
+    medians = [float(np.median(own)) for own in times if own]
     if not medians:
         return None
-    quartiles = np.quantile(medians, [0, 0.25, 0.5, 0.75, 1])
-    return {"medians": medians} | dict(
-        zip(("least", "lower_quartile", "median", "upper_quartile", "most"), map(float, quartiles), strict=True)
-    )
+    names = ("least", "lower_quartile", "median", "upper_quartile", "most")
+    return {"medians": medians} | dict(zip(names, np.quantile(medians, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True))
 
 
-def side(plan: Plan, kept: Mapping[str, Sequence[Response]]) -> dict[str, Any] | None:
+def side(plan: Plan, kept: Kept) -> dict[str, Any] | None:
     """The share of answers in the first place, people as units, where there are two: left, or yes."""
-    shares = [
-        float(np.mean(sides))
-        for person in sorted(kept)
-        if (sides := [a.place == 0 for a in kept[person] if a.kind == "main" and len(a.options) == 2])
-    ]
-    if not shares:
+    found = shares(kept, lambda a: a.place == 0 if a.kind == "main" and len(a.options) == 2 else None)
+    if not found:
         return None
-    told = {"people": len(shares), "values": shares, "always_one_side": sum(share in (0.0, 1.0) for share in shares)}
-    return told | mean(shares, plan)
+    always = sum(share in (0.0, 1.0) for share in found)
+    return {"people": len(found), "values": found, "always_one_side": always} | mean(found, plan)
 
 
 def agreements(plan: Plan, main: Sequence[Response]) -> list[dict[str, Any]]:
     """Krippendorff's alpha between people on the same photos: which arm was chosen, or whether the answer was right."""
     found = []
-    groups: list[tuple[dict[str, Any], list[Response], list[float]]] = []
-    if plan.task == PREFERENCE:
-        for first, second in plan.pairs:
-            used = about(plan, first, second, main)
-            groups.append(({"first": first, "second": second}, used, outcomes(plan, first, used)[0]))
-    else:
-        for arm in plan.arm_names:
-            used = [answer for answer in main if answer.arm == arm]
-            groups.append(({"arm": arm}, used, [float(bool(answer.correct)) for answer in used]))
-    for name, used, what in groups:
-        counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for answer, outcome in zip(used, what, strict=True):
-            counts[answer.photo][int(outcome)] += 1
-        table = np.array([counts[photo] for photo in sorted(counts)], float).reshape(-1, 2)
+    for name, compared in groups(plan, main):
+        counts = [[of.count(0.0), of.count(1.0)] for of in _values_by(compared, "photo").values()]
+        table = np.array(counts, float).reshape(-1, 2)
         found.append(name | asdict(agreement(table, level=1 - plan.analysis.alpha, seed=plan.analysis.seed)))
     return found
 
 
 def photos(plan: Plan, main: Sequence[Response]) -> list[dict[str, Any]]:
     """Of each photo and pair, how many chose the first arm; in other tasks, of photo and arm, how many were right."""
-    counts: dict[tuple[str, str, str | None], list[float]] = defaultdict(list)
-    if plan.task == PREFERENCE:
-        for first, second in plan.pairs:
-            for answer in about(plan, first, second, main):
-                counts[answer.photo, first, second].append(float(answer.chosen == first))
-    else:
-        for answer in main:
-            if answer.arm is not None:
-                counts[answer.photo, answer.arm, None].append(float(bool(answer.correct)))
-    return [
-        {"photo": photo, "first": first, "second": second, "answers": len(given), "share": float(np.mean(given))}
-        for (photo, first, second), given in sorted(counts.items(), key=lambda item: tuple(map(str, item[0])))
-    ]
+    found = []
+    for name, compared in groups(plan, main):
+        pair = {"first": name.get("first", name.get("arm")), "second": name.get("second")}
+        for photo, values in _values_by(compared, "photo").items():
+            found.append({"photo": photo} | pair | {"answers": len(values), "share": float(np.mean(values))})
+    return sorted(found, key=lambda entry: (entry["photo"], entry["first"], str(entry["second"])))
 
 
-def spread(plan: Plan, kept: Mapping[str, Sequence[Response]]) -> dict[str, Any] | None:
-    """How much people and photos differ, in logits, by moments: what `bla study power` asks for. Two arms alone."""
+def spread(plan: Plan, kept: Kept) -> dict[str, Any] | None:
+    """How much people and photos differ, in logits, by moments: what `bla study power` needs. Two arms alone."""
     if plan.task != PREFERENCE or len(plan.arm_names) != 2:
         return None
-    first, second = plan.arm_names
     main = [answer for given in kept.values() for answer in given if answer.kind == "main"]
-    return {
-        "person_sd": _sd_of_units(_grouped(main, first, second, plan, by="participant")),
-        "photo_sd": _sd_of_units(_grouped(main, first, second, plan, by="photo")),
-    }
+    compared = outcomes(plan, *plan.arm_names, main)
+    return {f"{unit}_sd": _sd_of_units(_values_by(compared, by)) for unit, by in _UNITS.items()}
 
 
-def _grouped(
-    main: Sequence[Response], first: str, second: str, plan: Plan, *, by: Literal["participant", "photo"]
-) -> list[list[float]]:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for answer in about(plan, first, second, main):
-        groups[getattr(answer, by)].append(float(answer.chosen == first))
-    return [group for group in groups.values() if len(group) > 1]
+_UNITS = {"person": "participant", "photo": "photo"}
 
 
-def _sd_of_units(groups: Sequence[Sequence[float]]) -> float | None:
-    """Variance of the units' shares less what counting alone gives, as a standard deviation of logits."""
-    if len(groups) < 3:
+def _values_by(compared: Sequence[Outcome], unit: str) -> dict[str, list[float]]:
+    """The values of each photo or participant, in the order of their names."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for outcome in compared:
+        found[getattr(outcome.answer, unit)].append(outcome.value)
+    return dict(sorted(found.items()))
+
+
+def _sd_of_units(units: Mapping[str, Sequence[float]]) -> float | None:
+    """The variance of the units' shares minus the sampling variance, as a standard deviation in logits."""
+    several = [values for values in units.values() if len(values) > 1]
+    if len(several) < 3:
         return None
-    shares = np.array([np.mean(group) for group in groups])
-    counting = np.mean([s * (1 - s) / (len(group) - 1) for s, group in zip(shares, groups, strict=True)])
-    return logit_sd(float(shares.mean()), float(max(shares.var(ddof=1) - counting, 0.0)))
+    means = np.array([np.mean(values) for values in several])
+    sampling = np.mean([s * (1 - s) / (len(values) - 1) for s, values in zip(means, several, strict=True)])
+    return logit_sd(float(means.mean()), float(max(means.var(ddof=1) - sampling, 0.0)))
 
 
-def without_exclusions(plan: Plan, by_person: Mapping[str, Sequence[Response]]) -> list[dict[str, Any]]:
+def without_exclusions(plan: Plan, by_person: Kept) -> list[dict[str, Any]]:
     """The registered test on everyone who answered, whatever the rules say."""
     main = [answer for given in by_person.values() for answer in given if answer.kind == "main"]
-    entries = comparisons(plan, main)
-    for entry in entries:
-        del entry["values"]
-    return entries
+    return [{k: v for k, v in entry.items() if k != "values"} for entry in comparisons(plan, main)]

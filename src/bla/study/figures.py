@@ -1,157 +1,129 @@
-"""The figures of a results page: inline SVG that follows the page's colours, each with its words.
-
-A figure is drawn for a width of 440 units, so that its text can be read on a phone.
-"""
+"""The figures of a results page: what each shows, in dots and intervals and in words."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-WIDTH = 440
-_LEFT, _RIGHT = 14, 14
-_COLUMNS = 44
+from bla.explanations.charts import Axis, Interval, Row, axis_of, rows
+from bla.study.registered import PREFERENCE
 
-
-@dataclass(frozen=True)
-class Axis:
-    """A horizontal axis from `low` to `high`, with ticks and how they are written; `null` gets a dashed line."""
-
-    low: float
-    high: float
-    ticks: tuple[tuple[float, str], ...]
-    label: str
-    null: float | None = None
-
-    def x(self, value: float) -> float:
-        """Where a value stands."""
-        return round(_LEFT + (value - self.low) / (self.high - self.low) * (WIDTH - _LEFT - _RIGHT), 1)
+Results = Mapping[str, Any]
 
 
-def share_axis(label: str) -> Axis:
-    """From 0% to 100%, nothing at 50%."""
-    return Axis(0, 1, tuple((k / 4, f"{25 * k}%") for k in range(5)), label, null=0.5)
+class Figure(NamedTuple):
+    """A chart and its caption; `words` says more to those who do not see it."""
+
+    title: str
+    rows: Sequence[Row]
+    axis: Axis
+    caption: str
+    words: str = ""
+
+    def svg(self, word: str) -> str:
+        """The chart as inline SVG; `word` goes before its title."""
+        return rows(self.rows, self.axis, words=f"{word}{self.title}. {self.caption} {self.words}".strip())
 
 
-def difference_axis(values: Sequence[float], label: str) -> Axis:
-    """Around 0, as wide as the values need."""
-    reach = min(1.0, max(0.2, *(abs(value) for value in values)))
-    reach = next(step for step in (0.2, 0.4, 0.6, 0.8, 1.0) if reach <= step + 1e-9)
-    ticks = tuple((reach * k / 2, f"{50 * reach * k:+.0f}" if k else "0") for k in range(-2, 3))
-    return Axis(-reach, reach, ticks, label, null=0)
-
-
-def seconds_axis(values: Sequence[float]) -> Axis:
-    """From 0 s to a round number above all values."""
-    most = max(values, default=1.0)
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if most <= 5 * step)
-    return Axis(0, 5 * step, tuple((k * step, f"{k * step} s") for k in range(6)), "seconds a trial")
-
-
-def logit_axis(values: Sequence[float]) -> Axis:
-    """Around 0, in logits."""
-    most = max((abs(value) for value in values), default=1.0)
-    step = next(step for step in (0.5, 1, 2, 3, 5, 10, 20, 10**6) if most <= 2 * step)
-    ticks = tuple((k * step, f"{k * step:+g}" if k else "0") for k in range(-2, 3))
-    return Axis(-2 * step, 2 * step, ticks, "strength, logits", null=0)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its interval; the second of two on a row is drawn hollow."""
-
-    mean: float
-    low: float
-    high: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a figure: a name, a dot for each value, means below them."""
-
-    name: str
-    values: tuple[float, ...] = ()
-    intervals: tuple[Interval, ...] = ()
-
-
-def figure(rows: Sequence[Row], axis: Axis, *, name: str, title: str, description: str) -> str:
-    """Rows under one another on one axis, as SVG; `name` is its own on the page.
-
-    The title and the description are what a screen reader says.
-    """
-    parts: list[str] = []
-    y = 8.0
-    for row in rows:
-        y, drawn = _row(row, axis, y)
-        parts += drawn
-    bottom = y + 4
-    grid = [
-        f'<line class="grid" x1="{axis.x(at)}" x2="{axis.x(at)}" y1="6" y2="{bottom:.1f}"/>' for at, _ in axis.ticks
-    ]
-    if axis.null is not None:
-        grid.append(f'<line class="null" x1="{axis.x(axis.null)}" x2="{axis.x(axis.null)}" y1="6" y2="{bottom:.1f}"/>')
-    for at, text in axis.ticks:
-        anchor = "start" if axis.x(at) < 2 * _LEFT else "end" if axis.x(at) > WIDTH - 2 * _RIGHT else "middle"
-        x = {"start": 2.0, "end": WIDTH - 2.0}.get(anchor, axis.x(at))
-        parts.append(f'<text class="tick" x="{x}" y="{bottom + 17:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
-    parts.append(
-        f'<text class="label" x="{WIDTH / 2}" y="{bottom + 37:.1f}" text-anchor="middle">{escape(axis.label)}</text>'
-    )
-    height = bottom + 46
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-labelledby="{name}-title {name}-text">'
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-text">{escape(description)}</desc>'
-        + "".join(grid + parts)
-        + "</svg>"
-    )
-
-
-def _row(row: Row, axis: Axis, y: float) -> tuple[float, list[str]]:
-    parts = []
-    if row.name:
-        y += 14
-        parts.append(f'<text class="name" x="2" y="{y:.1f}">{escape(row.name)}</text>')
-        y += 6
-    if row.values:
-        drawn, height = _dots(row.values, axis, y)
-        parts += drawn
-        y += height
-    for number, interval in enumerate(row.intervals):
-        y += 12
-        kind = "mean hollow" if number else "mean"
-        x1, x2, x = (axis.x(_inside(value, axis)) for value in (interval.low, interval.high, interval.mean))
-        parts.append(
-            f'<g class="{kind}"><line x1="{x1}" x2="{x2}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<circle cx="{x}" cy="{y:.1f}" r="5"/></g>'
+def figures(results: Results, verdicts: Sequence[str]) -> dict[str, Figure]:
+    """All figures that this study has, by name."""
+    choice = results["registered"]["task"] == PREFERENCE
+    found = {"people": _people(results, choice, verdicts)}
+    if results["strengths"] is not None and results["strengths"]["arms"]:
+        found["strengths"] = _strengths(results["strengths"]["arms"])
+    if results["accuracy"]:
+        found["accuracy"] = _accuracy(results["accuracy"])
+    if results["exploratory"]["photos"]:
+        found["photos"] = _photos(results["exploratory"]["photos"], choice)
+    if seconds := results["quality"]["seconds"]:
+        found["seconds"] = Figure(
+            "Response times",
+            [Row("", tuple(seconds["medians"]))],
+            axis_of([0, *seconds["medians"]], "{:g} s".format, label="seconds per trial"),
+            "Each dot is one person's median time per trial. Half of the people's medians lie between "
+            f"{seconds['lower_quartile']:.1f} and {seconds['upper_quartile']:.1f} s.",
         )
-        if interval.label:
-            x, anchor = (x2 + 8, "start") if x2 < WIDTH * 0.62 else (x1 - 8, "end")
-            text = escape(interval.label)
-            parts.append(f'<text class="tick" x="{x:.1f}" y="{y + 4.5:.1f}" text-anchor="{anchor}">{text}</text>')
-        y += 8
-    return y + 8, parts
+    if side := results["quality"]["side"]:
+        found["side"] = Figure(
+            "Sides",
+            [Row("", tuple(side["values"]))],
+            _shares("answers on the left"),
+            "Each dot is one person's share of answers on the left. Sides are balanced: without a bias towards one "
+            "side it is about 50%.",
+        )
+    return found
 
 
-def _inside(value: float, axis: Axis) -> float:
-    return min(max(value, axis.low), axis.high)
+def _people(results: Results, choice: bool, verdicts: Sequence[str]) -> Figure:
+    drawn, values = [], [0.2]
+    for entry in results["comparisons"]:
+        tests = [("people", "these photos", ""), ("people_and_photos", "photos like these", "hollow")]
+        intervals = [
+            Interval(entry[key]["mean"], entry[key]["low"], entry[key]["high"], label, style)
+            for key, label, style in tests
+            if entry[key] is not None
+        ]
+        values += [abs(end) for one in intervals for end in (one.low, one.high)] + [abs(v) for v in entry["values"]]
+        name = f"{entry['first']} {'rather than' if choice else 'minus'} {entry['second']}"
+        drawn.append(Row(name, tuple(entry["values"]), tuple(intervals)))
+    below = (
+        "Below them the mean over people with its interval: filled for these photos, hollow for photos like these. "
+        f"Dashed: no {'preference' if choice else 'difference'}."
+    )
+    if choice:
+        dots = "Each dot is one person: the share of their choices that fell on the first-named arm."
+        axis = _shares("share of a person's choices")
+        return Figure("What people chose", drawn, axis, f"{dots} {below}", " ".join(verdicts))
+    dots = "Each dot is one person: their right answers with the first-named arm minus those with the other."
+    label = "difference in right answers, percentage points"
+    axis = axis_of([-max(values), max(values)], lambda v: f"{100 * v:+.0f}" if v else "0", label=label, mark=(0, ""))
+    return Figure("What helped people", drawn, axis, f"{dots} {below}", " ".join(verdicts))
 
 
-def _dots(values: Sequence[float], axis: Axis, top: float) -> tuple[list[str], float]:
-    """Stacked dots: a column for each place on the axis, so that no value hides another."""
-    wide = (WIDTH - _LEFT - _RIGHT) / _COLUMNS
-    columns = [round((_inside(value, axis) - axis.low) / (axis.high - axis.low) * _COLUMNS) for value in sorted(values)]
-    tallest = max(Counter(columns).values())
-    step = min(wide, 110 / tallest)
-    height = max(step * tallest, 12.0)
-    radius = max(min(step, wide) / 2 - 0.4, 0.5)
-    stacked: Counter[int] = Counter()
-    parts = []
-    for column in columns:
-        x = _LEFT + column * wide
-        y = top + height - (stacked[column] + 0.5) * step
-        stacked[column] += 1
-        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>')
-    return parts, height
+def _strengths(arms: Sequence[Mapping[str, Any]]) -> Figure:
+    arms = sorted(arms, key=lambda entry: -entry["strength"])
+    most = max(abs(value) for entry in arms for value in (entry["low"], entry["high"]))
+    return Figure(
+        "Strengths of the arms",
+        [_interval_row(entry, "strength", f"{entry['strength']:+.2f}") for entry in arms],
+        axis_of([-most, most], lambda v: f"{v:+g}" if v else "0", label="strength, logits", mark=(0, "")),
+        "Each arm's strength by the Bradley-Terry model, in logits about their mean, with its interval from a "
+        "bootstrap of people. An arm that is 1 logit stronger wins 73% of the choices between the two.",
+        ", ".join(f"{entry['arm']} {entry['strength']:+.2f}" for entry in arms) + ".",
+    )
+
+
+def _accuracy(arms: Sequence[Mapping[str, Any]]) -> Figure:
+    known = [entry for entry in arms if entry["people"]]
+    return Figure(
+        "Right answers with each arm",
+        [_interval_row(entry, "mean", f"{entry['mean']:.1%}") for entry in known],
+        _shares("right answers"),
+        "Each dot is one person: the share of their answers with this arm that were right. Below, the mean over "
+        "people.",
+        ", ".join(f"{entry['arm']} {entry['mean']:.1%}" for entry in known) + ".",
+    )
+
+
+def _photos(photos: Sequence[Mapping[str, Any]], choice: bool) -> Figure:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for photo in photos:
+        name = f"{photo['first']} rather than {photo['second']}" if choice else str(photo["first"])
+        groups[name].append(photo["share"])
+    what = "chose the first-named arm" if choice else "answered correctly with this arm"
+    return Figure(
+        "Photo by photo",
+        [Row(name, tuple(values)) for name, values in groups.items()],
+        _shares("people choosing it" if choice else "right answers"),
+        f"Exploratory. Each dot is one photo: the share of people who {what}.",
+    )
+
+
+def _interval_row(entry: Mapping[str, Any], middle: str, label: str) -> Row:
+    interval = Interval(entry[middle], entry["low"], entry["high"], label)
+    return Row(entry["arm"], tuple(entry.get("values", ())), (interval,))
+
+
+def _shares(label: str) -> Axis:
+    return Axis(0, 1, tuple((k / 4, f"{25 * k}%") for k in range(5)), label, mark=(0.5, ""))

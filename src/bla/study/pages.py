@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from bla.study.plan import Photo, Plan
 from bla.study.responses import DECOY
@@ -13,9 +13,14 @@ from bla.study.texts import Texts, filled
 
 
 def environment() -> Environment:
-    """The templates of this package, strict and escaped."""
-    loader = PackageLoader("bla.study")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    """The templates of this package: a missing value is an error, and HTML is escaped."""
+    return Environment(
+        loader=PackageLoader("bla.study"),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 class Pages:

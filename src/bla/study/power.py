@@ -1,27 +1,28 @@
 """How many people a study needs: the registered test itself, on simulated studies.
 
-Power is the share of studies, in which the stated effect holds, whose registered test finds it. Studies are drawn as
-`simulation` says, people and photos varying, and tested as `analysis` tests. Exact tests of counts have a power that
-goes up and down with the number of people (of 199 people more than of 200), and simulated power wavers, too. So the
-number is chosen so: halving between a number that falls short and one that does not, and trying the saw's next teeth
-above, gives the smallest n tried above all that fell short; then new studies of n people, which had no part in the
-choice, give the power that is promised, and its interval. Should that be below the wanted power, n is raised by a
-twentieth and measured anew.
+Power is the share of studies, in which the stated effect holds, whose registered test finds it. Exact tests of counts
+have a power that rises and falls with the number of people (199 people can have more than 200), and simulated power
+fluctuates, too. So the number is chosen in two steps. First, bisection between a number that falls short and one that
+does not, and a few larger numbers, give the smallest n tried above all that fell short. Then new studies of n people,
+which had no part in the choice, give the power that is promised, and its interval. Should that be below the wanted
+power, n is raised by a twentieth and measured anew.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
+from bla.metrics.statistics import sign_flips
 from bla.progress import Progress
-from bla.study import crossed, signflip
+from bla.study import crossed
+from bla.study.effect import Effect, simulated_studies
 from bla.study.errors import AnalysisError
-from bla.study.plan import Plan, Population
-from bla.study.simulation import Behaviour, Trials, studies_in_memory
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -73,97 +74,6 @@ class Needed:
         }
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What is to be found, among whom, and by which test.
-
-    `share` is the mean share of main trials that the first arm wins, before noise; with `against` it is the share of
-    right answers with the first arm, and `against` that with the second. `comparisons` is how many pairs of arms are
-    tested: each at alpha / comparisons, which Holm's correction is never stricter than.
-    """
-
-    share: float
-    behaviour: Behaviour
-    trials: Trials
-    against: float | None = None
-    population: Population = "people"
-    alpha: float = 0.05
-    comparisons: int = 1
-
-    @property
-    def null(self) -> float:
-        """The first share if there is nothing to find."""
-        return 0.5 if self.against is None else self.against
-
-    def __post_init__(self) -> None:
-        """Refuse what has no power."""
-        for share in (self.share, self.null):
-            if not 0 < share < 1:
-                raise AnalysisError(f"expected a share between 0 and 1, got {share}")
-        if self.against is not None and self.trials.each < 2:
-            raise AnalysisError("expected at least 2 trials a person, one with each arm, got 1")
-        if not 0 < self.alpha < 1 or self.comparisons < 1:
-            raise AnalysisError(
-                f"expected alpha between 0 and 1 and at least 1 comparison, got {self.alpha}, {self.comparisons}"
-            )
-        if self.population == "people and photos" and self.trials.photos < 2:
-            raise AnalysisError("expected at least 2 photos to say anything about others, got 1")
-
-
-def effect_of(
-    share: float,
-    behaviour: Behaviour,
-    plan: Plan | None = None,
-    *,
-    against: float | None = None,
-    photos: int | None = None,
-    trials: int | None = None,
-    arms: int | None = None,
-    alpha: float | None = None,
-    population: Population | None = None,
-) -> Effect:
-    """An effect between two of a plan's arms, or of a study of 30 photos and 2 arms; what is given goes before both.
-
-    Of several arms each pair is shown in its part of the trials.
-    """
-    if plan is not None and (plan.task == "preference") != (against is None):
-        raise AnalysisError(
-            f"expected {'no ' if plan.task == 'preference' else ''}share of right answers with the other arm, "
-            f"for this study's task is {plan.task}"
-        )
-    rules = None if plan is None else plan.exclusions
-    if photos is None:
-        photos = 30 if plan is None else len(plan.photos)
-    if trials is None:
-        trials = photos if plan is None else min(plan.trials, photos)
-    if arms is None:
-        arms = 2 if plan is None else len(plan.arms)
-    if alpha is None:
-        alpha = 0.05 if plan is None else plan.analysis.alpha
-    if arms < 2:
-        raise AnalysisError(f"expected at least 2 arms, got {arms}")
-    pairs = arms * (arms - 1) // 2
-    # Side by side a trial is about one pair; else about one arm, and two arms of them are compared.
-    each = trials // pairs if against is None else 2 * trials // arms
-    if each < 1:
-        raise AnalysisError(f"expected a trial or more of each of {pairs} pairs of arms, got {trials} trials")
-    return Effect(
-        share,
-        behaviour,
-        Trials(
-            photos,
-            each,
-            catches=0 if plan is None else len(plan.catches),
-            passes=0 if rules is None else rules.catches_to_pass,
-            complete=0.0 if rules is None else rules.share_to_complete,
-        ),
-        against=against,
-        population=population or ("people" if plan is None else plan.analysis.population),
-        alpha=alpha,
-        comparisons=pairs,
-    )
-
-
 def power_of(
     effect: Effect, people: int, *, studies: int = 2_000, seed: int = 0, report: Progress | None = None
 ) -> Power:
@@ -172,20 +82,18 @@ def power_of(
         raise AnalysisError(f"expected at least 2 people and 1 study, got {people} and {studies}")
     found, analysed, total = 0, 0.0, 0.0
     rng = np.random.default_rng([seed, people])
-    done = 0
-    for size in _portions(studies, people * effect.trials.photos):
-        outcomes, second = _drawn(effect, people, size, rng)
-        p = p_values(outcomes, second, effect, seed=seed + done)  # with one seed all would share one set of subsets
+    for start, size in _portions(studies, people * effect.trials.photos):
+        outcomes, second = simulated_studies(effect, people, size, rng)
+        p = p_values(outcomes, second, effect, seed=seed + start)  # with one seed all would share one set of subsets
         found += int((p <= effect.alpha / effect.comparisons).sum())
         values = _values(outcomes, second, effect)
         there = ~np.isnan(values)
-        analysed += float(there.sum()) / people
+        analysed += float(there.sum())
         total += float(values[there].sum()) / max(int(there.sum()), 1) * size
-        done += size
         if report is not None:
-            report(f"simulating studies of {people} people", done, studies)
-    low, high = wilson(found, studies)
-    return Power(people, found / studies, low, high, studies, analysed / studies * people, total / studies)
+            report(f"simulating studies of {people} people", start + size, studies)
+    low, high = stats.binomtest(found, studies).proportion_ci(method="wilson")
+    return Power(people, found / studies, float(low), float(high), studies, analysed / studies, total / studies)
 
 
 def people_needed(
@@ -225,7 +133,7 @@ def people_needed(
         middle = (low + high) // 2
         low, high = (low, middle) if measured(middle) >= power else (middle, high)
     step = max(1, high // 50)
-    for people in range(high + step, high + 4 * step, step):  # the saw's next teeth
+    for people in range(high + step, high + 4 * step, step):  # where the power may fall short again
         measured(people)
     short = [people for people, value in tried.items() if value < power]
     chosen = min(people for people in tried if people > max(short, default=0))
@@ -239,22 +147,22 @@ def people_needed(
 
 
 def p_values(outcomes: Floats, second: Bools, effect: Effect, *, seed: int) -> Floats:
-    """(S, I, J) outcomes, nan where there is none, and whether they are of the second arm -> (S,) p-values.
+    """The registered test, over the effect's population.
 
-    They are those of the registered test, over the effect's population.
+    (S, I, J) outcomes, nan where there is none, and whether they are of the second arm -> (S,) p-values.
     """
     values = _values(outcomes, second, effect)
     analysed = ~np.isnan(values)
+    null = 0.5 if effect.against is None else 0.0
     if effect.population == "people":
-        null = 0.5 if effect.against is None else 0.0
-        return signflip.p_values(np.where(analysed, values - null, 0.0), draws=DRAWS, seed=seed)
+        return sign_flips(np.where(analysed, values - null, 0.0), draws=DRAWS, seed=seed)
     people = np.maximum(analysed.sum(axis=1), 1)
     terms = []
     for sign, mask in _arms(second, effect):
         there = ~np.isnan(outcomes) & mask & analysed[:, :, None]
         weights = there / np.maximum(there.sum(axis=2), 1)[:, :, None] / people[:, None, None]
         terms.append((sign, np.where(there, outcomes, 0.0) * weights, weights))
-    return crossed.p_values(terms, null=0.5 if effect.against is None else 0.0)
+    return crossed.p_values(terms, null=null)
 
 
 def _values(outcomes: Floats, second: Bools, effect: Effect) -> Floats:
@@ -271,31 +179,8 @@ def _arms(second: Bools, effect: Effect) -> list[tuple[float, Bools]]:
     return [(1.0, ~second)] if effect.against is None else [(1.0, ~second), (-1.0, second)]
 
 
-def _drawn(effect: Effect, people: int, studies: int, rng: np.random.Generator) -> tuple[Floats, Bools]:
-    return studies_in_memory(
-        effect.share,
-        effect.behaviour,
-        effect.trials,
-        people,
-        studies,
-        against=effect.against,
-        population=effect.population,
-        rng=rng,
-    )
-
-
-def _portions(studies: int, cells: int) -> list[int]:
+def _portions(studies: int, cells: int) -> Iterator[tuple[int, int]]:
+    """Start and size of portions that fit into memory."""
     size = max(1, min(_TOGETHER, _CELLS // cells))
-    return [min(size, studies - start) for start in range(0, studies, size)]
-
-
-def wilson(found: int, of: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95% interval of a share.
-
-    >>> [round(end, 3) for end in wilson(60, 100)]
-    [0.502, 0.691]
-    """
-    share = found / of
-    middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
-    half = z / (1 + z**2 / of) * (share * (1 - share) / of + z**2 / (4 * of**2)) ** 0.5
-    return middle - half, middle + half
+    for start in range(0, studies, size):
+        yield start, min(size, studies - start)

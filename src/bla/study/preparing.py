@@ -40,26 +40,45 @@ class Wishes:
     """What the researcher decides; the rest follows from the explanations and the seed."""
 
     task: Task = "preference"
+    """preference between two explanations; prediction of what the program says; agreement that it is right."""
     title: str = ""
+    """As participants see it. By default the folder's name."""
     question: str = ""
+    """Asked in each trial; {prediction} is what the program says. By default the texts' question."""
     trials: int = 20
+    """Main trials of a person, each of another photo."""
     photos: int | None = None
-    """To draw a person's trials from; by default as many as trials, so that everyone sees the same."""
+    """Photos from which each person's trials are drawn. By default as many as trials."""
     repeats: int = 2
+    """Main trials that are shown again, sides exchanged."""
     catches: int = 2
+    """Attention checks."""
     practice: int = 2
+    """Practice trials, which do not count."""
     people: int = 30
+    """People planned to be analysed."""
     places: int | None = None
+    """People who may begin. By default there is no limit."""
     rule: Rule | None = None
+    """Which photos: all; those that the program gets right or wrong; half of each. By default half for agreement."""
     area: Literal["equal", "own"] = "equal"
+    """Cut all explanations of a photo to one size by their ranks, or show each at the size its arm chose."""
     cells: int | None = None
+    """The one size, in cells of the first arm's grid. By default each photo's, as the first arm chose it."""
     options: int = 4
+    """Answers to choose from in the task of prediction."""
     population: Population = "people"
+    """Whom the registered test speaks for: people on these photos, or also photos like these."""
     alpha: float = 0.05
+    """Level of the registered test."""
     catches_to_pass: int | None = None
+    """Attention checks that a person must pass to be analysed. By default all."""
     seconds_at_least: float = 1.0
+    """The median time per trial below which a person is not analysed."""
     share_to_complete: float = 1.0
+    """Share of the main trials that a person must have answered to be analysed."""
     seed: int = 0
+    """Seed of photos, sides and order."""
 
 
 @dataclasses.dataclass(frozen=True)

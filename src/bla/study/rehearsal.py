@@ -26,7 +26,7 @@ from bla.study.plan import Plan
 from bla.study.responses import DECOY, Collected, Participant, Response
 from bla.study.schedule import Trial, trials_of
 from bla.study.serving import served
-from bla.study.simulation import Behaviour, Person, Reply, person, strengths_for_accuracy, strengths_on
+from bla.study.simulation import Behaviour, Person, Reply, person, strengths_for, strengths_on
 from bla.study.store import Store
 from bla.study.texts import Texts
 
@@ -43,7 +43,7 @@ def behaviour_for(plan: Plan, share: float, against: float | None, behaviour: Be
         strengths = strengths_on([share] + [0.5] * (others - 1), behaviour, seed, len(plan.photos))
     else:
         rest = share if against is None else against
-        strengths = strengths_for_accuracy([share] + [rest] * others, behaviour.person_sd, behaviour.photo_sd)
+        strengths = strengths_for([share] + [rest] * others, behaviour.person_sd, behaviour.photo_sd)
     return replace(behaviour, strengths=strengths)
 
 

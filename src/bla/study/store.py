@@ -118,13 +118,27 @@ class Store:
             ) from error
 
     @classmethod
-    def of(cls, study: Path, url: str | None = None, *, rehearsal: bool = False, new: bool = True) -> Store:
-        """The store at a URL, or the study folder's own; a rehearsal has its own. `new` may make a file."""
+    def of(
+        cls, study: Path, url: str | None = None, *, rehearsal: bool = False, new: bool = True, replace: bool = False
+    ) -> Store:
+        """The store at a URL, or in the study's folder, where a rehearsal has a separate one.
+
+        `new` allows to make a file, `replace` removes the one that is there.
+        """
         path = study / ("rehearsal.db" if rehearsal else "study.db")
         if url is None and not new and not path.exists():
             verb = "rehearse" if rehearsal else "serve"
             raise StudyError(f"expected the answers of a study in {path}, got no such file: {verb} it first")
+        if url is None and replace:
+            for old in study.glob(f"{path.name}*"):
+                old.unlink()
         return cls(url or f"sqlite:///{path}")
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def begin(self, plan: Plan, texts: str, *, simulated: bool = False) -> None:
         """Make the tables if need be, and write down under which plan and texts answers are collected, for good."""

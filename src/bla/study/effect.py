@@ -1,0 +1,184 @@
+"""What a study is to find, and simulated studies in which it holds, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+
+from bla.study.errors import AnalysisError
+from bla.study.plan import Analysis, Plan, Population
+from bla.study.simulation import Behaviour, centre, centres
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The layout of a simulated study of two arms: photos, and on how many of them each person answers."""
+
+    photos: int
+    each: int
+    catches: int = 0
+    passes: int = 0
+    """Attention checks that a person must pass to be analysed."""
+    complete: float = 0.0
+    """Share of the main trials that a person must have answered to be analysed."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be laid out."""
+        if not 1 <= self.each <= self.photos:
+            raise AnalysisError(f"expected 1 to {self.photos} trials a person, a photo each, got {self.each}")
+        if not 0 <= self.passes <= self.catches or not 0 <= self.complete <= 1:
+            raise AnalysisError(
+                f"expected 0 to {self.catches} catch trials to pass and a share from 0 to 1 of trials to complete, "
+                f"got {self.passes} and {self.complete}"
+            )
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What is to be found, for which population, and by which test.
+
+    `share` is the mean share of main trials that the first arm wins, before noise; with `against` it is the share of
+    right answers with the first arm, and `against` that with the second. `comparisons` is how many pairs of arms are
+    tested: each at alpha / comparisons, which Holm's correction is never stricter than.
+    """
+
+    share: float
+    behaviour: Behaviour
+    trials: Trials
+    against: float | None = None
+    population: Population = "people"
+    alpha: float = 0.05
+    comparisons: int = 1
+
+    def assumptions(self) -> str:
+        """What is assumed, in words."""
+        shares = (
+            f"{self.share:.0%} of a person's choices fall on the better arm"
+            if self.against is None
+            else f"{self.share:.0%} right answers with one arm, {self.against:.0%} with the other"
+        )
+        corrected = f", corrected for {self.comparisons} pairs" if self.comparisons > 1 else ""
+        return (
+            f"{shares}; people differ by {self.behaviour.person_sd:g} logits, photos by {self.behaviour.photo_sd:g}; "
+            f"{self.trials.each} trials on each pair of arms out of {self.trials.photos} photos; two-sided test of "
+            f"{self.population} at alpha = {self.alpha:g}{corrected}"
+        )
+
+    @property
+    def null(self) -> float:
+        """The first share if there is nothing to find."""
+        return 0.5 if self.against is None else self.against
+
+    def __post_init__(self) -> None:
+        """Refuse what has no power."""
+        for share in (self.share, self.null):
+            if not 0 < share < 1:
+                raise AnalysisError(f"expected a share between 0 and 1, got {share}")
+        if self.against is not None and self.trials.each < 2:
+            raise AnalysisError("expected at least 2 trials a person, one with each arm, got 1")
+        if not 0 < self.alpha < 1 or self.comparisons < 1:
+            raise AnalysisError(
+                f"expected alpha between 0 and 1 and at least 1 comparison, got {self.alpha}, {self.comparisons}"
+            )
+        if self.population == "people and photos" and self.trials.photos < 2:
+            raise AnalysisError("expected at least 2 photos to say anything about others, got 1")
+
+
+@dataclass(frozen=True)
+class EffectSize:
+    """An effect as a researcher states it; what is None comes from the plan, else from 30 photos and 2 arms."""
+
+    share: float = 0.6
+    """The mean share of a person's choices that fall on the better arm; with --against, of right answers with it."""
+    against: float | None = None
+    """The share of right answers with the other arm, in tasks that have right answers."""
+    photos: int | None = None
+    """Photos of the study."""
+    trials: int | None = None
+    """Main trials of a person, each of another photo; by default all photos."""
+    arms: int | None = None
+    """Explanations that are compared, two at a time: every pair is tested, corrected for their number."""
+    alpha: float | None = None
+    """Level of the test."""
+    population: Population | None = None
+    """Whom the test speaks for: people, on these photos; or people and photos like these, too."""
+
+    def between_two_arms(self, behaviour: Behaviour, plan: Plan | None = None) -> Effect:
+        """The effect between two arms; of several arms each pair is shown in its part of the trials."""
+        if plan is not None and (plan.task == "preference") != (self.against is None):
+            raise AnalysisError(
+                f"expected {'no ' if plan.task == 'preference' else ''}share of right answers with the other arm, "
+                f"for this study's task is {plan.task}"
+            )
+        photos = _stated(self.photos, 30 if plan is None else len(plan.photos))
+        trials = _stated(self.trials, photos if plan is None else min(plan.trials, photos))
+        arms = _stated(self.arms, 2 if plan is None else len(plan.arms))
+        if arms < 2:
+            raise AnalysisError(f"expected at least 2 arms, got {arms}")
+        pairs = arms * (arms - 1) // 2
+        # Side by side a trial is about one pair; else about one arm, and two arms of them are compared.
+        each = trials // pairs if self.against is None else 2 * trials // arms
+        if each < 1:
+            raise AnalysisError(f"expected a trial or more of each of {pairs} pairs of arms, got {trials} trials")
+        layout, analysis = Trials(photos, each), Analysis()
+        if plan is not None:
+            rules, analysis = plan.exclusions, plan.analysis
+            layout = Trials(photos, each, len(plan.catches), rules.catches_to_pass, rules.share_to_complete)
+        population, alpha = self.population or analysis.population, _stated(self.alpha, analysis.alpha)
+        return Effect(self.share, behaviour, layout, self.against, population, alpha, comparisons=pairs)
+
+
+def _stated(value: Number | None, otherwise: Number) -> Number:
+    return otherwise if value is None else value
+
+
+def simulated_studies(effect: Effect, people: int, studies: int, rng: np.random.Generator) -> tuple[Floats, Bools]:
+    """(S, I, J) outcomes of many studies of two arms, nan: not asked or excluded; (S, I, J) whether of the second arm.
+
+    Side by side an outcome is 1 where the first arm is chosen, and all are of the first arm. With `against` it is 1
+    where the answer is right, and half of a person's photos are shown with the second arm, where the mask is True. For
+    the population of people the photos are fixed: the shares hold on each study's own photos. For people and photos
+    the photos are drawn, too, and move a study's shares.
+    """
+    b, trials, shape = effect.behaviour, effect.trials, (studies, people, effect.trials.photos)
+    # The place of each photo in each person's own random order. Every second one has the first arm on the left, or is
+    # shown with the second arm.
+    place = rng.random(shape, np.float32).argsort(axis=2)
+    odd = place % 2 == 1
+    first = _logits(effect, effect.share, shape, rng)
+    if effect.against is None:
+        second = np.zeros(shape, bool)
+        logit = first + np.where(odd, -b.side, b.side)
+    else:
+        second = odd
+        logit = np.where(odd, _logits(effect, effect.against, shape, rng), first)
+    careless = rng.random((studies, people, 1)) < b.careless
+    coin = careless | (rng.random(shape) < b.noise)
+    outcomes = (rng.random(shape) < np.where(coin, 0.5, expit(logit))).astype(np.float64)
+    leaves = np.where(
+        rng.random((studies, people)) < b.drop_out, rng.integers(0, trials.each, (studies, people)), trials.each
+    )
+    outcomes[place >= leaves[:, :, None]] = np.nan  # at most `each` are asked
+    passed = rng.binomial(trials.catches, np.where(careless[:, :, 0], 0.5, b.attention))
+    out = (passed < trials.passes) | (leaves < trials.complete * trials.each) | (leaves == 0)
+    outcomes[out] = np.nan
+    return outcomes, second
+
+
+def _logits(effect: Effect, share: float, shape: tuple[int, int, int], rng: np.random.Generator) -> Floats:
+    """(S, I, J) logits of newly drawn people and photos."""
+    b, (studies, people, photos) = effect.behaviour, shape
+    photo = rng.normal(0, b.photo_sd, (studies, 1, photos))
+    if effect.population == "people":
+        middle = centres(share, photo[:, 0], b.person_sd)
+    else:
+        middle = np.full(studies, centre(share, float(np.hypot(b.person_sd, b.photo_sd))))
+    return np.asarray(middle[:, None, None] + photo + rng.normal(0, b.person_sd, (studies, people, 1)), np.float64)
