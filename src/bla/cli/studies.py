@@ -9,18 +9,16 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from bla import BlaError
+from bla import needs_extra
 from bla.cli.sharing import DONE, Json
 from bla.progress import shown_progress
 
-try:
+with needs_extra("study"):
     from bla.study.effect import EffectSize
     from bla.study.plan import Plan
     from bla.study.preparing import Wishes
     from bla.study.simulation import Behaviour, RehearsalBehaviour
     from bla.study.store import Store
-except ModuleNotFoundError as error:
-    raise BlaError(f"expected the package {error.name}: pip install 'bounded-logit-attention[study]'") from error
 
 studies = App(name="study", help="Ask people: a blind study of explanations.", help_format="plaintext")
 
