@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from filelock import FileLock
 from PIL import Image
 
@@ -31,6 +30,7 @@ from bla.deploy.batch import plan as planning
 from bla.deploy.batch.plan import Task, make_plan
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine, EngineError
+from small_exports import Pair
 
 
 def photo(seed: int) -> bytes:
@@ -42,22 +42,8 @@ def photo(seed: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny classifier, exported."""
-    from torch import nn
-
-    from bla.data.photo import Transform
-    from bla.deploy.export import export
-    from bla.model.classifier import explainable
-
-    half = (0.5, 0.5, 0.5)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        stem = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
-        net = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
-        wrapped = explainable(net, transform=Transform((32, 32), half, half), classes=["a", "b", "c"])
-    wrapped.fitted = True
-    return export(wrapped, tmp_path_factory.mktemp("graph") / "net.onnx").path
+def graph(plain: Pair) -> Path:
+    return plain[1].path
 
 
 @pytest.fixture
@@ -260,8 +246,8 @@ def test_pictures_and_sizes_on_request(photos: Path, graph: Path, tmp_path: Path
     for row in rows:
         with Image.open(tmp_path / "out" / "pictures" / f"{row['row']:09}.png") as picture:
             assert picture.height >= 160
-    with pytest.raises(EngineError, match="expected a size from 1 to 64"):
-        explain_all(photos, tmp_path / "new", graph, size=65)
+    with pytest.raises(EngineError, match="expected a size from 1 to 20"):
+        explain_all(photos, tmp_path / "new", graph, size=21)
 
 
 def test_200_kinds_of_bad_input_become_rows(bad_photos: dict[str, bytes], graph: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from bla import needs_extra
 from bla.deploy.engine import KEY, Card
 from bla.deploy.export.checking import ExportError, check_onnx, check_torch
-from bla.deploy.export.entries import optional_inputs, photos_entry, tidied
+from bla.deploy.export.entries import check_resize, optional_inputs, photos_entry, tidied
 from bla.deploy.export.graph import EXPLAINED, FEATURES, OUTPUTS, ExplainedGraph, NamedGraph
 from bla.files import write_atomically
 from bla.model.attention import BoundedLogitAttention, ClassAwareAttention
@@ -33,7 +33,7 @@ Target = Literal["onnx", "torch"]
 Entry = Literal["pixels", "photos"]
 
 OPSET = 20
-"""Of ONNX: Resize knows antialiasing from 18 on."""
+"""ONNX's version; since 18 its Resize has antialiasing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,6 +90,8 @@ def export(
         raise ExportError(f"expected a trained attention, got {wrapped.name} with one never fitted: bla.fit trains it")
     if like.dtype != torch.float32:
         raise ExportError(f"expected a classifier in float32, got {like.dtype}: export it before you convert it")
+    if entry == "photos":
+        check_resize(wrapped.transform, to)
     wrapped = copy.deepcopy(wrapped).cpu().eval()
     card = _card(wrapped, entry)
     content, misses = (_onnx if to == "onnx" else _torch)(wrapped, card)
@@ -122,30 +124,30 @@ def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[st
         import onnxruntime  # noqa: F401  the check needs it
 
     batch, subsets = torch.export.Dim("batch"), torch.export.Dim("subsets")
-    height, width = card.grid
-    # Two photos: a batch of one would be taken for a constant.
-    arguments: dict[str, tuple[torch.Tensor, dict[int, Any]]] = {
-        "pixels": (torch.zeros(2, 3, *wrapped.transform.size), {0: batch}),
-        "size": (torch.tensor([0, 1]), {0: batch}),
-        "masks": (torch.ones(2, 3, height, width), {0: batch, 1: subsets}),
-        "target": (torch.tensor([-1, 0]), {0: batch}),
+    # Two photos: torch would take a batch of one for a constant.
+    examples: dict[str, tuple[torch.Tensor, dict[int, Any]]] = {
+        "pixels": (torch.zeros(2, 3, *wrapped.transform.size), {0: batch})
     }
-    absent = {name for name, there in (("size", card.sizes), ("target", card.targets)) if not there}
+    if card.sizes:
+        examples["size"] = (torch.tensor([0, 1]), {0: batch})
+    examples["masks"] = (torch.ones(2, 3, *card.grid), {0: batch, 1: subsets})
+    if card.targets:
+        examples["target"] = (torch.tensor([-1, 0]), {0: batch})
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
                 ExplainedGraph(wrapped).eval(),
-                tuple(None if name in absent else value for name, (value, _) in arguments.items()),
-                input_names=[name for name in arguments if name not in absent],
+                kwargs={name: tensor for name, (tensor, _) in examples.items()},
+                input_names=[*examples],
                 output_names=[*OUTPUTS, FEATURES, *([EXPLAINED] if card.targets else [])],
-                dynamic_shapes=tuple(None if name in absent else shape for name, (_, shape) in arguments.items()),
+                dynamic_shapes={name: shape for name, (_, shape) in examples.items()},
                 dynamo=True,
                 opset_version=OPSET,
                 verbose=False,
             )
         except Exception as error:
-            raise _refused(wrapped, error, "torch.onnx.export", "; the target torch may serve") from error
+            raise _refused(wrapped, error, "torch.onnx.export", "; try the target torch") from error
     assert program is not None
     model = tidied(program.model_proto, card)
     optional_inputs(model, card)
@@ -160,11 +162,6 @@ def _torch(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[s
     shape: dict[int, Any] = {0: torch.export.Dim("batch")}
     example = torch.zeros(2, 3, *wrapped.transform.size)
     if card.entry == "photos":
-        if card.transform.mode != "squash" or card.transform.interpolation == "lanczos":
-            raise ExportError(
-                f"expected a transform that torch can trace, got {card.transform.mode}, "
-                f"{card.transform.interpolation}: take the entry pixels, and let Pillow resize"
-            )
         shape |= {1: torch.export.Dim("rows", min=2), 2: torch.export.Dim("columns", min=2)}
         example = torch.zeros(2, 300, 400, 3, dtype=torch.uint8)
     file = io.BytesIO()

@@ -1,7 +1,8 @@
-"""What goes in at the graph's front: inputs that may be left out, and photos of any size."""
+"""The front of an ONNX graph: inputs that may be left out, and photos of any size."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,24 +18,26 @@ if TYPE_CHECKING:
 
 
 def tidied(model: onnx.ModelProto, card: Card) -> onnx.ModelProto:
-    """Without the exporter's notes (of a machine's paths, among others), with the dimensions named."""
+    """Without the exporter's notes (paths of this machine, among others), and with named dimensions."""
     names: dict[str, str] = {}
     inputs = {value.name: value for value in model.graph.input}
     for name, dimension, readable in (("pixels", 0, "batch"), ("masks", 1, "subsets")):
         names[inputs[name].type.tensor_type.shape.dim[dimension].dim_param] = readable
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        del value.metadata_props[:]
         for length in value.type.tensor_type.shape.dim:
             if length.dim_param:
                 length.dim_param = names.get(length.dim_param, length.dim_param)
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    kept = [value for value in model.graph.output if value.name != FEATURES]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
+    for noted in (
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.value_info,
+        *model.graph.node,
+        model.graph,
+        model,
+    ):
+        del noted.metadata_props[:]
+        noted.doc_string = ""
+    _hide(model, model.graph.output, FEATURES)
     model.producer_name, model.producer_version = "bla", card.version
     model.graph.name = "bla"
     model.doc_string = f"{card.setup} on {card.model}: a prediction, and the cells that alone made it"
@@ -43,29 +46,36 @@ def tidied(model: onnx.ModelProto, card: Card) -> onnx.ModelProto:
 
 def optional_inputs(model: onnx.ModelProto, card: Card) -> None:
     """Give ``size``, ``target`` and ``masks`` defaults, and let one value serve a whole batch."""
-    height, width = card.grid
-    defaults: dict[str, npt.NDArray[np.int64] | npt.NDArray[np.float32]] = {
+    import onnx
+
+    defaults: dict[str, npt.NDArray[Any]] = {
         "size": np.zeros(1, np.int64),
         "target": np.full(1, -1, np.int64),
-        "masks": np.zeros((1, 0, height, width), np.float32),
+        "masks": np.zeros((1, 0, *card.grid), np.float32),
     }
-    front = _Front()
-    batch = front.node("Shape", ["pixels"], "pixels/batch", start=0, end=1)
+    front = """
+        batch = Shape <start = 0, end = 1> (pixels)
+        ones = Constant <value = int64[3] {1, 1, 1}> ()
+        masks_shape = Concat <axis = 0> (batch, ones)"""
     for value in model.graph.input:
-        default = defaults.get(value.name)
-        if default is None:
+        if (default := defaults.get(value.name)) is None:
             continue
-        front.constant(value.name, default)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(default, value.name))
         value.type.tensor_type.shape.dim[0].dim_param = f"one_or_batch_{value.name}"
-        whole = batch
-        if default.ndim > 1:
-            ones = front.constant("ones", np.ones(default.ndim - 1, np.int64))
-            whole = front.node("Concat", [batch, ones], "masks/shape", axis=0)
-        each = f"{value.name}/each"
         for node in model.graph.node:
-            node.input[:] = [each if name == value.name else name for name in node.input]
-        front.node("Expand", [value.name, whole], each)
-    front.put(model)
+            node.input[:] = [f"each_{name}" if name == value.name else name for name in node.input]
+        shape = "masks_shape" if value.name == "masks" else "batch"
+        front += f"\n each_{value.name} = Expand ({value.name}, {shape})"
+    _put_first(model, front, {f"each_{name}" for name in defaults})
+
+
+def check_resize(transform: Transform, to: str) -> None:
+    """Refuse a resize that a graph cannot do as Pillow does it."""
+    if transform.interpolation == "lanczos" or (to == "torch" and transform.mode != "squash"):
+        raise ExportError(
+            f"expected a resize that a graph for {to} can do, got {transform.mode}, {transform.interpolation}: use the "
+            "entry pixels, and let Pillow resize"
+        )
 
 
 def photos_entry(model: onnx.ModelProto, transform: Transform) -> None:
@@ -74,98 +84,87 @@ def photos_entry(model: onnx.ModelProto, transform: Transform) -> None:
     .. math:: \text{pixels} = (\mathrm{resize}(\text{photos}) / 255 - \text{mean}) / \text{std}
 
     The resize is ONNX's, antialiased, on uint8, as Pillow does it.
-
-    Raises
-    ------
-    ExportError
-        If ONNX has no such resize.
     """
     import onnx
 
-    if transform.interpolation == "lanczos":
-        raise ExportError(
-            "expected an interpolation that ONNX has (bilinear, bicubic, nearest), got lanczos: take the entry pixels, "
-            "and let Pillow resize"
-        )
-    front = _Front()
-    height, width = transform.size
-    resizes: dict[str, dict[str, Any]] = {
-        "nearest": {"mode": "nearest", "nearest_mode": "round_prefer_ceil"},
-        "bilinear": {"mode": "linear", "antialias": 1},
-        "bicubic": {"mode": "cubic", "antialias": 1, "cubic_coeff_a": -0.5},  # Pillow's and torch's, not ONNX's default
+    kinds = {
+        "nearest": 'mode = "nearest", nearest_mode = "round_prefer_ceil"',
+        "bilinear": 'mode = "linear", antialias = 1',
+        "bicubic": 'mode = "cubic", antialias = 1, cubic_coeff_a = -0.5',  # as in Pillow and torch
     }
-    resize = resizes[transform.interpolation]
-    planes = front.node("Transpose", ["photos"], "photos/planes", perm=[0, 3, 1, 2])
-    shape = front.node("Shape", [planes], "photos/shape", start=0, end=2)
-    input_size = front.constant("photos/input", np.array([height, width], np.int64))
-    whole = input_size if transform.mode == "squash" else _whole(front, planes, transform)
-    sizes = front.node("Concat", [shape, whole], "photos/sizes", axis=0)
-    seen = front.node(
-        "Resize", [planes, "", "", sizes], "photos/resized", coordinate_transformation_mode="half_pixel", **resize
-    )
-    if transform.mode == "crop":
-        # the centre, from round((whole - input) / 2) on, half to even as Python rounds
-        room = front.node("Sub", [whole, input_size], "photos/room")
-        exact = front.node("Cast", [room], "photos/room_exact", to=onnx.TensorProto.DOUBLE)
-        half = front.node("Mul", [exact, front.constant("photos/half", np.float64(0.5))], "photos/half_room")
-        start = front.node("Round", [half], "photos/start_exact")
-        start = front.node("Cast", [start], "photos/start", to=onnx.TensorProto.INT64)
-        end = front.node("Add", [start, input_size], "photos/end")
-        seen = front.node(
-            "Slice", [seen, start, end, front.constant("photos/axes", np.array([2, 3], np.int64))], "photos/seen"
-        )
+    kind = kinds[transform.interpolation]
+    height, width = transform.size
     std = np.array(transform.std, np.float64)
-    scale = front.constant("photos/scale", (1 / (255 * std)).astype(np.float32)[:, None, None])
-    offset = front.constant("photos/offset", (np.array(transform.mean) / std).astype(np.float32)[:, None, None])
-    values = front.node("Cast", [seen], "photos/values", to=onnx.TensorProto.FLOAT)
-    front.node("Sub", [front.node("Mul", [values, scale], "photos/scaled"), offset], "pixels")
-    front.put(model)
-    kept = [value for value in model.graph.input if value.name != "pixels"]
+    crop = transform.mode == "crop"
+    # The centre starts at round((whole - input) / 2), half to even as Python rounds.
+    centre = """
+        room = Sub (whole, input_size)
+        room_exact = Cast <to = 11> (room)
+        two = Constant <value = double {2.0}> ()
+        start_exact = Div (room_exact, two)
+        start_round = Round (start_exact)
+        start = Cast <to = 7> (start_round)
+        end = Add (start, input_size)
+        axes = Constant <value = int64[2] {2, 3}> ()
+        seen = Slice (resized, start, end, axes)"""
+    front = f"""
+        planes = Transpose <perm = [0, 3, 1, 2]> (photos)
+        batch_and_colours = Shape <start = 0, end = 2> (planes)
+        input_size = Constant <value = int64[2] {{{height}, {width}}}> ()
+        {_whole(transform) if crop else "whole = Identity (input_size)"}
+        sizes = Concat <axis = 0> (batch_and_colours, whole)
+        resized = Resize <coordinate_transformation_mode = "half_pixel", {kind}> (planes, , , sizes)
+        {centre if crop else "seen = Identity (resized)"}
+        values = Cast <to = 1> (seen)
+        scale = Constant <value = float[3, 1, 1] {{{_numbers(1 / (255 * std))}}}> ()
+        offset = Constant <value = float[3, 1, 1] {{{_numbers(np.array(transform.mean) / std)}}}> ()
+        scaled = Mul (values, scale)
+        pixels = Sub (scaled, offset)"""
+    _put_first(model, front, {"pixels"})
+    _hide(model, model.graph.input, "pixels")
     photos = onnx.helper.make_tensor_value_info("photos", onnx.TensorProto.UINT8, ["batch", "rows", "columns", 3])
-    del model.graph.input[:]
-    model.graph.input.extend([photos, *kept])
+    model.graph.input.insert(0, photos)
 
 
-def _whole(front: _Front, planes: str, transform: Transform) -> str:
-    """The size, (height, width), to which the whole photo is resized, as ``Transform`` reckons it for ``crop``."""
+def _whole(transform: Transform) -> str:
+    """The size (height, width) to which ``Transform`` resizes the whole photo before it takes the centre."""
+    rows, columns = (int(np.floor(side / transform.crop_fraction)) for side in transform.size)
+    if rows == columns:
+        return f"""photo = Shape <start = 2, end = 4> (planes)
+        short = ReduceMin <keepdims = 1> (photo)
+        side = Constant <value = int64 {{{rows}}}> ()
+        product = Mul (photo, side)
+        whole = Div (product, short)"""
+    return f"""photo = Shape <start = 2, end = 4> (planes)
+        exact = Cast <to = 11> (photo)
+        sides = Constant <value = double[2] {{{rows}.0, {columns}.0}}> ()
+        ratios = Div (exact, sides)
+        ratio = ReduceMin <keepdims = 1> (ratios)
+        quotient = Div (exact, ratio)
+        rounded = Round (quotient)
+        whole = Cast <to = 7> (rounded)"""
+
+
+def _numbers(values: Any) -> str:
+    return ", ".join(repr(float(np.float32(value))) for value in values)
+
+
+def _put_first(model: onnx.ModelProto, lines: str, gives: Collection[str]) -> None:
+    """Put nodes, given as lines of ONNX's textual syntax, before all others, to which they give some tensors."""
     import onnx
 
-    rows = int(np.floor(transform.size[0] / transform.crop_fraction))
-    columns = int(np.floor(transform.size[1] / transform.crop_fraction))
-    photo = front.node("Shape", [planes], "photos/size", start=2, end=4)
-    if rows == columns:
-        short = front.node("ReduceMin", [photo], "photos/short", keepdims=1)
-        times = front.node("Mul", [photo, front.constant("photos/rows", np.int64(rows))], "photos/times")
-        return front.node("Div", [times, short], "photos/whole")
-    exact = front.node("Cast", [photo], "photos/exact", to=onnx.TensorProto.DOUBLE)
-    short = front.constant("photos/short", np.array([rows, columns], np.float64))
-    ratios = front.node("Div", [exact, short], "photos/ratios")
-    ratio = front.node("ReduceMin", [ratios], "photos/ratio", keepdims=1)
-    whole = front.node("Round", [front.node("Div", [exact, ratio], "photos/whole_exact")], "photos/whole_round")
-    return front.node("Cast", [whole], "photos/whole", to=onnx.TensorProto.INT64)
+    nodes = [onnx.parser.parse_node(line) for line in lines.splitlines() if line.strip()]
+    inner = {name for node in nodes for name in node.output if name not in gives}
+    for node in nodes:
+        for names in (node.input, node.output):  # the exporter may have used the same names
+            names[:] = [f"front/{name}" if name in inner else name for name in names]
+    rest = [*model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *rest])
 
 
-class _Front:
-    """Nodes and constants that are to come first."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        import onnx
-
-        self.nodes.append(onnx.helper.make_node(kind, inputs, [output], name=output, **attributes))
-        return output
-
-    def constant(self, name: str, values: npt.ArrayLike) -> str:
-        import onnx
-
-        self.constants.append(onnx.numpy_helper.from_array(np.asarray(values), name))
-        return name
-
-    def put(self, model: onnx.ModelProto) -> None:
-        rest = list(model.graph.node)
-        del model.graph.node[:]
-        model.graph.node.extend([*self.nodes, *rest])
-        model.graph.initializer.extend(self.constants)
+def _hide(model: onnx.ModelProto, among: Any, name: str) -> None:
+    """Make an input or output a tensor inside of the graph."""
+    (value,) = (value for value in among if value.name == name)
+    model.graph.value_info.append(value)
+    among.remove(value)

@@ -39,7 +39,7 @@ class ExplainedGraph(nn.Module):
         self.head = wrapped.head
 
     def forward(
-        self, pixels: Tensor, size: Tensor | None, masks: Tensor | None, target: Tensor | None
+        self, pixels: Tensor, size: Tensor | None = None, masks: Tensor | None = None, target: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """The outputs, in the order of :data:`OUTPUTS`, then the features and, with a target, the class explained."""
         features = self.trunk(pixels)
@@ -139,7 +139,7 @@ class NamedGraph(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs by name, without answers."""
         pixels = images if self.transform is None else _prepared(images, self.transform)
-        return dict(zip(OUTPUTS[:5], self.whole(pixels, None, None, None), strict=False))
+        return dict(zip(OUTPUTS[:5], self.whole(pixels), strict=False))
 
 
 def _prepared(photos: Tensor, transform: Transform) -> Tensor:
