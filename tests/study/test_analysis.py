@@ -21,7 +21,7 @@ from bla.study.errors import AnalysisError
 from bla.study.plan import Plan
 from bla.study.responses import Collected, Participant, Response
 from bla.study.results import as_json, cautions, methods, page, verdicts
-from bla.study.simulation import Behaviour, Reply, person, strengths_for
+from bla.study.simulation import Behaviour, Person, Reply, strengths_for
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -110,7 +110,7 @@ def simulated(plan: Plan, behaviour: Behaviour, people: int, seed: int) -> dict[
     names = plan.arm_names
     takers, answers = [], []
     for number in range(people):
-        someone = person(behaviour, seed, number, plan.trials)
+        someone = Person(behaviour, seed, number, plan.trials)
         who = f"p{number}"
         for trial in range(plan.trials):
             if someone.leaves_before is not None and trial >= someone.leaves_before:

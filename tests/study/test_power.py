@@ -13,7 +13,7 @@ from bla.cli import run_command
 from bla.study.effect import Effect, Trials, simulated_studies
 from bla.study.errors import AnalysisError
 from bla.study.power import p_values, people_needed, power_of
-from bla.study.simulation import Behaviour, centre, person, photo_leanings, strengths_for, strengths_on
+from bla.study.simulation import Behaviour, Person, centre, photo_leanings, strengths_for, strengths_on
 
 QUIET = Behaviour(person_sd=1.0, photo_sd=0.5)
 
@@ -59,7 +59,7 @@ def test_a_person_does_what_the_arrays_do() -> None:
     behaviour = Behaviour((*strengths_for([0.7], 1.0, 0.5), 0.0), person_sd=1.0, photo_sd=0.5, side=0.5, noise=0.1)
     lefts, firsts, by_person = [], [], []
     for number in range(300):
-        someone = person(behaviour, 7, number, 20)
+        someone = Person(behaviour, 7, number, 20)
         wins = []
         for trial in range(20):
             swapped = trial % 2
@@ -82,20 +82,23 @@ def test_a_person_does_what_the_arrays_do() -> None:
 
 def test_a_person_is_a_pure_function_of_seed_and_number() -> None:
     behaviour = Behaviour(person_sd=1.0, drop_out=0.5, careless=0.3, noise=0.2)
-    twice = [person(behaviour, 3, 5, 10) for _ in range(2)]
-    assert twice[0] == twice[1]
-    assert twice[0].choice(4, left=0, right=1, photo=2) == twice[1].choice(4, left=0, right=1, photo=2)
-    assert twice[0].catch(1) == twice[1].catch(1)
-    assert person(behaviour, 3, 6, 10) != twice[0]
-    assert person(behaviour, 4, 5, 10) != twice[0]
-    leaving = [person(behaviour, 0, number, 10).leaves_before for number in range(400)]
+
+    def seen(seed: int, number: int) -> tuple[object, ...]:
+        someone = Person(behaviour, seed, number, 10)
+        replies = [someone.choice(trial, left=0, right=1, photo=2) for trial in range(10)]
+        return someone.leaves_before, replies, someone.catch(1)
+
+    assert seen(3, 5) == seen(3, 5)
+    assert seen(3, 6) != seen(3, 5)
+    assert seen(4, 5) != seen(3, 5)
+    leaving = [Person(behaviour, 0, number, 10).leaves_before for number in range(400)]
     assert sum(at is not None for at in leaving) / 400 == pytest.approx(0.5, abs=0.08)
     assert {at for at in leaving if at is not None} == set(range(10))
 
 
 def test_catch_trials_tell_the_careless() -> None:
     behaviour = Behaviour(careless=0.5, attention=0.95)
-    people = [person(behaviour, 0, number, 10) for number in range(200)]
+    people = [Person(behaviour, 0, number, 10) for number in range(200)]
     passed = {
         careful: np.mean([p.catch(t).right_answer for p in people if p.careful == careful for t in range(10)])
         for careful in (True, False)
@@ -106,7 +109,7 @@ def test_catch_trials_tell_the_careless() -> None:
 
 def test_judgements_have_the_accuracy_put_in() -> None:
     behaviour = Behaviour(strengths_for([0.8, 0.6], 0.7, 0.7), person_sd=0.7, photo_sd=0.7)
-    people = [person(behaviour, 0, number, 60) for number in range(100)]
+    people = [Person(behaviour, 0, number, 60) for number in range(100)]
     for arm, share in enumerate((0.8, 0.6)):
         right = [p.judgement(t, arm=arm, photo=t).right_answer for p in people for t in range(60)]
         assert np.mean(right) == pytest.approx(share, abs=0.04)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,16 @@ def test_pages_and_memory_agree_answer_by_answer(task: str, tmp_path: Path) -> N
 
 
 def test_a_lost_connection_loses_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fifth answer that a person is given is lost on its way: the simulated people ask again."""
+    """Every fifth response to a simulated person is lost on its way: the simulated people ask again."""
     study, _ = small_study(tmp_path)
     plan = Plan.load(study)
-    given: Counter[http.client.HTTPConnection] = Counter()
+    given: Counter[int] = Counter()
     getresponse = http.client.HTTPConnection.getresponse
 
     def losing(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
         response = getresponse(connection)
-        given[connection] += 1
-        if given[connection] % 5 == 0:
+        given[threading.get_ident()] += 1
+        if given[threading.get_ident()] % 5 == 0:
             raise http.client.RemoteDisconnected("lost")
         return response
 
@@ -98,7 +99,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no person answered any of this" in page
     assert run_command(["study", "export", str(study), "--rehearsal", "--out", str(tmp_path / "data")]) == 0
     assert "35 simulated responses" in capsys.readouterr().out
-    assert Collected.load(tmp_path / "data" / "simulated-responses.json").simulated
+    assert Collected.from_json((tmp_path / "data" / "simulated-responses.json").read_bytes()).simulated
     assert run_command(["study", "results", str(study)]) == 2
     assert "serve it first" in capsys.readouterr().err
     assert not (study / "study.db").exists(), "asking made no store"

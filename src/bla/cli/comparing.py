@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import CacheFolder, Device, Flag, Json, skipped
+from bla.cli.sharing import CacheFolder, Device, Json, skipped
 
 
 def compare(
@@ -19,20 +19,16 @@ def compare(
     *,
     out: Path | None = None,
     methods: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
-    leakage: Flag = False,
+    leakage: Annotated[bool, Parameter(negative=())] = False,
     pixels: int = 0,
-    sanity: Flag = False,
+    sanity: Annotated[bool, Parameter(negative=())] = False,
     limit: int | None = None,
     seed: int = 0,
     device: Device = "auto",
     cache: CacheFolder = None,
-    json_: Json = False,
+    json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
-    """Compare a run's explanations with other methods at equal area.
-
-    If interrupted, rerun the command: it resumes.
-
-    Example: `bla compare run photos --methods cam grad-cam random`
+    """Compare a run's explanations with other methods', at equal area. Interrupted, run it again: it goes on.
 
     Parameters
     ----------
@@ -41,20 +37,19 @@ def compare(
     data
         Images, with or without classes, boxes or masks; a folder or one photo. By default the run's test images.
     out
-        Where to write the result and the explanations. By default RUN/comparison, or "comparison" for a shipped
-        explainer.
+        Where the result and the explanations go. By default RUN/comparison, or "comparison" for a shipped explainer.
     methods
         cam, grad-cam, grad-cam++, layer-cam, hires-cam, softmax-attention, l2x, learned-mask, random, centre, norm,
-        shuffled; the slow ones, which run the whole network many times per photo: score-cam, integrated-gradients,
-        occlusion; or all. By default those that read the feature map alone.
+        shuffled; and, which run the whole network many times a photo: score-cam, integrated-gradients, occlusion; all.
+        By default those that read the feature map alone.
     leakage
-        Train an evaluator, probes and heads that measure what the selections give away.
+        Train an evaluator, probes and heads that tell what the selections give away.
     pixels
-        Run the whole network on changed pixels of so many random photos: seconds per photo and method.
+        Change the pixels of so many photos, drawn by the seed, through the whole network: seconds a photo and method.
     sanity
         Compare maps under randomised networks, and of flipped, shifted and noisy photos.
     limit
-        Compare on so many random photos.
+        Compare on so many photos, drawn by the seed.
     seed
         Of everything random.
     """

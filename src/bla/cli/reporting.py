@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-from bla import needs_extra
+from cyclopts import Parameter
+
 from bla.cli.sharing import DONE, Json
 
 
@@ -16,11 +18,9 @@ def report(
     out: Path | None = None,
     photos: int = 12,
     seed: int = 0,
-    json_: Json = False,
+    json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
-    """Write the result of `bla compare` as one self-contained HTML page: verdict, curves, photos, figures.
-
-    Example: `bla report run --out report.html`
+    """Write one self-contained HTML page from what `bla compare` found: verdict, curves, photos, figures.
 
     Parameters
     ----------
@@ -29,12 +29,11 @@ def report(
     out
         The file to write. By default report.html beside the comparison.
     photos
-        How many photos to show: half at random, a quarter each the best and the worst.
+        How many photos to show: half drawn by the seed, a quarter each the best and the worst.
     seed
-        Of the random photos.
+        Of the photos that are drawn.
     """
-    with needs_extra("compare"):
-        from bla.comparison.report import write_report
+    from bla.comparison.report import write_report
 
     written = write_report(run, out, photos=photos, seed=seed)
     if json_:

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtr, stdtrit
 
 from bla.study.errors import AnalysisError
 
 Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.intp]
 
 Term = tuple[float, Floats, Floats]
 """A mean that is added or subtracted: +1 or -1, weighted sums of outcomes in each cell, sums of weights."""
@@ -66,60 +66,42 @@ def mean_over_people_and_photos(
 ) -> CrossedMean:
     """The estimate, interval and test of a weighted mean of trials, people and photos both drawn.
 
-    Parameters
-    ----------
-    outcomes
-        (N,) of each trial.
-    people, photos
-        (N,) whose and of which, as any labels.
-    weights
-        (N,) of each trial, scaled here to the sum of 1; 1 / (trials of the person) gives every person the same weight.
-    against
-        (N,) which trials make up a second mean, to be subtracted from the first, that of the others.
+    All arrays are (N,), an entry per trial: outcome, person and photo as any labels, and weight, scaled here to the sum
+    of 1; 1 / (trials of the person) gives every person the same weight. ``against`` marks the trials that make up a
+    second mean, to be subtracted from the first, that of the others.
     """
-    y = np.asarray(outcomes, np.float64)
+    y, w = np.asarray(outcomes, np.float64), np.asarray(weights, np.float64)
     who, i = np.unique(np.asarray(people), return_inverse=True)
     what, j = np.unique(np.asarray(photos), return_inverse=True)
-    w = np.asarray(weights, np.float64)
     if len(who) < 2 or len(what) < 2:
         raise AnalysisError(f"expected at least 2 people and 2 photos, got {len(who)} and {len(what)}")
     second = np.zeros(len(y), bool) if against is None else np.asarray(against, bool)
     terms = []
     for sign, part in ((1.0, ~second), (-1.0, second)):
         if part.any():
+            cells = np.zeros((2, 1, len(who), len(what)))
             share = w[part] / w[part].sum()
-            sums, weighed = np.zeros((1, len(who), len(what))), np.zeros((1, len(who), len(what)))
-            np.add.at(sums[0], (i[part], j[part]), share * y[part])
-            np.add.at(weighed[0], (i[part], j[part]), share)
-            terms.append((sign, sums, weighed))
-    found = _clustered(terms)
-    p = _p(found[0] - null, *found[1:])[0]
-    mean, variance, freedom, units = (float(part[0]) for part in found)
+            np.add.at(cells[0, 0], (i[part], j[part]), share * y[part])
+            np.add.at(cells[1, 0], (i[part], j[part]), share)
+            terms.append((sign, *cells))
+    p = p_values(terms, null=null)[0]
+    mean, variance, freedom, units = (float(part[0]) for part in _clustered(terms))
     low, high = _interval(mean, variance, freedom, units, level=level, bounds=bounds)
-    replicates = _two_way_bootstrap(terms, draws, seed)
-    ends = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
-    return CrossedMean(
-        mean=mean,
-        low=low,
-        high=high,
-        p=float(p),
-        null=null,
-        level=level,
-        freedom=freedom,
-        people=len(who),
-        photos=len(what),
-        bootstrap=(float(ends[0]), float(ends[1])),
-        draws=draws,
-    )
+    ends = np.quantile(_two_way_bootstrap(terms, draws, seed), [(1 - level) / 2, (1 + level) / 2])
+    bootstrap = (float(ends[0]), float(ends[1]))
+    return CrossedMean(mean, low, high, float(p), null, level, freedom, len(who), len(what), bootstrap, draws)
 
 
 def p_values(terms: list[Term], *, null: float) -> Floats:
-    """The same test of many studies at once.
+    """The two-sided p-values of many studies at once, (S,), from terms of (S, I, J) cells of people by photos.
 
-    Terms hold (S, I, J) cells of people by photos, the weights of a study summing to 1 -> (S,) two-sided p-values.
+    Student's t; where every trial of a study is the same, the sign test on its people or photos, whichever are fewer.
     """
     mean, variance, freedom, units = _clustered(terms)
-    return _p(mean - null, variance, freedom, units)
+    off, varies = np.abs(mean - null), variance > _NOTHING
+    t = off / np.sqrt(np.where(varies, variance, 1.0))
+    alike = np.where(off > _NOTHING, 2.0 ** (1 - units), 1.0)
+    return np.asarray(np.where(varies, 2 * stdtr(freedom, -t), alike), np.float64)
 
 
 def _clustered(terms: list[Term]) -> tuple[Floats, Floats, Floats, Floats]:
@@ -144,26 +126,13 @@ def _clustered(terms: list[Term]) -> tuple[Floats, Floats, Floats, Floats]:
     return mean, variance, freedom, np.minimum(people, photos).astype(np.float64)
 
 
-def _p(off: Floats, variance: Floats, freedom: Floats, units: Floats) -> Floats:
-    """Student's t; where every trial is the same, the sign test on the people or photos, whichever are fewer."""
-    from scipy import special
-
-    off = np.abs(off)
-    varies = variance > _NOTHING
-    t = off / np.sqrt(np.where(varies, variance, 1.0))
-    alike = np.where(off > _NOTHING, 2.0 ** (1 - units), 1.0)
-    return np.asarray(np.where(varies, 2 * special.stdtr(freedom, -t), alike), np.float64)
-
-
 def _interval(
     mean: float, variance: float, freedom: float, units: float, *, level: float, bounds: tuple[float, float]
 ) -> tuple[float, float]:
-    """Student's interval inside the bounds; where every trial is the same, Clopper and Pearson's of so many units."""
-    from scipy import special
-
+    """Student's interval inside the bounds; where every trial is the same, Clopper and Pearson's of as many units."""
     low, high = bounds
     if variance > _NOTHING:
-        half = float(special.stdtrit(freedom, (1 + level) / 2)) * variance**0.5
+        half = float(stdtrit(freedom, (1 + level) / 2)) * variance**0.5
         return max(mean - half, low), min(mean + half, high)
     reach = (high - low) * (1 - ((1 - level) / 2) ** (1 / units))
     return max(mean - reach, low), min(mean + reach, high)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +76,7 @@ def _saved(study: Path, key: str) -> str:
     secret = secrets.token_urlsafe(18)
     content = json.dumps({"key": key, "researcher_sha256": hashed(secret)})
     temporary = study / f".{FILE}.{secrets.token_hex(4)}"
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(content)
+    temporary.touch(mode=0o600, exist_ok=False)
+    temporary.write_text(content)
     temporary.replace(study / FILE)
     return secret

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -30,7 +30,6 @@ Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, ma
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
 Token = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{16,40}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Record(BaseModel):
@@ -92,7 +91,7 @@ class Exclusions(Record):
 
     catches_to_pass: int = Field(default=0, ge=0, description="attention checks that must be passed")
     seconds_at_least: float = Field(default=0.0, ge=0, description="of a person's median main trial")
-    share_to_complete: Share = Field(default=1.0, description="of a person's main trials")
+    share_to_complete: float = Field(default=1.0, ge=0, le=1, description="of a person's main trials")
 
 
 class Analysis(Record):
@@ -147,7 +146,7 @@ class Plan(Record):
         for what, values in (
             ("arms", names),
             ("photos", tuple(known)),
-            ("pictures", [p.token for photo in known.values() for p in (photo.plain, *photo.explained.values())]),
+            ("pictures", [picture.token for _, _, picture in self._pictures()]),
         ):
             twice = [value for value, count in Counter(values).items() if count > 1]
             if twice or (what == "photos" and len(known) < len(self.photos) + len(self.practice) + len(self.spare)):
@@ -190,17 +189,17 @@ class Plan(Record):
     @property
     def every_picture(self) -> dict[str, tuple[str, str | None]]:
         """Each picture's token -> its photo's id and its arm, None for the photo itself."""
-        found: dict[str, tuple[str, str | None]] = {}
-        for photo in self.every_photo.values():
-            found[photo.plain.token] = (photo.id, None)
-            found |= {picture.token: (photo.id, arm) for arm, picture in photo.explained.items()}
-        return found
+        return {picture.token: (photo, arm) for photo, arm, picture in self._pictures()}
 
     @property
     def hashes(self) -> dict[str, str]:
         """Each picture's token -> the SHA-256 of its bytes."""
-        pictures = [p for photo in self.every_photo.values() for p in (photo.plain, *photo.explained.values())]
-        return {picture.token: picture.sha256 for picture in pictures}
+        return {picture.token: picture.sha256 for _, _, picture in self._pictures()}
+
+    def _pictures(self) -> list[tuple[str, str | None, Picture]]:
+        """Photo's id, arm and picture."""
+        photos = self.every_photo.values()
+        return [(p.id, arm, picture) for p in photos for arm, picture in ((None, p.plain), *p.explained.items())]
 
     def digest(self) -> str:
         """SHA-256 of the plan's canonical JSON: what a registration quotes."""
@@ -217,7 +216,11 @@ class Plan(Record):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise StudyError(f"expected a study's plan, got one that says: {_first(error)}") from error
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise StudyError(
+                f"expected a study's plan, got one whose {where or 'parts'} say: {problem['msg']}"
+            ) from error
 
     def save(self, path: Path) -> Path:
         """Write it, all or nothing."""
@@ -234,9 +237,3 @@ class Plan(Record):
                 f"expected a study's folder with a plan.json, got {study} ({error.strerror}): make one with "
                 f"bla study init {study} --arms FOLDER FOLDER"
             ) from error
-
-
-def _first(error: ValidationError) -> str:
-    problem: Any = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])

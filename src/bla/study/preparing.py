@@ -13,19 +13,18 @@ import dataclasses
 import hashlib
 import json
 import secrets
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
-from PIL import Image
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bla.data.photo import open_photo
 from bla.explanations.explanation import Explanation, ExplanationError
+from bla.files import whole_folder
 from bla.study import pictures
 from bla.study.errors import StudyError
 from bla.study.keys import Keys
@@ -80,6 +79,20 @@ class Wishes:
     seed: int = 0
     """Seed of photos, sides and order."""
 
+    @property
+    def photo_rule(self) -> Rule:
+        """Which photos, by default half of each for agreement."""
+        return self.rule or ("half" if self.task == "agreement" else "all")
+
+    @property
+    def photo_count(self) -> int:
+        """Photos of the main trials."""
+        return self.photos or self.trials
+
+    def of(self, record: type[BaseModel]) -> dict[str, Any]:
+        """Those that a record of the plan holds under the same name, as far as they are stated."""
+        return {name: value for name, value in vars(self).items() if name in record.model_fields and value is not None}
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
@@ -122,60 +135,40 @@ def prepare(
     wishes = wishes or Wishes()
     if study.exists():
         raise StudyError(f"expected a name for a new folder, got {study}, which exists: a plan is not changed")
-    rule: Rule = wishes.rule or ("half" if wishes.task == "agreement" else "all")
     folders = _named(arms)
+    names = [name for name, _ in folders]
     words = Texts.load(texts) if texts else Texts.english()
     found, left_out = _candidates(folders, _truths(truth))
-    considered = len(found)
-    allowed = _by_rule(found, rule, wishes.task, left_out)
-    count = wishes.photos or wishes.trials
-    drawn = _drawn(allowed, count, wishes, rule)
-    temporary = study.with_name(f".{study.name}.{secrets.token_hex(4)}")
-    try:
-        (temporary / "pictures").mkdir(parents=True)
-        size = pictures.canvas([_size(item.path) for item in drawn])
-        labels = sorted({item.prediction for item in found})
-        photos, length = _written(drawn, [name for name, _ in folders], wishes, size, labels, temporary / "pictures")
-        main, practice, spare = _split(photos, count, wishes)
-        catches = _catches(spare, practice, [name for name, _ in folders], wishes)
-        plan = Plan(
-            title=wishes.title or study.name,
-            question=wishes.question or words["question." + wishes.task],
-            task=wishes.task,
-            arms=tuple(_arm(name, [item.explanations[k] for item in drawn]) for k, (name, _) in enumerate(folders)),
-            photos=main,
-            practice=practice,
-            spare=spare,
-            catches=catches,
-            trials=wishes.trials,
-            repeats=wishes.repeats,
-            people=wishes.people,
-            places=wishes.places,
-            exclusions=Exclusions(
-                catches_to_pass=len(catches) if wishes.catches_to_pass is None else wishes.catches_to_pass,
-                seconds_at_least=wishes.seconds_at_least,
-                share_to_complete=wishes.share_to_complete,
-            ),
-            analysis=Analysis(population=wishes.population, alpha=wishes.alpha, seed=wishes.seed),
-            seed=wishes.seed,
-            rule=rule,
-            area=wishes.area,
-            cells=wishes.cells if wishes.area == "equal" else None,
-            considered=considered,
-            left_out=dict(left_out),
-            width=size[0],
-            height=size[1],
-            file_size=length,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        plan.save(temporary / "plan.json")
-        (temporary / "texts.toml").write_text(words.source, encoding="utf-8")
-        secret = Keys.made(temporary)
-        temporary.rename(study)
-    except ValidationError as error:
-        raise StudyError(f"expected wishes that fit together: {error.errors()[0]['msg']}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    drawn = _drawn(_by_rule(found, wishes, left_out), wishes)
+    with whole_folder(study) as folder:
+        photos, shared = _written(drawn, names, wishes, sorted({item.prediction for item in found}), folder)
+        first, second = wishes.photo_count, wishes.photo_count + wishes.practice
+        practice, spare = photos[first:second], photos[second:]
+        catches = _catches(spare, practice, names, wishes.task)
+        record = wishes.of(Plan) | shared
+        record |= {
+            "title": wishes.title or study.name,
+            "question": wishes.question or words["question." + wishes.task],
+            "arms": [_arm(name, [item.explanations[k] for item in drawn]) for k, name in enumerate(names)],
+            "photos": photos[:first],
+            "practice": practice,
+            "spare": spare,
+            "catches": catches,
+            "exclusions": {"catches_to_pass": len(catches)} | wishes.of(Exclusions),
+            "analysis": wishes.of(Analysis),
+            "rule": wishes.photo_rule,
+            "cells": wishes.cells if wishes.area == "equal" else None,
+            "considered": len(found),
+            "left_out": left_out,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        try:
+            plan = Plan.model_validate(record)
+        except ValidationError as error:
+            raise StudyError(f"expected wishes that fit together: {error.errors()[0]['msg']}") from error
+        plan.save(folder / "plan.json")
+        (folder / "texts.toml").write_text(words.source, encoding="utf-8")
+        secret = Keys.made(folder)
     return plan, secret
 
 
@@ -256,11 +249,11 @@ def _truths(path: Path | None) -> dict[str, str] | None:
     return {row["image"]: row["label"] for row in rows}
 
 
-def _by_rule(found: Sequence[Candidate], rule: Rule, task: Task, left_out: Counter[str]) -> list[Candidate]:
+def _by_rule(found: Sequence[Candidate], wishes: Wishes, left_out: Counter[str]) -> list[Candidate]:
     """The photos that the rule allows; `half` is drawn later, but needs the truth."""
-    allowed = []
+    allowed, rule = [], wishes.photo_rule
     for item in found:
-        if item.truth is None and (rule != "all" or task == "agreement"):
+        if item.truth is None and (rule != "all" or wishes.task == "agreement"):
             left_out["truth unknown"] += 1
         elif rule in ("correct", "wrong") and item.right is not (rule == "correct"):
             left_out["the program is wrong" if rule == "correct" else "the program is right"] += 1
@@ -269,23 +262,23 @@ def _by_rule(found: Sequence[Candidate], rule: Rule, task: Task, left_out: Count
     return allowed
 
 
-def _drawn(allowed: Sequence[Candidate], count: int, wishes: Wishes, rule: Rule) -> list[Candidate]:
-    """Photos of main, then practice, then catch trials: by turns from each class, shuffled by the seed."""
+def _drawn(allowed: Sequence[Candidate], wishes: Wishes) -> list[Candidate]:
+    """Photos of main, then practice, then catch trials: from each class in turn, shuffled by the seed."""
     rng = Random(f"{wishes.seed}:photos")
-    parts = (count, wishes.practice, wishes.catches)
-    if rule != "half":
+    needed = wishes.photo_count + wishes.practice + wishes.catches
+    if wishes.photo_rule != "half":
         queue = _by_turns(allowed, rng)
     else:
         right = _by_turns([item for item in allowed if item.right], rng)
         wrong = _by_turns([item for item in allowed if not item.right], rng)
         queue = [item for both in zip(right, wrong, strict=False) for item in both]
-    if len(queue) < sum(parts):
+    if len(queue) < needed:
         raise StudyError(
-            f"expected {sum(parts)} photos ({count} for trials, {wishes.practice} for practice, {wishes.catches} for "
-            f"attention checks), got {len(queue)} by the rule {rule}: explain more photos, or ask for fewer "
-            "--trials, --practice or --catches"
+            f"expected {needed} photos ({wishes.photo_count} for trials, {wishes.practice} for practice, "
+            f"{wishes.catches} for attention checks), got {len(queue)} by the rule {wishes.photo_rule}: explain more "
+            "photos, or ask for fewer --trials, --practice or --catches"
         )
-    return queue[: sum(parts)]
+    return queue[:needed]
 
 
 def _by_turns(items: Sequence[Candidate], rng: Random) -> list[Candidate]:
@@ -300,32 +293,28 @@ def _by_turns(items: Sequence[Candidate], rng: Random) -> list[Candidate]:
     return queue
 
 
-def _size(path: Path) -> tuple[int, int]:
-    return open_photo(path).size
-
-
-def _written(  # noqa: PLR0917
-    drawn: Sequence[Candidate],
-    names: Sequence[str],
-    wishes: Wishes,
-    size: tuple[int, int],
-    labels: Sequence[str],
-    folder: Path,
-) -> tuple[list[Photo], int]:
-    """Render everything, fill the files up to one length, write them; the photos' records and that length."""
-    made: list[list[tuple[bytes, int | None]]] = []
+def _written(
+    drawn: Sequence[Candidate], names: Sequence[str], wishes: Wishes, labels: Sequence[str], folder: Path
+) -> tuple[list[Photo], dict[str, int]]:
+    """Render all pictures and write them; the photos' records, and what all files share: width, height, length."""
+    size = pictures.canvas([open_photo(item.path).size for item in drawn])
+    (folder / "pictures").mkdir()
+    made = []
     for item in drawn:
         photo = open_photo(item.path)
+        shown = [None, *(_cut(item.explanations, k, wishes) for k in range(len(names)))]
         alone = wishes.task == "prediction"
-        shown = [_cut(item.explanations, k, wishes) for k in range(len(names))]
-        files: list[tuple[bytes, int | None]] = [(_file(photo, None, size, alone), None)]
-        files += [(_file(photo, explanation, size, alone), explanation.size) for explanation in shown]
-        made.append(files)
+        made.append(
+            [
+                (pictures.encoded(pictures.drawn(photo, why, size, alone=alone)), None if why is None else why.size)
+                for why in shown
+            ]
+        )
     length = pictures.common_length([content for files in made for content, _ in files])
     rng = Random(f"{wishes.seed}:options")
     photos = []
     for number, (item, files) in enumerate(zip(drawn, made, strict=True), 1):
-        kept = [_kept(pictures.filled_up(content, length), cells, folder) for content, cells in files]
+        kept = [_kept(pictures.filled_up(content, length), cells, folder / "pictures") for content, cells in files]
         photos.append(
             Photo(
                 id=f"photo-{number:03}",
@@ -338,7 +327,7 @@ def _written(  # noqa: PLR0917
                 explained=dict(zip(names, kept[1:], strict=True)),
             )
         )
-    return photos, length
+    return photos, {"width": size[0], "height": size[1], "file_size": length}
 
 
 def _cut(explanations: Sequence[Explanation], arm: int, wishes: Wishes) -> Explanation:
@@ -347,10 +336,6 @@ def _cut(explanations: Sequence[Explanation], arm: int, wishes: Wishes) -> Expla
     if wishes.area == "own":
         return explanation
     return pictures.cut_to(explanation, (wishes.cells or first.size) / first.selected.size)
-
-
-def _file(photo: Image.Image, explanation: Explanation | None, size: tuple[int, int], alone: bool) -> bytes:
-    return pictures.encoded(pictures.drawn(photo, explanation, size, alone=alone))
 
 
 def _kept(content: bytes, cells: int | None, folder: Path) -> Picture:
@@ -369,20 +354,11 @@ def _options(item: Candidate, labels: Sequence[str], count: int, rng: Random) ->
     return tuple(rng.sample([item.prediction, *others[: count - 1]], min(count, 1 + len(others))))
 
 
-def _split(
-    photos: Sequence[Photo], count: int, wishes: Wishes
-) -> tuple[tuple[Photo, ...], tuple[Photo, ...], tuple[Photo, ...]]:
-    after = count + wishes.practice
-    return tuple(photos[:count]), tuple(photos[count:after]), tuple(photos[after:])
-
-
-def _catches(
-    spare: Sequence[Photo], practice: Sequence[Photo], names: Sequence[str], wishes: Wishes
-) -> tuple[Catch, ...]:
+def _catches(spare: Sequence[Photo], practice: Sequence[Photo], names: Sequence[str], task: Task) -> list[Catch]:
     catches = []
     for index, photo in enumerate(spare):
         arm, decoy = names[index % len(names)], None
-        if wishes.task == "preference":
+        if task == "preference":
             others = [other for other in (*spare, *practice) if other.prediction != photo.prediction]
             if not others:
                 raise StudyError(
@@ -391,16 +367,10 @@ def _catches(
                 )
             decoy = others[index % len(others)].id
         catches.append(Catch(photo=photo.id, arm=arm, decoy=decoy))
-    return tuple(catches)
+    return catches
 
 
 def _arm(name: str, explanations: Sequence[Explanation]) -> Arm:
-    def all_of(values: Sequence[str]) -> str:
-        return ", ".join(sorted(set(values) - {""}))
-
-    return Arm(
-        name=name,
-        method=all_of([e.method for e in explanations]) or "?",
-        setup=all_of([e.setup for e in explanations]),
-        model=all_of([e.model for e in explanations]),
-    )
+    """What the explanations say of how they were made."""
+    said = {part: sorted({getattr(why, part) for why in explanations} - {""}) for part in ("method", "setup", "model")}
+    return Arm(name=name, **{part: ", ".join(values) for part, values in said.items()})

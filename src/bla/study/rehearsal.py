@@ -1,38 +1,39 @@
 """A rehearsal: simulated people walk the study's real pages over HTTP, and everything they leave says "simulated".
 
-They see what people see. Whose explanation a picture is, they know by its bytes: the plan holds every picture's hash.
-What they answer follows from the stated behaviour, the seed, their number and the trial's position alone, so that the
-same rehearsal without a server (`without_pages`) must give the same answers, one by one.
+They see what people see, and recognise an arm's picture by its bytes, as the plan holds every picture's hash. Their
+answers follow from the stated behaviour, the seed, their number and the trial's position alone, so that the same
+rehearsal without a server (`without_pages`) must give the same answers, one by one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
-from collections.abc import Iterable
+import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from html.parser import HTMLParser
-from http.cookies import SimpleCookie
+from html import unescape
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import urlencode, urlsplit
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 
 from bla.progress import Progress
 from bla.study.app import create_app
 from bla.study.errors import StudyError
 from bla.study.plan import Plan
-from bla.study.responses import DECOY, Collected, Participant, Response
-from bla.study.schedule import Trial, trials_of
+from bla.study.responses import DECOY, Collected, Participant
+from bla.study.schedule import LEFT_RIGHT, YES_NO, Trial, trials_of
 from bla.study.serving import served
-from bla.study.simulation import Behaviour, Person, Reply, person, strengths_for, strengths_on
+from bla.study.simulation import Behaviour, Person, Reply, strengths_for, strengths_on
 from bla.study.store import Store
 from bla.study.texts import Texts
 
 
 def behaviour_for(plan: Plan, share: float, against: float | None, behaviour: Behaviour, seed: int) -> Behaviour:
-    """The behaviour with strengths so that on the plan's photos the first arm wins this share against any other.
+    """The behaviour with strengths such that on the plan's photos the first arm wins this share against any other.
 
     In tasks with right answers ``share`` is that of right answers with the first arm, ``against`` with the others.
     """
@@ -57,22 +58,17 @@ def rehearse(
     together: int = 8,
     report: Progress | None = None,
 ) -> Collected:
-    """Let so many simulated people take part in a study, on a store of its own that holds nothing yet.
-
-    Raises
-    ------
-    StudyError
-        If the store holds answers, or a page is not what a study's page should be.
-    """
+    """Let so many simulated people take part in a study, on an empty store; raises StudyError if it holds answers."""
     plan, texts = Plan.load(study), Texts.load(study / "texts.toml")
     app = create_app(study, store, simulated=True, joins_a_minute=1e6, requests_a_second=1e6)
     if store.counts()["began"]:
         raise StudyError(f"expected an empty store for a rehearsal, got one with answers: remove {store.url}")
+    if plan.places is not None and people > plan.places:
+        raise StudyError(f"expected {people} places in the study, got {plan.places}")
     with served(app) as address:
         walkers = [Walker(plan, texts, _actor(plan, behaviour, seed, number), address) for number in range(people)]
         for walker in walkers:
-            if not walker.begin():
-                raise StudyError(f"expected {people} places in the study, got {plan.places}")
+            walker.begin()
         with ThreadPoolExecutor(together) as pool:
             for done, _ in enumerate(pool.map(Walker.walk, walkers), 1):
                 if report is not None:
@@ -85,30 +81,25 @@ def without_pages(plan: Plan, behaviour: Behaviour, people: int, *, seed: int = 
     moment = datetime.fromtimestamp(0, UTC)
     takers, responses = [], []
     for number in range(people):
-        actor = _actor(plan, behaviour, seed, number)
-        planned = trials_of(plan, number)
+        actor, planned, name = _actor(plan, behaviour, seed, number), trials_of(plan, number), f"{number:016x}"
         answered = [trial for position, trial in enumerate(planned, 1) if not actor.leaves(position)]
-        name = f"{number:016x}"
         finished = moment if len(answered) == len(planned) else None
-        takers.append(
-            Participant(
-                participant=name, number=number, trials=len(planned), started_at=moment, finished_at=finished,
-                simulated=True,
-            )
-        )  # fmt: skip
+        taker: dict[str, Any] = {"participant": name, "number": number, "trials": len(planned), "simulated": True}
+        takers.append(Participant(**taker, started_at=moment, finished_at=finished))
         for position, trial in enumerate(answered, 1):
             place, seconds = actor.answer(position, _seen(plan, trial))
-            choice = trial.options[place]
-            responses.append(
-                Response(
-                    participant=name, position=position, kind=trial.kind, repeats=trial.repeats, task=plan.task,
-                    photo=trial.photo, left=trial.left, right=trial.right, arm=trial.arm, options=trial.options,
-                    choice=choice, expected=trial.expected,
-                    correct=None if trial.expected is None else choice == trial.expected,
-                    milliseconds=round(1000 * seconds), clock="browser", shown_at=moment,
-                    answered_at=moment + timedelta(seconds=seconds), simulated=True,
-                )
-            )  # fmt: skip
+            response = trial.answered(
+                trial.options[place],
+                participant=name,
+                position=position,
+                task=plan.task,
+                milliseconds=round(1000 * seconds),
+                clock="browser",
+                shown_at=moment,
+                answered_at=moment + timedelta(seconds=seconds),
+                simulated=True,
+            )
+            responses.append(response)
     return Collected(plan=plan.digest(), simulated=True, participants=tuple(takers), responses=tuple(responses))
 
 
@@ -163,7 +154,7 @@ class Actor:
 
 
 def _actor(plan: Plan, behaviour: Behaviour, seed: int, number: int) -> Actor:
-    return Actor(plan, person(behaviour, seed, number, len(trials_of(plan, number))))
+    return Actor(plan, Person(behaviour, seed, number, len(trials_of(plan, number))))
 
 
 def _seen(plan: Plan, trial: Trial) -> Seen:
@@ -177,138 +168,70 @@ def _seen(plan: Plan, trial: Trial) -> Seen:
     return Seen(trial.photo, shown, trial.options)
 
 
-class Form(HTMLParser):
-    """Of a page: hidden fields, pictures and buttons in their order, the question, the words on the buttons."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden: dict[str, str] = {}
-        self.pictures: list[str] = []
-        self.buttons: list[str] = []
-        self.words: list[str] = []
-        self.question = ""
-        self._within: list[str] = []
-
-    @classmethod
-    def read(cls, html: str) -> Self:
-        """Parse a page."""
-        form = cls()
-        form.feed(html)
-        return form
-
-    def handle_starttag(self, tag: str, attrs: Iterable[tuple[str, str | None]]) -> None:
-        """Note what is sought."""
-        values: dict[str, Any] = dict(attrs)
-        if tag == "input" and values.get("type") == "hidden":
-            self.hidden[values["name"]] = values.get("value") or ""
-        elif tag == "img":
-            self.pictures.append(values["src"])
-        elif tag == "button":
-            self.buttons.append(values.get("value") or "")
-            self.words.append("")
-        if tag in ("h1", "button", "kbd"):
-            self._within.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        """Leave it."""
-        if self._within and self._within[-1] == tag:
-            self._within.pop()
-
-    def handle_data(self, data: str) -> None:
-        """Words of the question, and on buttons."""
-        if self._within[-1:] == ["h1"]:
-            self.question = (self.question + data).strip()
-        elif self._within[-1:] == ["button"]:
-            self.words[-1] = (self.words[-1] + data).strip()
-
-
-@dataclass
 class Walker:
     """A browser without JavaScript, and the actor before it."""
 
-    plan: Plan
-    texts: Texts
-    actor: Actor
-    address: str
-    cookies: dict[str, str] = field(default_factory=dict)
-    page: Form = field(default_factory=Form)
-    position: int = 0
+    def __init__(self, plan: Plan, texts: Texts, actor: Actor, address: str) -> None:
+        self.plan, self.texts, self.actor, self.address = plan, texts, actor, address
+        self._known = {sha256: token for token, sha256 in plan.hashes.items()}
+        self._opener = build_opener(ProxyHandler({}), HTTPCookieProcessor())  # keeps cookies, follows redirects
+        self._page = ""
 
-    def __post_init__(self) -> None:
-        """Connect when first asked."""
-        self._connection = http.client.HTTPConnection(str(urlsplit(self.address).netloc), timeout=60)
-
-    def begin(self) -> bool:
-        """Consent; False if all places are taken."""
-        self._get("/")
-        begun = self._post("/begin", self.page.hidden | {"agree": "yes"}) == "/instructions"
-        self._connection.close()  # others walk first
-        return begun
+    def begin(self) -> None:
+        """Consent."""
+        self._go("/")
+        self._send("/begin", agree="yes")
 
     def walk(self) -> None:
         """Answer trial after trial until the end, or until the person leaves."""
-        self._get("/instructions")
         for position in range(1, len(trials_of(self.plan, self.actor.person.number)) + 1):
             if self.actor.leaves(position):
                 break
-            self._get("/trial")
+            if position == 1:
+                self._go("/trial")
             place, seconds = self.actor.answer(position, self._look())
-            values = {"choice": self.page.buttons[place], "ms": str(round(1000 * seconds))}
-            self._post("/answer", self.page.hidden | values)
-        self._connection.close()
+            self._send("/answer", choice=str(place), ms=str(round(1000 * seconds)))
 
     def _look(self) -> Seen:
-        """Load the pictures, and see what they are."""
-        known = {sha256: token for token, sha256 in self.plan.hashes.items()}
+        """Load the pictures, and recognise them."""
         pictures = []
-        for address in self.page.pictures:
-            content = self._request("GET", address)[1]
-            token = known.get(hashlib.sha256(content).hexdigest())
+        for address in self._find(r'<img src="([^"]+)"'):
+            token = self._known.get(hashlib.sha256(self._load(address)).hexdigest())
             if token is None:
                 raise StudyError(f"expected one of the registered pictures at {address}, got another")
             pictures.append(self.plan.every_picture[token])
         explained = tuple((photo, arm) for photo, arm in pictures if arm is not None)
         photo = next((photo for photo, arm in pictures if arm is None), explained[0][0])
         if self.plan.task == "preference":
-            return Seen(photo, explained, ("left", "right"))
-        words = dict.fromkeys(self.page.words)
+            return Seen(photo, explained, LEFT_RIGHT)
+        words = self._find(r"</kbd> (.*?)</span>")
+        options = tuple(words)
         if self.plan.task == "agreement":
-            options = tuple(n for word in words for n in ("yes", "no") if self.texts[f"trial.{n}"] == word)
-        else:
-            options = tuple(words)
-        spoken = {option: self.texts.say("trial.check", option=w) for option, w in zip(options, words, strict=True)}
-        asked = next((option for option, text in spoken.items() if text == self.page.question), None)
-        return Seen(photo, explained, options, asked)
+            options = tuple(next(n for n in YES_NO if self.texts[f"trial.{n}"] == word) for word in words)
+        spoken = {self.texts.say("trial.check", option=w): option for option, w in zip(options, words, strict=True)}
+        return Seen(photo, explained, options, spoken.get(self._find(r'<h1 class="question">(.*?)</h1>')[0]))
 
-    def _get(self, address: str) -> None:
-        status, content, _ = self._request("GET", address)
-        if status != 200:
-            raise StudyError(f"expected the page {address}, got status {status}")
-        self.page = Form.read(content.decode())
+    def _find(self, pattern: str) -> list[str]:
+        return [unescape(found) for found in re.findall(pattern, self._page)]
 
-    def _post(self, address: str, values: dict[str, str]) -> str:
-        """Send a form; where it leads."""
-        status, _, location = self._request("POST", address, urlencode(values))
-        if status not in (303, 403):
-            raise StudyError(f"expected the form {address} to be taken, got status {status}")
-        return location
+    def _go(self, address: str) -> None:
+        self._page = self._load(address).decode()
 
-    def _request(self, method: str, address: str, body: str | None = None) -> tuple[int, bytes, str]:
-        headers = {"cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
-        if body is not None:
-            headers["content-type"] = "application/x-www-form-urlencoded"
-        for again in (True, True, False):
+    def _send(self, address: str, **values: str) -> None:
+        """Send the page's form, and go where it leads."""
+        hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', self._page))
+        self._page = self._load(address, hidden | values).decode()
+
+    def _load(self, address: str, form: dict[str, str] | None = None) -> bytes:
+        """Ask, up to three times if the connection is lost: what the server took already it takes once."""
+        body = None if form is None else urlencode(form).encode()
+        for more in (True, True, False):
             try:
-                self._connection.request(method, address, body, headers)
-                response = self._connection.getresponse()
-                content = response.read()
-                break
-            except (http.client.HTTPException, ConnectionError):
-                # The server closes a connection that was idle. What it took already it will take once.
-                self._connection.close()
-                if not again:
+                with self._opener.open(self.address + address, body, timeout=60) as response:
+                    return bytes(response.read())
+            except HTTPError as error:
+                raise StudyError(f"expected the page {address}, got status {error.code}") from error
+            except (HTTPException, OSError):
+                if not more:
                     raise
-        for name, value in response.getheaders():
-            if name.lower() == "set-cookie":
-                self.cookies |= {key: morsel.value for key, morsel in SimpleCookie(value).items()}
-        return response.status, content, response.getheader("location") or ""
+        raise AssertionError

@@ -150,11 +150,6 @@ class Collected(Record):
         except (ValidationError, ValueError) as error:
             raise StudyError(f"expected responses as exported, got: {' '.join(str(error).split())}") from error
 
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read an exported JSON file."""
-        return cls.from_json(path.read_bytes())
-
     def files(self) -> dict[str, bytes]:
         """Everything as files: two tables, the codebook, and the JSON that holds all three.
 
@@ -197,28 +192,10 @@ def codebook() -> dict[str, dict[str, str]]:
 
 
 def table(record: type[Record], rows: Iterable[Record]) -> str:
-    """A table as CSV: nothing is an empty field, true and false are words, lists are JSON."""
+    """A table as CSV: None is an empty field, true and false are words, lists are JSON."""
     columns = list(record.model_fields)
     dumped = (row.model_dump(mode="json") for row in rows)
     return _written(columns, ([_cell(row[column]) for column in columns] for row in dumped))
-
-
-def from_tables(plan: str, participants: str, responses: str) -> Collected:
-    """The inverse of the two CSV tables."""
-    try:
-        people = [Participant.model_validate(_read(row)) for row in csv.DictReader(io.StringIO(participants))]
-        given = [
-            Response.model_validate(_read(row) | {"options": json.loads(row["options"])})
-            for row in csv.DictReader(io.StringIO(responses))
-        ]
-        simulated = any(person.simulated for person in people)
-        return Collected(plan=plan, simulated=simulated, participants=tuple(people), responses=tuple(given))
-    except (ValidationError, KeyError, ValueError) as error:
-        raise StudyError(f"expected a study's tables as exported, got: {' '.join(str(error).split())}") from error
-
-
-def _read(row: dict[str, str]) -> dict[str, Any]:
-    return {column: None if value == "" else value.removeprefix("'") for column, value in row.items()}
 
 
 def _cell(value: Any) -> str:
@@ -229,7 +206,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return json.dumps(value, ensure_ascii=False)
     text = str(value)
-    # A spreadsheet would run what begins so; and an apostrophe in front is taken off again.
+    # A spreadsheet would run what begins so; the apostrophe in front prevents it.
     return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r", "'"} else text
 
 

@@ -12,9 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 from bla.study.plan import Catch, Photo, Plan
-from bla.study.responses import DECOY, Kind
+from bla.study.responses import DECOY, Kind, Response
 
 LEFT_RIGHT = ("left", "right")
 YES_NO = ("yes", "no")
@@ -35,6 +36,12 @@ class Trial:
     expected: str | None = None
     repeats: int | None = None
     """The position, from 1, of the main trial that it repeats."""
+
+    def answered(self, choice: str, **of: Any) -> Response:
+        """The record of an answer to this trial."""
+        shown = {name: value for name, value in vars(self).items() if name != "decoy"}
+        correct = None if self.expected is None else choice == self.expected
+        return Response(choice=choice, correct=correct, **shown, **of)
 
 
 def trials_of(plan: Plan, number: int) -> list[Trial]:

@@ -93,31 +93,32 @@ class Reply:
     seconds: float
 
 
-@dataclass(frozen=True)
 class Person:
-    """One simulated person, determined by the seed, the person's number and the trial's."""
+    """One simulated person, who has `trials` trials to answer: determined by the seed and the person's number."""
 
-    behaviour: Behaviour
-    seed: int
-    number: int
-    leanings: tuple[float, ...]
-    careful: bool
-    leaves_before: int | None
-    """The first trial, from 0, that the person does not answer."""
-    pace: float
+    def __init__(self, behaviour: Behaviour, seed: int, number: int, trials: int) -> None:
+        self.behaviour, self.seed, self.number = behaviour, seed, number
+        rng = np.random.default_rng([seed, _PERSON, number])
+        self._leanings = rng.normal(0, behaviour.person_sd / 2**0.5, len(behaviour.strengths))
+        self.careful = bool(rng.random() >= behaviour.careless)
+        leaves = rng.random() < behaviour.drop_out
+        at = int(rng.integers(0, max(trials, 1)))
+        self.leaves_before = at if leaves else None
+        """The first trial, from 0, that the person does not answer."""
+        self._pace = float(behaviour.seconds * np.exp(0.3 * rng.standard_normal()))
 
     def choice(self, trial: int, *, left: int, right: int, photo: int) -> Reply:
         """Answer which of two arms' pictures is better."""
         b = self.behaviour
         shift = photo_leanings(self.seed, photo, len(b.strengths), b.photo_sd / 2**0.5)
-        worth = np.asarray(b.strengths) + self.leanings + shift
+        worth = np.asarray(b.strengths) + self._leanings + shift
         return self._reply(trial, worth[left] - worth[right] + b.side)
 
     def judgement(self, trial: int, *, arm: int, photo: int) -> Reply:
         """Answer a question that has a right answer, with one arm's picture in view."""
         b = self.behaviour
         shift = photo_leanings(self.seed, photo, len(b.strengths), b.photo_sd)
-        return self._reply(trial, b.strengths[arm] + self.leanings[arm] * 2**0.5 + shift[arm])
+        return self._reply(trial, b.strengths[arm] + self._leanings[arm] * 2**0.5 + shift[arm])
 
     def catch(self, trial: int) -> Reply:
         """Answer an attention check."""
@@ -135,18 +136,7 @@ class Person:
         return np.random.default_rng([self.seed, _ANSWER, self.number, trial])
 
     def _seconds(self, rng: np.random.Generator) -> float:
-        return float(self.pace * np.exp(0.5 * rng.standard_normal()))
-
-
-def person(behaviour: Behaviour, seed: int, number: int, trials: int) -> Person:
-    """Draw person `number` of the simulated study `seed`, who has `trials` trials to answer."""
-    rng = np.random.default_rng([seed, _PERSON, number])
-    leanings = rng.normal(0, behaviour.person_sd / 2**0.5, len(behaviour.strengths))
-    careful = bool(rng.random() >= behaviour.careless)
-    leaves = rng.random() < behaviour.drop_out
-    at = int(rng.integers(0, max(trials, 1)))
-    pace = float(behaviour.seconds * np.exp(0.3 * rng.standard_normal()))
-    return Person(behaviour, seed, number, tuple(leanings.tolist()), careful, at if leaves else None, pace)
+        return float(self._pace * np.exp(0.5 * rng.standard_normal()))
 
 
 def photo_leanings(seed: int, photo: int, arms: int, sd: float) -> Floats:

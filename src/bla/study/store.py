@@ -184,21 +184,11 @@ class Store:
                 return None
             planned = trials_of(plan, joined - 1)
             name = uuid4().hex[:16]
-            key = connection.execute(
-                sa.insert(participants)
-                .values(
-                    number=joined - 1,
-                    name=name,
-                    token_sha256=hashed(token),
-                    trials=len(planned),
-                    started_ms=now_ms(),
-                )
-                .returning(participants.c.id)
-            ).scalar_one()
-            rows = [
-                {"participant": key, "position": position, "trial": _dumped(trial)}
-                for position, trial in enumerate(planned, 1)
-            ]
+            values = {"number": joined - 1, "name": name, "token_sha256": hashed(token)}
+            values |= {"trials": len(planned), "started_ms": now_ms()}
+            key = connection.execute(sa.insert(participants).values(values).returning(participants.c.id)).scalar_one()
+            texts = [json.dumps(vars(trial), ensure_ascii=False) for trial in planned]
+            rows = [{"participant": key, "position": at, "trial": text} for at, text in enumerate(texts, 1)]
             connection.execute(sa.insert(trials), rows)
             return Person(key, name, len(planned), 0, withdrawn=False)
 
@@ -212,46 +202,34 @@ class Store:
         if position == person.done + 1:
             return person.next
         with self._read() as connection:
-            return _trial(connection, person.id, position)
+            text = connection.execute(
+                sa.select(trials.c.trial).where(trials.c.participant == person.id, trials.c.position == position)
+            ).scalar_one_or_none()
+            return None if text is None else _loaded(text)
 
     def answer(
         self, person: Person, position: int, choice: str, *, milliseconds: int, clock: str, shown_ms: int
     ) -> Literal["stored", "kept", "early"]:
         """Write an answer. One that is there already is kept; one to a trial that was not shown yet is refused.
 
-        So is one that comes while the person takes the answers back: the two wait for each other.
+        So is one that comes while the person withdraws. Holding the participant's row, each waits for the other.
         """
         with self._write() as connection:
             if _lock(connection, person.id) is not None:
                 return "early"
-            done = _done(connection, person.id)
+            of_person = sa.select(sa.func.count()).select_from(answers).where(answers.c.participant == person.id)
+            done: int = connection.execute(of_person).scalar_one()
             if position <= done:
                 return "kept"
             if position > done + 1 or position > person.trials:
                 return "early"
             now = now_ms()
-            written = connection.execute(
-                self._insert(answers)
-                .values(
-                    participant=person.id,
-                    position=position,
-                    choice=choice,
-                    milliseconds=max(0, min(milliseconds, LONGEST_MS)),
-                    clock=clock,
-                    shown_ms=shown_ms,
-                    answered_ms=now,
-                )
-                .on_conflict_do_nothing()
-                .returning(answers.c.position)
-            ).first()
-            if written is None:  # someone else was quicker by a moment
-                return "kept"
+            values = {"participant": person.id, "position": position, "choice": choice, "clock": clock}
+            values |= {"milliseconds": min(milliseconds, LONGEST_MS), "shown_ms": shown_ms, "answered_ms": now}
+            connection.execute(sa.insert(answers).values(values))
             if position == person.trials:
-                connection.execute(
-                    sa.update(participants)
-                    .where(participants.c.id == person.id, participants.c.finished_ms.is_(None))
-                    .values(finished_ms=now)
-                )
+                ended = sa.update(participants).where(participants.c.id == person.id).values(finished_ms=now)
+                connection.execute(ended)
             return "stored"
 
     def answered(self, person: Person, position: int) -> str | None:
@@ -423,30 +401,12 @@ def _engine(url: str) -> Engine:
     return engine
 
 
-def _done(connection: Connection, person: int) -> int:
-    found: int = connection.execute(
-        sa.select(sa.func.count()).select_from(answers).where(answers.c.participant == person)
-    ).scalar_one()
-    return found
-
-
 def _lock(connection: Connection, person: int) -> int | None:
     """Hold a participant's row until the transaction ends; when the answers were taken back, if they were."""
     found: int | None = connection.execute(
         sa.select(participants.c.withdrawn_ms).where(participants.c.id == person).with_for_update()
     ).scalar_one()
     return found
-
-
-def _trial(connection: Connection, person: int, position: int) -> Trial | None:
-    text = connection.execute(
-        sa.select(trials.c.trial).where(trials.c.participant == person, trials.c.position == position)
-    ).scalar_one_or_none()
-    return None if text is None else _loaded(text)
-
-
-def _dumped(trial: Trial) -> str:
-    return json.dumps(vars(trial), ensure_ascii=False)
 
 
 def _loaded(text: str) -> Trial:
@@ -460,28 +420,18 @@ def _participant(row: Row[Any], simulated: bool) -> Participant:
         number=row.number,
         trials=row.trials,
         started_at=_moment(row.started_ms),
-        finished_at=None if row.finished_ms is None else _moment(row.finished_ms),
-        withdrawn_at=None if row.withdrawn_ms is None else _moment(row.withdrawn_ms),
+        finished_at=row.finished_ms and _moment(row.finished_ms),
+        withdrawn_at=row.withdrawn_ms and _moment(row.withdrawn_ms),
         simulated=simulated,
     )
 
 
 def _response(row: Row[Any], plan: Plan, simulated: bool) -> Response:
-    trial = _loaded(row.trial)
-    return Response(
+    return _loaded(row.trial).answered(
+        row.choice,
         participant=row.name,
         position=row.position,
-        kind=trial.kind,
-        repeats=trial.repeats,
         task=plan.task,
-        photo=trial.photo,
-        left=trial.left,
-        right=trial.right,
-        arm=trial.arm,
-        options=trial.options,
-        choice=row.choice,
-        expected=trial.expected,
-        correct=None if trial.expected is None else row.choice == trial.expected,
         milliseconds=row.milliseconds,
         clock=row.clock,
         shown_at=_moment(row.shown_ms),

@@ -7,10 +7,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from bla.study.errors import StudyError
 
@@ -25,9 +24,10 @@ class Texts:
     words: Mapping[str, str]
 
     @classmethod
+    @cache
     def english(cls) -> Texts:
         """The texts that come with the package, and the measure of what a file must hold."""
-        return _english()
+        return cls.parsed((files("bla.study") / "texts.toml").read_text(encoding="utf-8"))
 
     @classmethod
     def load(cls, path: Path) -> Texts:
@@ -36,7 +36,7 @@ class Texts:
         Raises
         ------
         StudyError
-            Naming the texts that are missing, unknown, or lack a placeholder.
+            Naming the texts that are missing or unknown, are no text, or have other placeholders.
         """
         try:
             texts = cls.parsed(path.read_text(encoding="utf-8"))
@@ -49,15 +49,19 @@ class Texts:
         for name, text in texts.words.items():
             wrong = set(_PLACEHOLDER.findall(text)) - set(_PLACEHOLDER.findall(known[name]))
             if wrong:
-                raise StudyError(
-                    f"{path}: expected no other placeholders in {name} than English has, got {sorted(wrong)}"
-                )
+                raise StudyError(f"{path}: expected only English's placeholders in {name}, got {sorted(wrong)}")
         return texts
 
     @classmethod
     def parsed(cls, source: str) -> Texts:
-        """From TOML."""
-        return cls(source, dict(_flat(tomllib.loads(source))))
+        """From TOML: a table for each section."""
+        words = {}
+        for section, texts in tomllib.loads(source).items():
+            for name, text in texts.items():
+                if not isinstance(text, str):
+                    raise StudyError(f"expected a text for {section}.{name}, got {text!r}: put it in quotes")
+                words[f"{section}.{name}"] = text.strip()
+        return cls(source, words)
 
     def __getitem__(self, name: str) -> str:
         return self.words[name]
@@ -71,7 +75,7 @@ class Texts:
         return [part.strip() for part in re.split(r"\n\s*\n", self.say(name, **values)) if part.strip()]
 
     def digest(self) -> str:
-        """SHA-256 of the file: what people were told is part of what they were asked."""
+        """SHA-256 of the file: the instructions are part of the study."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
 
@@ -82,20 +86,3 @@ def filled(text: str, **values: object) -> str:
     '1 {b} {'
     """
     return _PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), text)
-
-
-def _flat(record: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
-    found = []
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{before}{name}.")
-        elif isinstance(value, str):
-            found.append((before + name, value.strip()))
-        else:
-            raise StudyError(f"expected a text for {before}{name}, got {value!r}: put it in quotes")
-    return found
-
-
-@lru_cache(maxsize=1)
-def _english() -> Texts:
-    return Texts.parsed((files("bla.study") / "texts.toml").read_text(encoding="utf-8"))
