@@ -22,8 +22,8 @@ import torch
 import torchvision
 from torch import nn
 
-from bla.model.attention import MapHead
 from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable, transform_of
+from bla.model.heads import MapHead
 from bla.model.joining import JoinedHead
 
 LINEAR = 1e-4

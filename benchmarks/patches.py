@@ -24,9 +24,9 @@ from bla.comparison.subjects import find_subjects
 from bla.data.image_sets import Splits, image_folder
 from bla.metrics.pixels import blurred, spread
 from bla.metrics.statistics import bootstrap
-from bla.model.attention import weighted_sum
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import transform_of
+from bla.model.heads import weighted_sum
 from bla.progress import show
 from bla.training.settings import Settings
 

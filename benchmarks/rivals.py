@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bla.operators import straight_through
 from bla.operators.fixed import FixedSize
-from bla.operators.subset import best
+from bla.operators.weights import best, check_size
 
 
 def log_symmetric(scores: Tensor, k: int) -> Tensor:
@@ -64,7 +64,7 @@ class Simple(FixedSize):
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         if not mask.all():
             raise ValueError("expected no padding: this rival is for benchmarks without")
-        best(scores.detach(), mask, self.k)
+        check_size(self.k, scores.shape[-1])
         scaled = scores / self.temperature
         inside = marginals(scaled, self.k)
         return straight_through(sampled(scaled.detach(), self.k, generator), inside)
@@ -84,7 +84,7 @@ class PerturbedTopK(FixedSize):
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         shape = (self.draws, *scores.shape)
         noise = torch.randn(shape, generator=generator, dtype=scores.dtype).masked_fill(~mask, 0.0)
-        chosen = best(scores.detach() + self.sigma * noise, mask.expand(shape), self.k).to(scores.dtype)
+        chosen = best(scores.detach() + self.sigma * noise, self.k).to(scores.dtype)
         along = (noise * torch.where(mask, scores, 0.0)).sum(dim=-1, keepdim=True)
         # the mean taken off the draws changes no expectation and takes most of the variance away
         centred = chosen - chosen.mean(dim=0)
@@ -104,7 +104,7 @@ class LapSum(FixedSize):
     temperature: float = 0.5
 
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        best(scores.detach(), mask, self.k)
+        check_size(self.k, scores.shape[-1])
         k = (mask.sum(dim=-1, keepdim=True) - 1e-4).clamp(max=self.k).to(scores.dtype)
         fixed = scores.detach()
         real = torch.where(mask, fixed, fixed.amax(dim=-1, keepdim=True))

@@ -17,18 +17,15 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import bla
-from bla import operators
 from bla.cli import run_command
 from bla.data.photo import Transform
 from bla.deploy.engine import KEY, Card, Engine, EngineError, kept_path, open_engine
 from bla.deploy.export import ExportError, export
 from bla.deploy.export.checking import check_onnx, maps_to_check
-from bla.deploy.export.graph import OUTPUTS, dialled
+from bla.deploy.export.graph import OUTPUTS
 from bla.explanations.explanation import Unexplained
 from bla.model.attention import BoundedLogitAttention, L2XAttention
 from small_exports import CLASSES, Pair, wrapped
@@ -128,21 +125,6 @@ def test_a_size_and_a_subset_for_each_photo_of_a_batch(plain: Pair) -> None:
         spoilt = features.masked_fill(~torch.from_numpy(own.selected)[:, None], 1e6)
         weights = torch.from_numpy(own.selected / own.selected.sum(axis=(1, 2), keepdims=True)).float()
         np.testing.assert_allclose(classifier.classify(spoilt, weights), own.logits, rtol=1e-4, atol=1e-4)
-
-
-@given(
-    values=st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 3.0]), min_size=2, max_size=9),
-    size=st.integers(1, 9),
-    gate=st.booleans(),
-)
-def test_the_dial_is_that_of_the_operators(values: list[float], size: int, gate: bool) -> None:
-    logits = torch.tensor([values, values[::-1]])
-    size = min(size, len(values))
-    scores, soft, hard = dialled(logits, torch.tensor([size, size]), temperature=0.3, threshold=0, gate=gate)
-    expected = operators.bound_at_size(logits, size)
-    assert torch.equal(scores, expected)
-    assert torch.equal(soft, operators.bounded_soft(expected, temperature=0.3, gate=gate))
-    assert torch.allclose(hard, operators.top_hard(logits, size) * (size if gate else 1))
 
 
 def flattening() -> nn.Module:

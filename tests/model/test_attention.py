@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bla.model.attention import Attention, BoundedLogitAttention, L2XAttention, Selection, weighted_sum
+from bla.model.attention import Attention, BoundedLogitAttention, L2XAttention, Selection
 from bla.model.classifier import ExplainableClassifier
+from bla.model.heads import weighted_sum
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -181,7 +182,7 @@ def test_wrong_shapes_and_sizes_are_refused(module: Attention) -> None:
         with pytest.raises(ValueError, match=r"features of shape \(batch, 4, height, width\), got \("):
             module(torch.zeros(shape))
     for size in (0, -2, 10):
-        with pytest.raises(ValueError, match=f"size from 1 to 9, the number of cells, got {size}"):
+        with pytest.raises(ValueError, match=f"size from 1 to 9, the number of items, got {size}"):
             module(torch.zeros(2, 4, 3, 3), size=size)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from bla.data.photo import Transform
 from bla.explanations.explanation import Explanation, ExplanationError
-from bla.model.attention import BoundedLogitAttention, MapHead, kept, weighted_sum
+from bla.model.attention import BoundedLogitAttention
 from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
+from bla.model.heads import MapHead, kept, weighted_sum
 from bla.model.votes import votes
 
 B, C, H, W, K = 3, 5, 2, 4, 6

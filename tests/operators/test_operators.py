@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from bla.operators import bound, bound_at_size, bounded_hard, bounded_soft, gumbel_soft, top_hard
+from bla.operators import best, bound, bound_at_size, bounded_hard, bounded_soft, gumbel_soft, top_hard
 
 INF, NAN = math.inf, math.nan
 
@@ -452,6 +452,15 @@ def test_the_size_dial(batch: np.ndarray) -> None:
         previous = chosen
 
 
+@given(batches, st.data())
+def test_sizes_that_differ_from_row_to_row(batch: np.ndarray, data: st.DataObject) -> None:
+    logits = torch.from_numpy(batch).round()  # with ties
+    sizes = data.draw(st.lists(st.integers(1, batch.shape[1]), min_size=len(batch), max_size=len(batch)))
+    for operator in (bound_at_size, best, top_hard):
+        together = operator(logits, torch.tensor(sizes)[:, None])
+        assert torch.equal(together, torch.stack([operator(row, k) for row, k in zip(logits, sizes, strict=True)]))
+
+
 @given(batches, st.sampled_from(["official", "corrected"]), st.integers(0, 99))
 def test_gumbel_weights_sum_to_between_one_and_size(batch: np.ndarray, variant: Any, seed: int) -> None:
     logits = torch.from_numpy(batch)
@@ -467,7 +476,7 @@ def test_gumbel_weights_sum_to_between_one_and_size(batch: np.ndarray, variant: 
 @pytest.mark.parametrize("operator", [bound_at_size, gumbel_soft, top_hard])
 @pytest.mark.parametrize("size", [-1, 0, 6])
 def test_sizes_out_of_range_are_refused(operator: Callable[[Tensor, int], Tensor], size: int) -> None:
-    with pytest.raises(ValueError, match=f"expected a size from 1 to 5, the number of cells, got {size}"):
+    with pytest.raises(ValueError, match=f"expected a size from 1 to 5, the number of items, got {size}"):
         operator(torch.zeros(2, 5), size)
 
 

@@ -265,7 +265,7 @@ def test_straight_through_has_the_soft_gradient() -> None:
         (lambda: BoundedLogits(temperature=0), "temperature > 0, got 0"),
         (lambda: BoundedLogits(noise=-1), "noise >= 0, got -1"),
         (lambda: BoundedLogits(k=0), "k > 0, got 0"),
-        (lambda: BoundedLogits(gate=True, threshold="auto"), "no threshold with the gate"),
+        (lambda: BoundedLogits(gate=True, threshold="auto"), "no threshold with the sigmoid gate"),
         (lambda: BoundedLogits(threshold=2.0), "number in"),
         (lambda: GumbelMaximum(0), "k > 0, got 0"),
         (lambda: HardConcrete(beta=0), "beta > 0, got 0"),

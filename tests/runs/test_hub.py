@@ -18,7 +18,7 @@ from torch import nn
 
 import bla
 from bla.data.photo import Transform
-from bla.model.attention import BoundedLogitAttention, L2XAttention
+from bla.model.attention import Attention, BoundedLogitAttention, L2XAttention
 from bla.model.backbones import load_backbone
 from bla.model.classifier import ExplainableClassifier, explainable
 from bla.runs.hub import CLASSIFIER, HubError, from_pretrained, push_to_hub, save_pretrained
@@ -127,11 +127,11 @@ def test_weights_that_nobody_else_has_are_asked_for(run_folder: Path, classifier
     ],
     ids=["threshold", "gate", "l2x"],
 )
-def test_a_fitted_classifier_comes_back_as_it_was(attention: nn.Module, classifier: nn.Module, tmp_path: Path) -> None:
+def test_a_fitted_classifier_comes_back_as_it_was(attention: Attention, classifier: nn.Module, tmp_path: Path) -> None:
     channels = explainable(classifier, transform=TRANSFORM).attention.in_channels
-    attention = type(attention)(channels, **arguments(attention))
+    attention = type(attention)(channels, **attention.settings)
     names = [f"kind {index}" for index in range(1000)]
-    wrapped = explainable(classifier, attention=attention, transform=TRANSFORM, classes=names)  # type: ignore[arg-type]
+    wrapped = explainable(classifier, attention=attention, transform=TRANSFORM, classes=names)
     with pytest.raises(HubError, match=r"before bla\.fit"):
         save_pretrained(wrapped, tmp_path / "shared")
     metrics = fit(wrapped, PHOTOS, epochs=1)
@@ -140,14 +140,6 @@ def test_a_fitted_classifier_comes_back_as_it_was(attention: nn.Module, classifi
     named = save_pretrained(wrapped, tmp_path / "named", metrics=metrics)
     assert same(from_pretrained(named, model=classifier), wrapped)
     assert f"agrees with the one from all cells on {metrics['agreement']:.1%}" in (named / "README.md").read_text()
-
-
-def arguments(attention: Any) -> dict[str, Any]:
-    score = attention.score if isinstance(attention.score, nn.Sequential) else [attention.score]
-    found = {"hidden": [layer.out_channels for layer in score if isinstance(layer, nn.Conv2d)][:-1]}
-    found["context"] = attention.context is not None
-    names = ("temperature", "threshold", "gate", "size", "variant")
-    return found | {name: getattr(attention, name) for name in names if hasattr(attention, name)}
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit_relpos"])  # a class token, and tokens that are averaged

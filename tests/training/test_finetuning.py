@@ -22,8 +22,9 @@ from bla.comparison import compare
 from bla.comparison.methods import ComparisonError
 from bla.data.image_sets import image_folder
 from bla.data.photo import DataError
-from bla.model.attention import BoundedLogitAttention, weighted_sum
+from bla.model.attention import BoundedLogitAttention
 from bla.model.classifier import explainable
+from bla.model.heads import weighted_sum
 from bla.progress import silent
 from bla.runs import run
 from bla.runs.record import RunError

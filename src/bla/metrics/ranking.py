@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bla.operators import best
+
 
 def top_cells(ranking: Tensor, sizes: Tensor | int) -> Tensor:
     """The ``sizes[i]`` best cells of map i; a tie goes to the cell that comes first.
@@ -34,7 +36,8 @@ def top_cells(ranking: Tensor, sizes: Tensor | int) -> Tensor:
     wanted = torch.as_tensor(sizes, device=ranking.device).expand(len(ranking))
     if len(wanted) and not (int(wanted.min()) >= 1 and int(wanted.max()) <= cells):
         raise ValueError(f"expected sizes from 1 to {cells}, the number of cells, got {wanted.tolist()[:8]}")
-    return places(ranking) < wanted[:, None, None]
+    _check_finite(ranking)
+    return best(ranking.flatten(1), wanted[:, None]).reshape(ranking.shape)
 
 
 def places(ranking: Tensor) -> Tensor:
@@ -43,8 +46,7 @@ def places(ranking: Tensor) -> Tensor:
     >>> places(torch.tensor([[[3.0, 1.0, 3.0]]])).tolist()
     [[[0, 2, 1]]]
     """
-    if not torch.isfinite(ranking).all():
-        raise ValueError("expected finite rankings, got NaN or infinity: check the method that made them")
+    _check_finite(ranking)
     order = ranking.flatten(1).argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1).reshape(ranking.shape)
 
@@ -52,3 +54,8 @@ def places(ranking: Tensor) -> Tensor:
 def masks_by_size(ranking: Tensor, sizes: Sequence[int]) -> Tensor:
     """The best cells at each of several sizes: (B, H, W) to booleans (B, S, H, W)."""
     return torch.stack([top_cells(ranking, size) for size in sizes], dim=1)
+
+
+def _check_finite(ranking: Tensor) -> None:
+    if not torch.isfinite(ranking).all():
+        raise ValueError("expected finite rankings, got NaN or infinity: check the method that made them")

@@ -1,30 +1,32 @@
-"""The trainable module on a feature map: a score for every cell, and an operator that turns scores into weights."""
+"""The trainable module on a feature map: it scores every cell, and an operator turns the scores into weights."""
 
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bla import BlaError, operators
+from bla.operators.weights import check_positive, check_threshold
 
 
 class AttentionError(BlaError):
-    """A module that is used without what it needs."""
+    """An attention that is called without what it needs, or asked about a class that it cannot know."""
 
 
 _START_SPREAD = 0.1
-"""Of u at the start: chosen on validation splits of birds100's training images among 0.1, 1 and 2."""
+"""Standard deviation of u at the start: the best of 0.1, 1 and 2 on validation splits of birds100's training images."""
 
 _CLUES = 3
-"""Inputs a cell of the class-aware score."""
+"""Inputs a cell of the class-conditional score."""
 
 
 class Selection(NamedTuple):
-    """What a module says of a feature map; each of shape (B, H, W)."""
+    """Scores and weights of a feature map's cells, each of shape (B, H, W)."""
 
     unbounded: Tensor
     """-u: ranks the cells, larger is more relevant."""
@@ -36,20 +38,132 @@ class Selection(NamedTuple):
     """The weights of the subset, zero outside of it, used at test time."""
 
 
-class BoundedLogitAttention(nn.Module):
+class Attention(nn.Module):
+    """What all kinds share: a score network, ``forward(features, size=, target=)``, and flags that say what they are.
+
+    Attributes
+    ----------
+    method: the name that explanations carry.
+    bounded: the scores have a bound, at which cells are selected; :meth:`move_bound` moves it.
+    class_conditional: the selection depends on a class: ``target``, or the class that the judge predicts.
+    gate: the weights are not normalised.
+    temperature, threshold: of the weights.
+    score, context: u of every cell, a 1x1 convolution to one channel; a layer on the pooled map, or None.
+    """
+
+    method: ClassVar[str]
+    bounded: ClassVar[bool] = False
+    class_conditional: ClassVar[bool] = False
+    gate = False
+    temperature: float
+    threshold: float | Literal["auto"] = 0.0
+
+    def __init__(self, in_channels: int, hidden: Sequence[int], context: bool) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.hidden = tuple(hidden)
+        layers: list[nn.Module] = []
+        for inner, outer in itertools.pairwise([in_channels, *hidden]):
+            layers += [nn.Conv2d(inner, outer, 1), nn.ReLU()]
+        last = nn.Conv2d([in_channels, *hidden][-1], 1, 1)
+        self.score: nn.Conv2d | nn.Sequential = nn.Sequential(*layers, last) if layers else last
+        self.context = nn.Linear(in_channels, in_channels) if context else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start anew, with weights from torch's global generator."""
+        for layer in [*self.score.modules(), self.context]:
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.reset_parameters()
+        weight, bias = self._last_layer()
+        nn.init.uniform_(weight, -1 / weight.shape[1], 1 / weight.shape[1])
+        nn.init.ones_(bias)
+
+    def forward(self, features: Tensor, *, size: int | None = None, target: Tensor | None = None) -> Selection:
+        """Weights for features of shape (B, C, H, W), any grid.
+
+        With ``size`` exactly that many cells are selected: those that score best.
+
+        Raises
+        ------
+        ValueError
+            If the features are not (B, C, H, W), or ``size`` is not in 1..H*W.
+        AttentionError
+            If there is a ``target``, class indices (B,), for an attention that is not class-conditional.
+        """
+        return self.weigh(self._unbounded(features, target), size)
+
+    @abstractmethod
+    def weigh(self, unbounded: Tensor, size: int | Tensor | None = None) -> Selection:
+        """The selection by scores -u (B, H, W), at a size (B, 1) for each map if that is a tensor."""
+
+    def predicted(self, features: Tensor) -> Tensor | None:
+        """The classes (B,) that are explained by default; None where the selection depends on no class."""
+        return None
+
+    def default_judge(self, head: nn.Module) -> None:
+        """Let a class-conditional score ask this head about each cell, unless it has one to ask."""
+
+    def calibrate(self, features: Tensor) -> None:
+        """Start at the scale of these features (B, C, H, W); a kind without a bound starts anywhere."""
+
+    def freeze_draws(self, cells: int) -> None:
+        """Make the draws of evaluation mode a constant for maps of so many cells, so that the module can be traced."""
+
+    @torch.no_grad()
+    def move_bound(self, score: float | Tensor) -> None:
+        """Subtract ``score`` from every u: the cells with u <= score are then at the bound."""
+        _, bias = self._last_layer()
+        bias.sub_(score)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that build an attention like this one, by the names of ``Settings``."""
+        return {"hidden": self.hidden, "context": self.context is not None}
+
+    def extra_repr(self) -> str:
+        """The settings, for ``repr``."""
+        own = {name: value for name, value in self.settings.items() if name not in ("hidden", "context")}
+        return ", ".join(f"{name}={value!r}" for name, value in own.items())
+
+    def _unbounded(self, features: Tensor, target: Tensor | None) -> Tensor:
+        """-u of every cell, (B, H, W)."""
+        self._check(features)
+        if target is not None:
+            raise AttentionError("expected no target for a class-agnostic attention, got one: leave it out")
+        if self.context is not None:
+            features = features + self.context(features.mean(dim=(2, 3)))[:, :, None, None]
+        unbounded: Tensor = -self.score(features)[:, 0]
+        return unbounded
+
+    def _check(self, features: Tensor) -> None:
+        if features.ndim != 4 or features.shape[1] != self.in_channels or 0 in features.shape[2:]:
+            raise ValueError(
+                f"expected features of shape (batch, {self.in_channels}, height, width), got {tuple(features.shape)}"
+            )
+
+    def _last_layer(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that gives u."""
+        last = self.score[-1] if isinstance(self.score, nn.Sequential) else self.score
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        return last.weight, last.bias
+
+
+class BoundedLogitAttention(Attention):
     r"""Score every cell, bound the scores above by zero, weight the cells; at test time keep those at the bound.
 
     .. math:: u = \mathrm{score}(F), \quad z = -\mathrm{relu}(u), \quad g = \mathrm{softmax}(\tau z), \quad
               \text{head reads } \textstyle\sum_n g_n F_n
 
     Source: arXiv 2105.14824. :func:`bla.operators.bounded_soft` and :func:`bla.operators.bounded_hard` give the
-    weights in full.
+    weights in full, :func:`bla.operators.bound_at_size` the bound at a given size.
 
     Parameters
     ----------
     in_channels: C, the channels of the feature map.
     temperature: tau > 0, multiplies the scores.
-    threshold: gamma, taken off the weights (BLA-T); a number >= 0, or ``"auto"`` for 0.98 / N.
+    threshold: gamma, subtracted from the weights (BLA-T); a number >= 0, or ``"auto"`` for 0.98 / N.
     hidden: channels of further 1x1 convolutions (each followed by a ReLU) before the score.
     context: add a vector made from the pooled map to every cell before scoring.
     gate: the sigmoid gate in place of the softmax.
@@ -70,6 +184,9 @@ class BoundedLogitAttention(nn.Module):
     tensor([8, 8])
     """
 
+    method = "BLA"
+    bounded = True
+
     def __init__(
         self,
         in_channels: int,
@@ -80,49 +197,28 @@ class BoundedLogitAttention(nn.Module):
         context: bool = False,
         gate: bool = False,
     ) -> None:
-        super().__init__()
-        _check_positive("temperature", temperature)
-        if threshold != "auto" and not (isinstance(threshold, (int, float)) and 0 <= threshold < 1):
-            raise ValueError(f"expected threshold 'auto' or a number in [0, 1), got {threshold!r}")
-        if gate and threshold:
-            raise ValueError(f"expected no threshold with the sigmoid gate, got {threshold}: leave one of them out")
-        self.in_channels = in_channels
+        check_positive("temperature", temperature)
+        check_threshold(threshold, gate)
+        super().__init__(in_channels, hidden, context)
         self.temperature = temperature
         self.threshold = threshold
         self.gate = gate
-        self.score = _score_network(in_channels, hidden)
-        self.context = nn.Linear(in_channels, in_channels) if context else None
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Start anew, with weights from torch's global generator."""
-        _restart(self.score, self.context)
-
-    def forward(self, features: Tensor, *, size: int | None = None) -> Selection:
-        """Weights for features of shape (B, C, H, W), any grid.
-
-        With ``size`` the bound moves to each map's size-th best cell, and exactly that many are selected.
-
-        Raises
-        ------
-        ValueError
-            If the features are not (B, C, H, W), or ``size`` is not in 1..H*W.
-        """
-        return self._selection(features, _logits(self.score, self.context, features, self.in_channels), size)
-
-    def _selection(self, features: Tensor, unbounded: Tensor, size: int | None) -> Selection:
+    def weigh(self, unbounded: Tensor, size: int | Tensor | None = None) -> Selection:
+        """The selection by scores -u (B, H, W): at the bound, or with the bound at the size-th best cell."""
+        logits = unbounded.flatten(1)
         if size is None:
-            scores = operators.bound(unbounded)
+            scores = operators.bound(logits)
             hard = operators.bounded_hard(scores, gate=self.gate)
         else:
-            scores = operators.bound_at_size(unbounded, size)
-            hard = operators.top_hard(unbounded, size) * (size if self.gate else 1)
+            scores = operators.bound_at_size(logits, size)
+            hard = operators.top_hard(logits, size) * (size if self.gate else 1)
         soft = operators.bounded_soft(scores, temperature=self.temperature, threshold=self.threshold, gate=self.gate)
-        return _on_grid(features, unbounded, scores, soft, hard)
+        return Selection(*(values.reshape_as(unbounded) for values in (logits, scores, soft, hard)))
 
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
-        """Start at these features' own scale (B, C, H, W): u of median 0 and spread 0.1, half the cells at the bound.
+        """Start at the scale of these features (B, C, H, W): u of median 0 and spread 0.1, half the cells at the bound.
 
         Half of the cells then pass gradients, and the soft weights are nearly those of mean pooling. Meant for a
         first batch, before training. Where features do not differ from cell to cell, every cell starts off the
@@ -133,46 +229,39 @@ class BoundedLogitAttention(nn.Module):
         ValueError
             If the features are not finite.
         """
-        last = _last(self.score)
-        assert last.bias is not None
+        weight, bias = self._last_layer()
         u = -self(features).unbounded.flatten(1).double()
         if not torch.isfinite(u).all():
             raise ValueError("expected finite features, got NaN or infinity: check the classifier and its input")
         middle, spread = u.median(), u.std(correction=0)
         if spread > 1e-6 * u.abs().max():
-            if u.max() - middle < 1e-3 * spread:  # most cells alike and no other above: as it is, all would be clipped
+            if u.max() - middle < 1e-3 * spread:  # most cells are alike and none lies above: all would be clipped
                 spread = -spread
-            last.weight.mul_(_START_SPREAD / spread)
-            last.bias.copy_((last.bias - middle) * (_START_SPREAD / spread))
+            weight.mul_(_START_SPREAD / spread)
+            bias.copy_((bias - middle) * (_START_SPREAD / spread))
         else:
-            last.bias.add_(_START_SPREAD - middle)
+            bias.add_(_START_SPREAD - middle)
 
-    @torch.no_grad()
-    def move_bound(self, score: float | Tensor) -> None:
-        """Take ``score`` off every u: the cells with u <= score are then at the bound."""
-        bias = _last(self.score).bias
-        assert bias is not None
-        bias.sub_(score)
-
-    def extra_repr(self) -> str:
-        """The settings, for ``repr``."""
-        return f"temperature={self.temperature}, threshold={self.threshold!r}, gate={self.gate}"
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that build an attention like this one."""
+        return {"temperature": self.temperature, "threshold": self.threshold, "gate": self.gate} | super().settings
 
 
 class ClassAwareAttention(BoundedLogitAttention):
-    r"""Bounded logit attention whose score reads what a head says at each cell about one class.
+    r"""Class-conditional bounded logit attention: its score reads what a head says at each cell about one class.
 
     .. math:: l = \mathrm{judge}(F_n), \quad
               x_n = (l_c, \; \log \mathrm{softmax}(l)_c, \; \lVert F_n \rVert), \quad
               u = \mathrm{score}\Bigl(\frac{x - \bar x}{s}\Bigr)
 
-    c is the class to be explained; where none is given, the one that the judge predicts from all cells. The judge is
-    a head that reads pooled vectors, called for each cell by itself; it is never trained here, and passes no
-    gradient. Each input is standardised over the cells of its map, so that what counts is how cells differ, not how
-    sure the judge is: it is surer of images that it was trained on, which would then get other sizes.
+    c is the class to be explained, by default the one that the judge predicts from all cells. The judge is a head that
+    reads pooled vectors, called for each cell alone; it is never trained here, and passes no gradient. Each input is
+    standardised over the cells of its map, so that what counts is how cells differ and not how sure the judge is: it is
+    surer of images that it was trained on, and the sizes on those would differ from the sizes on others.
 
-    That a selection made with the judge's help agrees with the judge proves nothing: it knew the answer. The cells
-    are still all that the head reads. What counts is an evaluator of its own, what is left out, and the object.
+    A selection that agrees with the judge proves nothing, as the judge helped to make it. The cells are still all that
+    the head reads. Evidence comes from an independent evaluator, from the cells left out, and from the object's place.
 
     Parameters
     ----------
@@ -190,6 +279,8 @@ class ClassAwareAttention(BoundedLogitAttention):
     tensor([3, 3])
     >>> other = attention(features, target=torch.tensor([4, 0]))
     """
+
+    class_conditional = True
 
     def __init__(
         self,
@@ -212,21 +303,20 @@ class ClassAwareAttention(BoundedLogitAttention):
             self.judge.eval()
         return self
 
-    def forward(self, features: Tensor, *, size: int | None = None, target: Tensor | None = None) -> Selection:
-        """Weights for features (B, C, H, W) and class indices (B,), as of :class:`BoundedLogitAttention`.
-
-        Raises
-        ------
-        ValueError
-            If the features are not (B, C, H, W), ``size`` is not in 1..H*W, or there is no judge.
-        """
-        return self._selection(features, -self.score(self._clues(features, target)).flatten(1), size)
+    def default_judge(self, head: nn.Module) -> None:
+        """Let the score ask this head about each cell, unless it has one to ask."""
+        if self.judge is None:
+            self.judge = head
 
     def predicted(self, features: Tensor) -> Tensor:
         """The classes (B,) that the judge predicts from all cells of features (B, C, H, W)."""
-        _check_features(features, self.in_channels)
+        self._check(features)
         classes: Tensor = self._judged()(features.mean(dim=(2, 3))).argmax(-1)
         return classes
+
+    def _unbounded(self, features: Tensor, target: Tensor | None) -> Tensor:
+        unbounded: Tensor = -self.score(self._clues(features, target))[:, 0]
+        return unbounded
 
     def _judged(self) -> nn.Module:
         if self.judge is None:
@@ -235,7 +325,7 @@ class ClassAwareAttention(BoundedLogitAttention):
 
     def _clues(self, features: Tensor, target: Tensor | None) -> Tensor:
         """The three inputs, standardised, (B, 3, H, W)."""
-        _check_features(features, self.in_channels)
+        self._check(features)
         features = features.detach()
         cells = features.permute(0, 2, 3, 1).flatten(0, 2)
         logits = self._judged()(cells).detach()
@@ -248,7 +338,7 @@ class ClassAwareAttention(BoundedLogitAttention):
         return clues.reshape(features.shape[0], _CLUES, *features.shape[2:])
 
 
-class L2XAttention(nn.Module):
+class L2XAttention(Attention):
     r"""The fixed-size rival, L2X-F: learning-to-explain's relaxed subset of ``size`` cells on the feature map.
 
     .. math:: z = -u, \quad g = \max_{j \le k} \mathrm{softmax}(\tau (z + G^j)), \quad
@@ -265,6 +355,9 @@ class L2XAttention(nn.Module):
     tensor([3, 3])
     """
 
+    method = "L2X"
+    draws: Tensor | None
+
     def __init__(
         self,
         in_channels: int,
@@ -275,50 +368,47 @@ class L2XAttention(nn.Module):
         hidden: Sequence[int] = (),
         context: bool = False,
     ) -> None:
-        super().__init__()
-        _check_positive("temperature", temperature)
-        _check_positive("size", size)
+        check_positive("temperature", temperature)
+        check_positive("size", size)
         if variant not in ("official", "corrected"):
             raise ValueError(f"expected variant 'official' or 'corrected', got {variant!r}")
-        self.in_channels = in_channels
+        super().__init__(in_channels, hidden, context)
         self.size = size
         self.temperature = temperature
         self.variant: operators.GumbelVariant = variant
-        self.score = _score_network(in_channels, hidden)
-        self.context = nn.Linear(in_channels, in_channels) if context else None
-        self.reset_parameters()
+        self.register_buffer("draws", None, persistent=False)
 
-    def reset_parameters(self) -> None:
-        """Start anew, with weights from torch's global generator."""
-        _restart(self.score, self.context)
-
-    def forward(self, features: Tensor, *, size: int | None = None) -> Selection:
-        """Weights for features of shape (B, C, H, W); ``size`` replaces the module's own."""
-        logits = _logits(self.score, self.context, features, self.in_channels)
-        size = min(self.size, logits.shape[-1]) if size is None else size
-        generator = None if self.training else torch.Generator(logits.device).manual_seed(0)
+    def weigh(self, unbounded: Tensor, size: int | Tensor | None = None) -> Selection:
+        """The selection by scores -u (B, H, W): the ``size`` best cells, by default the module's own size."""
+        logits = unbounded.flatten(1)
+        size = min(self.size, logits.shape[-1]) if size is None else int(size)
         soft = operators.gumbel_soft(
             logits,
             size,
             temperature=self.temperature,
             variant=self.variant,
-            generator=generator,
+            generator=None if self.training else torch.Generator(logits.device).manual_seed(0),
             shared_noise=not self.training,
+            noise=self.draws,
         )
-        return _on_grid(features, logits, logits, soft, operators.top_hard(logits, size))
+        hard = operators.top_hard(logits, size)
+        return Selection(*(values.reshape_as(unbounded) for values in (logits, logits, soft, hard)))
 
-    def extra_repr(self) -> str:
-        """The settings, for ``repr``."""
-        return f"size={self.size}, temperature={self.temperature}, variant={self.variant!r}"
+    def freeze_draws(self, cells: int) -> None:
+        """Make the draws of evaluation mode a constant for maps of so many cells, so that the module can be traced."""
+        draws = torch.empty(1, min(self.size, cells), cells).exponential_(generator=torch.Generator().manual_seed(0))
+        self.draws = draws.log_().neg_()
 
-
-Attention = BoundedLogitAttention | L2XAttention
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that build an attention like this one."""
+        return {"size": self.size, "temperature": self.temperature, "variant": self.variant} | super().settings
 
 
 def signed(
     setup: str, threshold: float | Literal["auto"], own: float | Literal["auto"], *, class_aware: bool = False
 ) -> str:
-    """What explanations are signed with: a setup, what the score reads, and a threshold that is not the setup's own.
+    """What explanations are signed with: a setup, what the score reads, and a threshold other than the setup's.
 
     >>> signed("BLA-PH", "auto", "auto"), signed("BLA-PH", 0, "auto"), signed("BLA", 0.01, 0)
     ('BLA-PH', 'BLA-PH, no threshold', 'BLA, threshold 0.01')
@@ -329,99 +419,3 @@ def signed(
     if threshold != own:
         parts.append("no threshold" if threshold == 0 else f"threshold {threshold}")
     return ", ".join(parts)
-
-
-def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
-    """What the head reads: sum_n g_n F_n; features (B, C, H, W) and weights (B, H, W) to (B, C).
-
-    >>> weighted_sum(torch.ones(1, 3, 2, 2), torch.full((1, 2, 2), 0.25))
-    tensor([[1., 1., 1.]])
-    """
-    return torch.bmm(features.flatten(2), weights.flatten(1).unsqueeze(-1).to(features.dtype)).squeeze(-1)
-
-
-def kept(weights: Tensor) -> Tensor:
-    """What is kept of each cell, in [0, 1]: the weights (B, H, W) over the largest of each map.
-
-    Uniform weights keep all, a hard selection keeps the selected and nothing else.
-
-    >>> kept(torch.tensor([[[0.25, 0.25, 0.0, 0.125]]]))
-    tensor([[[1.0000, 1.0000, 0.0000, 0.5000]]])
-    """
-    return weights / weights.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-
-
-class MapHead(nn.Module):
-    """A head that reads a map of which cells are kept or left out, where no pooled vector holds what it needs.
-
-    ``forward(features, keep=None)``: features (B, C, H, W) and ``keep`` (B, H, W) in [0, 1] to logits (B, K). Of a
-    cell with 0 nothing is read; None keeps all.
-    """
-
-
-def zeroed(features: Tensor, keep: Tensor | None) -> Tensor:
-    """Each cell of features (B, C, H, W) times what is kept of it (B, H, W)."""
-    return features if keep is None else features * keep[:, None].to(features.dtype)
-
-
-def read(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
-    """Logits (B, K) that a head gives for features (B, C, H, W) under weights (B, H, W).
-
-    >>> read(nn.Identity(), torch.ones(1, 3, 2, 2), torch.full((1, 2, 2), 0.25))
-    tensor([[1., 1., 1.]])
-    """
-    logits: Tensor = (
-        head(features, kept(weights)) if isinstance(head, MapHead) else head(weighted_sum(features, weights))
-    )
-    return logits
-
-
-def _score_network(in_channels: int, hidden: Sequence[int]) -> nn.Conv2d | nn.Sequential:
-    widths = [in_channels, *hidden]
-    layers: list[nn.Module] = []
-    for inner, outer in itertools.pairwise(widths):
-        layers += [nn.Conv2d(inner, outer, 1), nn.ReLU()]
-    score = nn.Conv2d(widths[-1], 1, 1)
-    return nn.Sequential(*layers, score) if layers else score
-
-
-def _restart(score: nn.Conv2d | nn.Sequential, context: nn.Linear | None) -> None:
-    layers = [*score] if isinstance(score, nn.Sequential) else [score]
-    for layer in [*layers, context]:
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.reset_parameters()
-    last = _last(score)
-    assert last.bias is not None
-    nn.init.uniform_(last.weight, -1 / last.in_channels, 1 / last.in_channels)
-    nn.init.ones_(last.bias)
-
-
-def _last(score: nn.Module) -> nn.Conv2d:
-    last = score[-1] if isinstance(score, nn.Sequential) else score
-    assert isinstance(last, nn.Conv2d)
-    return last
-
-
-def _logits(score: nn.Module, context: nn.Linear | None, features: Tensor, in_channels: int) -> Tensor:
-    """-u of every cell, flat: (B, H*W)."""
-    _check_features(features, in_channels)
-    if context is not None:
-        features = features + context(features.mean(dim=(2, 3)))[:, :, None, None]
-    logits: Tensor = -score(features).flatten(1)
-    return logits
-
-
-def _check_features(features: Tensor, in_channels: int) -> None:
-    if features.ndim != 4 or features.shape[1] != in_channels or 0 in features.shape[2:]:
-        raise ValueError(
-            f"expected features of shape (batch, {in_channels}, height, width), got {tuple(features.shape)}"
-        )
-
-
-def _on_grid(features: Tensor, *flat: Tensor) -> Selection:
-    return Selection(*(values.reshape(-1, *features.shape[2:]) for values in flat))
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"expected {name} > 0, got {value}")

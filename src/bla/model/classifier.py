@@ -21,18 +21,14 @@ from bla.explanations.explanation import Explanation, Prediction, Unexplained, V
 from bla.model.attention import (
     Attention,
     BoundedLogitAttention,
-    ClassAwareAttention,
-    MapHead,
     Selection,
-    read,
     signed,
 )
+from bla.model.heads import TimmHead, read, shares_trunk
 from bla.model.parts import Part
 from bla.model.splitting import (
     ClassifierError,
-    TimmHead,
     TimmTrunk,
-    TokenHead,
     checked_split,
     checked_trunk,
     drop_hooks,
@@ -98,7 +94,7 @@ class ExplainableClassifier(nn.Module):
         several_labels: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(head, (TimmHead, TokenHead, MapHead)) and not frozen_head:
+        if shares_trunk(head) and not frozen_head:
             raise ClassifierError(
                 f"{name}: expected a head of its own to train, got one that shares the trunk's module"
             )
@@ -159,20 +155,13 @@ class ExplainableClassifier(nn.Module):
         return self._select(self.trunk(pixels), size, target)
 
     def _select(self, features: Tensor, size: int | None, target: Tensor | None) -> Selection:
-        selection: Selection
-        if target is None:
-            selection = self.attention(features, size=size)
-        else:
-            selection = self._class_aware()(features, size=size, target=target)
-        return selection
-
-    def _class_aware(self) -> ClassAwareAttention:
-        if not isinstance(self.attention, ClassAwareAttention):
+        if target is not None and not self.attention.class_conditional:
             raise ClassifierError(
                 f"{self.name}: expected a class-aware explainer to ask about a class, got a class-agnostic one "
                 f"({self.setup}): train with class_aware=True, or leave target out"
             )
-        return self.attention
+        selection: Selection = self.attention(features, size=size, target=target)
+        return selection
 
     def explain(
         self,
@@ -288,10 +277,9 @@ class ExplainableClassifier(nn.Module):
             cells = features.shape[2] * features.shape[3]
             if size is not None and size > cells:
                 raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
-            targets: Tensor | None = None
-            if isinstance(self.attention, ClassAwareAttention):
-                targets = self.attention.predicted(features)
-                targets = targets if target is None else torch.full_like(targets, target)
+            targets = self.attention.predicted(features)
+            if targets is not None and target is not None:
+                targets = torch.full_like(targets, target)
             selection = self._select(features, size, targets)
             logits = self.classify(features, selection.hard).float()
             probabilities = logits.sigmoid() if self.several_labels else logits.softmax(-1)
@@ -315,7 +303,7 @@ class ExplainableClassifier(nn.Module):
                 image=name,
                 prediction=self._prediction(indices[0], values[0]),
                 top=tuple(map(self._prediction, indices, values)),
-                method="BLA" if isinstance(self.attention, BoundedLogitAttention) else "L2X",
+                method=self.attention.method,
                 grid=hard.shape,
                 unbounded=unbounded,
                 scores=scores,
@@ -448,17 +436,16 @@ def explainable(
         raise ClassifierError(
             f"{name}: expected an attention for {channels} channels, got one for {attention.in_channels}"
         )
-    if isinstance(attention, ClassAwareAttention):
+    if attention.class_conditional:
         if several_labels:
             raise ClassifierError(
                 f"{name}: expected a class-agnostic attention with several_labels, got a class-aware one, whose score "
                 "asks about one class: an image has one selection for all; explanation.present has each label's votes"
             )
-        if attention.judge is None:
-            attention.judge = head
+        attention.default_judge(head)
     setup = "L2X-F"
-    if isinstance(attention, BoundedLogitAttention):
-        setup = signed("BLA-PH", attention.threshold, "auto", class_aware=isinstance(attention, ClassAwareAttention))
+    if attention.bounded:
+        setup = signed("BLA-PH", attention.threshold, "auto", class_aware=attention.class_conditional)
     return ExplainableClassifier(
         trunk,
         attention,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from bla.model.attention import MapHead
+from bla.model.heads import MapHead
 
 _LEAST = 1e-6
 """Below this, what is kept of a cell in training changes its logits no more."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bla import BlaError
 from bla.data.photo import Transform
-from bla.model.attention import MapHead, kept, read, zeroed
+from bla.model.heads import TimmHead, TimmMapHead, TokenHead, kept, read, reads_maps
 from bla.model.joining import split_at_join
 from bla.model.parts import Part, named_parts, tensor_in
 from bla.model.tracing import (
@@ -41,7 +41,7 @@ class _UncutError(ValueError):
 
 
 class TimmTrunk(nn.Module):
-    """A timm classifier's unpooled features, as (B, C, H, W)."""
+    """A timm classifier's unpooled features: a map as (B, C, H, W), or a row of tokens as it comes."""
 
     def __init__(self, model: nn.Module, channels_last: bool) -> None:
         super().__init__()
@@ -49,59 +49,9 @@ class TimmTrunk(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w) to features (B, C, H, W)."""
+        """Pixels (B, 3, h, w) to features (B, C, H, W), or tokens (B, P + H*W, C)."""
         features: Tensor = self.model.forward_features(pixels)  # type: ignore[operator]
         return features.permute(0, 3, 1, 2) if self.channels_last else features
-
-
-class TimmHead(nn.Module):
-    """What follows a timm classifier's pooling, whatever it is, for one pooled vector.
-
-    The vector is handed over as a map of one cell, on which the pooling is the identity.
-    """
-
-    def __init__(self, model: nn.Module, channels_last: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.channels_last = channels_last
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled features (B, C) to logits (B, K)."""
-        one_cell = pooled[:, None, None, :] if self.channels_last else pooled[:, :, None, None]
-        logits: Tensor = self.model.forward_head(one_cell)  # type: ignore[operator]
-        return logits
-
-
-class TokenHead(nn.Module):
-    """What follows a timm classifier's average over patch tokens, for one pooled vector.
-
-    The vector is handed over as the one patch token, on which the average is the identity; tokens in front are zero.
-    """
-
-    def __init__(self, model: nn.Module, prefix: int) -> None:
-        super().__init__()
-        self.model = model
-        self.prefix = prefix
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled features (B, C) to logits (B, K)."""
-        logits: Tensor = self.model.forward_head(nn.functional.pad(pooled[:, None], (0, 0, self.prefix, 0)))  # type: ignore[operator]
-        return logits
-
-
-class TimmMapHead(MapHead):
-    """What follows a timm classifier's last map, where that is not an average: VGG's 7x7 convolution, a maximum."""
-
-    def __init__(self, model: nn.Module, channels_last: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.channels_last = channels_last
-
-    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Features (B, C, H, W), each cell times what is kept of it (B, H, W), to logits (B, K)."""
-        features = zeroed(features, keep)
-        logits: Tensor = self.model.forward_head(features.permute(0, 2, 3, 1) if self.channels_last else features)  # type: ignore[operator]
-        return logits
 
 
 class FirstLogits(nn.Module):
@@ -249,7 +199,7 @@ def _self_check(head: nn.Module, features: Tensor, logits: Tensor) -> None:
             "all zero, or features alike everywhere): it needs a trained head",
             final=True,
         )
-    if isinstance(head, MapHead):
+    if reads_maps(head):
         noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features)
         others = features + (1 - kept(first))[:, None] * noise
         leaked = (read(head, others, first) - alone).abs().max() / scale
@@ -300,7 +250,7 @@ def _cut_timm(own: nn.Module, pixels: Tensor) -> Parts:
     features = own.forward_features(pixels)  # type: ignore[operator]
     if isinstance(features, Tensor) and features.ndim == 3:
         prefix = int(getattr(own, "num_prefix_tokens", 0))
-        return TokenTrunk(_TimmTokens(own), prefix), TokenHead(own, prefix)
+        return TokenTrunk(TimmTrunk(own, channels_last=False), prefix), TokenHead(own, prefix)
     if not isinstance(features, Tensor) or features.ndim != 4:
         came = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise _UncutError(f"expected a feature map (batch, channels, height, width), got {came}")
@@ -346,19 +296,6 @@ def _cut_joined(own: nn.Module, pixels: Tensor) -> Parts:
 Cut = Callable[[nn.Module, Tensor], Parts]
 _TIMM_WAYS: tuple[Cut, ...] = (_cut_timm, _cut_joined, _cut_exported, _cut_timm_map)
 _OTHER_WAYS: tuple[Cut, ...] = (_cut_traced, _cut_joined, _cut_traced_map, _cut_exported)
-
-
-class _TimmTokens(nn.Module):
-    """A timm classifier's features as they come."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w) to tokens (B, P + H*W, C)."""
-        tokens: Tensor = self.model.forward_features(pixels)  # type: ignore[operator]
-        return tokens
 
 
 def _traced_trunk(own: nn.Module, pixels: Tensor) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from bla import BlaError
-from bla.model.attention import MapHead, zeroed
+from bla.model.heads import TracedHead, TracedMapHead
 
 
 class TracingError(BlaError):
@@ -51,33 +50,6 @@ class TracedTrunk(nn.Module):
         """Pixels (B, 3, h, w) to features (B, C, H, W)."""
         features: Tensor = self.graph(pixels)
         return features.permute(0, 3, 1, 2) if self.channels_last else features
-
-
-class TracedHead(nn.Module):
-    """The part of a traced classifier after its average, for one pooled vector."""
-
-    def __init__(self, graph: fx.GraphModule, pooled_shape: Sequence[int]) -> None:
-        super().__init__()
-        self.graph = graph
-        self.pooled_shape = tuple(pooled_shape)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled features (B, C) to logits (B, K)."""
-        logits: Tensor = self.graph(pooled.reshape(-1, *self.pooled_shape))
-        return logits
-
-
-class TracedMapHead(MapHead):
-    """The part of a traced classifier after its last map: it flattens that, or takes its maxima."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Features (B, C, H, W), each cell times what is kept of it (B, H, W), to logits (B, K)."""
-        logits: Tensor = self.graph(zeroed(features, keep))
-        return logits
 
 
 def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bla.explanations.explanation import VoteMethod
-from bla.model.attention import MapHead, read, weighted_sum
+from bla.model.heads import read, reads_maps, weighted_sum
 
 STEPS = 32
 """Midpoints of the integral."""
@@ -60,7 +60,7 @@ def votes(
         features, weights = features.clone(), weights.clone()  # which inference mode may have made
         target, against = target.clone(), None if against is None else against.clone()
         logit = asked(read(head, features, weights))
-        if isinstance(head, MapHead):
+        if reads_maps(head):
             return _left_out(head, features, weights, logit, asked)
         pooled = weighted_sum(features, weights)
         offset = asked(head(torch.zeros_like(pooled)))
@@ -86,7 +86,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _left_out(
-    head: MapHead, features: Tensor, weights: Tensor, logit: Tensor, asked: Callable[[Tensor], Tensor]
+    head: nn.Module, features: Tensor, weights: Tensor, logit: Tensor, asked: Callable[[Tensor], Tensor]
 ) -> CellVotes:
     cells = torch.zeros_like(weights).flatten(1)
     alone = (weights > 0).flatten(1).sum(1) == 1

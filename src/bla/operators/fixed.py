@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
-from bla.operators.subset import SubsetOperator, best, check_positive, gumbel_like
-from bla.operators.weights import straight_through
+from bla.operators.subset import SubsetOperator, fixed_size, gumbel_like
+from bla.operators.weights import best, check_positive, check_size, gumbel_soft, straight_through
 
 
 @dataclasses.dataclass(frozen=True)
 class FixedSize(SubsetOperator):
-    """What operators of fixed size share: the hard subset is the k largest scores, ties to the first.
+    """What operators of fixed size share: the hard subset is the k largest scores; among equal ones the first.
 
     Parameters
     ----------
-    k: how many; all items of a row that has fewer.
+    k: the size; of a row with fewer items all are selected.
     """
 
     k: int
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing."""
+        """Refuse a size below 1."""
         check_positive("k", self.k)
 
-    @abstractmethod
-    def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor: ...
-
     def _hard(self, scores: Tensor, mask: Tensor) -> Tensor:
-        return best(scores, mask, self.k)
+        return best(scores, self.k)
 
     def _expected_size(self, scores: Tensor, mask: Tensor) -> Tensor:
-        return mask.sum(dim=-1).clamp(max=self.k) + 0 * torch.where(mask, scores, 0).sum(dim=-1)
+        return fixed_size(scores, mask, self.k)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +46,13 @@ class GumbelMaximum(FixedSize):
     temperature: float = 0.1
 
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        best(scores, mask, self.k)  # a size beyond N is refused here as everywhere
-        noise = gumbel_like(scores.detach().expand(self.k, *scores.shape).contiguous(), generator)
-        return torch.softmax((scores + noise) / self.temperature, dim=-1).amax(dim=0)
+        noise = gumbel_like(scores.detach().expand(self.k, *scores.shape).contiguous(), generator).movedim(0, -2)
+        return gumbel_soft(scores, self.k, temperature=self.temperature, variant="corrected", noise=noise)
 
 
 @dataclasses.dataclass(frozen=True)
 class StraightThroughTopK(FixedSize):
-    r"""The k largest as they are, with a softmax's gradient.
+    r"""The k largest as 0 and 1, with a softmax's gradient.
 
     .. math:: m = \mathrm{top}_k(a + \sigma G) + (s - \mathrm{stop}(s)), \qquad s = \mathrm{softmax}((a + \sigma G) / T)
 
@@ -70,18 +65,18 @@ class StraightThroughTopK(FixedSize):
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.noise:
             scores = scores + self.noise * gumbel_like(scores, generator)
-        chosen = best(scores.detach(), mask, self.k).to(scores.dtype)
+        chosen = best(scores.detach(), self.k).to(scores.dtype)
         return straight_through(chosen, torch.softmax(scores / self.temperature, dim=-1))
 
 
 @dataclasses.dataclass(frozen=True)
 class RelaxedTopK(FixedSize):
-    r"""Reparameterisable subset sampling: k softmaxes, each on what the earlier ones left.
+    r"""Reparameterisable subset sampling: k softmaxes in turn, each on what the earlier ones left over.
 
     .. math:: \alpha^1 = a + \sigma G, \quad p^j = \mathrm{softmax}(\alpha^j / T), \quad
               \alpha^{j+1} = \alpha^j + \log(1 - p^j), \quad \text{soft} = \textstyle\sum_{j \le k} p^j
 
-    Sums to k, or to the items where they are fewer; at high temperatures an item may exceed 1.
+    Sums to k, or to the number of items if smaller; at high temperatures an item may exceed 1.
     O(kN) in time and memory. Source: Xie and Ermon 2019 (arXiv 1901.10517), after Ploetz and Roth 2018.
     """
 
@@ -89,7 +84,7 @@ class RelaxedTopK(FixedSize):
     noise: float = 1.0
 
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        best(scores.detach(), mask, self.k)  # a size beyond N is refused here as everywhere
+        check_size(self.k, scores.shape[-1])
         alpha = scores + self.noise * gumbel_like(scores, generator) if self.noise else scores
         tiny = torch.finfo(scores.dtype).tiny
         total = torch.zeros_like(scores)

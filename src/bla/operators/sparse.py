@@ -1,4 +1,4 @@
-"""Subsets of a size of their own: sparsemax, entmax-1.5 and hard concrete gates."""
+"""Rival operators with a variable subset size: sparsemax, entmax-1.5 and hard concrete gates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bla import needs_extra
-from bla.operators.subset import SubsetOperator, at_least_one, check_positive, logistic_like
+from bla.operators.subset import SubsetOperator, logistic_like
+from bla.operators.weights import best, check_positive, memberships
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Sparsemax(SubsetOperator):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing."""
+        """Refuse a temperature that is not positive."""
         check_positive("temperature", self.temperature)
 
     def _weights(self, scores: Tensor) -> Tensor:
@@ -43,11 +44,10 @@ class Sparsemax(SubsetOperator):
         return lowered.masked_fill(lowered.isnan().any(dim=-1, keepdim=True), 0.0)  # entmax fails on them; marked later
 
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        weights = self._weights(self._lowered(scores, mask))
-        return weights / weights.amax(dim=-1, keepdim=True)
+        return memberships(self._weights(self._lowered(scores, mask)))
 
     def _hard(self, scores: Tensor, mask: Tensor) -> Tensor:
-        return (self._weights(self._lowered(scores, mask)) > 0) & mask
+        return self._weights(self._lowered(scores, mask)) > 0
 
     def _expected_size(self, scores: Tensor, mask: Tensor) -> Tensor:
         return self._soft(scores, mask, None).masked_fill(~mask, 0.0).sum(dim=-1)
@@ -72,7 +72,7 @@ class Entmax15(Sparsemax):
 
 @dataclasses.dataclass(frozen=True)
 class HardConcrete(SubsetOperator):
-    r"""A stretched and clipped random gate for each item by itself.
+    r"""An independent random gate for each item, stretched and clipped.
 
     .. math:: s = \sigma\bigl((a + L) / \beta\bigr), \quad \text{soft} = \min(1, \max(0, s (\zeta - \gamma) + \gamma)),
               \quad \text{hard} = 1[a \ge 0]
@@ -85,7 +85,7 @@ class HardConcrete(SubsetOperator):
     beta: float = 2 / 3
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing."""
+        """Refuse a beta that is not positive."""
         check_positive("beta", self.beta)
 
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -93,7 +93,8 @@ class HardConcrete(SubsetOperator):
         return (1.2 * gates - 0.1).clamp(0, 1)
 
     def _hard(self, scores: Tensor, mask: Tensor) -> Tensor:
-        return at_least_one((scores >= 0) & mask, scores, mask)
+        chosen = scores >= 0
+        return torch.where(chosen.any(dim=-1, keepdim=True), chosen, best(scores, 1))
 
     def _expected_size(self, scores: Tensor, mask: Tensor) -> Tensor:
         return torch.where(mask, torch.sigmoid(scores - self.beta * math.log(0.1 / 1.1)), 0.0).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""One interface for every differentiable subset selection."""
+"""One interface, ``SubsetOperator``, for every differentiable subset selection; the noise that several share."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from bla.operators.weights import at_least_float32
+
 
 @dataclasses.dataclass(frozen=True)
 class SubsetOperator(ABC):
-    r"""Choose a subset of N items by their scores, so that what chooses can be trained by what the subset is for.
+    r"""Choose a subset of N items by their scores, so that the scores can be trained by the loss on the subset.
 
     The problem: find scores :math:`a(x)` that make :math:`\mathbb{E}\,L(x, m)` small, where
     :math:`m \in \{0, 1\}^N` is the subset that the scores stand for. ``hard`` is that subset, which has no useful
-    gradient; ``soft`` is what is put in its place in training.
+    gradient; ``soft`` replaces it in training.
 
     Scores are (..., N), larger is more relevant. A ``mask`` (..., N) is True where there is an item and False where
     there is padding: padding is never selected, has weight exactly 0 and gets no gradient. Results have the scores'
     dtype; half precision is computed in float32 inside. Scores that hold a NaN where there is an item give NaN for
     the whole row. Noise comes from ``generator``, or from torch's global one.
 
-    Memberships are relative to 1, "in the subset", and do not sum to 1: :func:`normalised` makes weights for a mean
-    over the subset, which for bounded logits are the paper's.
+    Memberships are relative to 1, "in the subset", and do not sum to 1: :func:`bla.operators.normalised` turns them
+    into weights for a mean over the subset, which for bounded logits are the paper's.
     """
 
     def soft(self, scores: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -63,7 +65,8 @@ class SubsetOperator(ABC):
         wide, mask = _prepared(scores, mask)
         return self._expected_size(wide, mask).to(scores.dtype)
 
-    # scores: float32 or float64, padding filled with the dtype's least number; mask of the scores' shape
+    # scores: float32 or float64, padding filled with a very low number; mask of the scores' shape. What these methods
+    # return at padding does not matter.
 
     @abstractmethod
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor: ...
@@ -73,23 +76,6 @@ class SubsetOperator(ABC):
 
     @abstractmethod
     def _expected_size(self, scores: Tensor, mask: Tensor) -> Tensor: ...
-
-
-def normalised(memberships: Tensor) -> Tensor:
-    """Memberships (..., N) as weights of sum 1; a row without any stays 0.
-
-    >>> normalised(torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
-    tensor([[0.5000, 0.0000, 0.5000],
-            [0.0000, 0.0000, 0.0000]])
-    """
-    total = memberships.sum(dim=-1, keepdim=True)
-    return memberships / torch.where(total == 0, 1, total)
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise a ValueError unless value > 0."""
-    if not value > 0:
-        raise ValueError(f"expected {name} > 0, got {value}")
 
 
 def gumbel_like(scores: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -103,23 +89,15 @@ def logistic_like(scores: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.empty_like(scores).uniform_(generator=generator).logit_(eps=1e-7)
 
 
-def best(scores: Tensor, mask: Tensor, size: int) -> Tensor:
-    """True at the ``size`` largest scores of each row, or at all items where there are fewer. First come first."""
-    if size > scores.shape[-1]:
-        raise ValueError(f"expected a size from 1 to {scores.shape[-1]}, the number of items, got {size}")
-    order = scores.argsort(dim=-1, descending=True, stable=True)[..., :size]
-    return torch.zeros_like(mask).scatter(-1, order, True) & mask
-
-
-def at_least_one(chosen: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-    """The subset, or the largest item where it is empty."""
-    return torch.where(chosen.any(dim=-1, keepdim=True), chosen, best(scores, mask, 1))
+def fixed_size(scores: Tensor, mask: Tensor, k: int) -> Tensor:
+    """The expected size (...) of a subset of k items, or of all where there are fewer: a constant with gradient 0."""
+    return mask.sum(dim=-1).clamp(max=k) + 0 * torch.where(mask, scores, 0).sum(dim=-1)
 
 
 def _prepared(scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     if not scores.ndim or not scores.shape[-1]:
         raise ValueError(f"expected scores of shape (..., N) with at least one item, got {tuple(scores.shape)}")
-    wide = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    wide = at_least_float32(scores)
     if mask is None:
         return wide, torch.ones_like(scores, dtype=torch.bool)
     if mask.dtype != torch.bool:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from bla import BlaError, needs_extra
 from bla.data.photo import Transform
-from bla.model.attention import BoundedLogitAttention, ClassAwareAttention
 from bla.model.backbones import load_backbone
 from bla.model.classifier import ExplainableClassifier, explainable
 from bla.runs.record import RECORD, WEIGHTS, Backbone, Data, Record, new_record, read_record, run_folder, write_run
@@ -221,25 +220,19 @@ def _described(
 def _settings_of(classifier: ExplainableClassifier) -> Settings:
     """Settings that build this attention anew."""
     attention = classifier.attention
-    bounded = isinstance(attention, BoundedLogitAttention)
-    score = attention.score
-    layers = list(score) if isinstance(score, nn.Sequential) else [score]
-    names = ("temperature", "threshold", "gate") if bounded else ("temperature", "size", "variant")
     try:
         settings = Settings(
-            setup="bla-ph" if bounded else "l2x-f",
+            setup="bla-ph" if attention.bounded else "l2x-f",
             head="own",
             targets="predictions",
-            hidden=tuple(layer.out_channels for layer in layers[:-1] if isinstance(layer, nn.Conv2d)),
-            context=attention.context is not None,
-            class_aware=isinstance(attention, ClassAwareAttention),
+            class_aware=attention.class_conditional,
             several_labels=classifier.several_labels,
-            **{name: getattr(attention, name) for name in names},
+            **attention.settings,
         )
     except TrainingError as error:
         raise HubError(f"expected an attention that a run can describe, got {attention}: {error}") from error
     built = settings.attention(attention.in_channels)
-    if isinstance(built, ClassAwareAttention) and isinstance(attention, ClassAwareAttention):
+    if attention.class_conditional:
         built.judge = attention.judge
     if repr(built) != repr(attention):
         raise HubError(f"expected an attention that a run can describe, got your own kind: {attention}")

@@ -21,7 +21,6 @@ from bla.data.image_sets import ImageSet, Splits
 from bla.data.photo import DataError, Transform
 from bla.data.published import named, photo_splits, read_images
 from bla.files import reading, sole_writer
-from bla.model.attention import BoundedLogitAttention
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable, transform_of
 from bla.progress import Progress, show, silent
@@ -180,7 +179,7 @@ def fit(
         raise ClassifierError("expected a wrapped classifier with its own head, got one with a newly trained head")
     _check_float32(wrapped)
     settings = Settings(
-        setup="bla-ph" if isinstance(wrapped.attention, BoundedLogitAttention) else "l2x-f",
+        setup="bla-ph" if wrapped.attention.bounded else "l2x-f",
         head="own",
         targets=targets,
         epochs=epochs,

@@ -20,7 +20,8 @@ from torch.nn import functional
 from bla import operators
 from bla.files import read_json
 from bla.metrics import decided, scorer, together
-from bla.model.attention import BoundedLogitAttention, ClassAwareAttention, Selection, read
+from bla.model.attention import Selection
+from bla.model.heads import read
 from bla.progress import Progress, silent
 from bla.training import processes
 from bla.training.cache import FeatureCache
@@ -184,7 +185,7 @@ class _Session:
 
         def begin_module() -> None:
             nets.begin("module")
-            if isinstance(nets.attention, BoundedLogitAttention):
+            if nets.attention.bounded:
                 order = np.sort(_generator(settings.seed, 1).permutation(len(self.train))[:256])
                 nets.attention.calibrate(nets.features(self.train, self.train.rows[order]))
                 if settings.mean_size is not None:
@@ -283,7 +284,7 @@ class _Session:
         self.optimiser.zero_grad()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         alive = loss.new_tensor(len(mine))  # the rival bounds nothing and cannot die
-        if selection is not None and isinstance(self.networks.attention, BoundedLogitAttention):
+        if selection is not None and self.networks.attention.bounded:
             alive = (selection.unbounded < 0).flatten(1).any(1).sum().to(loss)
         counted = torch.stack([loss.detach(), alive])
         gradients = [parameter.grad for module in stage.trained for parameter in module.parameters()]
@@ -322,7 +323,6 @@ class _Session:
     def _follow_size(self, unbounded: Tensor) -> None:
         """Move the bound a little towards where this batch's own mean size would be the one asked for."""
         attention, scores = self.networks.attention, -unbounded.flatten(1)
-        assert isinstance(attention, BoundedLogitAttention)
         attention.move_bound(_FOLLOWING * bound_of_mean_size(scores, self._mean_size(scores.shape[1]))[0])
 
     def _mean_size(self, cells: int) -> float:
@@ -335,7 +335,7 @@ class _Session:
 
     def _judged_unseen(self) -> bool:
         """Whether the bound is set by judges of its own: where the judge was trained on the images it is set on."""
-        aware = isinstance(self.networks.attention, ClassAwareAttention)
+        aware = self.networks.attention.class_conditional
         cached = isinstance(self.train.cache, FeatureCache)  # a trunk that is trained too would have to run for each
         return aware and cached and not self.networks.own_head and self.validation is None
 
@@ -351,7 +351,6 @@ class _Session:
         of the images is judged by a head trained as the baseline was, on the other four.
         """
         attention = self.networks.attention
-        assert isinstance(attention, ClassAwareAttention)
         fold_of = _generator(self.settings.seed, 6).permutation(len(self.train)) % JUDGES
         scores = []
         try:
@@ -376,7 +375,6 @@ class _Session:
 
     def _set_bound(self, scores: Tensor) -> float:
         attention = self.networks.attention
-        assert isinstance(attention, BoundedLogitAttention)
         score, reached = bound_of_mean_size(scores, self._mean_size(scores.shape[1]))
         attention.move_bound(score)
         return reached

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bla.metrics import decided, scorer, size_summary, together
-from bla.model.attention import read
+from bla.model.heads import read
 from bla.progress import Progress, silent
 from bla.training import processes
 from bla.training.loop import chunks

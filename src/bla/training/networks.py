@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bla.model.attention import Attention, ClassAwareAttention, MapHead
+from bla.model.attention import Attention
+from bla.model.heads import reads_maps
 from bla.training.cache import FeatureCache
 from bla.training.photos import Photos, StreamedFeatures
 from bla.training.settings import TrainingError
@@ -58,8 +59,8 @@ class Networks(nn.Module):
         self.head = baseline if own_head else copy.deepcopy(baseline)
         self.continued = baseline if own_head else copy.deepcopy(baseline)
         self.own_head = own_head
-        if isinstance(attention, ClassAwareAttention):
-            if isinstance(baseline, MapHead):
+        if attention.class_conditional:
+            if reads_maps(baseline):
                 raise TrainingError(
                     "expected a head that reads pooled vectors, to be asked about a cell, got one that reads maps: "
                     "train without class_aware"
@@ -95,7 +96,7 @@ class Networks(nn.Module):
 
         A classifier's own head that reads maps takes them whole.
         """
-        if isinstance(self.baseline, MapHead):
+        if reads_maps(self.baseline):
             return self.features(examples, rows)
         return cast("FeatureCache | StreamedFeatures", examples.cache).pooled_batch(rows).to(self.device)
 

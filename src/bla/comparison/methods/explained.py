@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bla import BlaError
-from bla.model.attention import MapHead
+from bla.model.heads import reads_maps
 
 Explains = Literal["baseline", "own", "nothing"]
 """The classifier that a method's map speaks of: the mean-pooled one, the method's own head, or none (a control)."""
@@ -35,7 +35,7 @@ class PooledClassifier(nn.Module):
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        if isinstance(head, MapHead):
+        if reads_maps(head):
             raise ComparisonError(
                 "expected a head that reads pooled features, as the methods compared do, got one that reads maps "
                 "(VGG's, or that of a class token): train with head='new' to compare"

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bla.comparison.methods.explained import Batch, Method, PooledClassifier
-from bla.model.attention import L2XAttention, weighted_sum
+from bla.model.attention import L2XAttention
+from bla.model.heads import weighted_sum
 
 Features = Callable[[npt.NDArray[np.int64]], Tensor]
 """The rows asked for of the training images' features, (B, C, H, W)."""

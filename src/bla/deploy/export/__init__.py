@@ -23,7 +23,6 @@ from bla.deploy.export.checking import ExportError, check_onnx, check_torch
 from bla.deploy.export.entries import check_resize, optional_inputs, photos_entry, tidied
 from bla.deploy.export.graph import EXPLAINED, FEATURES, OUTPUTS, ExplainedGraph, NamedGraph
 from bla.files import write_atomically
-from bla.model.attention import BoundedLogitAttention, ClassAwareAttention
 from bla.model.classifier import ExplainableClassifier
 from bla.runs.run import load
 
@@ -102,17 +101,16 @@ def _card(wrapped: ExplainableClassifier, entry: Entry) -> Card:
     with torch.inference_mode():
         features = wrapped.trunk(torch.zeros(1, 3, *wrapped.transform.size))
     attention = wrapped.attention
-    bounded = isinstance(attention, BoundedLogitAttention)
     return Card(
         classes=wrapped.classes,
         transform=wrapped.transform,
         grid=(features.shape[2], features.shape[3]),
-        method="BLA" if bounded else "L2X",
+        method=attention.method,
         model=wrapped.name,
         setup=wrapped.setup,
         entry=entry,
-        sizes=bounded,
-        targets=isinstance(attention, ClassAwareAttention),
+        sizes=attention.bounded,
+        targets=attention.class_conditional,
         version=importlib.metadata.version("bounded-logit-attention"),
         several_labels=wrapped.several_labels,
     )

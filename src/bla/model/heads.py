@@ -1,0 +1,166 @@
+"""Heads: what reads the selected cells of a feature map and gives logits.
+
+A head is called by :func:`read`, with features (B, C, H, W) and weights (B, H, W). Most heads read one pooled vector,
+the weighted sum of the cells: any module that takes (B, C), or one of the classes below that call the rest of a
+classifier. A :class:`MapHead` reads the map itself and is given what is kept of each cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from bla.operators import memberships
+
+
+class MapHead(nn.Module):
+    """The part of a classifier after a map that is not averaged, so that no pooled vector holds what it needs.
+
+    ``forward(features, keep=None)``: features (B, C, H, W) and ``keep`` (B, H, W) in [0, 1] to logits (B, K). Of a
+    cell with 0 nothing is read; None keeps all.
+    """
+
+    shares_trunk = True
+
+
+def shares_trunk(head: nn.Module) -> bool:
+    """Whether a head calls modules of the trunk, so that it cannot be trained by itself."""
+    return bool(getattr(head, "shares_trunk", False))
+
+
+def reads_maps(head: nn.Module) -> bool:
+    """Whether a head reads whole maps, and not pooled vectors."""
+    return isinstance(head, MapHead)
+
+
+def read(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
+    """Logits (B, K) that a head gives for features (B, C, H, W) under weights (B, H, W).
+
+    >>> read(nn.Identity(), torch.ones(1, 3, 2, 2), torch.full((1, 2, 2), 0.25))
+    tensor([[1., 1., 1.]])
+    """
+    logits: Tensor = head(features, kept(weights)) if reads_maps(head) else head(weighted_sum(features, weights))
+    return logits
+
+
+def read_each(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
+    """Logits (B, M, K) under each of M weightings (B, M, H, W) of the same features.
+
+    >>> read_each(nn.Identity(), torch.ones(1, 3, 2, 2), torch.stack([torch.ones(1, 2, 2), torch.zeros(1, 2, 2)], 1))
+    tensor([[[4., 4., 4.],
+             [0., 0., 0.]]])
+    """
+    if reads_maps(head):
+        each = features[:, None] + torch.zeros_like(weights[:, :, None, :1, :1]).to(features.dtype)
+        logits: Tensor = head(each.flatten(0, 1), kept(weights.flatten(0, 1)))
+    else:
+        logits = head(torch.bmm(weights.flatten(2).to(features.dtype), features.flatten(2).mT).flatten(0, 1))
+    return logits.reshape(weights.shape[0], weights.shape[1], -1)
+
+
+def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
+    """What a pooled head reads: sum_n g_n F_n; features (B, C, H, W) and weights (B, H, W) to (B, C).
+
+    >>> weighted_sum(torch.ones(1, 3, 2, 2), torch.full((1, 2, 2), 0.25))
+    tensor([[1., 1., 1.]])
+    """
+    return torch.bmm(features.flatten(2), weights.flatten(1).unsqueeze(-1).to(features.dtype)).squeeze(-1)
+
+
+def kept(weights: Tensor) -> Tensor:
+    """What is kept of each cell, in [0, 1]: the weights (B, H, W) over the largest of each map.
+
+    Uniform weights keep all, a hard selection keeps the selected and nothing else.
+
+    >>> kept(torch.tensor([[[0.25, 0.25, 0.0, 0.125]]]))
+    tensor([[[1.0000, 1.0000, 0.0000, 0.5000]]])
+    """
+    return memberships(weights.flatten(1)).reshape_as(weights)
+
+
+def zeroed(features: Tensor, keep: Tensor | None) -> Tensor:
+    """Each cell of features (B, C, H, W) times what is kept of it (B, H, W)."""
+    return features if keep is None else features * keep[:, None].to(features.dtype)
+
+
+class TimmHead(nn.Module):
+    """What follows a timm classifier's pooling, whatever it is, for one pooled vector.
+
+    The vector is handed over as a map of one cell, on which the pooling is the identity.
+    """
+
+    shares_trunk = True
+
+    def __init__(self, model: nn.Module, channels_last: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.channels_last = channels_last
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, C) to logits (B, K)."""
+        one_cell = pooled[:, None, None, :] if self.channels_last else pooled[:, :, None, None]
+        logits: Tensor = self.model.forward_head(one_cell)  # type: ignore[operator]
+        return logits
+
+
+class TokenHead(nn.Module):
+    """What follows a timm classifier's average over patch tokens, for one pooled vector.
+
+    The vector is handed over as the one patch token, on which the average is the identity; tokens in front are zero.
+    """
+
+    shares_trunk = True
+
+    def __init__(self, model: nn.Module, prefix: int) -> None:
+        super().__init__()
+        self.model = model
+        self.prefix = prefix
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, C) to logits (B, K)."""
+        logits: Tensor = self.model.forward_head(nn.functional.pad(pooled[:, None], (0, 0, self.prefix, 0)))  # type: ignore[operator]
+        return logits
+
+
+class TracedHead(nn.Module):
+    """The part of a traced classifier after its average, for one pooled vector."""
+
+    def __init__(self, graph: fx.GraphModule, pooled_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.pooled_shape = tuple(pooled_shape)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, C) to logits (B, K)."""
+        logits: Tensor = self.graph(pooled.reshape(-1, *self.pooled_shape))
+        return logits
+
+
+class TimmMapHead(MapHead):
+    """What follows a timm classifier's last map, where that is not an average: VGG's 7x7 convolution, a maximum."""
+
+    def __init__(self, model: nn.Module, channels_last: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.channels_last = channels_last
+
+    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Features (B, C, H, W), each cell times what is kept of it (B, H, W), to logits (B, K)."""
+        features = zeroed(features, keep)
+        logits: Tensor = self.model.forward_head(features.permute(0, 2, 3, 1) if self.channels_last else features)  # type: ignore[operator]
+        return logits
+
+
+class TracedMapHead(MapHead):
+    """The part of a traced classifier after its last map: it flattens that, or takes its maxima."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Features (B, C, H, W), each cell times what is kept of it (B, H, W), to logits (B, K)."""
+        logits: Tensor = self.graph(zeroed(features, keep))
+        return logits
