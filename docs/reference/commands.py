@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
+OPTION = re.compile(r"^\* `--.*\n(?:    .*\n)*", re.M)
+COMMON = 4
+"""An option that so many commands have, with the same words, is described once."""
 
 
 def reference() -> str:
-    """The page: cyclopts' own, without its table of contents, the lists of subcommands and the defaults of flags."""
+    """The page: cyclopts' own, without its lists of commands, and with the options of many commands described once."""
     from bla.cli import app
 
     sys.argv = ["bla"]  # which cyclopts takes for the program's name
@@ -21,8 +25,31 @@ def reference() -> str:
     text = re.sub(r"^## Table of Contents\n\n(?: *- .*\n)+\n", "", text, flags=re.M)
     text = re.sub(r"^\*\*Commands\*\*:\n\n(?:\* .*\n|    .*\n)+\n?", "", text, flags=re.M)
     text = re.sub(r"^\*\*(?:Arguments|Parameters)\*\*:\n\n", "", text, flags=re.M)
+    text = re.sub(r"^(#+) bla .*\n\n```console\n(.*)\n```", r"\1 `\2`", text, flags=re.M).replace(" [OPTIONS]", "")
     text = text.replace(" *[default: False]*", "")
+    text = OPTION.sub(lambda option: _brief(option[0]), text)
+    common = [option for option, count in Counter(OPTION.findall(text)).items() if count >= COMMON]
+    for option in common:
+        text = text.replace(option, f"* {option.split('`')[1]}\n")
+    text = re.sub(r"^(?:\* --.*\n)+", _named, text, flags=re.M)
+    head, rest = text.split("\n## ", 1)
+    many = "Many commands have these options:\n\n" + "".join(common)
+    text = f"{head.strip()} Defaults stand in brackets.\n\n{many}\n## {rest}"
     return re.sub(r"\n{3,}", "\n\n", text).strip().replace("# bla\n", "# Commands\n", 1) + "\n"
+
+
+def _brief(option: str) -> str:
+    """An option without the choices that its own words name, and with its default in brackets."""
+    if (found := re.search(r" \*\[choices: (.*?)\]\*", option)) and all(
+        re.search(rf"\b{re.escape(choice)}\b", option.replace(found[0], "")) for choice in found[1].split(", ")
+    ):
+        option = option.replace(found[0], "")
+    return re.sub(r"\*\[default: (.*?)\]\*", r"*[\1]*", option)
+
+
+def _named(options: re.Match[str]) -> str:
+    names = (line.split()[1] for line in options[0].splitlines())
+    return f"* `{'`, `'.join(names)}`\n"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -65,6 +66,35 @@ def test_what_a_user_needs_first_heads_the_reference(site: Path) -> None:
     places = [page.index(f'id="{name}"') for name in first]
     assert places == sorted(places)
     assert page.count('<dt class="sig sig-object py" id="bla.', 0, places[1]) == 1  # nothing stands before them
+
+
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("heatmap", "how-to/pictures"),
+        ("saliency", "how-to/pictures"),
+        ("notebook", "how-to/pictures"),
+        ("matplotlib", "how-to/pictures"),
+        ("grayscale", "how-to/inputs"),
+        ("DataLoader", "how-to/inputs"),
+        ("troubleshooting", "how-to/troubleshooting"),
+    ],
+)
+def test_a_search_finds_the_page(site: Path, word: str, page: str) -> None:
+    from snowballstemmer import stemmer
+
+    text = (site / "searchindex.js").read_text(encoding="utf-8")
+    index = json.loads(text.removeprefix("Search.setIndex(").rstrip(";)\n"))
+    found: set[str] = set()
+    for kind in ("terms", "titleterms"):
+        places = index[kind].get(stemmer("english").stemWord(word.lower()), [])
+        found |= {index["docnames"][place] for place in ([places] if isinstance(places, int) else places)}
+    assert page in found
+
+
+def test_commands_keep_their_dashes_and_quotes(site: Path) -> None:
+    assert "--seeds" in (site / "background" / "paper.html").read_text(encoding="utf-8")
+    assert not [page for page in site.rglob("*.html") if re.search("[\u2018\u2019\u201c\u201d]", page.read_text())]
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
