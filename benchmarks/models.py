@@ -1,18 +1,20 @@
 """Which classifiers can be wrapped: two models of every timm family, and every torchvision classifier.
 
-    python benchmarks/models.py --out FOLDER [--families vit resnet ...] [--largest 450] > docs/models.md
+    python benchmarks/models.py --out FOLDER [--families vit resnet ...] [--largest 450] > docs/reference/models.csv
 
-At random weights, and with no other argument than the model. Interrupted, run it again: it goes on.
+At random weights, and with no other argument than the model. If interrupted, rerun it: it resumes.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
 import json
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,25 +30,6 @@ from bla.model.joining import JoinedHead
 
 LINEAR = 1e-4
 """How far the sum of two logits may miss the logits of the sum, of the largest, for a head to count as linear."""
-
-
-WORDS = """\
-*Exact*: wrapped by `bla.explainable(model)`, no other argument. Checked at each wrapping: uniform weights give the
-classifier's own logits, other weights others. *Non-linear head*: the logits of cells do not add up, so that CAM is
-not defined. *Whole map*: what follows the map flattens it or takes its maxima (VGG, AlexNet); it reads the map with
-the cells left out at zero. *Class token*: cut where the class token joins the patch tokens; in every attention from
-there on it reads the selected ones alone. Of these two it is also checked that whatever the cells left out hold, the
-logits are the same. *With a new head*: by `bla.explainable(model, head=K)` or `bla train --head new`.
-
-Channels: what the score reads of a cell; of a class token's cells the head reads the first half. Cost: the wrapped
-classifier's time over the classifier's, one image on one busy core, so good to a fifth; where a class token joins
-late, the head repeats the blocks before it.
-
-Image classifiers of Hugging Face transformers (extra `transformers`) are wrapped in the same line, with
-`transform=processor`: at random weights ResNet, RegNet, ConvNeXt, ConvNeXt V2, MobileNet V1 and V2, PoolFormer, PVT v2,
-SegFormer, FocalNet, Swin, Swin V2, ViT, DeiT and BEiT are; DINOv2 (its head reads the mean of all patches beside the
-class token), MobileViT and LeViT are refused.
-"""
 
 
 def smallest(family: str) -> list[tuple[str, int]]:
@@ -173,53 +156,22 @@ def main() -> None:
             print(f"{library} {name}", file=sys.stderr)
             file.write_text(json.dumps(tried(make)), encoding="utf-8")
         rows.append((library, name, size, json.loads(file.read_text(encoding="utf-8"))))
-    print(page(rows, left_out, arguments.largest))
+    write(rows)
+    counts = Counter((library.split()[0], found["result"]) for library, _, _, found in rows)
+    for (library, result), count in sorted(counts.items()):
+        print(f"{library}: {count} {result}", file=sys.stderr)
+    if left_out:
+        print(f"left out, over {arguments.largest:.0f} million parameters: {', '.join(left_out)}", file=sys.stderr)
 
 
-def page(rows: list[tuple[str, str, int, dict[str, Any]]], left_out: list[str], largest: float) -> str:
-    """The table in Markdown, with what the words mean and why models were refused."""
-    kinds = ("exact", "exact, non-linear head", "exact, whole map", "exact, class token", "with a new head", "refused")
-    counts = {"timm": dict.fromkeys(kinds, 0), "torchvision": dict.fromkeys(kinds, 0)}
-    lines = []
+def write(rows: list[tuple[str, str, int, dict[str, Any]]]) -> None:
+    """Print the table as CSV, with the reason where a model did not wrap as it is."""
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["library, family", "model", "millions", "result", "input", "grid", "channels", "cost", "reason"])
     for library, name, size, found in rows:
-        counts[library.split()[0]][found["result"]] += 1
-        grid, pixels = ("x".join(map(str, found.get(key, ()))) for key in ("grid", "input"))
-        last = (str(found.get(key, "")) for key in ("channels", "cost"))
-        cells = (library, name, f"{size / 1e6:.1f}", found["result"], pixels, grid, *last)
-        lines.append(f"| {' | '.join(cells)} |")
-    versions = f"timm {timm.__version__} and torchvision {torchvision.__version__.split('+')[0]}"
-    reasons = [f"- {found['why']}" for _, _, _, found in rows if "why" in found]
-    return "\n".join(
-        [
-            "# Models",
-            "",
-            f"`python benchmarks/models.py --out runs/models > docs/models.md`, with {versions}: the smallest model of",
-            "every timm family and of another kind in it, and every torchvision classifier, at random weights.",
-            "",
-            *WORDS.splitlines(),
-            "",
-            "| | " + " | ".join(kinds) + " | wrapped without another argument |",
-            "| --- |" + " --- |" * (len(kinds) + 1),
-            *(
-                f"| {library} | {' | '.join(map(str, found.values()))} | {sum(list(found.values())[:4])} |"
-                for library, found in counts.items()
-                if any(found.values())
-            ),
-            "",
-            "| library, family | model | millions | result | input | grid | channels | cost |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-            *lines,
-            "",
-            "## Why not as they are",
-            "",
-            *reasons,
-            *(
-                ["", f"Left out of timm, as larger than {largest:.0f} million: {', '.join(left_out)}."]
-                if left_out
-                else []
-            ),
-        ]
-    )
+        pixels, grid = ("x".join(map(str, found.get(key, ()))) for key in ("input", "grid"))
+        last = (found.get(key, "") for key in ("channels", "cost", "why"))
+        table.writerow([library, name, f"{size / 1e6:.1f}", found["result"], pixels, grid, *last])
 
 
 if __name__ == "__main__":

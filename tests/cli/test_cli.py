@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cyclopts import App
 from PIL import Image
 
-from bla.cli import run_command
+from bla.cli import app, run_command
 from bla.explanations.explanation import Explanation
 
-ROOT = Path(__file__).parents[2]
 NET = """
 import torch
 from torch import nn
@@ -35,23 +38,44 @@ def photo(seed: int, colour: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+TRAIN = ["train", "data", "--model", "tinynet:build", "--epochs", "2", "--out", "run"]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the user's own classifier, images of two classes, and a run."""
+    folder = tmp_path_factory.mktemp("original")
+    (folder / "tinynet.py").write_text(NET)
+    for split, count in (("train", 12), ("test", 6)):
+        for colour, name in enumerate(("blue", "red")):
+            place = folder / "data" / split / name
+            place.mkdir(parents=True)
+            for index in range(count):
+                photo(index + 100 * colour + (split == "test") * 1000, 2 * (1 - colour)).save(place / f"{index}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("BLA_CACHE", str(folder / "cache"))
+        patch.delitem(sys.modules, "tinynet", raising=False)
+        assert run_command(TRAIN) == 0
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a classifier of the user's, and images of two classes."""
+def place(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the classifier and the images: no run yet, and an empty cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
     monkeypatch.delitem(sys.modules, "tinynet", raising=False)
-    (tmp_path / "tinynet.py").write_text(NET)
-    for split, count in (("train", 12), ("test", 6)):
-        for colour, name in enumerate(("blue", "red")):
-            folder = tmp_path / "data" / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                photo(index + 100 * colour + (split == "test") * 1000, 2 * (1 - colour)).save(folder / f"{index}.png")
+    shutil.copy(original / "tinynet.py", tmp_path)
+    shutil.copytree(original / "data", tmp_path / "data")
     return tmp_path
 
 
-TRAIN = ["train", "data", "--model", "tinynet:build", "--epochs", "2", "--out", "run"]
+@pytest.fixture
+def run(original: Path, place: Path) -> Path:
+    """A run in the working folder, and its cached features."""
+    shutil.copytree(original / "cache", place / "cache")
+    return Path(shutil.copytree(original / "run", place / "run"))
 
 
 def test_train_evaluate_explain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,12 +204,10 @@ def test_our_faults_exit_1_with_a_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_explain_goes_on_where_it_stopped(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_explain_resumes(
+    run: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(TRAIN) == 0
     explain = ["explain", "data/test/red", "--run", "run", "--out", "why", "--json"]
-    capsys.readouterr()
     written = 0
     save = Explanation.save
 
@@ -198,7 +220,7 @@ def test_explain_goes_on_where_it_stopped(
 
     monkeypatch.setattr(Explanation, "save", interrupted)
     assert run_command(explain) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "rerun the command to resume" in capsys.readouterr().err
     monkeypatch.setattr(Explanation, "save", save)
     kept = {path: path.stat().st_mtime_ns for path in (place / "why").glob("[0-9]*.json")}
     assert len(kept) == 2
@@ -215,27 +237,40 @@ def test_explain_goes_on_where_it_stopped(
     assert {json.loads(line)["size"] for line in capsys.readouterr().out.splitlines()} == {3}
 
 
-def test_a_killed_training_gives_the_same_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    long = ["train", "data", "--model", "tinynet:build", "--epochs", "40", "--out"]
-    assert run_command([*long, "run"]) == 0
-    command = [sys.executable, "-m", "bla", *long, "killed"]
-    process = subprocess.Popen(command, cwd=place, env=os.environ, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list((place / "killed").glob("checkpoint-*")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+KILLED = """
+import os, signal, sys
+
+renames = 0
+
+def kill(event, arguments):
+    global renames
+    if event == "os.rename" and "checkpoint-" in str(arguments[1]):
+        renames += 1
+        if renames == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+from bla.cli import main
+
+main()
+"""
+"""The command, killed as it moves its fourth checkpoint into place."""
+
+
+def test_a_killed_training_gives_the_same_run(run: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = [*TRAIN[:-1], "killed"]
+    done = subprocess.run([sys.executable, "-c", KILLED, *again], cwd=place, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (place / "killed" / "run.json").exists()
-    assert run_command([*long, "killed"]) == 0
+    assert len(list((place / "killed").glob("checkpoint-*"))) == 1
+    assert run_command(again) == 0
     assert "resumed" in capsys.readouterr().err
     for file in ("model.safetensors", "log.jsonl"):
-        assert (place / "killed" / file).read_bytes() == (place / "run" / file).read_bytes()
-    assert not list((place / "killed").glob("checkpoint-*"))
+        assert (place / "killed" / file).read_bytes() == (run / file).read_bytes()
+    assert not list((place / "killed").glob("*checkpoint-*"))
 
 
-def test_caches_are_listed_checked_and_removed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(TRAIN) == 0
-    capsys.readouterr()
+def test_caches_are_listed_checked_and_removed(run: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["cache", "list", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)["caches"]
     assert sorted(entry["images"] for entry in entries) == [12, 24]
@@ -254,17 +289,59 @@ def test_caches_are_listed_checked_and_removed(place: Path, capsys: pytest.Captu
     assert run_command(["evaluate", "run"]) == 0
 
 
-def test_help_is_light() -> None:
-    code = "import sys; sys.argv = ['bla', '--help']\nimport bla.cli\ntry:\n bla.cli.main()\nexcept SystemExit: pass\n"
+def test_help_is_light_and_describes_every_command() -> None:
+    code = "import sys, bla.cli\ntry:\n bla.cli.main(['--help'])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('torch', 'timm', 'PIL', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "explain" in done.stdout
+    for name in app:
+        if not name.startswith("-"):
+            assert re.search(rf"^│ {name} +[A-Z]\S+ \w+", done.stdout, re.M), name
 
 
-def test_a_closed_pipe_is_no_fault(place: Path) -> None:
-    assert run_command(TRAIN) == 0
-    command = f"{sys.executable} -m bla explain data --run run --json | head -1"
-    done = subprocess.run(command, shell=True, cwd=place, check=True, capture_output=True, text=True)
-    assert len(done.stdout.splitlines()) == 1
-    assert "Traceback" not in done.stderr
+def commands(group: App, *above: str) -> Iterator[tuple[str, ...]]:
+    for name in group:
+        if not name.startswith("-") and name not in ("train", "evaluate", "study"):
+            yield (*above, name)
+            yield from commands(group[name], *above, name)
+
+
+@pytest.mark.parametrize("command", list(commands(app)), ids=" ".join)
+def test_every_command_shows_an_example(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Example: `bla {' '.join(command)}" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        ("batch data out", "onnxruntime", "batch,export"),
+        ("batch data out", "pyarrow", "batch,export"),
+        ("serve run", "fastapi", "serve"),
+        ("study power 0.6", "scipy", "study"),
+    ],
+)
+def test_a_missing_extra_is_one_line(command: str, package: str, extra: str) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; from bla.cli import main; main({command.split()})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    remedy = f"pip install 'bounded-logit-attention[{extra}]'"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"bla: expected the package {package}, got none: {remedy}\n"
+
+
+def test_a_closed_pipe_is_no_fault() -> None:
+    program = """
+from bla.cli import app, main
+
+@app.command
+def flood():
+    for line in range(100_000):
+        print(line)
+
+main(["flood"])
+"""
+    command = f"{shlex.join([sys.executable, '-c', program])} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "0"]
+    assert done.stderr == ""

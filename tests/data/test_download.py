@@ -19,7 +19,7 @@ from bla.data.photo import DataError
 from bla.data.published import Published, cats_vs_dogs, read_images
 from bla.progress import silent
 
-from .test_datasets import write_cats_vs_dogs
+from .test_published import write_cats_vs_dogs
 
 
 class Server(HTTPServer):

@@ -35,7 +35,7 @@ def test_image_sets_refuse_contradictions() -> None:
     for names, labels, classes, message in [
         (("b", "a"), None, (), "sorted"),
         (("a", "a"), None, (), "sorted"),
-        (("a", "b"), [0], ("x",), "expected 2 labels"),
+        (("a", "b"), [0], ("x",), "expected labels of 2 images, as many as names, got of 1"),
         (("a", "b"), [0, 1], ("x",), "below 1"),
         (("a", "b"), [0, -1], ("x", "y"), r"got \(2,\) with values \[-1, 0\]"),
     ]:
@@ -381,10 +381,10 @@ def test_annotations_follow_their_images() -> None:
     assert (whole.names, whole.masks) == (images.names, images.masks)
     assert [boxes.tolist() for boxes in whole.boxes or ()] == [boxes.tolist() for boxes in images.boxes or ()]
     for wrong, message in [
-        ({"ids": [1]}, "expected 3 ids"),
+        ({"ids": [1]}, "ids of 3 images"),
         ({"boxes": ([],)}, "boxes of 3 images"),
         ({"boxes": ([], [], [(1, 0, 0, 1)])}, "c: expected boxes"),
-        ({"masks": ("a",)}, "expected 3 masks"),
+        ({"masks": ("a",)}, "masks of 3 images"),
         ({"parts": np.zeros((3, 2, 3))}, r"parts of shape \(3, 1, 3\)"),
     ]:
         with pytest.raises(DataError, match=message):

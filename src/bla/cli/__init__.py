@@ -1,4 +1,4 @@
-"""The command: parse, call, print. Results go to stdout, all else to stderr. A file a group of commands."""
+"""The command: parse, call, print. Results go to stdout, all else to stderr. One file holds one group of commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from bla import BlaError
+from bla.cli.batches import batch
+from bla.cli.caches import caches
+from bla.cli.comparing import compare
+from bla.cli.explaining import explain
+from bla.cli.reporting import report
 from bla.cli.sharing import DONE, FAULT, MISTAKE
+from bla.cli.shipping import export, serve
+from bla.cli.training import evaluate, train
 
 app = App(
     name="bla",
@@ -19,16 +26,9 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-app.command("bla.cli.training:train")
-app.command("bla.cli.training:evaluate")
-app.command("bla.cli.explaining:explain")
-app.command("bla.cli.comparing:compare")
-app.command("bla.cli.reporting:report")
-app.command("bla.cli.shipping:export")
-app.command("bla.cli.batches:batch")
-app.command("bla.cli.shipping:serve")
-app.command("bla.cli.caches:caches", name="cache")
-app.command("bla.cli.studies:studies", name="study")
+for command in (train, evaluate, explain, compare, report, export, batch, serve, caches):
+    app.command(command)
+app.command("bla.cli.studies:studies", name="study", help="Ask people: a blind study of explanations.")  # an extra
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run a command; errors become an exit code and, where the user can mend them, one line on stderr."""
+    """Run a command. An error becomes an exit code, and one line on stderr if the user can mend it."""
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else DONE
     except CycloptsError as error:
         return _mistake(f"{str(error).strip()} (bla --help shows the commands)")
     except KeyboardInterrupt:
-        print("interrupted; the same command again goes on where it stopped", file=sys.stderr)
+        print("interrupted; rerun the command to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at exit

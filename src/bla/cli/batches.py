@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
-
-from cyclopts import Parameter
+from typing import Literal
 
 from bla import needs_extra
-from bla.cli.sharing import DONE, DONE_BUT, Json
+from bla.cli.sharing import DONE, DONE_BUT, Flag, Json
 
 
 def batch(
@@ -23,31 +21,34 @@ def batch(
     shard: int = 4096,
     column: str | None = None,
     size: int | None = None,
-    pictures: Annotated[bool, Parameter(negative=())] = False,
-    json_: Annotated[Json, Parameter(name="--json")] = False,
+    pictures: Flag = False,
+    json_: Json = False,
 ) -> int:
-    """Explain any number of photos into Parquet files. Interrupted, run it again: it goes on.
+    """Explain any number of photos into Parquet files.
 
-    Each photo becomes a row, also one that cannot be read, which says why. docs/how-to/batch.md has the columns.
+    Each photo becomes a row; if it cannot be read, the row says why. docs/how-to/batch.md lists the columns.
+    If interrupted, rerun the command: it resumes.
+
+    Example: `bla batch photos out --run run --workers 4`
 
     Parameters
     ----------
     source
-        A folder of photos, a text file with a path a line, a Parquet file with photos' bytes, or a folder of such.
+        A folder of photos, a text file with one path per line, a Parquet file with encoded photos, or a folder of such.
     out
         The folder to write part-*.parquet and, at the end, batch.json to.
     run
         A run folder, a shipped explainer's name, or an exported graph, FILE.onnx.
     engine
-        local, this machine's cores; or ray, the cluster that RAY_ADDRESS names, else this machine.
+        local: the cores of this machine; ray: the cluster at RAY_ADDRESS, or this machine without one.
     workers
-        Threads, or actors. By default as many as there are cores.
+        Threads, or actors. By default one per core.
     shard
-        Photos whose results are written together; after a kill at most so many are done again.
+        Photos per Parquet file; a killed command repeats at most so many.
     column
-        The Parquet column with the photos' bytes; by default the only one of bytes.
+        The Parquet column with the encoded photos; by default the only binary column.
     size
-        Select exactly so many cells. By default the explainer chooses, photo by photo.
+        Select exactly so many cells. By default the explainer chooses for each photo.
     pictures
         Write a panel for each photo, OUT/pictures/ROW.png.
     """
@@ -59,11 +60,10 @@ def batch(
     from bla.progress import shown_progress
 
     with shown_progress() as report:
-        graph = open_engine(run).path
         record = explain_all(
             source,
             out,
-            graph,
+            open_engine(run).path,
             engine=engine,
             workers=workers,
             shard=shard,
@@ -77,8 +77,8 @@ def batch(
         print(json.dumps(record))
     else:
         done, seconds = record["last_call"]["rows"], record["last_call"]["seconds"]
-        rate = f", {done / seconds:,.1f} photos a second" if done and seconds else ""
+        rate = f", {done / seconds:,.1f} photos per second" if done and seconds else ""
         print(f"{record['rows']:,} rows in {record['parts']} files in {out}{rate}.")
         if failed:
-            print(f"{failed:,} photos could not be explained: their rows say why (status, error).")
+            print(f"{failed:,} photos could not be explained: the columns status and error say why.")
     return DONE_BUT if failed else DONE

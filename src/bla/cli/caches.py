@@ -7,20 +7,27 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from bla.cli.sharing import DONE, DONE_BUT, CacheFolder, Json
+from bla.cli.sharing import DONE, DONE_BUT, CacheFolder, Flag, Json
 
-caches = App(name="cache", help="List, check and remove cached features.", help_format="plaintext")
+caches = App(
+    name="cache",
+    help="List, check and remove cached features.\n\nExample: `bla cache list`",
+    help_format="plaintext",
+)
 
 
 @caches.command(name="list")
-def list_caches(*, cache: CacheFolder = None, json_: Annotated[Json, Parameter(name="--json")] = False) -> int:
-    """List what is cached."""
+def list_caches(*, cache: CacheFolder = None, json_: Json = False) -> int:
+    """List the cached features.
+
+    Example: `bla cache list --json`
+    """
     from bla.files import cache_root
     from bla.training.cache import listed
 
-    entries = listed(cache)
+    entries, root = listed(cache), cache or cache_root()
     if json_:
-        print(json.dumps({"root": str(cache or cache_root()), "caches": entries}))
+        print(json.dumps({"root": str(root), "caches": entries}))
         return DONE
     for entry in entries:
         state = "" if entry["complete"] else f"  incomplete, {entry['done']} done"
@@ -28,7 +35,7 @@ def list_caches(*, cache: CacheFolder = None, json_: Annotated[Json, Parameter(n
             f"{entry['key'][:12]}  {entry['bytes'] / 1e6:9.1f} MB  {entry['images']:7} images  "
             f"{entry['classifier']}  {entry['data']}  {entry['created']}{state}"
         )
-    print(f"{len(entries)} in {cache or cache_root()}, {sum(entry['bytes'] for entry in entries) / 1e6:.1f} MB")
+    print(f"{len(entries)} in {root}, {sum(entry['bytes'] for entry in entries) / 1e6:.1f} MB")
     return DONE
 
 
@@ -37,17 +44,19 @@ def remove_caches(
     keys: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
     /,
     *,
-    all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
+    all_: Flag = False,
     cache: CacheFolder = None,
 ) -> int:
-    """Remove caches by key, or by the beginning of one.
+    """Remove caches by their keys, or by the first characters of these.
+
+    Example: `bla cache remove 0c4f665f`
 
     Parameters
     ----------
     keys
         As `bla cache list` shows them.
     all_
-        Every one.
+        Remove all caches.
     """
     from bla.training.cache import CacheError, listed, remove
 
@@ -61,15 +70,15 @@ def remove_caches(
 
 @caches.command(name="check")
 def check_caches(*, cache: CacheFolder = None) -> int:
-    """Read every complete cache in full against its checksums."""
+    """Check the content of every complete cache against its checksums.
+
+    Example: `bla cache check`
+    """
     from bla.files import cache_root
     from bla.training.cache import damaged, listed
 
-    root = cache or cache_root()
-    bad = 0
-    for entry in listed(cache):
-        if entry["complete"]:
-            files = damaged(root / entry["key"])
-            bad += bool(files)
-            print(f"{entry['key'][:12]}  {'damaged: ' + ', '.join(files) if files else 'whole'}")
-    return DONE_BUT if bad else DONE
+    complete = [entry["key"] for entry in listed(cache) if entry["complete"]]
+    files = {key: damaged((cache or cache_root()) / key) for key in complete}
+    for key, bad in files.items():
+        print(f"{key[:12]}  {'damaged: ' + ', '.join(bad) if bad else 'whole'}")
+    return DONE_BUT if any(files.values()) else DONE

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import CacheFolder, Device, Json, skipped
+from bla.cli.sharing import CacheFolder, Device, Flag, Json, skipped
 
 
 def compare(
@@ -19,16 +19,20 @@ def compare(
     *,
     out: Path | None = None,
     methods: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
-    leakage: Annotated[bool, Parameter(negative=())] = False,
+    leakage: Flag = False,
     pixels: int = 0,
-    sanity: Annotated[bool, Parameter(negative=())] = False,
+    sanity: Flag = False,
     limit: int | None = None,
     seed: int = 0,
     device: Device = "auto",
     cache: CacheFolder = None,
-    json_: Annotated[Json, Parameter(name="--json")] = False,
+    json_: Json = False,
 ) -> int:
-    """Compare a run's explanations with other methods', at equal area. Interrupted, run it again: it goes on.
+    """Compare a run's explanations with other methods at equal area.
+
+    If interrupted, rerun the command: it resumes.
+
+    Example: `bla compare run photos --methods cam grad-cam random`
 
     Parameters
     ----------
@@ -37,19 +41,20 @@ def compare(
     data
         Images, with or without classes, boxes or masks; a folder or one photo. By default the run's test images.
     out
-        Where the result and the explanations go. By default RUN/comparison, or "comparison" for a shipped explainer.
+        Where to write the result and the explanations. By default RUN/comparison, or "comparison" for a shipped
+        explainer.
     methods
         cam, grad-cam, grad-cam++, layer-cam, hires-cam, softmax-attention, l2x, learned-mask, random, centre, norm,
-        shuffled; and, which run the whole network many times a photo: score-cam, integrated-gradients, occlusion; all.
-        By default those that read the feature map alone.
+        shuffled; the slow ones, which run the whole network many times per photo: score-cam, integrated-gradients,
+        occlusion; or all. By default those that read the feature map alone.
     leakage
-        Train an evaluator, probes and heads that tell what the selections give away.
+        Train an evaluator, probes and heads that measure what the selections give away.
     pixels
-        Change the pixels of so many photos, drawn by the seed, through the whole network: seconds a photo and method.
+        Run the whole network on changed pixels of so many random photos: seconds per photo and method.
     sanity
         Compare maps under randomised networks, and of flipped, shifted and noisy photos.
     limit
-        Compare on so many photos, drawn by the seed.
+        Compare on so many random photos.
     seed
         Of everything random.
     """

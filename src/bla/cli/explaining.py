@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import DONE, DONE_BUT, Device, Json, skip_line
+from bla.cli.sharing import DONE, DONE_BUT, Device, skip_line
 
 if TYPE_CHECKING:
     from bla.explanations.explanation import Explanation
@@ -24,25 +24,27 @@ def explain(
     against: str | None = None,
     out: Path | None = None,
     device: Device = "auto",
-    json_: Annotated[Json, Parameter(name="--json", help="Print a JSON object a line, one an image.")] = False,
+    json_: Annotated[bool, Parameter(negative=(), help="Print one JSON object per photo, each on a line.")] = False,
 ) -> int:
     """Explain photos: what the classifier sees in each, and the cells that alone made the prediction.
 
-    For each photo a panel (PNG) and its explanation (JSON) are written. Interrupted, run it again: it goes on.
+    Writes a panel (PNG) and an explanation (JSON) for each photo. If interrupted, rerun the command: it resumes.
+
+    Example: `bla explain cat.jpg --run run`
 
     Parameters
     ----------
     photos
-        Photos, and folders of them.
+        Photos, and folders of photos.
     run
         A run folder, or a shipped explainer's name.
     size
-        Select exactly so many cells. By default the explainer chooses, photo by photo.
+        Select exactly so many cells. By default the explainer chooses for each photo.
     target
-        Say what each selected cell speaks for this class, by name or index; a class-aware explainer selects its cells
-        for it, by default for what it predicts.
+        A class, by name or index: how much each selected cell votes for it. A class-aware explainer selects the cells
+        for this class; by default for the predicted class.
     against
-        With a target: what speaks for it rather than for this class.
+        With a target: votes for the target rather than for this class.
     out
         Where to write. By default "why"; with --json nothing is written unless this is given.
     """

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
+from bla import needs_extra
 from bla.cli.sharing import DONE, Json
 
 
@@ -18,9 +16,11 @@ def report(
     out: Path | None = None,
     photos: int = 12,
     seed: int = 0,
-    json_: Annotated[Json, Parameter(name="--json")] = False,
+    json_: Json = False,
 ) -> int:
-    """Write one self-contained HTML page from what `bla compare` found: verdict, curves, photos, figures.
+    """Write the result of `bla compare` as one self-contained HTML page: verdict, curves, photos, figures.
+
+    Example: `bla report run --out report.html`
 
     Parameters
     ----------
@@ -29,11 +29,12 @@ def report(
     out
         The file to write. By default report.html beside the comparison.
     photos
-        How many photos to show: half drawn by the seed, a quarter each the best and the worst.
+        How many photos to show: half at random, a quarter each the best and the worst.
     seed
-        Of the photos that are drawn.
+        Of the random photos.
     """
-    from bla.comparison.report import write_report
+    with needs_extra("compare"):
+        from bla.comparison.report import write_report
 
     written = write_report(run, out, photos=photos, seed=seed)
     if json_:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
-
-from cyclopts import Parameter
+from typing import Literal
 
 from bla import needs_extra
-from bla.cli.sharing import Json
+from bla.cli.sharing import DONE, Json
 
 
 def export(
@@ -20,9 +18,11 @@ def export(
     out: Path,
     to: Literal["onnx", "torch"] = "onnx",
     entry: Literal["pixels", "photos"] = "pixels",
-    json_: Annotated[Json, Parameter(name="--json")] = False,
-) -> None:
-    """Write a trained explainer as one graph that runs without torch, checked against the module.
+    json_: Json = False,
+) -> int:
+    """Export a trained explainer as one graph that runs without torch, checked against the module.
+
+    Example: `bla export run --out explainer.onnx`
 
     Parameters
     ----------
@@ -33,17 +33,18 @@ def export(
     to
         onnx, for ONNX Runtime and `bla serve`; or torch, for torch.export.load.
     entry
-        pixels, normalised; or photos, uint8 of any size, with resizing and normalising inside of the graph.
+        What the graph takes: normalised pixels; or photos, uint8 of any size, which it resizes and normalises.
     """
     from bla.deploy.export import export as write
 
     exported = write(run, out, to=to, entry=entry)
     if json_:
         print(json.dumps(exported.to_dict()))
-        return
+        return DONE
     card, worst = exported.card, max(exported.misses.items(), key=lambda item: item[1])
     print(f"{out}: {card.setup} on {card.model}, {out.stat().st_size / 1e6:.1f} MB, takes {card.entry}.")
-    print(f"Checked against the module: the largest miss is {worst[1]:.1e}, of {worst[0]}.")
+    print(f"Checked against the module: the largest difference is {worst[1]:.1e}, in {worst[0]}.")
+    return DONE
 
 
 def serve(
@@ -59,8 +60,12 @@ def serve(
     megabytes: float = 32.0,
     megapixels: float = 50.0,
     timeout: float = 30.0,
-) -> None:
-    """Serve explanations: an API (/openapi.json) and a page (/). Stopped, it answers what it has accepted first.
+) -> int:
+    """Serve explanations: an API (/openapi.json) and a page (/).
+
+    When stopped, it first answers the requests that it has accepted.
+
+    Example: `bla serve tf_efficientnet_lite0 --port 8080`
 
     Parameters
     ----------
@@ -71,19 +76,19 @@ def serve(
     port
         The port to listen at.
     threads
-        Of the computation. By default all cores.
+        Threads of the computation. By default all cores.
     batch_size
-        Photos that are run together, at most.
+        Photos per batch, at most.
     deadline
-        Milliseconds that a photo waits for others, at most.
+        Milliseconds that a photo waits for its batch to fill, at most.
     queue
-        Photos that are under way, at most; others are refused, with the time to try again (429).
+        Photos in progress, at most; further ones are refused, with the time to try again (429).
     megabytes
-        Of a request, at most.
+        Size of a request, at most.
     megapixels
-        Of a photo, at most; known before it is decoded.
+        Size of a photo, at most; checked before it is decoded.
     timeout
-        Seconds of a request, at most.
+        Seconds per request, at most.
     """
     from bla.deploy.engine import EngineError, open_engine
 
@@ -98,3 +103,4 @@ def serve(
     limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
     print(f"{engine.card.setup} on {engine.card.model}: http://{host}:{port}/", file=sys.stderr, flush=True)
     run(engine, host=host, port=port, limits=limits, most=batch_size, deadline=deadline / 1000, room=queue)
+    return DONE

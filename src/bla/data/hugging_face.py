@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -27,7 +26,7 @@ import numpy as np
 from filelock import FileLock
 
 from bla import needs_extra
-from bla.data.image_sets import SUFFIXES, ImageSet, Splits, stratified_split
+from bla.data.image_sets import SUFFIXES, ImageSet, Splits
 from bla.data.photo import DataError
 from bla.files import read_json, write_atomically, write_json
 from bla.progress import Progress
@@ -72,11 +71,7 @@ def read_dataset(name: str, *, seed: int, cache: Path, report: Progress) -> tupl
     sets = {split: _image_set(folder / split, rows, classes) for split, rows in listed.items()}
     if "test" in sets:
         return Splits(sets["train"], sets["test"], seeded=False), canonical
-    whole = sets["train"]
-    kept, held_out = stratified_split(whole.labels, len(whole), 0.2, seed)
-    if not held_out.size:
-        raise DataError(f"{canonical}: expected two images of a class to hold one out, got one of each")
-    return Splits(whole.subset(kept), whole.subset(held_out), seeded=True), canonical
+    return sets["train"].divided(0.2, seed), canonical
 
 
 def _loaded(name: str, source: str, config: str | None) -> dict[str, Any]:
@@ -196,11 +191,8 @@ def _write_one(folder: Path, row: int, record: dict[str, Any]) -> str:
     target = folder / f"{row:08}{suffix}"
     if not target.exists():
         if content is None and path is not None and Path(path).is_file():
-            part = target.with_name(f".{target.name}")
-            shutil.copyfile(path, part)
-            part.replace(target)
-        else:
-            write_atomically(target, content or b"")
+            content = Path(path).read_bytes()
+        write_atomically(target, content or b"")
     return target.name
 
 

@@ -17,6 +17,11 @@ from PIL import Image
 
 from bla.data.photo import Box, DataError
 
+_Edges = npt.NDArray[np.float64]
+
+PER_IMAGE = ("names", "labels", "ids", "boxes", "masks", "parts")
+"""The fields of an :class:`ImageSet` with an entry for each image."""
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
@@ -67,35 +72,25 @@ class ImageSet:
         for field, dtype in (("labels", np.int64), ("ids", np.int64), ("parts", np.float64)):
             if (values := getattr(self, field)) is not None:
                 object.__setattr__(self, field, _frozen(values, dtype))
-        labels = self.labels
-        if labels is not None:
-            count = len(self.classes)
-            shape: tuple[int, ...]
-            if self.several:
-                shape, bound, kind = (len(self), count), 2, f"a row of 0 and 1 for {count} classes"
-            else:
-                shape, bound, kind = (len(self),), count, f"below {count}, the number of classes"
-            if not (labels.shape == shape and ((labels >= 0) & (labels < bound)).all()):
-                raise DataError(
-                    f"expected {len(self)} labels, a name each, {kind}, got {labels.shape} with values "
-                    f"{np.unique(labels).tolist()}"
-                )
-        if self.ids is not None and self.ids.shape != (len(self),):
-            raise DataError(f"expected {len(self)} ids, a name each, got shape {self.ids.shape}")
-        if self.parts is not None and self.parts.shape != (len(self), len(self.part_names), 3):
-            raise DataError(
-                f"expected parts of shape {(len(self), len(self.part_names), 3)}, x, y, visible, got {self.parts.shape}"
-            )
-        if self.masks is not None and len(self.masks) != len(self):
-            raise DataError(f"expected {len(self)} masks, a name each, got {len(self.masks)}")
         if self.boxes is not None:
-            boxes = tuple(_frozen(values, np.float64).reshape(-1, 4) for values in self.boxes)
-            if len(boxes) != len(self):
-                raise DataError(f"expected boxes of {len(self)} images, a name each, got of {len(boxes)}")
-            for name, each in zip(self.names, boxes, strict=True):
-                if not (np.isfinite(each).all() and (each[:, :2] <= each[:, 2:]).all()):
-                    raise DataError(f"{name}: expected boxes (left, top, right, bottom), got {each.tolist()}")
-            object.__setattr__(self, "boxes", boxes)
+            object.__setattr__(self, "boxes", tuple(_frozen(each, np.float64).reshape(-1, 4) for each in self.boxes))
+        for field in PER_IMAGE:
+            if (values := getattr(self, field)) is not None and len(values) != len(self):
+                raise DataError(f"expected {field} of {len(self)} images, as many as names, got of {len(values)}")
+        if self.labels is not None:
+            count, shape = len(self.classes), self.labels.shape[1:]
+            bound, kind = (
+                (2, f"a row of 0 and 1 for {count}") if self.several else (count, f"below {count}, the number of")
+            )
+            if shape != ((count,) if self.several else ()) or not ((self.labels >= 0) & (self.labels < bound)).all():
+                came = f"{self.labels.shape} with values {np.unique(self.labels).tolist()}"
+                raise DataError(f"expected labels, {kind} classes, got {came}")
+        if self.parts is not None and self.parts.shape[1:] != (len(self.part_names), 3):
+            shape = (len(self), len(self.part_names), 3)
+            raise DataError(f"expected parts of shape {shape}, x, y, visible, got {self.parts.shape}")
+        for name, each in zip(self.names, self.boxes or (), strict=False):
+            if not (np.isfinite(each).all() and (each[:, :2] <= each[:, 2:]).all()):
+                raise DataError(f"{name}: expected boxes (left, top, right, bottom), got {each.tolist()}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -113,15 +108,14 @@ class ImageSet:
         """The images at ``indices`` (integers or a boolean mask), sorted and each once, with the same classes."""
         every = np.arange(len(self))
         chosen = np.unique(every[np.asarray(indices)]) if np.size(indices) else every[:0]
-        return dataclasses.replace(
-            self,
-            names=tuple(self.names[index] for index in chosen),
-            labels=None if self.labels is None else self.labels[chosen],
-            ids=None if self.ids is None else self.ids[chosen],
-            boxes=None if self.boxes is None else tuple(self.boxes[index] for index in chosen),
-            masks=None if self.masks is None else tuple(self.masks[index] for index in chosen),
-            parts=None if self.parts is None else self.parts[chosen],
-        )
+        return dataclasses.replace(self, **{field: _taken(getattr(self, field), chosen) for field in PER_IMAGE})
+
+    def divided(self, share: float, seed: int) -> Splits:
+        """Hold out a share of each class by :func:`stratified_split`; a DataError if there is nothing to hold out."""
+        kept, held_out = stratified_split(self.labels, len(self), share, seed)
+        if not held_out.size:
+            raise DataError(f"expected two images of a class to hold one out, got {len(self)}, one of each; add some")
+        return Splits(self.subset(kept), self.subset(held_out), seeded=True)
 
     def coverage(self, index: int, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64] | None:
         """The share of each cell that lies on an object of image ``index``: by its mask, else by its boxes.
@@ -217,23 +211,12 @@ class Splits:
         order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
 
         def both(field: str) -> Any:
-            """An array of both parts in the order of names; None where one of them has none."""
             one, other = getattr(train, field), getattr(test, field)
-            return None if one is None or other is None else np.concatenate([one, other])[order]
+            if one is None or other is None:
+                return None
+            return _taken(one + other if isinstance(one, tuple) else np.concatenate([one, other]), order)
 
-        def each(field: str) -> Any:
-            one, other = getattr(train, field), getattr(test, field)
-            return None if one is None or other is None else tuple((one + other)[index] for index in order)
-
-        return dataclasses.replace(
-            train,
-            names=tuple(names[index] for index in order),
-            labels=both("labels"),
-            ids=both("ids"),
-            boxes=each("boxes"),
-            masks=each("masks"),
-            parts=both("parts"),
-        )
+        return dataclasses.replace(train, **{field: both(field) for field in PER_IMAGE})
 
     def folds(self, count: int, seed: int = 0) -> tuple[Splits, ...]:
         """:meth:`ImageSet.folds` of all images, whatever this division."""
@@ -255,19 +238,15 @@ def box_coverage(boxes: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> np
            [0. , 0. ]])
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    columns, rows = _edges(region, grid)
-    # Between all edges, of cells and of boxes, lie rectangles that are covered in full or not at all.
-    x = np.unique(np.concatenate([columns, boxes[:, [0, 2]].ravel().clip(columns[0], columns[-1])]))
-    y = np.unique(np.concatenate([rows, boxes[:, [1, 3]].ravel().clip(rows[0], rows[-1])]))
+    left, top, right, bottom = region
+    # Between the edges of boxes and region lie rectangles that are covered in full or not at all.
+    x = np.unique([left, right, *boxes[:, [0, 2]].ravel().clip(left, right)])
+    y = np.unique([top, bottom, *boxes[:, [1, 3]].ravel().clip(top, bottom)])
     middle_x, middle_y = (x[:-1] + x[1:]) / 2, (y[:-1] + y[1:]) / 2
     covered = np.zeros((len(middle_y), len(middle_x)), np.bool_)
-    for left, top, right, bottom in boxes:
-        covered |= np.outer((middle_y > top) & (middle_y < bottom), (middle_x > left) & (middle_x < right))
-    areas = covered * np.outer(np.diff(y), np.diff(x))
-    by_row = np.add.reduceat(areas, np.searchsorted(y, rows[:-1]), axis=0)
-    by_cell = np.add.reduceat(by_row, np.searchsorted(x, columns[:-1]), axis=1)
-    share: npt.NDArray[np.float64] = by_cell / np.outer(np.diff(rows), np.diff(columns))
-    return share.clip(0, 1)
+    for a, b, c, d in boxes:
+        covered |= np.outer((middle_y > b) & (middle_y < d), (middle_x > a) & (middle_x < c))
+    return _share(covered, x, y, region, grid)
 
 
 def mask_coverage(mask: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
@@ -284,24 +263,25 @@ def mask_coverage(mask: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> np
     array([[0.3333, 0.1111]])
     """
     mask = np.asarray(mask, np.bool_)
-    columns, rows = _edges(region, grid)
-    # The integral of the mask is linear between pixel edges, so it can be read anywhere.
-    total = np.pad(mask.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     height, width = mask.shape
-    by_row = np.stack([np.interp(rows, np.arange(height + 1), column) for column in total.T], axis=1)
-    integral = np.stack([np.interp(columns, np.arange(width + 1), row) for row in by_row])
-    share: npt.NDArray[np.float64] = np.diff(np.diff(integral, axis=0), axis=1) / np.outer(
-        np.diff(rows), np.diff(columns)
-    )
-    return share.clip(0, 1)
+    return _share(mask, np.arange(width + 1.0), np.arange(height + 1.0), region, grid)
 
 
-def _edges(region: Box, grid: tuple[int, int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Of the cells: the columns' and the rows'."""
+def _share(
+    covered: npt.NDArray[np.bool_], x: _Edges, y: _Edges, region: Box, grid: tuple[int, int]
+) -> npt.NDArray[np.float64]:
+    """The share of each cell that is covered by rectangles between the edges ``x`` and ``y``."""
     left, top, right, bottom = region
     if not (left < right and top < bottom) or min(grid) < 1:
         raise DataError(f"expected a region (left, top, right, bottom) and a grid of cells, got {region} and {grid}")
-    return np.linspace(left, right, grid[1] + 1), np.linspace(top, bottom, grid[0] + 1)
+    columns, rows = np.linspace(left, right, grid[1] + 1), np.linspace(top, bottom, grid[0] + 1)
+    # The integral is linear between the edges, so it can be read anywhere.
+    areas = covered * np.outer(np.diff(y), np.diff(x))
+    integral = np.pad(areas, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    by_row = np.stack([np.interp(rows, y, column) for column in integral.T], axis=1)
+    by_cell = np.stack([np.interp(columns, x, row) for row in by_row])
+    share: npt.NDArray[np.float64] = np.diff(np.diff(by_cell, axis=0), axis=1)
+    return (share / np.outer(np.diff(rows), np.diff(columns))).clip(0, 1)
 
 
 def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: float = 0.2) -> Splits:
@@ -348,11 +328,7 @@ def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: flo
         if tests:
             training = _image_set(train)
             return Splits(training, _image_set(tests[0], training.classes), seeded=False)
-    whole = _image_set(root)
-    kept, held_out = stratified_split(whole.labels, len(whole), test_share, seed)
-    if not held_out.size:
-        raise DataError(f"{root}: expected two images of a class to hold one out, got one of each; add some")
-    return Splits(whole.subset(kept), whole.subset(held_out), seeded=True)
+    return _image_set(root).divided(test_share, seed)
 
 
 def strata(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -434,6 +410,13 @@ def _frozen(values: npt.ArrayLike, dtype: type) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = np.array(values, dtype=dtype)
     array.setflags(write=False)
     return array
+
+
+def _taken(values: Any, order: npt.NDArray[np.int64]) -> Any:
+    """The entries of a field in this order; None if the field is."""
+    if isinstance(values, tuple):
+        return tuple(values[place] for place in order)
+    return None if values is None else values[order]
 
 
 def _seen_from(root: Path, images: ImageSet) -> ImageSet:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bla.data.image_sets import ImageSet, Splits, stratified_split
+from bla.data.image_sets import ImageSet, Splits
 from bla.data.photo import DataError
 
 SUFFIXES = {".csv": ",", ".tsv": "\t"}
@@ -79,18 +79,16 @@ def read_table(path: Path, *, seed: int = 0, test_share: float = 0.2) -> Splits:
     whole = ImageSet(path.parent, tuple(names[number] for number in order), labels[order], classes)
     if not any(whole.path(number).exists() for number in range(len(whole))):
         raise DataError(f"{path}: expected images by their paths from {path.parent}, got none there: {whole.names[0]}")
-    if division is not None:
-        kinds = [rows[number][1][division].strip().lower() for number in order]
-        for number, kind in zip(order, kinds, strict=True):
-            if kind not in (*_TRAIN, *_TEST):
-                raise DataError(f"{path}, line {rows[number][0]}: expected split train or test, got {kind!r}")
-        train = np.array([kind in _TRAIN for kind in kinds], np.bool_)
-        kept, held_out = np.nonzero(train)[0], np.nonzero(~train)[0]
-    else:
-        kept, held_out = stratified_split(whole.labels, len(whole), test_share, seed)
-    if not kept.size or not held_out.size:
-        raise DataError(f"{path}: expected images to train on and to test on, got {len(kept)} and {len(held_out)}")
-    return Splits(whole.subset(kept), whole.subset(held_out), seeded=division is None)
+    if division is None:
+        return whole.divided(test_share, seed)
+    kinds = [rows[number][1][division].strip().lower() for number in order]
+    for number, kind in zip(order, kinds, strict=True):
+        if kind not in (*_TRAIN, *_TEST):
+            raise DataError(f"{path}, line {rows[number][0]}: expected split train or test, got {kind!r}")
+    train = np.array([kind in _TRAIN for kind in kinds], np.bool_)
+    if train.all() or not train.any():
+        raise DataError(f"{path}: expected images to train on and to test on, got {train.sum()} and {(~train).sum()}")
+    return Splits(whole.subset(train), whole.subset(~train), seeded=False)
 
 
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
