@@ -36,7 +36,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/performance.py
+	$(BIN)/python -m benchmarks.speed.performance
 
 clean:
 	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache

@@ -15,34 +15,22 @@ from PIL import Image
 from bla.data import embedded
 from small_study import small_study
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return embedded.write(tmp_path_factory.mktemp("data") / "embedded", train=48, test=16)
+    return embedded.write(tmp_path_factory.mktemp("data") / "embedded", train=24, test=8)
 
 
-def run(*arguments: str | Path) -> str:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def run(name: str, *arguments: str | Path) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
 def test_performance(data: Path) -> None:
-    options = [
-        "--only",
-        "speedup",
-        "caching",
-        "explained",
-        "--images",
-        "16",
-        "--epochs",
-        "1",
-        "--rounds",
-        "3",
-        "--json",
-    ]
-    results = json.loads(run(BENCHMARKS / "performance.py", data, *options))
+    options = ["--only", "speedup", "caching", "explained", "--images", "4", "--epochs", "1", "--rounds", "1", "--json"]
+    results = json.loads(run("speed.performance", data, *options))
     assert set(results["speedup"]["by_setup"]) == {"bla", "bla-t", "bla-ph", "l2x-f"}
     # wide bounds, as machines are shared: what is claimed is measured at full size
     assert results["speedup"]["value"] > 3
@@ -51,36 +39,32 @@ def test_performance(data: Path) -> None:
 
 
 def test_memory_of_training_is_measured() -> None:
-    assert int(run(BENCHMARKS / "performance.py", "--train-on-random-features", "40")) > 10_000
+    assert int(run("speed.performance", "--train-on-random-features", "40")) > 10_000
 
 
 def test_judging(tmp_path: Path) -> None:
-    figures = json.loads(
-        run(BENCHMARKS / "judging.py", "--out", tmp_path, "--images", "130", "--methods", "2", "--json")
-    )
-    assert figures["images"] == 130
+    figures = json.loads(run("speed.judging", "--out", tmp_path, "--images", "70", "--methods", "2", "--json"))
+    assert figures["images"] == 70
     assert list(figures["seconds"]) == ["2"]
 
 
-def test_paper(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
-    setups = ["recommended"]
+def test_paper(data: Path, tmp_path: Path) -> None:
+    setups = ["bla"]
     options = ["--out", tmp_path / "runs", "--setups", *setups, "--folds", "2", "--epochs", "1"]
-    text = run(BENCHMARKS / "paper.py", data, *options)
+    text = run("paper.tables", data, *options)
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     assert rows == ["setup", *setups] * 2
     figures = json.loads((tmp_path / "runs" / "paper.json").read_text())["embedded"]
-    mean, half_width = figures["recommended"]["size"]
+    mean, half_width = figures["bla"]["size"]
     assert 1 <= mean <= 49
     assert half_width >= 0
-    assert figures["recommended"]["runs"] == 2
+    assert figures["bla"]["runs"] == 2
     assert (tmp_path / "runs" / "paper.md").read_text().strip() == text.strip()
 
 
-def test_ablation(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
+def test_ablation(data: Path, tmp_path: Path) -> None:
     options = ["--out", tmp_path / "runs", "--groups", "start", "--seeds", "1", "--epochs", "1"]
-    tables = json.loads(run(BENCHMARKS / "ablation.py", data, *options, "--json"))
+    tables = json.loads(run("paper.ablation", data, *options, "--json"))
     assert set(tables) == {"start"}
     dead = {name: row["dead starts"] for name, row in tables["start"].items()}
     assert dead["zero"] == 100
@@ -91,16 +75,15 @@ def test_ablation(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_contact(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model with its weights, and one whose weights cannot be had: the sheet tells them apart."""
-    monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     options = ["--out", tmp_path / "out", "--models", "tf_efficientnet_lite0", "test_resnet", "--classes", "2"]
-    run(BENCHMARKS / "contact.py", data, *options, "--photos", "3", "--seconds", "2")
+    run("models.contact", data, *options, "--photos", "2", "--seconds", "2")
     known, random = json.loads((tmp_path / "out" / "contact.json").read_text())
     assert (known["trunk"], random["trunk"]) == ("ImageNet weights", "random trunk")
-    assert len(known["explanations"]) == 3
+    assert len(known["explanations"]) == 2
     assert {found["prediction"]["label"] for found in known["explanations"]} <= set(embedded.CLASSES[:2])
     with Image.open(tmp_path / "out" / "contact.png") as sheet:
-        assert sheet.width > 3 * 150
+        assert sheet.width > 2 * 150
         drawn = np.asarray(sheet.convert("L"))
     assert all((part < 128).any() for part in np.array_split(drawn, 3))  # the photos, and a row for each model
 
@@ -109,7 +92,7 @@ def test_study_analysis(tmp_path: Path) -> None:
     study, _ = small_study(tmp_path)
     options = ["--studies", "6", "--people", "12", "--photos", "12", "--share", "0.75"]
     rehearsing = ["--study", study, "--rehearsals", "2", "--rehearsing", "3"]
-    figures = json.loads(run(BENCHMARKS / "study_analysis.py", *options, *rehearsing, "--json"))
+    figures = json.loads(run("study.analysis", *options, *rehearsing, "--json"))
     assert figures["simulated"] is True
     assert all(row["found"] <= 0.5 and row["by_arrays"]["found"] < 0.15 for row in figures["null"])
     assert all(row["found"] > 0.3 and row["promised"] >= 0.8 for row in figures["effect"])
@@ -126,7 +109,7 @@ def test_study_load(kills: int, kind: str) -> None:
         pytest.skip("needs BLA_TEST_POSTGRESQL, the URL of a PostgreSQL server to make databases on")
     small = ["--people", "10", "--trials", "8", "--thinking", "0.05", "--arriving", "1", "--limit", "2000"]
     small += ["--db", str(server)] if kind == "postgresql" else []
-    found = json.loads(run(BENCHMARKS / "study_load.py", *small, "--kills", str(kills), "--json"))
+    found = json.loads(run("study.load", *small, "--kills", str(kills), "--json"))
     assert found["passed"]
     assert (found["finished"], found["answers"], found["kills"]) == (10, 80, kills)
     assert (found["lost"], found["doubled"], found["changed"]) == (0, 0, 0)

@@ -15,19 +15,29 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import subsets
-from bags import ATTEMPTS, POOLS, Networks, auc, drawn_bags, fashion_or_mnist, found, instances, odds_of, read_idx
+from benchmarks.operators import subsets
+from benchmarks.operators.bags import (
+    ATTEMPTS,
+    POOLS,
+    Networks,
+    auc,
+    drawn_bags,
+    fashion_or_mnist,
+    found,
+    instances,
+    odds_of,
+    read_idx,
+)
+from benchmarks.operators.cells import trained_cells
+from benchmarks.operators.gradient_quality import bias_and_variance, distribution, kept_bytes, timed
+from benchmarks.operators.gradient_quality import subsets as every_subset
+from benchmarks.operators.image_size import MARK, Selecting, marked, patches_of, rising, task_of
+from benchmarks.operators.rivals import First
+from benchmarks.operators.stacked import StackedMLP
+from benchmarks.operators.synthetic import L2X, bayes, syn
+from benchmarks.operators.tabular import Stack, fitted, invase_plan, l2x_plan, over, samples, thresholds
 from bla.operators import BoundedLogits, HardConcrete, Sparsemax, StraightThroughTopK, SubsetOperator
 from bla.training.cache import FeatureCache
-from cells import trained_cells
-from gradient_quality import bias_and_variance, distribution, kept_bytes, timed
-from gradient_quality import subsets as every_subset
-from image_size import MARK, Selecting, marked, patches_of, rising, task_of
-from rivals import First
-from stacked import StackedMLP
-from synthetic import L2X, bayes, syn
-from tabular import Stack, fitted, invase_plan, l2x_plan, over, samples, thresholds
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from benchmarks.operators.rivals import LapSum, PerturbedTopK, Simple, marginals, sampled
 from bla.operators import (
     BoundedLogits,
     Entmax15,
@@ -29,9 +28,6 @@ from bla.operators import (
     normalised,
     straight_through,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from rivals import LapSum, PerturbedTopK, Simple, marginals, sampled
 
 SMOOTH = [
     BoundedLogits(),

@@ -1,7 +1,7 @@
 """Finer explanations: localisation and accuracy against the size of the input, and so of the grid.
 
-    python benchmarks/grids.py CUB_200_2011 --out FOLDER [--sizes 224 320 448] [--seeds 0 1 2 3 4]
-    python benchmarks/grids.py CUB_200_2011 --out FOLDER --setups BLA dial hidden --sizes 224 448 --validation
+    python -m benchmarks.faithfulness.grids CUB_200_2011 --out FOLDER [--sizes 224 320 448] [--seeds 0 1 2 3 4]
+    python -m benchmarks.faithfulness.grids CUB_200_2011 --out FOLDER --setups BLA dial --sizes 224 448 --validation
 
 Caltech-UCSD Birds in its own layout, the official split, whole photos, tf_efficientnet_lite0 frozen, a linear head.
 At each size an explainer is trained on the training photos alone, every setting that counts cells scaled with their
@@ -13,24 +13,23 @@ takes the place of the test photos. If interrupted, rerun the command: it resume
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.results import interval, kept, parser_of
 from bla.comparison.subjects import find_subjects, size_of
 from bla.data.image_sets import Splits, stratified_split
 from bla.data.published import read_images
 from bla.operators import top_hard
+from bla.progress import silent
 from bla.runs.run import Run, train
-from bla.training import cache as caches
 from bla.training.settings import Settings
-from paper import interval
 
 AREAS = (4, 8, 12)
 """Forty-ninths of the photo."""
@@ -46,7 +45,7 @@ SETUPS: dict[str, dict[str, Any]] = {
 @torch.inference_mode()
 def measured(run: Run, splits: Splits, cache: Path) -> dict[str, float]:
     """Accuracy of the run's metrics, and where on the test photos its cells lie."""
-    photos, _, _ = find_subjects(run, splits, limit=None, seed=0, cache=cache, report=caches.silent)
+    photos, _, _ = find_subjects(run, splits, limit=None, seed=0, cache=cache, report=silent)
     classifier, metrics = run.classifier, run.record["metrics"]
     found: dict[str, list[float]] = {}
     for rows in np.array_split(np.arange(len(photos)), -(-len(photos) // 64)):
@@ -104,9 +103,15 @@ def table(rows: dict[Row, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def trained(splits: Splits, folder: Path, settings: Settings, image_size: int, cache: Path) -> dict[str, float]:
+    """Train one explainer and measure it."""
+    run = train(splits, folder, settings, image_size=image_size, cache=cache, report=silent)
+    return measured(run, splits, cache)
+
+
 def main() -> None:
     """Train what is not trained, measure, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("data", type=Path, help="CUB_200_2011 in its own layout")
     parser.add_argument("--out", type=Path, required=True, help="a folder for runs and features")
     parser.add_argument("--sizes", type=int, nargs="*", default=[224, 320, 448])
@@ -116,26 +121,18 @@ def main() -> None:
     arguments = parser.parse_args()
     splits, _ = read_images(arguments.data)
     if arguments.validation:
-        kept, held_out = stratified_split(splits.train.labels, len(splits.train), 0.2, 0)
-        splits = dataclasses.replace(splits, train=splits.train.subset(kept), test=splits.train.subset(held_out))
+        chosen, held_out = stratified_split(splits.train.labels, len(splits.train), 0.2, 0)
+        splits = dataclasses.replace(splits, train=splits.train.subset(chosen), test=splits.train.subset(held_out))
     rows: dict[Row, list[dict[str, float]]] = {}
     for setup in arguments.setups:
         for size in arguments.sizes:
             for seed in arguments.seeds:
                 folder = arguments.out / f"{setup}-{size}-{seed}{'-validation' * arguments.validation}"
                 file = folder.with_suffix(".json")
-                if not file.exists():
-                    print(f"{setup}, {size} pixels, seed {seed}", file=sys.stderr, flush=True)
-                    run = train(
-                        splits,
-                        folder,
-                        Settings(seed=seed, **SETUPS[setup]),
-                        image_size=size,
-                        cache=arguments.out / "features",
-                        report=caches.silent,
-                    )
-                    file.write_text(json.dumps(measured(run, splits, arguments.out / "features")))
-                rows.setdefault((setup, size), []).append(json.loads(file.read_text()))
+                print(f"{setup}, {size} pixels, seed {seed}", file=sys.stderr, flush=True)
+                settings = Settings(seed=seed, **SETUPS[setup])
+                row = kept(file, partial(trained, splits, folder, settings, size, arguments.out / "features"))
+                rows.setdefault((setup, size), []).append(row)
     print(table(rows))
 
 

@@ -1,19 +1,20 @@
 """The ablations that the paper owes, and the one that the recommended settings were chosen by; never on test images.
 
-    python benchmarks/ablation.py DATA --out RESULTS [--groups temperature start ...] [--seeds 3]
+    python -m benchmarks.paper.ablation DATA --out RESULTS [--groups temperature start ...] [--seeds 3]
 
 Each seed holds another fifth of the training images out, trains on the rest, and measures on the fifth. Results are
-kept one by one in RESULTS; interrupted, run it again: it goes on. ablation.md and ablation.json hold the tables. The
-group `start` also counts dead starts: modules of which no cell of 256 images passes a gradient before the first step.
+written one by one to RESULTS; if interrupted, rerun the command: it resumes. ablation.md and ablation.json hold the
+tables. The group `start` also counts dead starts: modules of which no cell of 256 images passes a gradient before the
+first step.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.results import interval, kept, parser_of
 from bla.data.image_sets import stratified_split
 from bla.data.published import read_images
 from bla.files import cache_root
@@ -33,7 +35,6 @@ from bla.training.loop import train_networks
 from bla.training.measuring import measure
 from bla.training.networks import Examples, Networks, new_head
 from bla.training.settings import Settings
-from paper import interval
 
 STARTS: dict[str, Callable[[nn.Conv2d], object] | None] = {
     "calibrated to the features": None,
@@ -159,7 +160,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Train what is missing, write the tables and print them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("data", help="a folder or a name with classes, or embedded")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--groups", nargs="*", choices=GROUPS, default=GROUPS)
@@ -181,12 +182,9 @@ def main() -> None:
             runs = []
             for seed in range(arguments.seeds):
                 file = arguments.out / f"{group}, {name}, {seed}.json".replace("/", " per ")
-                if not file.exists():
-                    start = name if group == "start" else None
-                    found = measured(examples, len(images.classes), make(seed=seed, **given), start)
-                    file.write_text(json.dumps(found))
-                    print(f"{group}: {name}, seed {seed}", file=sys.stderr, flush=True)
-                runs.append(json.loads(file.read_text()))
+                settings, start = make(seed=seed, **given), name if group == "start" else None
+                runs.append(kept(file, partial(measured, examples, len(images.classes), settings, start)))
+                print(f"{group}: {name}, seed {seed}", file=sys.stderr, flush=True)
             tables.setdefault(group, {})[name] = summary(runs)
             if group == "start":
                 tables[group][name]["dead starts"] = dead_starts(examples, name)

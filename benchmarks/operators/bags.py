@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.operators.stacked import StackedLinear, StackedMLP
 from bla.operators import BoundedLogits, HardConcrete, SubsetOperator, normalised
 from bla.progress import Progress, silent
-from stacked import StackedLinear, StackedMLP
 
 WANTED = 9
 WIDTH = 64

@@ -1,14 +1,14 @@
 """Differentiable subset selections against each other, on sets whose answer is known. Markdown, or JSON.
 
-    python benchmarks/subsets.py invase --out FOLDER [--sets syn4 syn5 syn6] [--features 11] [--seeds 10]
-    python benchmarks/subsets.py l2x --out FOLDER [--sets orange xor additive switch]
-    python benchmarks/subsets.py bags --out FOLDER [--length 10] [--data IDX_FOLDER]
-    python benchmarks/subsets.py frontier --out FOLDER --data IMAGE_FOLDER
-    python benchmarks/subsets.py images --out FOLDER [--data IMAGE_FOLDER [--mark] | --data IDX_FOLDER]
-    python benchmarks/subsets.py gradients --out FOLDER
-    python benchmarks/subsets.py cost --out FOLDER
+    python -m benchmarks.operators.subsets invase --out FOLDER [--sets syn4 syn5 syn6] [--features 11] [--seeds 10]
+    python -m benchmarks.operators.subsets l2x --out FOLDER [--sets orange xor additive switch]
+    python -m benchmarks.operators.subsets bags --out FOLDER [--length 10] [--data IDX_FOLDER]
+    python -m benchmarks.operators.subsets frontier --out FOLDER --data IMAGE_FOLDER
+    python -m benchmarks.operators.subsets images --out FOLDER [--data IMAGE_FOLDER [--mark] | --data IDX_FOLDER]
+    python -m benchmarks.operators.subsets gradients --out FOLDER
+    python -m benchmarks.operators.subsets cost --out FOLDER
 
-Every result is a JSON file under --out; interrupted, run it again: it goes on. --scale shrinks everything for a
+Every result is a JSON file under --out; if interrupted, rerun the command: it resumes. --scale shrinks everything for a
 trial. Mean and 95% interval (Student's t over seeds). Settings are chosen on validation data, by one rule for
 all operators: among an operator's candidates, the smallest mean size whose validation loss (cross entropy of the
 hard subset) is within .01 of that operator's least. So is invase's threshold on all scores of a network, unless
@@ -20,8 +20,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,8 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
+from benchmarks.operators.rivals import First, LapSum, PerturbedTopK, Simple
+from benchmarks.operators.tabular import Candidate
+from benchmarks.results import interval, kept, parser_of
 from bla.operators import (
     BoundedLogits,
     Entmax15,
@@ -42,10 +42,6 @@ from bla.operators import (
     SubsetOperator,
 )
 from bla.progress import Progress, shown_progress
-
-sys.path.insert(0, str(Path(__file__).parent))
-from rivals import First, LapSum, PerturbedTopK, Simple
-from tabular import Candidate
 
 CHOSEN_ON = 2
 """Seeds that settings are chosen on."""
@@ -106,33 +102,15 @@ def mean(runs: list[dict[str, Any]]) -> dict[str, float]:
     return {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95% interval."""
-    if len(values) == 1:
-        return values[0], float("nan")
-    return float(np.mean(values)), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
-
-
 def summary(runs: list[dict[str, float]], without: tuple[str, ...]) -> dict[str, tuple[float, float]]:
     """Mean and interval of every figure but some."""
     return {key: interval([run[key] for run in runs]) for key in runs[0] if key not in without}
 
 
-def kept(path: Path, measure: Callable[[], Any]) -> Any:
-    """A result from its file, or measured and then kept: all or nothing."""
-    if not path.exists():
-        result = measure()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
-        partial.replace(path)
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def synthetic(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """INVASE's sets: a row for each set and operator, its settings chosen on validation data."""
-    from synthetic import bayes
-    from tabular import chosen, draw, invase_plan, trained
+    from benchmarks.operators.synthetic import bayes
+    from benchmarks.operators.tabular import chosen, draw, invase_plan, trained
 
     table = []
     plan = invase_plan(arguments.scale)
@@ -185,8 +163,8 @@ def between(low: dict[str, Any], high: dict[str, Any], share: float) -> dict[str
 
 def known_size(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """L2X's sets, every operator told the true size, as published; of three settings the best on the first seed."""
-    from synthetic import L2X, bayes
-    from tabular import draw, l2x_plan, trained
+    from benchmarks.operators.synthetic import L2X, bayes
+    from benchmarks.operators.tabular import draw, l2x_plan, trained
 
     table = []
     for name in arguments.sets or list(L2X):
@@ -215,7 +193,7 @@ def known_size(arguments: argparse.Namespace, report: Progress) -> list[dict[str
 
 def bagged(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """Bags: a row for each way to pool."""
-    from bags import POOLS, digits, fashion_or_mnist, trained_bags
+    from benchmarks.operators.bags import POOLS, digits, fashion_or_mnist, trained_bags
 
     images, labels = digits() if arguments.data is None else fashion_or_mnist(arguments.data)
     seeds = list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
@@ -238,7 +216,7 @@ def bagged(arguments: argparse.Namespace, report: Progress) -> list[dict[str, An
 
 def frontier(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """Accuracy at equal size on cached features; the best of four temperatures on photos put aside."""
-    from cells import features, trained_cells
+    from benchmarks.operators.cells import features, trained_cells
 
     if arguments.data is None:
         raise SystemExit("expected --data IMAGE_FOLDER for the frontier, with train and test")
@@ -270,7 +248,7 @@ def frontier(arguments: argparse.Namespace, report: Progress) -> list[dict[str, 
 
 def images(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """L2X on patches of images, in its original form and on the cells of a trunk, against the images' size."""
-    from image_size import FORMS, NAMES, kept_megabytes, task_of, trained_on
+    from benchmarks.operators.image_size import FORMS, NAMES, kept_megabytes, task_of, trained_on
 
     folder = "digits" if arguments.data is None else Path(arguments.data).name + ("-mark" if arguments.mark else "")
     root = arguments.out / f"images-{folder}-{arguments.scale:g}"
@@ -296,7 +274,7 @@ def images(arguments: argparse.Namespace, report: Progress) -> list[dict[str, An
 
 def gradients(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """Bias and variance of each operator's gradient against exact enumeration."""
-    from gradient_quality import bias_and_variance
+    from benchmarks.operators.gradient_quality import bias_and_variance
 
     draws = max(int(2000 * arguments.scale), 20)
     return [
@@ -311,7 +289,7 @@ def gradients(arguments: argparse.Namespace, report: Progress) -> list[dict[str,
 
 def cost(arguments: argparse.Namespace, report: Progress) -> list[dict[str, Any]]:
     """Time and memory, forward and backward."""
-    from gradient_quality import cost_of
+    from benchmarks.operators.gradient_quality import cost_of
 
     return [
         {"set": f"N = {n}", "operator": name}
@@ -351,7 +329,7 @@ def markdown(table: list[dict[str, Any]], setting: bool) -> str:
 
 def main() -> None:
     """Measure what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--out", type=Path, required=True, help="where results are kept")
     parser.add_argument("--sets", nargs="*", help="of invase and l2x; all by default")

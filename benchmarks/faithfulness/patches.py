@@ -1,6 +1,6 @@
 """Is a cell its pixels? The trunk's receptive field against a trunk whose cells see nothing but their own pixels.
 
-    python benchmarks/patches.py catdog --out OUT
+    python -m benchmarks.faithfulness.patches catdog --out OUT
 
 BLA is trained on tf_efficientnet_lite0 and on the same network applied to the pixels of each of the 49 cells, enlarged
 twice. Then all pixels but the selected cells' are made grey, blurred or the mean colour, and the head reads the same
@@ -9,7 +9,6 @@ cells again.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import bla.runs.run
+from benchmarks.results import parser_of
 from bla.comparison.subjects import find_subjects
 from bla.data.image_sets import Splits, image_folder
 from bla.metrics.pixels import blurred, spread
@@ -94,7 +94,7 @@ def measured(opened: bla.runs.run.Run, data: Splits) -> dict[str, Any]:
 
 def main() -> None:
     """Train what is missing, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("data", type=Path, help="an image folder with classes")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--train", type=int, default=240, help="photos to train on")

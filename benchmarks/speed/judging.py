@@ -1,6 +1,6 @@
 """How long the feature-level metrics take: every figure of `judge_methods`, from a cache on disk.
 
-    python benchmarks/judging.py --out OUT
+    python -m benchmarks.speed.judging --out OUT
 
 10,000 maps of the shape that tf_efficientnet_lite0 gives, 1280 x 7 x 7, in float16, memory-mapped as from the cache.
 The values are drawn at random: they change no cost. Each method is judged by its own head (accuracy, loss, agreement,
@@ -9,7 +9,6 @@ sufficiency, comprehensiveness) and by one common judge (its selection, what it 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.results import parser_of
 from bla.metrics import Ranked, judge_methods, top_cells
 from bla.progress import show
 from bla.training.cache import FeatureCache
@@ -44,7 +44,7 @@ def synthetic_cache(folder: Path, count: int) -> FeatureCache:
 
 def main() -> None:
     """Write the features, judge, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--methods", type=int, nargs="*", default=[1, 2], help="how many are judged together")

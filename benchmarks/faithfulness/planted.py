@@ -1,6 +1,6 @@
 """Planted evidence: does the explanation show what the prediction was made from, where that is known?
 
-    python benchmarks/planted.py birds100 --out OUT
+    python -m benchmarks.faithfulness.planted birds100 --out OUT
 
 Photos of the first classes of an image folder, and a mark: a small picture (the face of scikit-image's cat) pasted at a
 random place. Two classifiers are trained on the features of a frozen trunk:
@@ -17,7 +17,6 @@ cells hold at least half of its area; every method is cut to the run's sizes.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -30,6 +29,7 @@ import torch
 from PIL import Image
 
 import bla.runs.run
+from benchmarks.results import parser_of
 from bla.comparison.making import RUN, Methods
 from bla.comparison.methods import Batch, PooledClassifier
 from bla.comparison.subjects import find_subjects, predictions_of
@@ -165,7 +165,7 @@ def summary(trainings: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Make, train, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("data", type=Path, help="an image folder with classes")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--classes", type=int, default=8, help="the first ones of the folder")

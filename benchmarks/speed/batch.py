@@ -1,15 +1,14 @@
 """Batches: throughput against a loop in one process, memory on a million tiny images, ten kills. Prints JSON.
 
-    python benchmarks/batch.py throughput PHOTOS [--run RUN] [--images 256] [--rounds 5]
-    python benchmarks/batch.py memory [--rows 1000000]
-    python benchmarks/batch.py kills PHOTOS [--run RUN]
+    python -m benchmarks.speed.batch throughput PHOTOS [--run RUN] [--images 256] [--rounds 5]
+    python -m benchmarks.speed.batch memory [--rows 1000000]
+    python -m benchmarks.speed.batch kills PHOTOS [--run RUN]
 
 The memory test runs a tiny exported network at 32 x 32: it is about the rows, not about the network.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
@@ -28,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks.results import parser_of
 from bla.data.image_sets import list_images
 from bla.data.prefetching import cores, prefetch
 from bla.deploy.batch import explain_all
@@ -174,7 +174,7 @@ def _jpeg(seed: int) -> bytes:
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("what", choices=["throughput", "memory", "kills"])
     parser.add_argument("photos", type=Path, nargs="?")
     parser.add_argument("--run", default="tf_efficientnet_lite0")

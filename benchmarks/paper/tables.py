@@ -1,28 +1,28 @@
 """The paper's experiment: setups x data sets x seeds, each beside the mean-pool head trained for as long.
 
-    python benchmarks/paper.py DATA [DATA ...] --out RUNS [--setups bla bla-t ...] [--seeds 5] [--folds 5]
+    python -m benchmarks.paper.tables DATA [DATA ...] --out RUNS [--setups bla bla-t ...] [--seeds 5] [--folds 5]
 
-A data set is a folder or a name, as `bla train` takes it. A run folder each under RUNS; interrupted, run it again: it
-goes on. With --folds the data are pooled and divided anew into so many folds, fold i with seed i; without, the data's
-own division is used with each seed. RUNS/paper.md and RUNS/paper.json hold the tables: mean and 95% interval (Student's
-t over seeds or folds), of all metrics, of hard minus continued baseline (paired), of time and memory.
+A data set is a folder or a name, as `bla train` takes it. Each run has a folder under RUNS; if interrupted, rerun the
+command: it resumes. With --folds the data are pooled and divided anew into so many folds, fold i with seed i; without,
+the data's own division is used with each seed. RUNS/paper.md and RUNS/paper.json hold the tables: mean and 95% interval
+(Student's t over seeds or folds), of all metrics, of hard minus continued baseline (paired), of time and memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import resource
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from benchmarks.results import interval, kept, parser_of
 from bla.data.published import read_images
 from bla.files import cache_root
 from bla.progress import show
@@ -73,18 +73,14 @@ def settings_of(name: str, seed: int, epochs: int | None, classes: int) -> Setti
 
 
 def trained(data: str, out: Path, name: str, seed: int, *, folds: int, epochs: int | None) -> dict[str, Any]:
-    """One run's figures, trained where it is not there yet. Peak memory is this process's, which does nothing else."""
-    figures = out / "figures.json"
-    if figures.exists():
-        found: dict[str, Any] = json.loads(figures.read_text())
-        return found
+    """The figures of one run. Peak memory is that of this process, which does nothing else."""
     splits, _ = read_images(data, cache=cache_root(), report=show)
     if folds:
         splits = splits.folds(folds)[seed]
     settings = settings_of(name, seed, epochs, len(splits.train.classes))
     record = train(splits, out, settings).record
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    found = {
+    return {
         "metrics": record["metrics"],
         "dead": record["dead"],
         "seconds": record["seconds"],
@@ -93,15 +89,6 @@ def trained(data: str, out: Path, name: str, seed: int, *, folds: int, epochs: i
         "settings": record["settings"],
         "epochs": record["epochs"],
     }
-    figures.write_text(json.dumps(found))
-    return found
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95% interval."""
-    if len(values) == 1:
-        return float(values[0]), float("nan")
-    return float(np.mean(values)), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -159,7 +146,7 @@ def _cell(key: str, value: Any) -> str:
 
 def main() -> None:
     """Train what is missing, write the tables and print them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("data", nargs="+", help="folders or names of data sets with classes, or embedded")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--setups", nargs="*", choices=SETUPS, default=list(SETUPS))
@@ -175,18 +162,11 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with ProcessPoolExecutor(arguments.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = [
-            pool.submit(
-                trained,
-                data,
-                arguments.out / Path(data).name / f"{setup}-{seed}",
-                setup,
-                seed,
-                folds=arguments.folds,
-                epochs=arguments.epochs,
-            )
-            for data, setup, seed in jobs
-        ]
+        futures = []
+        for data, setup, seed in jobs:
+            out = arguments.out / Path(data).name / f"{setup}-{seed}"
+            run = partial(trained, data, out, setup, seed, folds=arguments.folds, epochs=arguments.epochs)
+            futures.append(pool.submit(kept, out / "figures.json", run))
         for done, ((data, setup, seed), future) in enumerate(zip(jobs, futures, strict=True), start=1):
             found.setdefault((data, setup), []).append(future.result())
             print(f"{done} of {len(jobs)}: {data} {setup} {seed}", file=sys.stderr, flush=True)

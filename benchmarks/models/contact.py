@@ -1,21 +1,21 @@
 """One sheet: models down, photos across, each explained by an attention that was fitted in about a minute.
 
-    python benchmarks/contact.py birds100 --classes 10 --out runs/contact [--models resnet18 ...] [--seconds 60]
+    python -m benchmarks.models.contact birds100 --classes 10 --out runs/contact [--models resnet18 ...] [--seconds 60]
 
 makes OUT/contact.png and OUT/contact.json. Each model gets a new linear head and an attention for the photos' classes,
 trained on the features of its frozen trunk. Where a model's ImageNet weights cannot be had, its trunk stays random and
 the sheet says so: its row shows what the method does on features that mean little, not what a good classifier sees.
 "A minute" bounds what is trained on: as many photos as the trunk reads in three quarters of it, by a measured batch.
-Interrupted, run it again: rows that are done are kept.
+If interrupted, rerun the command: finished rows are kept.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 import bla.runs.run
+from benchmarks import results
+from benchmarks.results import parser_of
 from bla.data.image_sets import ImageSet, Splits
 from bla.data.photo import open_photo
 from bla.data.published import read_images
@@ -76,10 +78,6 @@ def seconds_a_photo(model: nn.Module) -> float:
 
 def row(name: str, data: Splits, shown: ImageSet, out: Path, seconds: float) -> dict[str, Any]:
     """Fit the model and explain the photos shown; what the sheet needs to know."""
-    kept = out / f"{name}.json"
-    if kept.exists():
-        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        return found
     model, weights = loaded(name)
     count = int(0.75 * seconds / seconds_a_photo(model))
     split = Splits(some(data.train, 3 * count // 4), some(data.test, count // 4), seeded=data.seeded)
@@ -87,7 +85,7 @@ def row(name: str, data: Splits, shown: ImageSet, out: Path, seconds: float) -> 
     run = bla.runs.run.train(split, out / f"{name}-{count}", Settings(epochs=10), model=name, weights=weights)
     metrics = run.record["metrics"]
     explanations = run.classifier.explain([shown.path(index) for index in range(len(shown))])
-    found = {
+    return {
         "model": name,
         "trunk": "random trunk" if weights else "ImageNet weights",
         "seconds": time.perf_counter() - start,
@@ -101,8 +99,6 @@ def row(name: str, data: Splits, shown: ImageSet, out: Path, seconds: float) -> 
         "cells": metrics["size"]["cells"],
         "explanations": [explanation.to_dict() for explanation in explanations],
     }
-    kept.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    return found
 
 
 def label(found: dict[str, Any]) -> list[tuple[str, tuple[int, int, int]]]:
@@ -152,7 +148,7 @@ def sheet(rows: list[dict[str, Any]], shown: ImageSet) -> Image.Image:
 
 def main() -> None:
     """Fit, explain, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("data", help="an image folder with classes, or a data set's name")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
@@ -166,7 +162,10 @@ def main() -> None:
     data = Splits(train, test, seeded=whole.seeded)
     across = np.linspace(0, len(test) - 1, arguments.photos).astype(np.int64)
     shown = test.subset(across)
-    rows = [row(name, data, shown, arguments.out, arguments.seconds) for name in arguments.models]
+    rows = [
+        results.kept(arguments.out / f"{name}.json", partial(row, name, data, shown, arguments.out, arguments.seconds))
+        for name in arguments.models
+    ]
     (arguments.out / "contact.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
     sheet(rows, shown).save(arguments.out / "contact.png")
     for found in rows:

@@ -1,6 +1,6 @@
 """A shipped explainer on photos of objects that it never saw: how many cells to ask for, and whether they lie on them.
 
-    python benchmarks/on_object.py CUB_200_2011 --out OUT [--explainer tf_efficientnet_lite0]
+    python -m benchmarks.faithfulness.on_object CUB_200_2011 --out OUT [--explainer tf_efficientnet_lite0]
 
 The size (`bla explain --size`) is chosen on the training photos, by the smaller of the mean differences from CAM and
 from a centre disc in the share of the cells that lies on the object. Reported are the test photos, paired, with 95%
@@ -9,7 +9,6 @@ intervals over photos: at that size, and on average over all sizes at which it l
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.results import parser_of
 from bla.comparison import RUN, compare
 from bla.comparison.subjects import find_subjects
 from bla.data.image_sets import Splits
@@ -57,7 +57,7 @@ def lead(shares_of_size: dict[str, np.ndarray]) -> float:
 
 def main() -> None:
     """Choose on the training photos, report on the test photos."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("data", help="a division of photos with boxes or masks")
     parser.add_argument("--explainer", default="tf_efficientnet_lite0")
     parser.add_argument("--out", type=Path, required=True)

@@ -1,6 +1,6 @@
 """The exported graph and the server against what a user would take instead. Prints a Markdown table, or JSON.
 
-    python benchmarks/serving.py PHOTOS [--only graph gradcam serving overload] [--json]
+    python -m benchmarks.speed.serving PHOTOS [--only graph gradcam serving overload] [--json]
 
 PHOTOS is a folder of photos. Ratios are of pairs measured in turn in one run; of a server the CPU seconds of its
 process are counted, so that the client, which works on the same cores, is not.
@@ -8,7 +8,6 @@ process are counted, so that the client, which works on the same cores, is not.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import json
@@ -32,6 +31,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from benchmarks.results import parser_of
 from bla.data.image_sets import list_images
 from bla.deploy.engine import Engine
 from bla.deploy.export import OPSET, export
@@ -220,7 +220,7 @@ def overload(photos: list[bytes], file: Path) -> list[Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("photos", type=Path, help="a folder of photos")
     parser.add_argument("--only", nargs="*", default=["graph", "gradcam", "serving", "overload"])
     parser.add_argument("--run", default="tf_efficientnet_lite0")

@@ -5,8 +5,8 @@ process of its own. Each loads the page and its pictures as a browser does, and 
 With --kills the server is killed (SIGKILL) so many times, evenly spread, and started again; people who meet it dead
 reload after 1 to 4 s. At the end every answer in the store is compared with what its person was told is stored.
 
-    python benchmarks/study_load.py --db sqlite --kills 10
-    python benchmarks/study_load.py --db postgresql://postgres@127.0.0.1/postgres
+    python -m benchmarks.study.load --db sqlite --kills 10
+    python -m benchmarks.study.load --db postgresql://postgres@127.0.0.1/postgres
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from uuid import uuid4
 import numpy as np
 import sqlalchemy as sa
 
+from benchmarks.results import parser_of
 from bla.data import embedded
 from bla.explanations.explanation import Explanation, Prediction
 from bla.study.keys import Keys
@@ -239,7 +240,7 @@ def compared(study: Path, url: str, told: list[tuple[str, dict[int, int]]]) -> d
 
 def main() -> None:
     """Run and tell; exit 1 where anything was lost, doubled, changed or refused, or the server was slow."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--db", default="sqlite", help="sqlite, or the URL of a PostgreSQL server")
     parser.add_argument("--people", type=int, default=200)
     parser.add_argument("--trials", type=int, default=30)

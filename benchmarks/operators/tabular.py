@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.operators.stacked import StackedMLP, cross_entropy
+from benchmarks.operators.synthetic import L2X, Drawn, syn
 from bla.operators import Entmax15, Sparsemax, SubsetOperator
 from bla.progress import Progress
-from stacked import StackedMLP, cross_entropy
-from synthetic import L2X, Drawn, syn
 
 WITHIN = 0.01
 """Nats of validation loss that a smaller subset is worth."""

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.results import ROOT
 from bla.operators import SubsetOperator
 
 
@@ -99,15 +99,13 @@ def cost_of(operator: SubsetOperator, n: int) -> dict[str, Any]:
     tensors saved for backward, each storage once, and of the result, the scores themselves aside.
     """
     program = (
-        "import sys; sys.path[:0] = sys.argv[1:]\n"
         "import json, torch\n"
         "from bla.operators import *\n"
-        "from rivals import *\n"
-        "from gradient_quality import timed\n"
+        "from benchmarks.operators.rivals import *\n"
+        "from benchmarks.operators.gradient_quality import timed\n"
         f"print(json.dumps(timed({operator!r}, {n})))"
     )
-    here = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", program, here], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bags import digits, fashion_or_mnist
+from benchmarks.operators.bags import digits, fashion_or_mnist
+from benchmarks.operators.gradient_quality import kept_bytes
 from bla.data.image_sets import image_folder
 from bla.data.photo import open_photo
 from bla.operators import BoundedLogits, GumbelMaximum, SubsetOperator, gumbel_soft, normalised
-from gradient_quality import kept_bytes
 
 FORMS = ("pixels", "cells")
 SHARE = 1 / 8

@@ -1,6 +1,6 @@
 """What speed and memory are claimed, measured as ratios in one run. Prints a Markdown table, or JSON.
 
-    python benchmarks/performance.py DATA [--only speedup caching explained memory] [--json]
+    python -m benchmarks.speed.performance DATA [--only speedup caching explained memory] [--json]
 
 DATA is an image folder with classes; by default the embedded data set is made and used.
 """
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.results import ROOT, parser_of
 from bla.data import embedded
 from bla.data.image_sets import ImageSet, image_folder
 from bla.data.prefetching import prefetch
@@ -124,8 +125,8 @@ def memory(images: int) -> Any:
     """Peak anonymous memory of training on four times the data, over that on the data; a process each."""
     peaks = []
     for count in (images, 4 * images):
-        command = [sys.executable, __file__, "--train-on-random-features", str(count)]
-        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        command = [sys.executable, "-m", "benchmarks.speed.performance", "--train-on-random-features", str(count)]
+        peaks.append(int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout))
     return {
         "claim": "growth of training's anonymous memory when the data grow fourfold",
         "target": 0.10,
@@ -170,7 +171,7 @@ def train_on_random_features(count: int) -> int:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("data", nargs="?", help="an image folder with classes")
     parser.add_argument("--only", nargs="*", default=["speedup", "caching", "explained", "memory"])
     parser.add_argument("--images", type=int, default=320, help="images of each split for speedup, and for caching")

@@ -1,6 +1,6 @@
 """Whether the study's registered test keeps its level and its promise, and the analysis finds what was put in.
 
-    python benchmarks/study_analysis.py [--studies 500] [--study STUDY --rehearsals 20] [--json]
+    python -m benchmarks.study.analysis [--studies 500] [--study STUDY --rehearsals 20] [--json]
 
 Null studies and studies with an effect are answered by simulated people in memory, by the plan's own schedule, and
 analysed as `bla study results` does; people and photos differ (1 and .5 logits), people favour a side, 5% leave, 5% do
@@ -10,7 +10,6 @@ leave the same answers and results as in memory. Prints a table in Markdown, or 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.results import parser_of
 from bla.progress import Progress, shown_progress
 from bla.study.analysis import analyse
 from bla.study.effect import Effect, Trials
@@ -181,7 +181,7 @@ def _for(plan: Plan) -> Behaviour:
 
 def main() -> None:
     """Simulate, analyse, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--studies", type=int, default=500)
     parser.add_argument("--people", type=int, default=20, help="of a null study")
     parser.add_argument("--photos", type=int, default=30, help="as many trials a person")

@@ -1,26 +1,26 @@
 """The tables of docs/background/evidence.md: BLA and other methods, at equal area, over trainings of several seeds.
 
-    python benchmarks/evidence.py birds100 catdog CUB_200_2011 --out OUT
+    python -m benchmarks.faithfulness.evidence birds100 catdog CUB_200_2011 --out OUT
 
 For each folder of images (with classes; boxes where there are some) and each seed, every recipe is trained, and the
-methods rank the cells of the test images, are cut to the sizes that BLA chose, and are judged. Interrupted, the same
-command goes on. Intervals are 95%, of resampling trainings and images together; differences are paired, on the same
-images and trainings.
+methods rank the cells of the test images, are cut to the sizes that BLA chose, and are judged. If interrupted, rerun
+the command: it resumes. Intervals are 95%, from resampling trainings and images together; differences are paired, on
+the same images and trainings.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import bla.runs.run
+from benchmarks.results import kept, parser_of
 from bla.comparison import RUN, compare
-from bla.files import write_json
 from bla.metrics.statistics import correlation, over_seeds
 from bla.progress import show
 from bla.training.settings import Settings
@@ -57,25 +57,20 @@ COLUMNS = {
 
 
 def measured(data: Path, out: Path, recipe: str, seed: int, methods: Sequence[str] = METHODS) -> dict[str, Any]:
-    """Values of every method for every test image, by one training; read back where they are on disk."""
-    file = out / data.name / f"{recipe}-{seed}.json"
-    if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
+    """Values of every method for every test image, by one training."""
     head_epochs, epochs = EPOCHS.get(data.name, (5, 5))
     settings = Settings(seed=seed, epochs=epochs, head_epochs=head_epochs, **RECIPES[recipe])
     folder = out / data.name / f"run-{recipe}-{seed}"
     opened = bla.runs.run.train(data, folder, settings)
     found = compare(folder, out=folder / "comparison", methods=methods, leakage=True, seed=seed, report=show)
     shares = [image["object_share"] for image in found["images"]]
-    result = {
+    return {
         "size": [image["size"] for image in found["images"]],
         "metrics": opened.record["metrics"],
         "methods": {name: method["each"] for name, method in found["methods"].items()},
         "curves": {name: method["curve"] for name, method in found["methods"].items()},
         "area": None if None in shares else [share * found["size"]["cells"] for share in shares],
     }
-    write_json(file, result)
-    return result
 
 
 def summary(trainings: list[dict[str, Any]]) -> dict[str, Any]:
@@ -132,7 +127,7 @@ def printed(name: str, recipe: str, found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Train and measure what is missing, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("data", nargs="+", type=Path, help="image folders with classes")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES))
@@ -147,7 +142,11 @@ def main() -> None:
     for data in arguments.data:
         for recipe in arguments.recipes:
             trainings = [
-                measured(data, arguments.out, recipe, seed, arguments.methods) for seed in range(arguments.seeds)
+                kept(
+                    arguments.out / data.name / f"{recipe}-{seed}.json",
+                    partial(measured, data, arguments.out, recipe, seed, arguments.methods),
+                )
+                for seed in range(arguments.seeds)
             ]
             everything.setdefault(data.name, {})[recipe] = summary(trainings)
             if not arguments.json:

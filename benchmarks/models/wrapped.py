@@ -1,16 +1,14 @@
 """Which classifiers can be wrapped: two models of every timm family, and every torchvision classifier.
 
-    python benchmarks/models.py --out FOLDER [--families vit resnet ...] [--largest 450] > docs/reference/models.csv
+    python -m benchmarks.models.wrapped --out FOLDER [--families vit resnet ...] [--largest 450] > docs/reference/models.csv
 
 At random weights, and with no other argument than the model. If interrupted, rerun it: it resumes.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import functools
-import json
 import sys
 import time
 import warnings
@@ -24,6 +22,7 @@ import torch
 import torchvision
 from torch import nn
 
+from benchmarks.results import kept, parser_of
 from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable, transform_of
 from bla.model.heads import MapHead
 from bla.model.joining import JoinedHead
@@ -139,7 +138,7 @@ def tried(make: Callable[[], nn.Module], *, again: bool = False) -> dict[str, An
 
 def main() -> None:
     """Try what has not been tried, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a folder for a file a model")
     parser.add_argument("--families", nargs="*", default=[], help="timm modules; by default all, and torchvision")
     parser.add_argument("--largest", type=float, default=450, help="millions of parameters of timm's to be tried")
@@ -152,10 +151,8 @@ def main() -> None:
             left_out.append(f"{name} ({size / 1e6:.0f} million)")
             continue
         file = arguments.out / f"{library.split()[0]}-{name}.json"
-        if not file.exists():
-            print(f"{library} {name}", file=sys.stderr)
-            file.write_text(json.dumps(tried(make)), encoding="utf-8")
-        rows.append((library, name, size, json.loads(file.read_text(encoding="utf-8"))))
+        print(f"{library} {name}", file=sys.stderr)
+        rows.append((library, name, size, kept(file, functools.partial(tried, make))))
     write(rows)
     counts = Counter((library.split()[0], found["result"]) for library, _, _, found in rows)
     for (library, result), count in sorted(counts.items()):

@@ -1,6 +1,6 @@
 """The shipped explainers on ImageNet photos that they never saw, and what was tried to make them agree more often.
 
-    python benchmarks/shipped.py DATA [--only figures attempts times] [--models tf_efficientnet_lite0 ...] [--json]
+    python -m benchmarks.faithfulness.shipped DATA [--only figures attempts times] [--models NAME ...] [--json]
 
 DATA is a folder of ImageNet photos without class folders, whose names begin with the class's index: 0000_.jpg. A fifth
 is held out, as `bla train DATA` holds it out. `attempts` looks at the other four fifths alone, by 5-fold
@@ -9,7 +9,6 @@ cross-validation: what is chosen there may then be trained, and measured once on
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
+from benchmarks.results import parser_of
 from bla.data.image_sets import ImageSet, image_folder
 from bla.data.photo import open_photo
 from bla.metrics import Accuracy
@@ -54,7 +54,7 @@ ATTEMPTS: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="+", default=["figures", "times"], choices=["figures", "attempts", "times"])
     parser.add_argument("--models", nargs="+", default=list(PACKAGED), choices=PACKAGED)
