@@ -1,6 +1,6 @@
 """Which classifiers can be wrapped: two models of every timm family, and every torchvision classifier.
 
-    python -m benchmarks.models.wrapped --out FOLDER [--families vit resnet ...] [--largest 450] > docs/reference/models.csv
+    python -m benchmarks.models.wrapped --out FOLDER [--families vit ...] [--largest 450] > docs/reference/models.csv
 
 At random weights, and with no other argument than the model. If interrupted, rerun it: it resumes.
 """

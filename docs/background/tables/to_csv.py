@@ -1,6 +1,6 @@
 """Turn the Markdown tables that a benchmark prints into one CSV file, with a column for each NAME=VALUE given.
 
-python -m benchmarks.faithfulness.evidence birds100 --recipes BLA --out OUT | python docs/background/tables/to_csv.py data=birds100
+python -m benchmarks.faithfulness.evidence birds100 --out OUT | python docs/background/tables/to_csv.py data=birds100
 
 The tables' columns are joined: a cell is empty where a table lacks the column.
 """
