@@ -51,7 +51,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module) 
         key: value + 0.01 if value.is_floating_point() else value for key, value in classifier.state_dict().items()
     }
     torch.save(state, place / "weights.pt")
-    train(place / "data", place / "run", Settings(epochs=1, hidden=(4,)), model=NET, weights=place / "weights.pt")
+    settings = Settings(epochs=1, hidden=(4,))
+    train(place / "data", place / "run", settings, model=NET, weights=place / "weights.pt", image_size=96)
     return place / "run"
 
 

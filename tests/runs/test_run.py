@@ -35,6 +35,7 @@ from small import CHANNELS, CLASSES, GRID, Tiny, as_files, photo, some_photos, w
 
 METRICS = {"baseline", "baseline_continued", "soft", "soft_renormalised", "hard", "agreement", "size", "images"}
 QUICK = Settings(setup="bla-t", epochs=3, head_epochs=12, batch_size=8, learning_rate=0.005)
+SHORT = Settings(setup="bla-t", epochs=1, batch_size=16)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,17 +52,15 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLA_CACHE", str(tmp_path / "caches"))
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_classes(tmp_path_factory.mktemp("data") / "colours")
+@pytest.fixture(scope="session")
+def data(colours: Path) -> Path:
+    return colours
 
 
-@pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that tests read, or copy."""
-    folder = tmp_path_factory.mktemp("trained")
-    train(data, folder / "run", QUICK, model=Tiny(), device="cpu", cache=folder / "caches")
-    return folder / "run"
+@pytest.fixture(scope="session")
+def trained(tiny_run: Path) -> Path:
+    """A run that tests read, or copy; by the settings QUICK."""
+    return tiny_run
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -291,12 +290,12 @@ def test_of_two_trainings_in_one_folder_the_second_is_refused(data: Path, tmp_pa
             finish.wait(30)
 
     options: dict[str, Any] = {"model": Tiny(), "device": "cpu", "report": wait}
-    first = threading.Thread(target=train, args=(data, tmp_path / "run", QUICK), kwargs=options)
+    first = threading.Thread(target=train, args=(data, tmp_path / "run", SHORT), kwargs=options)
     first.start()
     try:
         assert inside.wait(30)
         with pytest.raises(TrainingError, match=r"expected a folder that no other training is writing, got .*run"):
-            train(data, tmp_path / "run", QUICK, model=Tiny(), device="cpu")
+            train(data, tmp_path / "run", SHORT, model=Tiny(), device="cpu")
     finally:
         finish.set()
         first.join(60)
@@ -316,7 +315,7 @@ def test_broken_photos_are_skipped_and_listed(data: Path, tmp_path: Path) -> Non
     for path in broken:
         path.write_bytes(path.read_bytes()[:100])
     remarks: list[str] = []
-    train(folder, tmp_path / "run", QUICK, model=Tiny(), device="cpu", report=lambda title, *_: remarks.append(title))
+    train(folder, tmp_path / "run", SHORT, model=Tiny(), device="cpu", report=lambda title, *_: remarks.append(title))
     record = record_of(tmp_path / "run")
     assert [entry["image"] for entry in record["skipped"]] == [path.relative_to(folder).as_posix() for path in broken]
     for path, entry in zip(broken, record["skipped"], strict=True):
@@ -424,7 +423,7 @@ def test_a_classifier_by_name_needs_no_model_to_load(
     )
     monkeypatch.chdir(tmp_path)
     name = "my_tiny_classifiers:build"
-    result = train(data, "run", QUICK, model=name, device="cpu")
+    result = train(data, "run", SHORT, model=name, device="cpu")
     assert result.record["backbone"]["name"] == result.record["model"] == name
     pixels = torch.randn(2, 3, 24, 40)
     assert torch.equal(load("run", device="cpu")(pixels), result.classifier(pixels))
@@ -495,21 +494,21 @@ def test_evaluating_on_its_own_data_gives_its_own_metrics(trained: Path, data: P
 
 def test_data_that_have_moved(data: Path, tmp_path: Path) -> None:
     place, moved = Path(shutil.copytree(data, tmp_path / "data")), tmp_path / "moved"
-    train(place, tmp_path / "run", QUICK, model=Tiny(), device="cpu")
+    train(place, tmp_path / "run", SHORT, model=Tiny(), device="cpu")
     place.rename(moved)
     with pytest.raises(RunError, match=r"was trained with in .*data, which are not here: pass --data"):
         evaluate(tmp_path / "run", model=Tiny(), device="cpu")
     assert evaluate(tmp_path / "run", moved, model=Tiny(), device="cpu")[0] == record_of(tmp_path / "run")["metrics"]
     # nor does training anew care where the images are
     remarks: list[str] = []
-    train(moved, tmp_path / "run", QUICK, model=Tiny(), device="cpu", report=lambda title, *_: remarks.append(title))
+    train(moved, tmp_path / "run", SHORT, model=Tiny(), device="cpu", report=lambda title, *_: remarks.append(title))
     assert remarks == [f"{tmp_path / 'run'} already holds this run"]
 
 
 def test_a_folder_that_has_changed_since_is_not_measured_on(data: Path, tmp_path: Path) -> None:
     """The division is drawn anew with one photo more, and images trained on would count as test images."""
     place = Path(shutil.copytree(data, tmp_path / "data"))
-    train(place, tmp_path / "run", QUICK, model=Tiny(), device="cpu")
+    train(place, tmp_path / "run", SHORT, model=Tiny(), device="cpu")
     photo(99, 0).save(place / CLASSES[0] / "one more.png")
     for source in (None, place):
         with pytest.raises(RunError, match=r"expected the test images of .*the folder has changed since"):
@@ -673,7 +672,7 @@ def test_other_programs_checkpoints_are_left_alone(data: Path, tmp_path: Path) -
     for name in ("checkpoint-best", "checkpoint-500"):
         (tmp_path / "run" / name).mkdir(parents=True)
     (tmp_path / "run" / "checkpoint-5.pt").touch()
-    train(data, tmp_path / "run", QUICK, model=Tiny(), device="cpu")
+    train(data, tmp_path / "run", SHORT, model=Tiny(), device="cpu")
     assert {"checkpoint-best", "checkpoint-500", "checkpoint-5.pt", "run.json"} <= set(files_of(tmp_path / "run"))
 
 
@@ -728,19 +727,19 @@ def test_what_cannot_be_fitted(trained: Path, tmp_path: Path) -> None:
 
 def test_real_birds_end_to_end(shared_data: Path, tmp_path: Path) -> None:
     for species in sorted((shared_data / "birds100" / "train").iterdir())[:3]:
-        shutil.copytree(species, tmp_path / "birds" / species.name)
-        for path in sorted((tmp_path / "birds" / species.name).iterdir())[20:]:
-            path.unlink()
-    settings = Settings(setup="bla", epochs=1, batch_size=8)
+        (tmp_path / "birds" / species.name).mkdir(parents=True)
+        for path in sorted(species.iterdir())[:10]:
+            shutil.copy(path, tmp_path / "birds" / species.name)
+    settings = Settings(setup="bla", epochs=2, batch_size=8)
     result = train(tmp_path / "birds", tmp_path / "run", settings, device="cpu")
     assert isinstance(result.classifier.attention, BoundedLogitAttention)
     metrics = result.record["metrics"]
-    assert metrics["images"] == 12
+    assert metrics["images"] == 6
     assert metrics["size"]["cells"] == 49
     assert metrics["baseline"]["top1"] > 0.6  # three species; a tenth of a second of training
     assert evaluate(tmp_path / "run", device="cpu") == (metrics, ())
     photos = sorted((tmp_path / "birds").rglob("*.jpg"))[:2]
-    explanations = bla.load(tmp_path / "run", device="cpu").explain(photos)
+    explanations = result.classifier.explain(photos)
     assert [explanation.image for explanation in explanations] == [os.fspath(path) for path in photos]
     for explanation in explanations:
         assert explanation.prediction.label in result.record["classes"]
@@ -779,7 +778,7 @@ def test_streamed_features_are_the_cached_ones(data: Path, tmp_path: Path) -> No
 def test_a_streamed_run_is_the_cached_one_and_keeps_nothing(
     changed: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    settings = dataclasses.replace(QUICK, validation=0.2, **changed)
+    settings = dataclasses.replace(SHORT, validation=0.2, **changed)
     kept = train(data, tmp_path / "kept", settings, model=Tiny(), device="cpu", cache=tmp_path / "caches")
     none = tmp_path / "none"
     run = train(data, tmp_path / "run", settings, model=Tiny(), device="cpu", cache=none, stream=True)
@@ -794,15 +793,16 @@ def test_a_streamed_run_is_the_cached_one_and_keeps_nothing(
 
 
 def test_a_streamed_training_goes_on_where_it_was_interrupted(data: Path, tmp_path: Path) -> None:
-    whole = train(data, tmp_path / "whole", QUICK, model=Tiny(), device="cpu", stream=True)
+    settings = dataclasses.replace(QUICK, head_epochs=1)
+    whole = train(data, tmp_path / "whole", settings, model=Tiny(), device="cpu", stream=True)
 
     def interrupt(title: str, done: int, total: int) -> None:
         if title.startswith("module: epoch 2"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(data, tmp_path / "run", QUICK, model=Tiny(), device="cpu", stream=True, report=interrupt)
-    resumed = train(data, tmp_path / "run", QUICK, model=Tiny(), device="cpu", stream=True)
+        train(data, tmp_path / "run", settings, model=Tiny(), device="cpu", stream=True, report=interrupt)
+    resumed = train(data, tmp_path / "run", settings, model=Tiny(), device="cpu", stream=True)
     assert resumed.record["metrics"] == whole.record["metrics"]
 
 
@@ -812,7 +812,7 @@ def test_streaming_lists_broken_photos_and_names_the_one_that_broke_later(data: 
     splits = image_folder(folder)
     broken, later = splits.train.path(3), splits.train.path(5)
     broken.write_bytes(b"no photo")
-    run = train(folder, tmp_path / "run", QUICK, model=Tiny(), device="cpu", stream=True)
+    run = train(folder, tmp_path / "run", SHORT, model=Tiny(), device="cpu", stream=True)
     assert [entry["image"] for entry in run.record["skipped"]] == [splits.train.names[3]]
     stream = StreamedFeatures(run.classifier, Photos(splits.train, run.classifier.transform))
     later.write_bytes(b"no photo any more")
