@@ -28,6 +28,7 @@ from bla.deploy.export.checking import check_onnx, maps_to_check
 from bla.deploy.export.graph import OUTPUTS
 from bla.explanations.explanation import Unexplained
 from bla.model.attention import BoundedLogitAttention, L2XAttention
+from bla.runs.record import RunError
 from small_exports import CLASSES, Pair, wrapped
 
 HALF = (0.5, 0.5, 0.5)
@@ -278,9 +279,9 @@ def test_files_that_are_not_ours(plain: Pair, tmp_path: Path) -> None:
     (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(EngineError, match="of another's"):
         Engine(tmp_path / "other.onnx")
-    with pytest.raises(EngineError, match="a run folder or a shipped explainer"):
+    with pytest.raises(RunError, match="a run folder or a shipped explainer"):
         open_engine("nowhere")
-    with pytest.raises(EngineError, match="expected a complete run"):
+    with pytest.raises(RunError, match="expected a complete run"):
         open_engine(tmp_path)
 
 

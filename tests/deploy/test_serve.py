@@ -255,7 +255,6 @@ def test_requests_are_run_together(engine: Engine) -> None:
         return await asyncio.gather(*(batcher.run(seen, size=1 + index % 3) for index in range(20)))
 
     rows = asyncio.run(many())
-    batcher.close()
     assert [int(row.selected.sum()) for row in rows] == [1 + index % 3 for index in range(20)]
     assert slow.sizes == [8, 8, 4]
     with batcher.admitted(64), pytest.raises(Busy), batcher.admitted(1):

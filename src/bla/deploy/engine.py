@@ -20,7 +20,7 @@ from bla import BlaError
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
 from bla.explanations.explanation import Explanation, Prediction, Unexplained
 from bla.files import cache_root
-from bla.runs.record import SHIPPED, RunError, content_digest
+from bla.runs.record import content_digest, run_folder
 
 KEY = "bla"
 """Where a file keeps its card: an ONNX file's metadata under this key, a torch file's extra file ``bla.json``."""
@@ -73,13 +73,7 @@ class Card:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Card:
-        """The inverse of :meth:`to_dict`, also after JSON.
-
-        Raises
-        ------
-        EngineError
-            If the record has another schema, or is no card.
-        """
+        """The inverse of :meth:`to_dict`, also after JSON."""
         version = record.get("schema_version")
         if version != SCHEMA_VERSION:
             raise EngineError(
@@ -94,13 +88,7 @@ class Card:
             raise EngineError(f"expected the card of an exported explainer, got another: {error!r}") from error
 
     def checked_size(self, size: int) -> int:
-        """A number of cells to select.
-
-        Raises
-        ------
-        EngineError
-            If the explainer's size is fixed, or there are not that many cells.
-        """
+        """The size, if the explainer can select that many cells."""
         if not self.sizes:
             raise EngineError(f"expected no size for {self.setup}, got {size}: its size is fixed")
         if not 1 <= size <= self.cells:
@@ -108,31 +96,17 @@ class Card:
         return size
 
     def class_index(self, target: int | str) -> int:
-        """The index of a class to explain, given by name or by index.
-
-        Raises
-        ------
-        EngineError
-            If the explainer is not class-aware, or there is no such class.
-        """
+        """The index of a class, given by name or by index, if the explainer is class-aware and has it."""
         if not self.targets:
             raise EngineError(f"expected no target for {self.setup}, got {str(target)[:80]!r}: it is not class-aware")
-        if target in self.classes:
-            return self.classes.index(str(target))
-        index = int(target) if str(target).isascii() and str(target).isdecimal() else -1
-        if not 0 <= index < len(self.classes):
+        names = [*self.classes, *map(str, range(len(self.classes)))]
+        if str(target) not in names:
             count = len(self.classes)
             raise EngineError(f"expected the name or index of one of {count} classes, got {str(target)[:80]!r}")
-        return index
+        return names.index(str(target)) % len(self.classes)
 
     def checked_masks(self, masks: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Subsets of cells, (M, H, W) or (B, M, H, W).
-
-        Raises
-        ------
-        EngineError
-            If they are not of 0 and 1 on the grid, or one of them is empty.
-        """
+        """Subsets of cells, (M, H, W) or (B, M, H, W), if they are of 0 and 1 on the grid and none is empty."""
         array = np.asarray(masks)
         if array.ndim not in (3, 4) or array.shape[-2:] != self.grid:
             height, width = self.grid
@@ -160,9 +134,9 @@ class Outputs(NamedTuple):
     explained: npt.NDArray[np.int64]
     """The class that each explanation is about, (B,); -1 where the explainer is class-agnostic."""
 
-    def of(self, row: int) -> Outputs:
-        """What the graph says of one photo."""
-        return Outputs(*(values[row] for values in self))
+    def rows(self) -> list[Outputs]:
+        """What the graph says of each photo."""
+        return [Outputs(*row) for row in zip(*self, strict=True)]
 
 
 class Engine:
@@ -238,8 +212,9 @@ class Engine:
         """
         if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[3] != 3:
             raise EngineError(f"expected photos of shape (B, h, w, 3), uint8, got {photos.shape}, {photos.dtype}")
-        images = photos if self.card.entry == "photos" else self.pixels(photos)
-        feeds: dict[str, npt.NDArray[Any]] = {self.card.entry: images}
+        feeds: dict[str, npt.NDArray[Any]] = {
+            self.card.entry: photos if self.card.entry == "photos" else self.pixels(photos)
+        }
         if sizes is not None:
             feeds["size"] = _whole_numbers("size", sizes)
             for size in np.unique(feeds["size"]).tolist():
@@ -268,20 +243,13 @@ class Engine:
             return Unexplained(name, str(error))
 
     def explanations(
-        self,
-        names: Sequence[str],
-        photos: Sequence[Photo | Unexplained],
-        *,
-        size: int | None = None,
-        target: int | None = None,
+        self, names: Sequence[str], photos: Sequence[Photo | Unexplained], **question: int | None
     ) -> list[Explanation | Unexplained]:
-        """Explain photos that :meth:`read` gave, in one run; one that could not be read stays unexplained."""
+        """Explain photos that :meth:`read` gave, in one :meth:`run`; one that could not be read stays unexplained."""
         readable = [photo.pixels for photo in photos if isinstance(photo, Photo)]
-        if not readable:
-            return [photo for photo in photos if isinstance(photo, Unexplained)]
-        outputs, rows = self.run(np.stack(readable), sizes=size, targets=target), itertools.count()
+        rows = iter(self.run(np.stack(readable), **question).rows() if readable else ())
         return [
-            self.explanation(name, photo, outputs.of(next(rows))) if isinstance(photo, Photo) else photo
+            self.explanation(name, photo, next(rows)) if isinstance(photo, Photo) else photo
             for name, photo in zip(names, photos, strict=True)
         ]
 
@@ -289,28 +257,24 @@ class Engine:
         self, images: Iterable[PhotoSource], *, size: int | None = None, target: int | None = None, batch_size: int = 16
     ) -> Iterator[Explanation | Unexplained]:
         """Explain photos one by one, in order; one that cannot be read gives an :class:`Unexplained`."""
-        numbered = enumerate(images)
-        while batch := list(itertools.islice(numbered, batch_size)):
-            names = [
-                os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
-                for index, image in batch
-            ]
-            photos = [self.read(name, image) for name, (_, image) in zip(names, batch, strict=True)]
-            yield from self.explanations(names, photos, size=size, target=target)
+        named = (
+            (os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}", image)
+            for index, image in enumerate(images)
+        )
+        while batch := list(itertools.islice(named, batch_size)):
+            names = [name for name, _ in batch]
+            yield from self.explanations(names, list(itertools.starmap(self.read, batch)), sizes=size, targets=target)
 
     def top(self, logits: Pixels) -> tuple[Prediction, ...]:
         """The five likeliest classes for logits (K,); with several labels also any other above one half."""
-        if self.card.several_labels:
-            shown = max(5, int((logits > 0).sum()))
+        several = self.card.several_labels
+        if several:
             probabilities = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which overflows nowhere
         else:
-            shown = 5
-            shifted = np.exp(logits - logits.max())
-            probabilities = shifted / shifted.sum()
-        best = np.argsort(-logits, kind="stable")[:shown]
-        return tuple(
-            Prediction(index, self.classes[index], min(float(probabilities[index]), 1.0)) for index in best.tolist()
-        )
+            probabilities = np.exp(logits - logits.max())
+            probabilities /= probabilities.sum()
+        best = np.argsort(-logits, kind="stable")[: max(5, int((logits > 0).sum())) if several else 5]
+        return tuple(Prediction(int(index), self.classes[index], min(float(probabilities[index]), 1)) for index in best)
 
     def explanation(self, name: str, photo: Photo, outputs: Outputs) -> Explanation | Unexplained:
         """The explanation of one photo, from its row of each output."""
@@ -349,15 +313,14 @@ def open_engine(explainer: str | Path, *, threads: int | None = None) -> Engine:
 
     Raises
     ------
+    RunError
+        If there is neither a file nor a complete run.
     EngineError
-        If there is neither a file nor a run, or the run cannot be exported.
+        If the run cannot be exported.
     """
-    path = Path(explainer)
-    if path.is_file():
-        return Engine(path, threads=threads)
-    folder = path if path.is_dir() else SHIPPED / str(explainer)
-    if not folder.is_dir():
-        raise EngineError(f"expected an exported file, a run folder or a shipped explainer, got {str(explainer)!r}")
+    if Path(explainer).is_file():
+        return Engine(explainer, threads=threads)
+    folder = run_folder(explainer)
     kept = kept_path(folder)
     if not kept.exists():
         command = [sys.executable, "-m", "bla", "export", str(folder), "--out", str(kept)]
@@ -370,8 +333,5 @@ def open_engine(explainer: str | Path, *, threads: int | None = None) -> Engine:
 
 def kept_path(folder: Path) -> Path:
     """Where the export of a run is kept: a name made from the run's content and the version of bla."""
-    try:
-        digest = content_digest(folder, importlib.metadata.version("bounded-logit-attention"))
-    except RunError as error:
-        raise EngineError(str(error)) from error
+    digest = content_digest(folder, importlib.metadata.version("bounded-logit-attention"))
     return cache_root() / "exported" / f"{digest}.onnx"

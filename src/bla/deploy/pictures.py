@@ -88,7 +88,6 @@ def explain_files(
             raise ExplanationError(f"expected a folder for the pictures, got the file {out}: choose another name")
         signature = _signature(classifier, size, target, against)
         names = output_names(photos, out)
-        _check_ours(photos, names, out)
         kept = _kept(names, out, signature)
     others = [photo for photo in photos if photo not in kept]
     fresh = classifier.explain_each(others, size=size, target=target, against=against)
@@ -123,21 +122,13 @@ def output_names(photos: Sequence[Path], out: Path | None = None) -> dict[Path, 
             [long],
             (f"{long}-{number}" for number in itertools.count(2)),
         )
-        names[photo] = next(
-            name
-            for name in candidates
-            if name.casefold() not in taken and _explained(out, name) in (None, os.fspath(photo))
-        )
+        for name in candidates:
+            saved = _saved(out / f"{name}.json") if out is not None else None
+            if name.casefold() not in taken and (saved is None or saved.image == os.fspath(photo)):
+                names[photo] = name
+                break
         taken.add(names[photo].casefold())
     return names
-
-
-def _explained(out: Path | None, name: str) -> str | None:
-    """The image whose explanation lies there."""
-    try:
-        return None if out is None else Explanation.load(out / f"{name}.json").image
-    except (OSError, ExplanationError):
-        return None
 
 
 def _signature(
@@ -159,32 +150,33 @@ def _signature(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _check_ours(photos: Sequence[Path], names: dict[Path, str], out: Path) -> None:
-    inputs = {photo.resolve() for photo in photos}
-    for name in names.values():
-        record, picture = out / f"{name}.json", out / f"{name}.png"
-        foreign = (record.exists() and _explained(out, name) is None) or (picture.exists() and _signed(picture) is None)
-        if foreign or picture.resolve() in inputs or record.resolve() in inputs:
+def _kept(names: dict[Path, str], out: Path, signature: str) -> dict[Path, Explanation]:
+    """The explanations in ``out`` that need not be made again."""
+    kept = {}
+    inputs = {photo.resolve() for photo in names}
+    for photo, name in names.items():
+        record, drawn = out / f"{name}.json", out / f"{name}.png"
+        found, signed = _saved(record), _signed(drawn)
+        foreign = (record.exists() and found is None) or (drawn.exists() and signed is None)
+        if foreign or not inputs.isdisjoint((record.resolve(), drawn.resolve())):
             raise ExplanationError(
-                f"expected to write {picture} and {record.name}, got a file there that is yours: choose another folder"
+                f"expected to write {drawn} and {record.name}, got a file there that is yours: choose another folder"
             )
+        if found and signed == signature and photo.exists() and record.stat().st_mtime >= photo.stat().st_mtime:
+            kept[photo] = found
+    return kept
 
 
-def _signed(picture: Path) -> str | None:
+def _saved(record: Path) -> Explanation | None:
     try:
-        with Image.open(picture) as image:
-            return image.info.get(SIGNED)
-    except OSError:
+        return Explanation.load(record)
+    except (OSError, ExplanationError):
         return None
 
 
-def _kept(names: dict[Path, str], out: Path, signature: str) -> dict[Path, Explanation]:
-    kept = {}
-    for photo, name in names.items():
-        record, picture = out / f"{name}.json", out / f"{name}.png"
-        try:
-            if record.stat().st_mtime >= photo.stat().st_mtime and _signed(picture) == signature:
-                kept[photo] = Explanation.load(record)
-        except (OSError, ExplanationError):
-            continue
-    return kept
+def _signed(drawn: Path) -> str | None:
+    try:
+        with Image.open(drawn) as image:
+            return image.info.get(SIGNED)
+    except OSError:
+        return None

@@ -51,7 +51,7 @@ def explain_rows(
         Unexplained(row.name, row.error) if row.photo is None else graph.read(row.name, row.photo) for row in rows
     ]
     results = []
-    for row, photo, found in zip(rows, photos, graph.explanations(names, photos, size=size), strict=True):
+    for row, photo, found in zip(rows, photos, graph.explanations(names, photos, sizes=size), strict=True):
         result = dict.fromkeys(SCHEMA.names) | {"row": row.number, "path": row.name}
         if isinstance(found, Unexplained):
             status = "unreadable" if isinstance(photo, Unexplained) else "not finite"

@@ -51,11 +51,7 @@ class Exported:
 
 @torch.inference_mode(False)
 def export(
-    explainer: str | Path | ExplainableClassifier,
-    out: str | Path,
-    *,
-    to: Target = "onnx",
-    entry: Entry = "pixels",
+    explainer: str | Path | ExplainableClassifier, out: str | Path, *, to: Target = "onnx", entry: Entry = "pixels"
 ) -> Exported:
     """Write a run, a shipped explainer or a wrapped classifier as one graph, after checking it against the module.
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -32,24 +28,10 @@ def application(
     limits: what a request may hold, and how long it may take.
     most, deadline, room: as of :class:`bla.deploy.serve.batching.Batcher`.
     """
-    server = routes.Server(
-        engine,
-        limits or Limits(),
-        Batcher(engine, most=most, deadline=deadline, room=room),
-        ThreadPoolExecutor(thread_name_prefix="bla-photos"),
-    )
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(server.batcher.close)  # every open request has been answered by now
-        server.decoders.shutdown()
-
     app = FastAPI(
         title="bla: what a classifier looked at",
         version=engine.card.version,
         description=documents.DESCRIPTION,
-        lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         exception_handlers={
@@ -59,7 +41,8 @@ def application(
             TimeoutError: routes.late,
         },
     )
-    app.state.server = server
+    batcher = Batcher(engine, most=most, deadline=deadline, room=room)
+    app.state.server = routes.Server(engine, limits or Limits(), batcher)
     app.include_router(routes.router)
     return app
 

@@ -32,22 +32,6 @@ class Guess(BaseModel):
     probability: Annotated[float, Field(ge=0, le=1)]
 
 
-class Explained(BaseModel):
-    """An explanation, as `bla explain --json` prints it."""
-
-    image: str
-    prediction: Guess
-    top: list[Guess]
-    grid: list[int]
-    size: int
-
-
-class Explanations(BaseModel):
-    """Explanations, in the order of the photos."""
-
-    explanations: list[Explained | PhotoError]
-
-
 class Answer(BaseModel):
     """What the head predicts from a subset of cells."""
 
@@ -60,6 +44,19 @@ class Answers(BaseModel):
     """Answers, in the order of the masks."""
 
     answers: list[Answer]
+
+
+class Explained(Answer):
+    """An explanation, as `bla explain --json` prints it."""
+
+    image: str
+    grid: list[int]
+
+
+class Explanations(BaseModel):
+    """Explanations, in the order of the photos."""
+
+    explanations: list[Explained | PhotoError]
 
 
 class Photos(BaseModel):
@@ -104,22 +101,14 @@ def _answered(model: type[BaseModel], **others: Any) -> dict[int | str, dict[str
 
 
 EXPLAIN: dict[str, Any] = {
-    "summary": "Explain photos",
-    "operation_id": "explain",
     "responses": _answered(Explanations, **{"image/png": {"schema": _FILE}}),
     "openapi_extra": _body(Photos, {"photos": [_PIXEL]}, {"photo": _FILE}, **{"image/*": {"schema": _FILE}}),
     "response_model": None,
 }
 ANSWERS: dict[str, Any] = {
-    "summary": "What the head predicts from other subsets of cells",
-    "operation_id": "answers",
     "responses": _answered(Answers),
     "openapi_extra": _body(
-        PhotosAndMasks,
-        {"photos": [_PIXEL], "masks": [[[1] * 7] * 7]},
-        {"photo": _FILE, "masks": {"type": "string"}},
+        PhotosAndMasks, {"photos": [_PIXEL], "masks": [[[1] * 7] * 7]}, {"photo": _FILE, "masks": {"type": "string"}}
     ),
     "response_model": None,
 }
-EXPLAINER: dict[str, Any] = {"summary": "What is served: classes, grid, limits", "operation_id": "explainer"}
-HEALTH: dict[str, Any] = {"summary": "Whether the server is up", "operation_id": "health"}

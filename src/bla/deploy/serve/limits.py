@@ -7,15 +7,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """The server's limits.
+    """The bytes of a request's body, its photos, the pixels of each, its masks, and the seconds to its answer.
 
-    Attributes
-    ----------
-    bytes: of a request's body.
-    photos: in a request.
-    pixels: of a photo; a larger one is refused before it is decoded.
-    masks: subsets of cells in a request.
-    seconds: from a request to its answer.
+    A photo of more pixels is refused before it is decoded.
     """
 
     bytes: int = 32 * 1024 * 1024

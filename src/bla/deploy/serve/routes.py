@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -30,34 +28,21 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-Result = TypeVar("Result")
 router = APIRouter()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Server:
-    """What the routes share: the engine and its batches, the limits, and the threads that decode photos and draw."""
+    """What the routes share."""
 
     engine: Engine
     limits: Limits
     batcher: Batcher
-    decoders: ThreadPoolExecutor
-
-    async def in_thread(self, function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
-        """Call a function in one of the decoders' threads."""
-        future = self.decoders.submit(function, *arguments, **options)
-        return await asyncio.wrap_future(future)
 
     async def photo(self, name: str, content: bytes) -> Photo:
-        """Decode a photo in one of the decoders' threads.
-
-        Raises
-        ------
-        DataError
-            If it cannot be read, or has too many pixels.
-        """
+        """Decode a photo in another thread; raises DataError where it cannot be read, or has too many pixels."""
         read = self.engine.transform.read
-        return await self.in_thread(read, content, name=name, most_pixels=self.limits.pixels)
+        return await asyncio.to_thread(read, content, name=name, most_pixels=self.limits.pixels)
 
     async def explain(self, name: str, content: bytes, size: int, target: int) -> Explanation | Unexplained:
         """Decode and explain one photo."""
@@ -98,11 +83,11 @@ async def explain(
             if drawn and len(photos) > 1:
                 raise HTTPException(422, f"expected one photo for a picture, got {len(photos)}; ask for JSON")
             results = await asyncio.gather(*(server.explain(name, content, cells, about) for name, content in photos))
-            failed = [result for result in results if isinstance(result, Unexplained)]
-            if len(failed) == len(results):
-                raise HTTPException(422, "; ".join(result.error for result in failed))
+            explained = [result for result in results if isinstance(result, Explanation)]
+            if not explained:
+                raise HTTPException(422, "; ".join(getattr(result, "error", "") for result in results))
             if drawn:
-                content = await server.in_thread(picture, photos[0][1], results[0])
+                content = await asyncio.to_thread(picture, photos[0][1], explained[0])
                 return Response(content, media_type="image/png")
     return JSONResponse({"explanations": [result.to_dict() for result in results]})
 
@@ -125,9 +110,9 @@ async def answers(request: Request, server: Shared) -> Response:
     return JSONResponse({"answers": found})
 
 
-@router.get("/v1/explainer", **documents.EXPLAINER)
+@router.get("/v1/explainer")
 async def explainer(server: Shared) -> dict[str, Any]:
-    """Say what is served: the model, its classes and grid, and the limits."""
+    """What is served: the model, its classes and grid, and the limits."""
     card, limits = server.engine.card, server.limits
     return {
         "model": card.model, "setup": card.setup, "classes": list(card.classes), "grid": list(card.grid),
@@ -136,9 +121,9 @@ async def explainer(server: Shared) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@router.get("/healthz", **documents.HEALTH)
+@router.get("/healthz")
 async def health(server: Shared) -> dict[str, Any]:
-    """Say that the server is up, how many photos are under way, and how many it has explained."""
+    """Whether the server is up, how many photos are under way, and how many it has explained."""
     return {"status": "ok", "waiting": server.batcher.inside, "explained": server.batcher.done}
 
 
