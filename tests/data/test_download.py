@@ -87,7 +87,7 @@ def test_a_download_goes_on_and_appears_whole(server: Server, tmp_path: Path) ->
     two = archive(server, "two.tar.gz", tape(b=bytes(range(256)) * 40))
     folder = tmp_path / "kept" / "set"
     server.break_after = 50
-    with pytest.raises(DataError, match=r"expected set from http://127.*The same command goes on"):
+    with pytest.raises(DataError, match=r"expected set from http://127.*The same command resumes the download"):
         downloaded("set", (one, two), folder, "a, b", silent)
     assert not folder.exists()
     told: list[tuple[str, int, int]] = []

@@ -1,9 +1,8 @@
-"""Archives from the internet: fetched where they stopped, checked, unpacked all or nothing."""
+"""Archives from the internet: resumed, checked, and unpacked all or nothing."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import http.client
 import shutil
@@ -13,19 +12,20 @@ import urllib.request
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 
 from bla.data.photo import DataError
+from bla.files import whole_folder
 from bla.progress import Progress
 
 BLOCK = 1 << 20
 TIMEOUT = 30.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Archive:
-    """A file to be had somewhere, and the SHA-256 that it must have."""
+class Archive(NamedTuple):
+    """The address of a file, and the SHA-256 that it must have."""
 
     url: str
     sha256: str
@@ -37,19 +37,15 @@ class Archive:
 
 
 def downloaded(name: str, archives: Sequence[Archive], folder: Path, layout: str, report: Progress) -> Path:
-    """The folder with what the archives hold; fetched and unpacked where it is not there.
+    """Fetch and unpack archives into ``folder``, which appears whole or not at all.
 
-    The folder appears whole or not at all. What was fetched of an archive is kept beside it until then, and a
-    second call goes on from there. Two processes that ask at once: one fetches, the other waits.
-
-    Parameters
-    ----------
-    layout: what the folder is to hold, for the error message.
+    Until then the files lie beside it, and a second call resumes. Of two processes one fetches and the other waits.
+    ``layout`` is the expected content of the folder, for the error message.
 
     Raises
     ------
     DataError
-        If an archive cannot be had, naming address and layout, or is not the one that was published.
+        If an archive cannot be fetched, naming address and layout, or is not the one that was published.
     """
     partial = folder.parent / f".{folder.name}.partial"
     try:
@@ -62,13 +58,10 @@ def downloaded(name: str, archives: Sequence[Archive], folder: Path, layout: str
             partial.mkdir(exist_ok=True)
             for archive in archives:
                 _fetch(archive, partial / archive.name, name, f"{layout} in {folder}", report)
-            contents = partial / "contents"
-            shutil.rmtree(contents, ignore_errors=True)
-            contents.mkdir()
-            for number, archive in enumerate(archives):
-                report(f"unpacking {archive.name}", number, len(archives))
-                _unpack(partial / archive.name, contents)
-            contents.rename(folder)
+            with whole_folder(folder) as contents:
+                for number, archive in enumerate(archives):
+                    report(f"unpacking {archive.name}", number, len(archives))
+                    _unpack(partial / archive.name, contents)
             shutil.rmtree(partial)
     except OSError as error:
         raise DataError(f"expected a folder for {name} that can be written, got {folder}: {error}") from error
@@ -77,11 +70,10 @@ def downloaded(name: str, archives: Sequence[Archive], folder: Path, layout: str
 
 def _fetch(archive: Archive, target: Path, name: str, layout: str, report: Progress) -> None:
     if target.exists():
-        return  # it is renamed to this once checked
+        return  # it has this name since it was checked
     part = target.with_name(f"{target.name}.part")
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(archive.url, headers={"Range": f"bytes={done}-"} if done else {})
-    title = f"fetching {archive.name} of {name} (kB)"
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             done = done if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0
@@ -89,20 +81,17 @@ def _fetch(archive: Archive, target: Path, name: str, layout: str, report: Progr
             with part.open("ab" if done else "wb") as file:
                 while block := answer.read(BLOCK):
                     done += file.write(block)
-                    report(title, done // 1024, max(total, done) // 1024)
+                    report(f"fetching {archive.name} of {name} (kB)", done // 1024, max(total, done) // 1024)
         if done < total:
             raise http.client.IncompleteRead(b"", total - done)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        complete = (
-            isinstance(error, urllib.error.HTTPError) and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-        )
-        if not complete:  # all of it was there already
+        if getattr(error, "code", 0) != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # else all of it was there
             with contextlib.suppress(OSError):
-                part.parent.rmdir()  # where nothing came, nothing is left
+                part.parent.rmdir()  # an empty folder need not stay
             reason = getattr(error, "reason", "") or error
             raise DataError(
-                f"expected {name} from {archive.url}, got {type(error).__name__}: {reason}. The same command goes on "
-                f"from what came; without internet, put {layout}, or pass the folder that has it"
+                f"expected {name} from {archive.url}, got {type(error).__name__}: {reason}. The same command resumes "
+                f"the download; without internet, put {layout}, or pass the folder that has it"
             ) from error
     with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -110,7 +99,7 @@ def _fetch(archive: Archive, target: Path, name: str, layout: str, report: Progr
         part.unlink()
         raise DataError(
             f"expected SHA-256 {archive.sha256} of {archive.url}, got {digest}: not the file that was published, or "
-            f"damaged on its way; removed. Try again, or put {layout}"
+            f"damaged in transit; it is removed. Try again, or put {layout}"
         )
     part.replace(target)
 

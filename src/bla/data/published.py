@@ -21,7 +21,7 @@ from bla.data.download import Archive, downloaded
 from bla.data.hugging_face import PREFIX, read_dataset
 from bla.data.image_sets import ImageSet, Splits, image_folder
 from bla.data.photo import DataError, open_photo
-from bla.files import cache_root
+from bla.files import cache_root, read_json, reading
 from bla.progress import Progress, silent
 
 EMBEDDED = "embedded"
@@ -30,12 +30,12 @@ EMBEDDED = "embedded"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Published:
-    """A data set of others', as its authors packed it.
+    """A published data set in its original layout.
 
     Attributes
     ----------
-    archives: where it is to be had, and the SHA-256 of each file.
-    inside: the folder that holds it in its archive; "" for none.
+    archives: its files, with the SHA-256 of each.
+    inside: the folder that its archive makes; "" for none.
     marks: files and folders by which the layout is known.
     read: the folder and a seed to the splits.
     """
@@ -46,11 +46,9 @@ class Published:
     read: Callable[[Path, int], Splits]
 
     def found_in(self, folder: Path) -> Path | None:
-        """The folder that has the layout: this one, or the one that the archive would have made in it."""
-        for place in (folder, folder / self.inside) if self.inside else (folder,):
-            if all((place / mark).exists() for mark in self.marks):
-                return place
-        return None
+        """The folder with this layout: ``folder`` itself, or the one that the archive makes in it."""
+        places = (folder, folder / self.inside)
+        return next((place for place in places if all((place / mark).exists() for mark in self.marks)), None)
 
 
 def cats_vs_dogs(root: Path, seed: int = 0) -> Splits:
@@ -63,128 +61,65 @@ def cats_vs_dogs(root: Path, seed: int = 0) -> Splits:
 
 def caltech_birds2011(root: Path, _: int = 0) -> Splits:
     """Caltech-UCSD Birds 200-2011: original ids, official division, boxes and parts, classes in their own order."""
-    names = {int(key): value for key, value in _table(root / "images.txt", 2)}
-    classes = [(int(key), value) for key, value in _table(root / "classes.txt", 2)]
-    index = {key: place for place, (key, _) in enumerate(classes)}
-    labels = {int(key): int(value) for key, value in _table(root / "image_class_labels.txt", 2)}
-    trained = {int(key): value == "1" for key, value in _table(root / "train_test_split.txt", 2)}
+    names, classes = dict(_table(root / "images.txt", 2)), dict(_table(root / "classes.txt", 2))
+    labels, trained = (dict(_table(root / f"{file}.txt", 2)) for file in ("image_class_labels", "train_test_split"))
     for file, keys in (("image_class_labels.txt", labels), ("train_test_split.txt", trained)):
-        missing = sorted(set(names) - set(keys))
-        if missing:
+        if missing := sorted(names.keys() - keys.keys()):
             raise DataError(f"{root / file}: expected a line for every image of images.txt, got none for {missing[:5]}")
-    unknown = sorted({label for label in labels.values() if label not in index})
-    if unknown:
+    index = {str(key): place for place, key in enumerate(classes)}
+    if unknown := sorted(map(int, set(labels.values()) - index.keys())):
         raise DataError(f"{root / 'image_class_labels.txt'}: expected classes of classes.txt, got also {unknown[:5]}")
     ids = sorted(names, key=names.__getitem__)
-    boxes = None
-    if (root / "bounding_boxes.txt").exists():
-        sides = {int(key): tuple(map(float, box)) for key, *box in _table(root / "bounding_boxes.txt", 5)}
-        boxes = tuple(
-            np.array([(x, y, x + width, y + height) for x, y, width, height in (sides[key],)] if key in sides else [])
-            for key in ids
-        )
+    boxes = parts = None
     part_names: tuple[str, ...] = ()
-    parts = None
+    if (root / "bounding_boxes.txt").exists():
+        sides = {key: [float(side) for side in line.split()] for key, line in _table(root / "bounding_boxes.txt", 5)}
+        corners = {key: [(x, y, x + width, y + height)] for key, (x, y, width, height) in sides.items()}
+        boxes = tuple(np.array(corners.get(key, [])) for key in ids)
     if (root / "parts" / "part_locs.txt").exists():
-        listed = [(int(key), value) for key, value in _table(root / "parts" / "parts.txt", 2)]
-        part_names = tuple(value for _, value in listed)
-        place = {key: position for position, (key, _) in enumerate(listed)}
-        row = {key: position for position, key in enumerate(ids)}
-        parts = np.zeros((len(ids), len(listed), 3))
-        for key, part, *location in _table(root / "parts" / "part_locs.txt", 5):
-            if int(key) in row:
-                parts[row[int(key)], place[int(part)]] = [float(value) for value in location]
+        parted = dict(_table(root / "parts" / "parts.txt", 2))
+        part_names = tuple(parted.values())
+        row, column = ({key: place for place, key in enumerate(keys)} for keys in (ids, parted))
+        parts = np.zeros((len(ids), len(parted), 3))
+        for key, line in _table(root / "parts" / "part_locs.txt", 5):
+            part, *location = line.split()
+            if key in row:
+                parts[row[key], column[int(part)]] = [float(value) for value in location]
     whole = ImageSet(
-        root / "images",
-        tuple(names[key] for key in ids),
-        np.array([index[labels[key]] for key in ids], np.int64),
-        tuple(name for _, name in classes),
-        ids=np.array(ids, np.int64),
-        boxes=boxes,
-        parts=parts,
-        part_names=part_names,
-    )
-    train = np.array([trained[key] for key in ids], np.bool_)
+        root / "images", tuple(names[key] for key in ids), np.array([index[labels[key]] for key in ids], np.int64),
+        tuple(classes.values()), ids=np.array(ids, np.int64), boxes=boxes, parts=parts, part_names=part_names,
+    )  # fmt: skip
+    train = np.array([trained[key] == "1" for key in ids], np.bool_)
     return Splits(whole.subset(train), whole.subset(~train), seeded=False)
 
 
 def stanford_dogs(root: Path, _: int = 0) -> Splits:
-    """Stanford Dogs: the official lists, classes in the order of their numbers, boxes from ``Annotation``.
-
-    An image has a box for each dog annotated in it.
-    """
+    """Stanford Dogs: the official lists, classes in the order of their numbers, a box for each annotated dog."""
     train, test = (_dogs_list(root / f"{split}_list.mat") for split in ("train", "test"))
     classes: dict[int, str] = {}
-    for name, label in train + test:
+    for name, label in sorted(train + test, key=lambda entry: entry[1]):
         folder = name.partition("/")[0]
-        if classes.setdefault(label, folder) != folder:
-            raise DataError(
-                f"{root}: expected a folder a class, got {folder} and {classes[label]} under number {label}"
-            )
-    order = sorted(classes)
-    index = {label: place for place, label in enumerate(order)}
-    annotated = (root / "Annotation").is_dir()
+        if (other := classes.setdefault(label, folder)) != folder:
+            raise DataError(f"{root}: expected a folder a class, got {folder} and {other} under number {label}")
+    index = {label: place for place, label in enumerate(classes)}
 
     def images(listed: list[tuple[str, int]]) -> ImageSet:
-        listed = sorted(listed)
-        return ImageSet(
-            root / "Images",
-            tuple(name for name, _ in listed),
-            np.array([index[label] for _, label in listed], np.int64),
-            tuple(classes[label] for label in order),
-            boxes=tuple(_dogs_boxes(root / "Annotation" / Path(name).with_suffix("")) for name, _ in listed)
-            if annotated
-            else None,
-        )
+        names = tuple(name for name, _ in sorted(listed))
+        labels = np.array([index[label] for _, label in sorted(listed)], np.int64)
+        annotations, boxes = root / "Annotation", None
+        if annotations.is_dir():
+            boxes = tuple(_dogs_boxes(annotations / Path(name).with_suffix("")) for name in names)
+        return ImageSet(root / "Images", names, labels, tuple(classes.values()), boxes=boxes)
 
     return Splits(images(train), images(test), seeded=False)
 
 
 PUBLISHED = {
-    "cats_vs_dogs": Published(
-        # SHA-256 as the examples of the project GoMLX check it
-        (
-            Archive(
-                "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip",
-                "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9",
-            ),
-        ),
-        "",
-        ("PetImages/Cat", "PetImages/Dog"),
-        cats_vs_dogs,
-    ),
-    "stanford_dogs": Published(
-        # SHA-256 as TensorFlow Datasets checks them (url_checksums/stanford_dogs.txt)
-        (
-            Archive(
-                "http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar",
-                "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58",
-            ),
-            Archive(
-                "http://vision.stanford.edu/aditya86/ImageNetDogs/annotation.tar",
-                "662ed36f707be6b195c2fda392d8e153e83af28cedc8e2134a649f198def30fd",
-            ),
-            Archive(
-                "http://vision.stanford.edu/aditya86/ImageNetDogs/lists.tar",
-                "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c",
-            ),
-        ),
-        "",
-        ("train_list.mat", "test_list.mat", "Images"),
-        stanford_dogs,
-    ),
-    "caltech_birds2011": Published(
-        # SHA-256 as TensorFlow Datasets checks it (url_checksums/caltech_birds2011.txt)
-        (
-            Archive(
-                "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
-                "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
-            ),
-        ),
-        "CUB_200_2011",
-        ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt", "images"),
-        caltech_birds2011,
-    ),
+    read.__name__: Published(
+        tuple(Archive(*archive) for archive in known["archives"]), known["inside"], tuple(known["marks"]), read
+    )
+    for read in (cats_vs_dogs, stanford_dogs, caltech_birds2011)
+    for known in [read_json(Path(__file__).with_name("published.json"))[read.__name__]]
 }
 """The paper's data sets."""
 
@@ -226,39 +161,35 @@ def read_images(
     """
     if isinstance(data, Splits):
         return data, ""
-    name, cache = str(data), cache or cache_root()
+    name, place, cache = str(data), Path(data), cache or cache_root()
     if name == EMBEDDED:
         return _embedded(cache / EMBEDDED, report), EMBEDDED
     if name.startswith(PREFIX):
         return read_dataset(name, seed=seed, cache=cache, report=report)
     if name in PUBLISHED:
-        published = PUBLISHED[name]
-        kept = data_root or default_data_root()
-        for place in (kept, kept / name, Path(name)):
-            if (root := published.found_in(place)) is not None:
-                return published.read(root, seed), str(root.resolve())
-        made = downloaded(name, published.archives, kept / name, layout(name), report)
-        root = published.found_in(made)
+        published, kept = PUBLISHED[name], data_root or default_data_root()
+        root = next(filter(None, map(published.found_in, (kept, kept / name, place))), None)
+        if root is None:
+            made = downloaded(name, published.archives, kept / name, layout(name), report)
+            root = published.found_in(made)
         if root is None:
             raise DataError(f"{made}: expected {layout(name)} from the archives of {name}, got others; remove it")
         return published.read(root, seed), str(root.resolve())
     for published in PUBLISHED.values():
-        if (root := published.found_in(Path(name))) is not None:
+        if (root := published.found_in(place)) is not None:
             return published.read(root, seed), str(root.resolve())
-    if Path(name).suffix.lower() in tables.SUFFIXES and not Path(name).is_dir():
-        return tables.read_table(Path(name), seed=seed), str(Path(name).resolve())
-    if not Path(name).exists() and Path(name).name == name:
-        raise DataError(
-            f"{name}: expected a folder of images or one of {EMBEDDED}, {', '.join(PUBLISHED)}, got no such"
-        )
-    return image_folder(name, seed=seed), str(Path(name).resolve())
+    if place.suffix.lower() in tables.SUFFIXES and not place.is_dir():
+        return tables.read_table(place, seed=seed), str(place.resolve())
+    if not place.exists() and place.name == name:
+        raise DataError(f"{name}: expected a folder of images or one of {EMBEDDED}, {', '.join(PUBLISHED)}, got none")
+    return image_folder(name, seed=seed), str(place.resolve())
 
 
 @contextmanager
 def photo_splits(
     images: str | Path | ImageSet | Sequence[Any], *, seed: int, cache: Path | None, report: Progress
 ) -> Iterator[Splits]:
-    """Splits of whatever holds photos; those in memory lie in a temporary folder meanwhile.
+    """Splits of photos; those in memory lie in a temporary folder until the end of the block.
 
     Parameters
     ----------
@@ -267,25 +198,27 @@ def photo_splits(
     if isinstance(images, (str, Path)):
         yield read_images(images, seed=seed, cache=cache, report=report)[0]
         return
-    if not isinstance(images, ImageSet):
-        images = list(images)
     with tempfile.TemporaryDirectory() as folder:
-        if not isinstance(images, ImageSet) and all(isinstance(image, (str, os.PathLike)) for image in images):
-            paths = [Path(str(image)).absolute() for image in images]
-            root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
-            images = ImageSet(root, tuple(sorted({path.relative_to(root).as_posix() for path in paths})))
-        elif not isinstance(images, ImageSet):
-            width = len(str(len(images)))
-            for index, image in enumerate(images):
-                if type(image).__module__.partition(".")[0] == "torch":
-                    raise DataError("expected paths, PIL images or uint8 arrays to fit on, got a tensor: pass photos")
-                target = Path(folder) / f"{index:0{width}}.png"
-                if isinstance(image, (str, os.PathLike)):
-                    target.symlink_to(Path(image).resolve())
-                else:
-                    open_photo(image).save(target)
-            images = ImageSet(Path(folder), tuple(sorted(path.name for path in Path(folder).iterdir())))
-        yield images.divided(0.2, seed)
+        gathered = images if isinstance(images, ImageSet) else _gathered(list(images), Path(folder))
+        yield gathered.divided(0.2, seed)
+
+
+def _gathered(photos: list[Any], folder: Path) -> ImageSet:
+    """The photos where they are; in ``folder`` if some are in memory."""
+    on_disk = [isinstance(photo, (str, os.PathLike)) for photo in photos]
+    if photos and all(on_disk):
+        paths = [Path(photo).absolute() for photo in photos]
+        root = Path(os.path.commonpath([path.parent for path in paths]))
+        return ImageSet(root, tuple(sorted({path.relative_to(root).as_posix() for path in paths})))
+    names = [f"{index:0{len(str(len(photos)))}}.png" for index in range(len(photos))]
+    for name, photo, path in zip(names, photos, on_disk, strict=True):
+        if type(photo).__module__.partition(".")[0] == "torch":
+            raise DataError("expected paths, PIL images or uint8 arrays to fit on, got a tensor: pass photos")
+        if path:
+            (folder / name).symlink_to(Path(photo).resolve())
+        else:
+            open_photo(photo).save(folder / name)
+    return ImageSet(folder, tuple(names))
 
 
 def named(source: str) -> bool:
@@ -296,8 +229,7 @@ def named(source: str) -> bool:
 def layout(name: str) -> str:
     """What a folder must hold to be read as this data set."""
     published = PUBLISHED[name]
-    inside = f"{published.inside}/" if published.inside else ""
-    return ", ".join(f"{inside}{mark}" for mark in published.marks)
+    return ", ".join(Path(published.inside, mark).as_posix() for mark in published.marks)
 
 
 def _embedded(folder: Path, report: Progress) -> Splits:
@@ -312,19 +244,15 @@ def _embedded(folder: Path, report: Progress) -> Splits:
     return Splits(masked(splits.train), masked(splits.test), seeded=False)
 
 
-def _table(path: Path, columns: int) -> list[list[str]]:
-    """The lines of a table of Caltech's: a number first, and whatever remains in the last column."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a table of the data set, got {error}") from error
-    rows = [line.split(maxsplit=columns - 1) for line in lines if line.strip()]
-    for number, row in enumerate(rows, 1):
+def _table(path: Path, columns: int) -> list[tuple[int, str]]:
+    """The lines of one of Caltech's tables: the number in the first column, and the other columns."""
+    with reading("a table of the data set", path, DataError):
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for number, line in enumerate(lines, 1):
+        row = line.split(maxsplit=columns - 1)
         if len(row) != columns or not row[0].isdecimal():
-            raise DataError(
-                f"{path}: expected {columns} columns, a number first, got {' '.join(row)!r} in row {number}"
-            )
-    return rows
+            raise DataError(f"{path}: expected {columns} columns, a number first, got {line.strip()!r} in row {number}")
+    return [(int(key), rest.strip()) for key, rest in (line.split(maxsplit=1) for line in lines)]
 
 
 def _dogs_list(path: Path) -> list[tuple[str, int]]:
@@ -334,16 +262,13 @@ def _dogs_list(path: Path) -> list[tuple[str, int]]:
     try:
         table = loadmat(path, squeeze_me=True, chars_as_strings=True, variable_names=("file_list", "labels"))
         names, labels = np.atleast_1d(table["file_list"]), np.atleast_1d(table["labels"])
-        listed = [(str(name), int(label)) for name, label in zip(names, labels, strict=True)]
+        return [(str(name), int(label)) for name, label in zip(names, labels, strict=True)]
     except Exception as error:  # a broken file makes the reader raise nearly anything
-        raise DataError(
-            f"{path}: expected Stanford's list with file_list and labels, got {type(error).__name__}: {error}"
-        ) from error
-    return listed
+        raise DataError(f"{path}: expected Stanford's list with file_list and labels, got {error!r}") from error
 
 
 def _dogs_boxes(path: Path) -> npt.NDArray[np.float64]:
-    """Of every dog annotated; none where the file is missing."""
+    """The box of each annotated dog; none if the file is missing."""
     try:
         tree = ElementTree.parse(path)
         sides = ("xmin", "ymin", "xmax", "ymax")

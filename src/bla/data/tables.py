@@ -12,10 +12,10 @@ from bla.data.image_sets import ImageSet, Splits
 from bla.data.photo import DataError
 
 SUFFIXES = {".csv": ",", ".tsv": "\t"}
-"""Of a table, with what separates its cells."""
+"""The suffixes of tables, with their separators."""
 
 SPLIT = "split"
-"""The column, if there is one, that says for each image whether it is for training or for testing."""
+"""The optional column that assigns an image to training or testing."""
 
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 
@@ -23,17 +23,15 @@ _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 def read_table(path: Path, *, seed: int = 0, test_share: float = 0.2) -> Splits:
     r"""Images and labels from a table with a line of column names.
 
-    The first column holds the image, a path as seen from the table. Then comes one column of labels, separated by
-    ``;``, ``|`` or a comma, empty where an image has none; or a column of 0 and 1 for each label, which its name is. A
-    column ``split``, wherever it stands, says train or test (or validation); without one a share of the images is held
-    out at random, as :func:`bla.data.image_sets.stratified_split` divides them. Labels written in cells are sorted
-    by name, and
-    labels that are columns keep their order.
+    The first column holds the image's path, relative to the table. Then comes one column of labels, separated by ``;``,
+    ``|`` or a comma and empty for an image without any; or a column of 0 and 1 for each label, named after it. A column
+    ``split`` anywhere says train or test (or validation); without one, :func:`bla.data.image_sets.stratified_split`
+    holds out a share. Labels written in cells are sorted by name; labels with a column each keep their order.
 
     Raises
     ------
     DataError
-        If there is no such table, or naming the line that is not as expected.
+        If there is no such table, or a line is not as expected.
 
     Examples
     --------
@@ -53,11 +51,10 @@ def read_table(path: Path, *, seed: int = 0, test_share: float = 0.2) -> Splits:
     if not columns:
         raise DataError(f"{path}: expected a column of labels after the images, or one for each label, got {header}")
     names = [Path(row[0]).as_posix() for _, row in rows]
-    seen: set[str] = set()
+    first = {name: line for (line, _), name in zip(reversed(rows), reversed(names), strict=True)}
     for (line, _), name in zip(rows, names, strict=True):
-        if name in seen:
+        if line != first[name]:
             raise DataError(f"{path}, line {line}: expected each image once, got {name} again; put its labels together")
-        seen.add(name)
     if len(columns) == 1:
         said = [[part.strip() for part in re.split("[;|,]", row[columns[0]]) if part.strip()] for _, row in rows]
         classes = tuple(sorted({label for labels in said for label in labels}))
