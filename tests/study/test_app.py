@@ -6,7 +6,7 @@ import io
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +32,7 @@ from bla.study.texts import Texts
 from small_study import ARMS, explained, small_study
 
 TASKS = ("preference", "prediction", "agreement")
+Prepared = Callable[[str], tuple[Path, str]]
 
 
 class Visitor:
@@ -67,23 +68,22 @@ class Visitor:
         return re.findall(r'<img src="(/pictures/\w+\.jpg)"', self.html)
 
 
-@pytest.fixture(scope="module", params=TASKS)
-def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    return small_study(tmp_path_factory.mktemp("prepared"), task=request.param)
-
-
 @pytest.fixture
-def place(prepared: tuple[Path, str], tmp_path: Path) -> tuple[Path, str]:
-    return shutil.copytree(prepared[0], tmp_path / "study"), prepared[1]
+def place(request: pytest.FixtureRequest, prepared: Prepared, tmp_path: Path) -> tuple[Path, str]:
+    study, secret = prepared(getattr(request, "param", "preference"))
+    return shutil.copytree(study, tmp_path / "study"), secret
+
+
+of_every_task = pytest.mark.parametrize("place", TASKS, indirect=True)
 
 
 @pytest.fixture
 def store(place: tuple[Path, str]) -> Iterator[Store]:
-    found = Store.of(place[0])
-    yield found
-    found.close()
+    with Store.of(place[0]) as found:
+        yield found
 
 
+@of_every_task
 def test_a_participation(place: tuple[Path, str], store: Store) -> None:
     study, secret = place
     plan = Plan.load(study)
@@ -261,6 +261,7 @@ def test_tokens_are_stored_hashed(place: tuple[Path, str], store: Store) -> None
     assert (study / "secrets.json").stat().st_mode & 0o077 == 0
 
 
+@of_every_task
 def test_no_byte_before_the_answer_names_an_arm(place: tuple[Path, str], store: Store) -> None:
     study, _ = place
     plan = Plan.load(study)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from bla.study.serving import served
 from bla.study.store import Store
 from small_study import small_study
 
-TRIALS = 7
+TRIALS = 5
+Places = Callable[[str], "Served"]
 
 
 class Served:
@@ -30,19 +33,24 @@ class Served:
         return self.store.collected(Plan.load(self.study))
 
 
-@pytest.fixture(scope="module", params=["preference", "prediction", "agreement"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    study, _ = small_study(tmp_path_factory.mktemp("browser"), task=request.param)
-    store = Store.of(study)
-    with served(create_app(study, store)) as address:
-        yield Served(study, store, address)
-    store.close()
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
+    """A study of each task, served from when it is first needed."""
+    with ExitStack() as stack:
+
+        @cache
+        def of(task: str) -> Served:
+            study, _ = small_study(tmp_path_factory.mktemp(task), task=task, trials=2)
+            store = stack.enter_context(Store.of(study))
+            return Served(study, store, stack.enter_context(served(create_app(study, store))))
+
+        yield of
 
 
 @pytest.fixture
 def context(browser: Browser, request: pytest.FixtureRequest) -> Iterator[BrowserContext]:
     found = browser.new_context(**getattr(request, "param", {}))
-    found.set_default_timeout(15_000)
+    found.set_default_timeout(30_000)
     yield found
     found.close()
 
@@ -58,11 +66,23 @@ def opened(context: BrowserContext, address: str) -> tuple[Page, list[str]]:
 
 
 def ready(page: Page) -> None:
-    page.locator("form.answer:not(.waiting)").wait_for()
-    page.wait_for_timeout(60)  # a frame, from which the clock runs
+    page.locator("form.answer[data-appeared]").wait_for()  # the clock runs, keys answer
 
 
-def test_with_the_keyboard_alone(place: Served, context: BrowserContext) -> None:
+def begin(page: Page) -> None:
+    page.get_by_role("checkbox").check()
+    with page.expect_navigation(url="**/instructions"):
+        page.get_by_role("button", name="Begin").click()
+
+
+def start(page: Page) -> None:
+    with page.expect_navigation(url="**/trial"):
+        page.get_by_role("link", name="Start").click()
+
+
+@pytest.mark.parametrize("task", ["preference", "prediction"])  # arrows, digits
+def test_with_the_keyboard_alone(task: str, places: Places, context: BrowserContext) -> None:
+    place = places(task)
     page, said = opened(context, place.address)
     before = len(place.collected().participants)
 
@@ -82,6 +102,7 @@ def test_with_the_keyboard_alone(place: Served, context: BrowserContext) -> None
     page.wait_for_url("**/instructions")
     tab_to("Start")
     page.keyboard.press("Enter")
+    page.wait_for_url("**/trial")
     words = page.locator("form.answer button .words").first
     for number in range(TRIALS):
         ready(page)
@@ -106,27 +127,31 @@ PHONE: dict[str, Any] = {
 }  # fmt: skip
 
 
+def fits_a_phone(page: Page) -> None:
+    ready(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+    for button in page.locator("form.answer button").all():
+        box = button.bounding_box()
+        assert box is not None
+        assert min(box["width"], box["height"]) >= 44
+
+
 @pytest.mark.parametrize("context", [PHONE], indirect=True)
-def test_on_a_phone_and_back_by_the_personal_link(place: Served, context: BrowserContext, browser: Browser) -> None:
-    page, said = opened(context, place.address)
+def test_on_a_phone_and_back_by_the_personal_link(places: Places, context: BrowserContext, browser: Browser) -> None:
+    page, said = opened(context, places("preference").address)
     page.get_by_role("checkbox").tap()
     page.get_by_role("button", name="Begin").tap()
     link = page.locator(".link a").get_attribute("href")
     page.get_by_role("link", name="Start").tap()
     for number in range(TRIALS):
-        ready(page)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
-        for button in page.locator("form.answer button").all():
-            box = button.bounding_box()
-            assert box is not None
-            assert min(box["width"], box["height"]) >= 44
+        fits_a_phone(page)
         if number == 3:  # on another device
             assert link is not None
             other = browser.new_context(**PHONE)
             page = other.new_page()
             page.goto(link)
             ready(page)
-            assert "Question 4 of 7" in page.inner_text("header")
+            assert "Question 4 of 5" in page.inner_text("header")
         with page.expect_navigation():
             page.locator("form.answer button").last.tap()
     assert "completion code" in page.inner_text("main")
@@ -134,14 +159,27 @@ def test_on_a_phone_and_back_by_the_personal_link(place: Served, context: Browse
     assert said == []
 
 
+@pytest.mark.parametrize("task", ["prediction", "agreement"])
+@pytest.mark.parametrize("context", [PHONE], indirect=True)
+def test_every_task_fits_a_phone(task: str, places: Places, context: BrowserContext) -> None:
+    page, said = opened(context, places(task).address)
+    begin(page)
+    start(page)
+    for _ in range(2):  # practice, and what counts
+        fits_a_phone(page)
+        with page.expect_navigation():
+            page.locator("form.answer button").last.tap()
+    assert said == []
+
+
 @pytest.mark.parametrize("context", [{"java_script_enabled": False}], indirect=True)
-def test_without_javascript(place: Served, context: BrowserContext) -> None:
+def test_without_javascript(places: Places, context: BrowserContext) -> None:
+    place = places("agreement")
     page, _ = opened(context, place.address)
     page.get_by_role("button", name="Begin").click()
     assert "tick the box" in page.inner_text("main")
-    page.get_by_role("checkbox").check()
-    page.get_by_role("button", name="Begin").click()
-    page.get_by_role("link", name="Start").click()
+    begin(page)
+    start(page)
     for _ in range(TRIALS):
         page.locator("form.answer button").first.click()
     assert "completion code" in page.inner_text("main")
@@ -151,7 +189,8 @@ def test_without_javascript(place: Served, context: BrowserContext) -> None:
     assert {r.clock for r in mine} == {"server"}
 
 
-def test_double_clicks_and_the_way_back_change_nothing(place: Served, context: BrowserContext) -> None:
+def test_double_clicks_and_the_way_back_change_nothing(places: Places, context: BrowserContext) -> None:
+    place = places("preference")
     page, _ = opened(context, place.address)
     page.get_by_role("checkbox").check()
     page.get_by_role("button", name="Begin").dblclick()
@@ -171,34 +210,45 @@ def test_double_clicks_and_the_way_back_change_nothing(place: Served, context: B
     assert len(mine) <= 2
 
 
-def test_axe_finds_nothing_serious(place: Served, browser: Browser) -> None:
-    axe = Axe()
+def accessible(page: Page) -> None:
+    page.wait_for_load_state()
+    found = Axe().run(page).response["violations"]
+    wrong = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
+    assert not wrong, f"{page.url}: {wrong}"
 
-    def check(page: Page) -> None:
-        found = axe.run(page).response["violations"]
-        wrong = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
-        assert not wrong, f"{page.url}: {wrong}"
 
-    looks: list[dict[str, Any]] = [{"color_scheme": "light"}]
-    if Plan.load(place.study).task == "preference":
-        looks += [{"color_scheme": "dark"}, PHONE]
-    for look in looks:
-        context = browser.new_context(**look)
-        page, said = opened(context, place.address)
-        check(page)
-        page.get_by_role("checkbox").check()
-        page.get_by_role("button", name="Begin").click()
-        check(page)
-        page.get_by_role("link", name="Start").click()
-        for number in range(TRIALS):
-            ready(page)
-            if number < 2:
-                check(page)
-            with page.expect_navigation():
-                page.locator("form.answer button").first.click()
-        check(page)
-        for address in ("/pause", "/nowhere", "/researcher"):
-            page.goto(place.address + address)
-            check(page)
-        assert not [text for text in said if "404" not in text]
-        context.close()
+@pytest.mark.parametrize("context", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True)
+def test_axe_finds_nothing_serious(places: Places, context: BrowserContext) -> None:
+    place = places("preference")
+    page, said = opened(context, place.address)
+    accessible(page)
+    begin(page)
+    accessible(page)
+    start(page)
+    for number in range(TRIALS):
+        ready(page)
+        if number < 2:
+            accessible(page)
+        with page.expect_navigation():
+            page.locator("form.answer button").first.click()
+    accessible(page)
+    for address in ("/pause", "/nowhere", "/researcher"):
+        page.goto(place.address + address)
+        accessible(page)
+    assert not [text for text in said if "404" not in text]
+
+
+@pytest.mark.parametrize(
+    ("task", "context"), [("prediction", {}), ("agreement", {}), ("preference", PHONE)], indirect=["context"]
+)
+def test_axe_finds_nothing_serious_in_any_task(task: str, places: Places, context: BrowserContext) -> None:
+    page, _ = opened(context, places(task).address)
+    begin(page)
+    accessible(page)
+    start(page)
+    ready(page)
+    accessible(page)
+    with page.expect_navigation():
+        page.locator("form.answer button").first.click()
+    ready(page)
+    accessible(page)  # with feedback to the practice before

@@ -29,8 +29,7 @@ def test_a_plan_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"question": "Which?"}, {"seed": 1}, {"people": 21}, {"analysis": {"alpha": 0.01}}, {"trials": 3}],
+    "change", [{"question": "Which?"}, {"seed": 1}, {"people": 21}, {"analysis": {"alpha": 0.01}}, {"trials": 3}]
 )
 def test_any_change_changes_the_digest(change: dict[str, Any]) -> None:
     assert plan(**change).digest() != plan().digest()

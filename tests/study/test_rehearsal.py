@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from bla.study.simulation import Behaviour
 from bla.study.store import Store
 from small_study import small_study
 
+Prepared = Callable[[str], tuple[Path, str]]
 BEHAVIOUR = Behaviour(side=0.5, noise=0.1, drop_out=0.3, careless=0.2, seconds=4.0)
 
 
@@ -32,15 +35,15 @@ def answers(collected: Collected) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("task", ["preference", "prediction", "agreement"])
-def test_pages_and_memory_agree_answer_by_answer(task: str, tmp_path: Path) -> None:
-    study, _ = small_study(tmp_path, task=task, people=8)
+def test_pages_and_memory_agree_answer_by_answer(task: str, tmp_path: Path, prepared: Prepared) -> None:
+    study = shutil.copytree(prepared(task)[0], tmp_path / "study")
     plan = Plan.load(study)
     behaviour = behaviour_for(plan, 0.8, None, BEHAVIOUR, seed=3)
     store = Store.of(study, rehearsal=True)
-    collected = rehearse(study, behaviour, 8, store=store, seed=3)
-    assert answers(collected) == answers(without_pages(plan, behaviour, 8, seed=3))
+    collected = rehearse(study, behaviour, 6, store=store, seed=3)
+    assert answers(collected) == answers(without_pages(plan, behaviour, 6, seed=3))
     assert collected.simulated
-    assert 8 > sum(person.finished for person in collected.participants) > 0
+    assert 6 > sum(person.finished for person in collected.participants) > 0
     assert all("simulated" in name for name in collected.files() if name != "codebook.csv")
     with pytest.raises(StudyError, match="empty store"):
         rehearse(study, behaviour, 1, store=store)
@@ -63,9 +66,9 @@ def test_a_lost_connection_loses_and_doubles_nothing(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(http.client.HTTPConnection, "getresponse", losing)
     store = Store.of(study, rehearsal=True)
-    collected = rehearse(study, BEHAVIOUR, 6, store=store, seed=2)
+    collected = rehearse(study, BEHAVIOUR, 4, store=store, seed=2)
     store.close()
-    assert answers(collected) == answers(without_pages(plan, BEHAVIOUR, 6, seed=2))
+    assert answers(collected) == answers(without_pages(plan, BEHAVIOUR, 4, seed=2))
 
 
 def test_the_analysis_recovers_what_was_put_in(tmp_path: Path) -> None:
@@ -88,8 +91,8 @@ def test_the_analysis_recovers_what_was_put_in(tmp_path: Path) -> None:
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study, _ = small_study(tmp_path)
     for _ in range(2):
-        assert run_command(["study", "rehearse", str(study), "--people", "5", "--drop-out", "0"]) == 0
-    assert "Simulated: 5 people took part, 5 to the end, 35 responses" in capsys.readouterr().out
+        assert run_command(["study", "rehearse", str(study), "--people", "3", "--drop-out", "0"]) == 0
+    assert "Simulated: 3 people took part, 3 to the end, 21 responses" in capsys.readouterr().out
     assert run_command(["study", "rehearse", str(study), "--keep"]) == 2
     capsys.readouterr()
     assert run_command(["study", "results", str(study), "--rehearsal"]) == 0
@@ -98,7 +101,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     page = (study / "simulated-results.html").read_text()
     assert "no person answered any of this" in page
     assert run_command(["study", "export", str(study), "--rehearsal", "--out", str(tmp_path / "data")]) == 0
-    assert "35 simulated responses" in capsys.readouterr().out
+    assert "21 simulated responses" in capsys.readouterr().out
     assert Collected.from_json((tmp_path / "data" / "simulated-responses.json").read_bytes()).simulated
     assert run_command(["study", "results", str(study)]) == 2
     assert "serve it first" in capsys.readouterr().err

@@ -178,9 +178,7 @@ def slow_alpha(answers: list[list[int | None]]) -> float:
     return 1 - observed / expected if expected else float("nan")
 
 
-@given(
-    st.lists(st.lists(st.sampled_from([None, 0, 1, 2]), min_size=6, max_size=6), min_size=2, max_size=6),
-)
+@given(st.lists(st.lists(st.sampled_from([None, 0, 1, 2]), min_size=6, max_size=6), min_size=2, max_size=6))
 @settings(max_examples=60, deadline=None)
 def test_alpha_is_the_slow_one(answers: list[list[int | None]]) -> None:
     counts = [[sum(row[u] == c for row in answers) for c in range(3)] for u in range(6)]

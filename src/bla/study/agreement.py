@@ -42,30 +42,24 @@ def agreement(counts: npt.ArrayLike, *, level: float = 0.95, draws: int = 2_000,
     table = table[table.sum(axis=1) >= 2]
     if not len(table):
         return Agreement(None, None, None, None, 0)
-    alpha, agreeing = alphas(table[None])
+    alpha, agreeing = _alphas(table, np.ones((1, len(table))))
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=draws).astype(np.float64)
-    resampled, _ = alphas(table[None], drawn)
+    resampled, _ = _alphas(table, drawn)
     resampled = resampled[np.isfinite(resampled)]
-    known = bool(np.isfinite(alpha[0])) and len(table) > 1 and len(resampled) > 0
-    ends = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]) if known else (np.nan, np.nan)
-    return Agreement(
-        alpha=float(alpha[0]) if np.isfinite(alpha[0]) else None,
-        low=float(ends[0]) if known else None,
-        high=float(ends[1]) if known else None,
-        pairs_agreeing=float(agreeing[0]),
-        photos=len(table),
-    )
+    found = float(alpha[0]) if np.isfinite(alpha[0]) else None
+    low, high = None, None
+    if found is not None and len(table) > 1 and len(resampled):
+        low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return Agreement(found, low, high, float(agreeing[0]), len(table))
 
 
-def alphas(table: Floats, times: Floats | None = None) -> tuple[Floats, Floats]:
-    """(S, U, C) counts, photo u taken `times` (S, U) -> (S,) alpha, nan where nothing varies; (S,) pairs agreeing."""
-    repeated = np.ones(table.shape[:2]) if times is None else times
-    m = table.sum(axis=2)
-    same = (table * (table - 1)).sum(axis=2) / (m - 1)  # of the m of a photo, those that agree, in pairs
-    n = (repeated * m).sum(axis=1)
-    by_answer = (repeated[:, :, None] * table).sum(axis=1)
-    differing = 1 - (repeated * same).sum(axis=1) / n
+def _alphas(table: Floats, times: Floats) -> tuple[Floats, Floats]:
+    """(U, C) counts, photo u taken `times` (S, U) -> (S,) alpha, nan where nothing varies; (S,) pairs agreeing."""
+    m = table.sum(axis=1)
+    same = (table * (table - 1)).sum(axis=1) / (m - 1)  # of the m of a photo, those that agree, in pairs
+    n, by_answer = times @ m, times @ table
+    differing = 1 - times @ same / n
     expected = 1 - (by_answer * (by_answer - 1)).sum(axis=1) / (n * (n - 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         alpha = np.where(expected > 1e-12, 1 - differing / expected, np.nan)

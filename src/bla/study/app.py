@@ -69,11 +69,6 @@ def create_app(
     for error in (Instead, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(error, failed)
     app.add_middleware(
-        Guard,
-        cookie=TOKEN,
-        knows=site.knows,
-        refusal=site.refusal,
-        requests_a_second=requests_a_second,
-        timing=timing,
+        Guard, cookie=TOKEN, knows=site.knows, refusal=site.refusal, requests_a_second=requests_a_second, timing=timing
     )
     return app

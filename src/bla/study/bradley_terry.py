@@ -6,17 +6,18 @@ fitted by the mode under s_a ~ N(0, 2^2) of each arm: with W_ab the times that a
 
     maximise  sum_ab W_ab log P(a over b) - sum_a s_a^2 / (2 * 2^2).
 
-The prior keeps an arm that always wins, or one that was never shown, at a finite strength, where maximum likelihood
-runs away; it is wide (a difference of 2.8 logits, .94 to .06, is one standard deviation of it), so that 100 choices
-outweigh it. The posterior is strictly concave, so there is one maximum, and Newton's method with halving finds it.
-Arms that no chain of comparisons connects are not comparable: `connected` says which are, and only the prior places
-one group beside the other.
+The prior keeps the strength of an arm that always wins, or was never shown, finite, where maximum likelihood diverges.
+It is wide (a difference of 2.8 logits, .94 to .06, is one standard deviation), so that 100 choices outweigh it. The
+posterior is strictly concave; Newton's method with step halving finds its one maximum. Arms that no chain of
+comparisons connects are not comparable: only the prior places one group (`connected`) beside the other.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse.csgraph import connected_components
+from scipy.special import expit
 
 from bla.study.errors import AnalysisError
 
@@ -44,7 +45,7 @@ def strengths(wins: npt.ArrayLike) -> Floats:
     s = np.zeros(flat.shape[:2])
     current = _posterior(flat, s)
     for _ in range(_STEPS):
-        chance = 1 / (1 + np.exp(s[:, None, :] - s[:, :, None]))
+        chance = expit(s[:, :, None] - s[:, None, :])
         gradient = (flat - met * chance).sum(axis=2) - s / PRIOR**2
         curvature = -met * chance * (1 - chance)
         curvature[:, range(arms), range(arms)] = -curvature.sum(axis=2) + 1 / PRIOR**2
@@ -58,13 +59,11 @@ def strengths(wins: npt.ArrayLike) -> Floats:
                 break
             step[worse] /= 2
         s, current = s + step, proposed
-    centred = s - s.mean(axis=-1, keepdims=True)
-    return np.asarray(centred.reshape(w.shape[:-1]), np.float64)
+    return np.asarray((s - s.mean(axis=-1, keepdims=True)).reshape(w.shape[:-1]), np.float64)
 
 
 def _posterior(wins: Floats, s: Floats) -> Floats:
-    gaps = s[:, :, None] - s[:, None, :]
-    likelihood = -(wins * np.logaddexp(0.0, -gaps)).sum(axis=(1, 2))
+    likelihood = -(wins * np.logaddexp(0.0, s[:, None, :] - s[:, :, None])).sum(axis=(1, 2))
     return np.asarray(likelihood - (s**2).sum(axis=1) / (2 * PRIOR**2), np.float64)
 
 
@@ -78,16 +77,6 @@ def bootstrapped(wins: npt.ArrayLike, *, draws: int = 2_000, seed: int) -> Float
 
 def connected(wins: npt.ArrayLike) -> list[list[int]]:
     """The groups of arms that some chain of comparisons connects, each sorted."""
-    w = np.asarray(wins, np.float64)
-    met = w + w.T > 0
-    groups: list[list[int]] = []
-    left = list(range(len(w)))
-    while left:
-        group, border = {left[0]}, [left[0]]
-        while border:
-            new = set(np.flatnonzero(met[border.pop()]).tolist()) - group
-            group |= new
-            border += new
-        groups.append(sorted(group))
-        left = [arm for arm in left if arm not in group]
-    return groups
+    met = np.asarray(wins, np.float64) > 0
+    count, group = connected_components(met, directed=False)
+    return [np.flatnonzero(group == number).tolist() for number in range(count)]

@@ -93,42 +93,22 @@ class Guard:
                     headers["server-timing"] = f"app;dur={1000 * (time.perf_counter() - began):.2f}"
             await send(message)
 
-        wait = self._wait(HTTPConnection(scope))
-        body = b""
+        connection = HTTPConnection(scope)
+        headers = connection.headers
+        length = headers.get("content-length", "0")
+        wait = self._wait(connection)
         if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEADERS:
-            status = 431
+            await self.refusal(431, 0)(scope, receive, sent)
         elif wait:
-            status = 429
+            await self.refusal(429, int(wait) + 1)(scope, receive, sent)
+        elif "transfer-encoding" in headers or not length.isdigit() or int(length) > LARGEST_BODY:
+            # The server reads no more than was announced; a browser announces the length of every form.
+            await self.refusal(413, 0)(scope, receive, sent)
         else:
-            body = await _body(receive)
-            status = 413 if len(body) > LARGEST_BODY else 0
-        if status:
-            await self.refusal(status, int(wait) + 1)(scope, receive, sent)
-            return
-        given = False
-
-        async def once() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self.app(scope, once, sent)
+            await self.app(scope, receive, sent)
 
     def _wait(self, connection: HTTPConnection) -> float:
         token = connection.cookies.get(self.cookie, "")
         if token and self.knows(token):
             return self.people.wait(token)
         return self.addresses.wait(connection.client.host if connection.client else "")
-
-
-async def _body(receive: Receive) -> bytes:
-    """The body, whatever length was announced; of one that is too long only so much that this is seen."""
-    body = bytearray()
-    more = True
-    while more and len(body) <= LARGEST_BODY:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return bytes(body)

@@ -110,13 +110,7 @@ def filled_up(jpeg: bytes, length: int) -> bytes:
 
 
 def registered(study: Path, plan: Plan) -> dict[str, bytes]:
-    """Every picture's bytes by its token, read from the study's folder and compared with the plan.
-
-    Raises
-    ------
-    StudyError
-        If a picture is missing or not the registered one.
-    """
+    """Every picture's bytes by its token, from the study's folder; StudyError if one is not the registered one."""
     found = {}
     for token, sha256 in plan.hashes.items():
         path = study / "pictures" / f"{token}.jpg"

@@ -103,13 +103,7 @@ class Analysis(Record):
 
 
 class Plan(Record):
-    """All that is fixed before the first answer.
-
-    Raises
-    ------
-    StudyError
-        From `load` and `from_json`, if the file is no plan or contradicts itself.
-    """
+    """All that is fixed before the first answer."""
 
     schema_version: Literal[1] = 1
     title: Words

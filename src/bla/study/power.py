@@ -64,14 +64,8 @@ class Needed:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; all of it simulated, as it says."""
-        return {
-            "simulated": True,
-            "people": self.promised.people,
-            "wanted": self.wanted,
-            "promised": asdict(self.promised),
-            "tried": [{"people": people, "power": power} for people, power in self.tried],
-            "settings": self.settings,
-        }
+        tried = [{"people": people, "power": power} for people, power in self.tried]
+        return {"simulated": True, "people": self.promised.people, **asdict(self), "tried": tried}
 
 
 def power_of(

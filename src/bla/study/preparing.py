@@ -122,15 +122,10 @@ def prepare(
     truth: Path | None = None,
     texts: Path | None = None,
 ) -> tuple[Plan, str]:
-    """Make the study's folder; returns its plan and the researcher's secret, which is kept nowhere.
+    """Make the study's folder; returns its plan and the researcher's secret, which is not stored.
 
     ``arms`` are folders (or .jsonl files, as `bla compare` writes them), or NAME=FOLDER. The truth of a photo is the
     name of its folder, unless ``truth``, a CSV file with the columns image and label, says otherwise.
-
-    Raises
-    ------
-    StudyError
-        If the folder is there, explanations are missing, or there are too few photos for the wishes.
     """
     wishes = wishes or Wishes()
     if study.exists():
@@ -173,15 +168,14 @@ def prepare(
 
 
 def _named(arms: Sequence[str]) -> list[tuple[str, Path]]:
-    """Each arm's name and folder or file: its own name, or the last one by which the paths differ."""
+    """Each arm's name and folder or file: the name given, or the last part by which the paths differ."""
     given = [(name, Path(saved)) for name, _, saved in (arm.rpartition("=") for arm in arms)]
     if len(given) < 2:
         raise StudyError(f"expected two folders of explanations or more, an arm each, got {len(given)}")
-    unnamed = [saved.resolve().with_suffix("").parts for name, saved in given if not name]
-    depth = next((d for d in (-1, -2, -3) if len({p[d:][0] for p in unnamed}) == len(unnamed)), None)
-    if depth is None:
-        raise StudyError("expected folders of different names, got equal ones: give arms as NAME=FOLDER")
-    named = [(name or saved.resolve().with_suffix("").parts[depth], saved) for name, saved in given]
+    parts = {saved: saved.resolve().with_suffix("").parts for _, saved in given}
+    unnamed = [parts[saved] for name, saved in given if not name]
+    depth = next((d for d in (-1, -2, -3) if len({p[d:][0] for p in unnamed}) == len(unnamed)), -1)
+    named = [(name or parts[saved][depth], saved) for name, saved in given]
     if len({name for name, _ in named}) < len(named):
         raise StudyError("expected a different name for each arm, got one twice: give arms as NAME=FOLDER")
     return named

@@ -151,19 +151,14 @@ class Collected(Record):
             raise StudyError(f"expected responses as exported, got: {' '.join(str(error).split())}") from error
 
     def files(self) -> dict[str, bytes]:
-        """Everything as files: two tables, the codebook, and the JSON that holds all three.
-
-        The names of simulated files say so.
-        """
+        """Two tables, the codebook, and the JSON that holds all three; the names of simulated files say so."""
         word = "simulated-" if self.simulated else ""
+        meanings = ((name, *row) for name, rows in codebook().items() for row in rows.items())
         return {
-            f"{word}participants.csv": table(Participant, self.participants).encode(),
-            f"{word}responses.csv": table(Response, self.responses).encode(),
+            f"{word}participants.csv": table(Participant, self.participants),
+            f"{word}responses.csv": table(Response, self.responses),
             f"{word}responses.json": self.to_json().encode(),
-            "codebook.csv": _written(
-                ("table", "column", "meaning"),
-                ((name, *row) for name, rows in codebook().items() for row in rows.items()),
-            ).encode(),
+            "codebook.csv": _written(("table", "column", "meaning"), meanings),
         }
 
     def save(self, folder: Path) -> list[Path]:
@@ -191,11 +186,10 @@ def codebook() -> dict[str, dict[str, str]]:
     }
 
 
-def table(record: type[Record], rows: Iterable[Record]) -> str:
+def table(record: type[Record], rows: Iterable[Record]) -> bytes:
     """A table as CSV: None is an empty field, true and false are words, lists are JSON."""
-    columns = list(record.model_fields)
-    dumped = (row.model_dump(mode="json") for row in rows)
-    return _written(columns, ([_cell(row[column]) for column in columns] for row in dumped))
+    cells = ([_cell(value) for value in row.model_dump(mode="json").values()] for row in rows)
+    return _written(list(record.model_fields), cells)
 
 
 def _cell(value: Any) -> str:
@@ -210,9 +204,9 @@ def _cell(value: Any) -> str:
     return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r", "'"} else text
 
 
-def _written(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _written(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    return file.getvalue()
+    return file.getvalue().encode()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from bla.study.plan import Catch, Photo, Plan
+from bla.study.plan import Photo, Plan
 from bla.study.responses import DECOY, Kind, Response
 
 LEFT_RIGHT = ("left", "right")
@@ -74,7 +74,8 @@ def trials_of(plan: Plan, number: int) -> list[Trial]:
     mixed = _mixed(main, repeats, catches, own)
     firsts = {trial: len(practice) + index for index, trial in enumerate(mixed, 1) if trial.kind == "main"}
     return practice + [
-        replace(trial, repeats=firsts[_first(trial)]) if trial.kind == "repeat" else trial for trial in mixed
+        replace(trial, repeats=firsts[_exchanged(trial, "main")]) if trial.kind == "repeat" else trial
+        for trial in mixed
     ]
 
 
@@ -142,23 +143,21 @@ def _practice(plan: Plan, photo: Photo, rng: Random) -> Trial:
 
 
 def _catches(plan: Plan, rng: Random) -> list[Trial]:
-    """Right answers are on either side equally often, within 1."""
-    known = plan.every_photo
+    """The attention checks, right answers on either side equally often, within 1."""
+    known, made = plan.every_photo, []
     right_first = rng.random() < 0.5
-    return [
-        _catch(plan, known[catch.photo], catch, rng, first=(index % 2 == 0) is right_first)
-        for index, catch in enumerate(plan.catches)
-    ]
-
-
-def _catch(plan: Plan, photo: Photo, catch: Catch, rng: Random, *, first: bool) -> Trial:
-    if plan.task == "preference":
-        left, right = (catch.arm, DECOY) if first else (DECOY, catch.arm)
-        expected = "left" if first else "right"
-        return Trial("catch", photo.id, left=left, right=right, decoy=catch.decoy, expected=expected)
-    options = _shuffled(photo.options, rng) if plan.task == "prediction" else YES_NO
-    asked = rng.choice(options) if plan.task == "prediction" else YES_NO[not first]
-    return Trial("catch", photo.id, arm=catch.arm, options=options, expected=asked)
+    for index, catch in enumerate(plan.catches):
+        photo, first = known[catch.photo], (index % 2 == 0) is right_first
+        if plan.task == "preference":
+            left, right = (catch.arm, DECOY) if first else (DECOY, catch.arm)
+            expected = LEFT_RIGHT[not first]
+            trial = Trial("catch", photo.id, left=left, right=right, decoy=catch.decoy, expected=expected)
+        else:
+            options = _shuffled(photo.options, rng) if plan.task == "prediction" else YES_NO
+            expected = rng.choice(options) if plan.task == "prediction" else YES_NO[not first]
+            trial = Trial("catch", photo.id, arm=catch.arm, options=options, expected=expected)
+        made.append(trial)
+    return made
 
 
 def _with_options(plan: Plan, main: Sequence[Trial], rng: Random) -> list[Trial]:
@@ -189,18 +188,18 @@ def _repeated(main: Sequence[Trial], count: int, rng: Random) -> list[Trial]:
         early.remove(trial)
         leaning.update({trial.right: 1})
         leaning.subtract({trial.left: 1})
-        chosen.append(replace(trial, kind="repeat", left=trial.right, right=trial.left))
+        chosen.append(_exchanged(trial, "repeat"))
     return chosen
 
 
-def _first(repeat: Trial) -> Trial:
-    return replace(repeat, kind="main", left=repeat.right, right=repeat.left)
+def _exchanged(trial: Trial, kind: Kind) -> Trial:
+    return replace(trial, kind=kind, left=trial.right, right=trial.left)
 
 
 def _mixed(main: Sequence[Trial], repeats: Sequence[Trial], catches: Sequence[Trial], rng: Random) -> list[Trial]:
     mixed = list(main)
     for repeat in repeats:
-        first = mixed.index(_first(repeat))
+        first = mixed.index(_exchanged(repeat, "main"))
         apart = min(len(mixed), first + 1 + min(3, len(main) // 2))
         mixed.insert(rng.randint(max(apart, 3 * len(mixed) // 4), len(mixed)), repeat)
     for index, catch in enumerate(rng.sample(catches, len(catches))):

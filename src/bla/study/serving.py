@@ -15,13 +15,7 @@ from bla.study.errors import StudyError
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one.
-
-    Raises
-    ------
-    StudyError
-        If the port is taken or not ours.
-    """
+    """A bound socket; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     server = socket.socket(family, socket.SOCK_STREAM)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -29,9 +23,8 @@ def listening(host: str, port: int) -> socket.socket:
         server.bind((host, port))
     except OSError as error:
         server.close()
-        raise StudyError(
-            f"expected a free port at {host}:{port}, got: {error.strerror}; choose another --port"
-        ) from error
+        problem = f"expected a free port at {host}:{port}, got: {error.strerror}; choose another --port"
+        raise StudyError(problem) from error
     return server
 
 

@@ -94,13 +94,7 @@ class Person:
 
 
 class Store:
-    """A study's answers behind a database's URL; `close` it.
-
-    Raises
-    ------
-    StudyError
-        If the database cannot be reached, or holds the answers of another plan.
-    """
+    """A study's answers behind a database's URL, until it is closed."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -113,9 +107,8 @@ class Store:
             with self._engine.connect() as connection:
                 connection.execute(sa.text("select 1"))
         except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
-            raise StudyError(
-                f"expected a database at {sa.engine.url.make_url(url).render_as_string()}, got: {_short(error)}"
-            ) from error
+            problem = " ".join(str(error).split("\n(Background")[0].split())[:300]
+            raise StudyError(f"expected a database at {make_url(url).render_as_string()}, got: {problem}") from error
 
     @classmethod
     def of(
@@ -442,7 +435,3 @@ def _response(row: Row[Any], plan: Plan, simulated: bool) -> Response:
 
 def _moment(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split("\n(Background")[0].split())[:300]

@@ -31,13 +31,7 @@ class Texts:
 
     @classmethod
     def load(cls, path: Path) -> Texts:
-        """Read a file that holds the same texts in another language, or other words.
-
-        Raises
-        ------
-        StudyError
-            Naming the texts that are missing or unknown, are no text, or have other placeholders.
-        """
+        """Read a file of the same texts in other words; StudyError names those that are missing, unknown or wrong."""
         try:
             texts = cls.parsed(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
