@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bla import comparison as comparing
 from bla.cli import run_command
-from bla.comparison import ALL, CHEAP, RUN
+from bla.comparison import ALL, CHEAP, RUN, compare
+from bla.comparison.lines import JsonLines
 from bla.data.image_sets import Splits, image_folder
 from bla.explanations.explanation import Explanation
+from bla.metrics import top_cells
 from bla.metrics.statistics import holm
 
 NET = """
@@ -133,27 +134,26 @@ def test_it_goes_on_by_method_and_photo(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--methods", "cam", "norm", "--out", "resumed"]
-    monkeypatch.setattr("bla.comparison.making._BATCH", 4)
+    monkeypatch.setattr("bla.comparison.explanations._BATCH", 4)
     whole = compared(*arguments[:-1], "straight", capsys=capsys)
     written = 0
-    append = comparing.keeping.Writer.append
+    append = JsonLines.append
 
-    def interrupted(self: comparing.keeping.Writer, *rest: object) -> None:
+    def interrupted(self: JsonLines, *rest: object, **state: object) -> None:
         nonlocal written
         if written == 5:
             raise KeyboardInterrupt
         written += 1
-        append(self, *rest)  # type: ignore[arg-type]
+        append(self, *rest, **state)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("bla.comparison.keeping.Writer.append", interrupted)
+    monkeypatch.setattr("bla.comparison.lines.JsonLines.append", interrupted)
     assert run_command(["compare", "run", *arguments]) == 130
-    monkeypatch.setattr("bla.comparison.keeping.Writer.append", append)
+    monkeypatch.setattr("bla.comparison.lines.JsonLines.append", append)
     with (place / "resumed/explanations/cam.jsonl").open("a") as file:
         file.write('{"half a li')  # killed while writing
     asked = []
-    attend = comparing.making.top_cells
     monkeypatch.setattr(
-        "bla.comparison.making.top_cells", lambda maps, sizes: asked.append(len(maps)) or attend(maps, sizes)
+        "bla.comparison.explanations.top_cells", lambda maps, sizes: asked.append(len(maps)) or top_cells(maps, sizes)
     )
     again = compared(*arguments, capsys=capsys)
     assert asked == [4, 4, 4, 4], "the last batch of cam and the three of norm"
@@ -252,9 +252,7 @@ def splits_with_masks(place: Path) -> Splits:
 def test_objects_are_compared_with_where_they_are_known(place: Path, known: Callable[[Path], Splits]) -> None:
     sys.path.insert(0, str(place))
     try:
-        result = comparing.compare(
-            "run", known(place), out=place / known.__name__, methods=["centre", "norm"], leakage=True
-        )
+        result = compare("run", known(place), out=place / known.__name__, methods=["centre", "norm"], leakage=True)
     finally:
         sys.path.remove(str(place))
     assert result["data"]["objects"] == 11

@@ -208,10 +208,10 @@ def test_controls() -> None:
     assert torch.equal(random_cells(3).maps(asked), random_cells(3).maps(asked))
     assert not torch.equal(random_cells(3).maps(asked), random_cells(4).maps(asked))
     torch.testing.assert_close(feature_norm().maps(asked), asked.features.square().sum(1).sqrt())
-    rankings = {row: torch.full((4, 6), float(row)) for row in range(5)}
-    moved = another_images(cam(net), rankings, 5).maps(asked)
+    rankings = torch.arange(5.0)[:, None, None].expand(5, 4, 6)
+    moved = another_images("CAM", rankings).maps(asked)
     assert moved[:, 0, 0].tolist() == [2, 3, 4, 0, 1]
-    assert another_images(cam(net), {0: torch.zeros(4, 6)}, 1).maps(
+    assert another_images("CAM", torch.zeros(1, 4, 6)).maps(
         Batch(asked.features[:1], TARGETS[:1], torch.tensor([0]))
     ).shape == (1, 4, 6)
 

@@ -1,12 +1,15 @@
-"""Other methods, through existing libraries and of our own training, and controls: photos in, rankings of cells out."""
+"""Methods to compare: by existing libraries, trained by us, and controls. Photos in, rankings of cells out."""
 
 from bla.comparison.methods.controls import another_images, centre_disc, feature_norm, random_cells
-from bla.comparison.methods.explained import Batch, ComparisonError, Method, PooledClassifier, untouched
 from bla.comparison.methods.libraries import cam, grad_cam_family, integrated_gradients, occlusion, score_cam
-from bla.comparison.methods.rivals import l2x, learned_mask, softmax_attention
+from bla.comparison.methods.method import Batch, Cells, ComparisonError, Method, PooledClassifier, untouched
+from bla.comparison.methods.own import RUN, own_attention
+from bla.comparison.methods.trained import l2x, learned_mask, softmax_attention
 
 __all__ = [
+    "RUN",
     "Batch",
+    "Cells",
     "ComparisonError",
     "Method",
     "PooledClassifier",
@@ -19,6 +22,7 @@ __all__ = [
     "l2x",
     "learned_mask",
     "occlusion",
+    "own_attention",
     "random_cells",
     "score_cam",
     "softmax_attention",

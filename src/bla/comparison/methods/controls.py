@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bla.comparison.methods.explained import Batch, Method
+from bla.comparison.methods.method import Batch, Method
 
 
 def random_cells(seed: int = 0) -> Method:
     """A random order of the cells, a function of the seed and the image's place in the set."""
 
     def maps(batch: Batch) -> Tensor:
-        height, width = batch.features.shape[2:]
-        drawn = [np.random.RandomState([seed, int(row)]).rand(height, width) for row in batch.rows]
+        shape = batch.features.shape[2:]
+        drawn = [np.random.RandomState([seed, int(row)]).rand(*shape) for row in batch.rows]
         return torch.from_numpy(np.stack(drawn)).float().to(batch.features.device)
 
     return Method("random", "random cells", "nothing", False, maps, f"seed {seed}")
@@ -34,7 +34,7 @@ def centre_disc() -> Method:
 
 
 def feature_norm() -> Method:
-    """The cells of the largest feature vector first: what the trunk alone finds striking."""
+    """The cells with the longest feature vectors first, which needs the trunk alone."""
 
     @torch.no_grad()
     def maps(batch: Batch) -> Tensor:
@@ -44,15 +44,12 @@ def feature_norm() -> Method:
     return Method("norm", "feature norm", "nothing", False, maps, "the length of a cell's feature vector")
 
 
-def another_images(method: Method, ranking_of: dict[int, Tensor], count: int) -> Method:
-    """Another image's map: image i gets that of image i + count // 2 (in a circle), by ``method``.
-
-    ``ranking_of`` holds the maps (H, W) of all images, by their place in the set.
-    """
+def another_images(title: str, rankings: Tensor) -> Method:
+    """Of N maps (N, H, W) by a method of this title, image i gets that of image i + N // 2 (modulo N)."""
+    count = len(rankings)
 
     def maps(batch: Batch) -> Tensor:
-        others = [(int(row) + max(1, count // 2)) % count for row in batch.rows]
-        return torch.stack([ranking_of[other] for other in others]).to(batch.features.device)
+        return rankings[(batch.rows + max(1, count // 2)) % count].to(batch.features.device)
 
-    note = f"{method.title}'s map of the image half the set further on"
-    return Method("shuffled", "another image's map", "nothing", False, maps, note)
+    note = f"{title}'s map of the image half the set further on"
+    return Method("shuffled", "another image's map", "nothing", False, maps, note, reads_photo=False)

@@ -1,7 +1,7 @@
-"""Methods of others, by their own libraries: the CAM family by grad-cam, gradients and occlusion by captum.
+"""Methods by other people's libraries: the CAM family by grad-cam, gradients and occlusion by captum.
 
-All of the CAM family work at the last feature map, before the average. Each image of a batch has its own target.
-Maps rank cells before any rectification or scaling by the library: what a ReLU sets to 0 would tie.
+The CAM family works at the last feature map, before the average. Each image of a batch has its own target. Maps rank
+cells before the library rectifies or scales them: what a ReLU sets to 0 would tie.
 """
 
 from __future__ import annotations
@@ -9,20 +9,25 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bla.comparison.methods.explained import Batch, ComparisonError, Method, OnFeatures, PooledClassifier, untouched
+from bla.comparison.methods.method import Batch, ComparisonError, Method, PooledClassifier, untouched
 from bla.metrics import is_affine
 
 SCORE_CAM_CHANNELS = 32
 GRADIENT_STEPS = 16
 
 CamName = Literal["grad-cam", "grad-cam++", "layer-cam", "hires-cam"]
+_CAMS = {
+    "grad-cam": ("GradCAM", "Grad-CAM"),
+    "grad-cam++": ("GradCAMPlusPlus", "Grad-CAM++"),
+    "layer-cam": ("LayerCAM", "LayerCAM"),
+    "hires-cam": ("HiResCAM", "HiResCAM"),
+}
 
 
 def cam(classifier: PooledClassifier) -> Method:
@@ -33,17 +38,17 @@ def cam(classifier: PooledClassifier) -> Method:
     ComparisonError
         If the head is not affine: then there is no such W.
     """
-    like = next(classifier.head.parameters())
-    channels = _channels(classifier.head)
-    with untouched(classifier.head):
-        linear = channels is not None and is_affine(classifier.head, channels, like)
+    head = classifier.head
+    channels = next((module.in_features for module in head.modules() if isinstance(module, nn.Linear)), None)
+    with untouched(head):
+        linear = channels is not None and is_affine(head, channels, next(head.parameters()))
     if not linear:
         raise ComparisonError("expected a linear head for cam, got another: compare grad-cam, which takes any")
 
     def maps(batch: Batch) -> Tensor:
         cells = batch.features.flatten(2).transpose(1, 2).float()
-        with untouched(classifier.head), torch.no_grad():
-            logits = classifier.head(cells.reshape(-1, cells.shape[2])) - classifier.head(cells[:1, 0] * 0)
+        with untouched(head), torch.no_grad():
+            logits = head(cells.flatten(0, 1)) - head(cells[:1, 0] * 0)
         own = batch.targets[:, None, None].expand(-1, cells.shape[1], 1)
         found: Tensor = logits.reshape(*cells.shape[:2], -1).gather(2, own).squeeze(2)
         return found.reshape(-1, *batch.features.shape[2:])
@@ -54,26 +59,35 @@ def cam(classifier: PooledClassifier) -> Method:
 def grad_cam_family(classifier: PooledClassifier, name: CamName) -> Method:
     """Grad-CAM, Grad-CAM++, LayerCAM or HiResCAM at the last map, by grad-cam, from features alone."""
     import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    kinds = {
-        "grad-cam": (pytorch_grad_cam.GradCAM, "Grad-CAM"),
-        "grad-cam++": (pytorch_grad_cam.GradCAMPlusPlus, "Grad-CAM++"),
-        "layer-cam": (pytorch_grad_cam.LayerCAM, "LayerCAM"),
-        "hires-cam": (pytorch_grad_cam.HiResCAM, "HiResCAM"),
-    }
-    kind, title = kinds[name]
+    kind, title = _CAMS[name]
+    network = nn.Sequential(classifier.cells, nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier.head)
 
     def maps(batch: Batch) -> Tensor:
-        network = OnFeatures(classifier)
+        raw: list[Any] = []
         with untouched(network):
             features = batch.features.float().clone().requires_grad_(True)
-            return _library_maps(kind, network, classifier.cells, features, batch.targets).to(batch.features.device)
+            library = getattr(pytorch_grad_cam, kind)(model=network, target_layers=[classifier.cells])
+            weighted = library.get_cam_image
+
+            def unrectified(*arguments: Any, **named: Any) -> Any:
+                raw.append(weighted(*arguments, **named))
+                return raw[-1]
+
+            library.get_cam_image = unrectified
+            try:
+                library(features, [ClassifierOutputTarget(int(target)) for target in batch.targets])
+            finally:
+                library.activations_and_grads.release()
+                del library.get_cam_image
+        return torch.as_tensor(raw[0]).float().to(batch.features.device)
 
     return Method(name, title, "baseline", True, maps, f"grad-cam {_version('grad-cam')}, last map, unrectified")
 
 
 def score_cam(classifier: PooledClassifier, channels: int = SCORE_CAM_CHANNELS) -> Method:
-    """Score-CAM (Wang et al. 2020) by grad-cam, on each photo's ``channels`` channels of the largest mean."""
+    """Score-CAM (Wang et al. 2020) by grad-cam, on the ``channels`` channels with the largest mean in each photo."""
     import numpy as np
     from pytorch_grad_cam import ScoreCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -87,7 +101,7 @@ def score_cam(classifier: PooledClassifier, channels: int = SCORE_CAM_CHANNELS) 
                 index = best[:, :, None, None].expand(-1, -1, *batch.features.shape[2:])
                 chosen = batch.features.gather(1, index).float().cpu().numpy()
                 targets = [ClassifierOutputTarget(int(target)) for target in batch.targets]
-                with contextlib.redirect_stderr(io.StringIO()):  # it shows a bar for each image
+                with contextlib.redirect_stderr(io.StringIO()):  # the library's progress bars
                     weights = library.get_cam_weights(batch.seen(), None, targets, chosen, None)
             finally:
                 library.activations_and_grads.release()
@@ -99,7 +113,7 @@ def score_cam(classifier: PooledClassifier, channels: int = SCORE_CAM_CHANNELS) 
 
 
 def integrated_gradients(classifier: PooledClassifier, steps: int = GRADIENT_STEPS) -> Method:
-    """Integrated gradients (Sundararajan et al. 2017) by captum, from the mean colour; a cell's share is its sum."""
+    """Integrated gradients (Sundararajan et al. 2017) by captum, from the mean colour, summed over cells."""
     from captum.attr import IntegratedGradients
 
     def maps(batch: Batch) -> Tensor:
@@ -115,7 +129,7 @@ def integrated_gradients(classifier: PooledClassifier, steps: int = GRADIENT_STE
 
 
 def occlusion(classifier: PooledClassifier) -> Method:
-    """Occlusion (Zeiler & Fergus 2014) by captum: the drop of the logit as a cell is set to the mean colour."""
+    """Occlusion (Zeiler & Fergus 2014) by captum: how far the logit drops when a cell is set to the mean colour."""
     from captum.attr import Occlusion
 
     def maps(batch: Batch) -> Tensor:
@@ -131,37 +145,9 @@ def occlusion(classifier: PooledClassifier) -> Method:
     return Method("occlusion", "Occlusion", "baseline", True, maps, note, needs_pixels=True)
 
 
-def _library_maps(
-    kind: Callable[..., Any], network: nn.Module, layer: nn.Module, inputs: Tensor, targets: Tensor
-) -> Tensor:
-    """The library's maps before it rectifies and scales them."""
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    library = kind(model=network, target_layers=[layer])
-    raw: list[Any] = []
-    weighted = library.get_cam_image
-
-    def kept(*arguments: Any, **named: Any) -> Any:
-        raw.append(weighted(*arguments, **named))
-        return raw[-1]
-
-    library.get_cam_image = kept
-    try:
-        library(inputs, [ClassifierOutputTarget(int(target)) for target in targets])
-    finally:
-        library.activations_and_grads.release()
-        del library.get_cam_image
-    return torch.as_tensor(raw[0]).float()
-
-
 def _on_cells(pixel_maps: Tensor, batch: Batch) -> Tensor:
     height, width = batch.features.shape[2:]
     return functional.adaptive_avg_pool2d(pixel_maps[:, None].float(), (height, width))[:, 0]
-
-
-def _channels(head: nn.Module) -> int | None:
-    sizes = [module.in_features for module in head.modules() if isinstance(module, nn.Linear)]
-    return sizes[0] if sizes else None
 
 
 def _version(package: str) -> str:

@@ -1,38 +1,35 @@
-"""Rivals of our own training: plain softmax attention, L2X-F, and a mask learned on the frozen classifier.
+"""Rivals that we train: softmax attention, L2X-F, and a mask learned on the frozen classifier.
 
-Each is trained on features, for as long as a run's module by default, and judged by the same code as all others.
+Each is trained on features, by default for as long as a run's module, and judged by the same code as all others.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bla.comparison.methods.explained import Batch, Method, PooledClassifier
+from bla.comparison.methods.method import Batch, Method, PooledClassifier
+from bla.metrics.fitting import Rows, fit_minibatches
 from bla.model.attention import L2XAttention
 from bla.model.heads import weighted_sum
 
-Features = Callable[[npt.NDArray[np.int64]], Tensor]
-"""The rows asked for of the training images' features, (B, C, H, W)."""
+Features = Callable[[Rows], Tensor]
+"""Row numbers to those rows of the training images' features, (B, C, H, W)."""
 
-BATCH = 32
 EPOCHS = 5
-_LEARNING_RATE = 1e-3
 _AREA_PRICE, _VARIATION_PRICE = 0.3, 0.01
 
 
 class ClassMask(nn.Module):
     r"""A mask for every class: :math:`A = \sigma(\mathrm{conv}_{1 \times 1}(F)) \in (0, 1)^{K \times H \times W}`.
 
-    In the spirit of L-CAM-Fm (Gkartzonika et al. 2022) and of TAME (Ntrougkas et al. 2022; T-TAME, arXiv 2403.04523): a
-    mask learned on the frozen classifier, which reads the map multiplied by it. Written from what the papers describe,
-    for the last map alone.
+    After L-CAM-Fm (Gkartzonika et al. 2022) and TAME (Ntrougkas et al. 2022; T-TAME, arXiv 2403.04523): a mask learned
+    on the frozen classifier, which reads the map multiplied by it; written from the papers, for the last map alone.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -59,7 +56,7 @@ def softmax_attention(
             weights = score(maps).flatten(1).softmax(1).reshape(-1, *maps.shape[2:])
             return functional.cross_entropy(head(weighted_sum(maps, weights)), targets)
 
-        _train([score, head], loss, features, labels, epochs=epochs, seed=seed)
+        _fit([score, head], loss, features, labels, epochs=epochs, seed=seed)
 
     @torch.no_grad()
     def maps(batch: Batch) -> Tensor:
@@ -82,9 +79,9 @@ def l2x(
     """L2X-F (Chen et al. 2018; arXiv 2105.14824) with the corrected temperature, trained with its own head."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        first = features(np.arange(1))
-        size = min(size, first.shape[2] * first.shape[3])
-        attention = L2XAttention(first.shape[1], size=size, variant="corrected").to(labels.device)
+        _, channels, height, width = features(np.arange(1)).shape
+        size = min(size, height * width)
+        attention = L2XAttention(channels, size=size, variant="corrected").to(labels.device)
         head = copy.deepcopy(classifier.head)
 
         def loss(maps: Tensor, targets: Tensor) -> Tensor:
@@ -92,7 +89,7 @@ def l2x(
             weights = soft / soft.sum(dim=(1, 2), keepdim=True)
             return functional.cross_entropy(head(weighted_sum(maps, weights)), targets)
 
-        _train([attention, head], loss, features, labels, epochs=epochs, seed=seed)
+        _fit([attention, head], loss, features, labels, epochs=epochs, seed=seed)
 
     @torch.no_grad()
     def maps(batch: Batch) -> Tensor:
@@ -124,7 +121,7 @@ def learned_mask(
             total: Tensor = error + _AREA_PRICE * own.mean() + _VARIATION_PRICE * variation
             return total
 
-        _train([mask], loss, features, labels, epochs=epochs, seed=seed)
+        _fit([mask], loss, features, labels, epochs=epochs, seed=seed)
 
     @torch.no_grad()
     def maps(batch: Batch) -> Tensor:
@@ -135,8 +132,8 @@ def learned_mask(
     return Method("learned-mask", "learned mask", "baseline", True, maps, note)
 
 
-def _train(
-    trained: list[nn.Module],
+def _fit(
+    modules: list[nn.Module],
     loss: Callable[[Tensor, Tensor], Tensor],
     features: Features,
     labels: Tensor,
@@ -144,21 +141,9 @@ def _train(
     epochs: int,
     seed: int,
 ) -> None:
-    with torch.inference_mode(False), torch.enable_grad():
-        for module in trained:
-            module.train().requires_grad_(True)
-        optimiser = torch.optim.Adam([value for module in trained for value in module.parameters()], lr=_LEARNING_RATE)
-        for rows in _shuffled(len(labels), epochs, seed):
-            value = loss(features(rows).to(labels.device), labels[rows])
-            optimiser.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        for module in trained:
-            module.eval().requires_grad_(False)
-
-
-def _shuffled(count: int, epochs: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
     random = np.random.RandomState(seed)
-    for _ in range(epochs):
-        order = random.permutation(count)
-        yield from (order[start : start + BATCH] for start in range(0, count, BATCH))
+    fit_minibatches(
+        *modules,
+        loss=lambda rows: loss(features(rows).to(labels.device), labels[rows]),
+        orders=(random.permutation(len(labels)) for _ in range(epochs)),
+    )

@@ -1,11 +1,11 @@
-"""The classifier that methods explain, and a method: whatever turns a batch of photos into a map for each."""
+"""A method: whatever turns a batch of photos into a map for each; and the classifier that methods explain."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from bla import BlaError
 from bla.model.heads import reads_maps
 
 Explains = Literal["baseline", "own", "nothing"]
-"""The classifier that a method's map speaks of: the mean-pooled one, the method's own head, or none (a control)."""
+"""Which classifier a method's map explains: the mean-pooled one, the one with the method's own head, or none."""
 
 
 class ComparisonError(BlaError):
@@ -24,7 +24,7 @@ class ComparisonError(BlaError):
 class PooledClassifier(nn.Module):
     """The classifier without attention: logits = head(mean over the cells of trunk(pixels)).
 
-    What follows ``cells`` (an identity on the feature map, where the libraries hook) can be run from features alone.
+    What follows ``cells`` (an identity on the feature map, where the libraries hook) can run on features alone.
 
     Examples
     --------
@@ -54,28 +54,16 @@ class PooledClassifier(nn.Module):
         return logits
 
 
-class OnFeatures(nn.Module):
-    """The part of a :class:`PooledClassifier` after its trunk, as a module that the libraries can take."""
-
-    def __init__(self, classifier: PooledClassifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, K) of features (B, C, H, W)."""
-        return self.classifier.on_features(features)
-
-
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """What a method may look at.
+    """What a method sees of some images.
 
     Attributes
     ----------
     features: (B, C, H, W), the last map.
-    targets: (B,) the class that each image is asked about.
+    targets: (B,) the class to explain in each image.
     rows: (B,) the images' places in the set, for controls that are random or borrow another image's map.
-    pixels: (B, 3, h, w), normalised; None where only features are at hand.
+    pixels: (B, 3, h, w), normalised; None for methods that need only features.
     """
 
     features: Tensor
@@ -84,9 +72,8 @@ class Batch:
     pixels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        lengths = {len(self.features), len(self.targets), len(self.rows)}
-        lengths |= {len(self.pixels)} if self.pixels is not None else set()
-        if len(lengths) != 1:
+        parts = (self.features, self.targets, self.rows, *([] if self.pixels is None else [self.pixels]))
+        if len(lengths := {len(part) for part in parts}) != 1:
             raise ComparisonError(
                 f"expected a target, a row and features for each image, got {sorted(lengths)} of them"
             )
@@ -98,21 +85,32 @@ class Batch:
         return self.pixels
 
 
+class Cells(NamedTuple):
+    """A method's explanation of a batch, each (B, H, W), as in an Explanation; ``weights`` are what its head reads."""
+
+    unbounded: Tensor
+    scores: Tensor
+    soft: Tensor | None
+    selected: Tensor
+    weights: Tensor | None = None
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Method:
-    """What explains: a name, what its map speaks of, and the callable that makes the maps.
+    """A way to explain: the callable that makes the maps, and what a comparison must know about it.
 
     Attributes
     ----------
     name: the key in results.
     title: for people.
-    explains: which classifier the map speaks of.
-    class_specific: whether the map depends on the class asked about.
+    explains: which classifier the map explains.
+    class_specific: whether the map depends on the target class.
     maps: a batch to maps (B, H, W), larger is more relevant.
     note: what a reader must know: a library and its version, a cap, how it was trained.
     needs_pixels: whether it runs the whole network, and not only what follows the feature map.
+    reads_photo: whether the map is computed from the photo that it explains.
     head: the head that reads its selection, pooled features (B, C) to logits; None: the baseline's.
-    sizes: a batch to the number of cells (B,) that the method chooses by itself; None: it chooses none.
+    select: a batch to the cells that the method selects by itself; None: it only ranks them.
     """
 
     name: str
@@ -122,23 +120,23 @@ class Method:
     maps: Callable[[Batch], Tensor]
     note: str = ""
     needs_pixels: bool = False
+    reads_photo: bool = True
     head: nn.Module | None = None
-    sizes: Callable[[Batch], Tensor] | None = None
+    select: Callable[[Batch], Cells] | None = None
 
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Let a library work on a network, and give it back as it was: modes, gradients, what requires them, hooks.
+    """Let a library work on a network and restore it: modes, gradients, which parameters require them, hooks.
 
     Inside, no parameter requires a gradient, so that none is accumulated.
     """
     modes = {module: module.training for module in network.modules()}
-    hooks = {module: (dict(module._forward_hooks), dict(module._backward_hooks)) for module in network.modules()}
+    hooks = [hooks for module in modes for hooks in (module._forward_hooks, module._backward_hooks)]
+    before = [dict(registered) for registered in hooks]
     parameters = [(value, value.requires_grad, value.grad) for value in network.parameters()]
     try:
-        for value, _, _ in parameters:
-            value.requires_grad_(False)
-        network.eval()
+        network.eval().requires_grad_(False)
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
@@ -147,7 +145,6 @@ def untouched(network: nn.Module) -> Iterator[None]:
             value.grad = gradient
         for module, mode in modes.items():
             module.training = mode
-        for module, (forward, backward) in hooks.items():
-            for registered, before in ((module._forward_hooks, forward), (module._backward_hooks, backward)):
-                for key in [key for key in registered if key not in before]:
-                    del registered[key]
+        for registered, known in zip(hooks, before, strict=True):
+            for key in [key for key in registered if key not in known]:
+                del registered[key]

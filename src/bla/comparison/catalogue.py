@@ -1,0 +1,154 @@
+"""Methods by name, and the setting that they are built in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bla.comparison.methods import (
+    RUN,
+    ComparisonError,
+    Method,
+    PooledClassifier,
+    another_images,
+    cam,
+    centre_disc,
+    feature_norm,
+    grad_cam_family,
+    integrated_gradients,
+    l2x,
+    learned_mask,
+    occlusion,
+    own_attention,
+    random_cells,
+    score_cam,
+    softmax_attention,
+)
+from bla.comparison.methods.libraries import CamName
+from bla.comparison.methods.trained import Features
+from bla.comparison.photos import Photos
+from bla.progress import Progress, silent
+from bla.runs.run import Run
+from bla.training.cache import weights_digest
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """What methods are built for: a run, photos, the training images if any method needs them, a seed.
+
+    ``ranking`` holds the run's own maps of the photos (N, H, W), once they are made.
+    """
+
+    photos: Photos
+    training: Photos | None = None
+    ranking: Tensor | None = None
+    seed: int = 0
+    report: Progress = silent
+
+    @property
+    def run(self) -> Run:
+        """The run, from which all photos have their features."""
+        return self.photos.run
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run's weights are."""
+        return self.run.networks.device
+
+    @functools.cached_property
+    def pooled(self) -> PooledClassifier:
+        """The run's classifier without attention."""
+        return PooledClassifier(self.run.classifier.trunk, self.run.networks.baseline).eval()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that a method's explanations depend on besides the method."""
+        images, seed = self.photos.images, self.seed
+        weights = [weights_digest(self.run.classifier), weights_digest(self.run.networks)]
+        parts = [weights, images.digest(), str(images.root), self.photos.rows.tolist(), seed]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def lessons(self, name: str) -> tuple[PooledClassifier, Features, Tensor]:
+        """What a rival is trained on: the classifier, and the features and labels of the training images."""
+        assert self.training is not None
+        self.report(f"training {name} for comparison", 0, 0)
+        return self.pooled, self.training.features, self.training.judged.clone().to(self.device)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kind:
+    """How a method is built, and what that takes.
+
+    Attributes
+    ----------
+    costly: runs the whole network many times per photo.
+    trained: needs the run's training images.
+    rebuilds: can be built on a randomised network without training anything.
+    optional: compared only if named.
+    """
+
+    build: Callable[[Setting], Method]
+    costly: bool = False
+    trained: bool = False
+    rebuilds: bool = False
+    optional: bool = False
+
+
+def _cam_kind(name: CamName, **flags: Any) -> Kind:
+    return Kind(lambda setting: grad_cam_family(setting.pooled, name), rebuilds=True, **flags)
+
+
+def _own(setting: Setting) -> Method:
+    run = setting.run
+    return own_attention(run.classifier.attention, run.networks.head, run.record["setup"])
+
+
+def _shuffled(setting: Setting) -> Method:
+    assert setting.ranking is not None
+    return another_images(setting.run.record["setup"], setting.ranking)
+
+
+def _learned_mask(setting: Setting) -> Method:
+    classes = len(setting.run.classifier.classes)
+    return learned_mask(*setting.lessons("learned-mask"), classes=classes, seed=setting.seed)
+
+
+METHODS = {
+    RUN: Kind(_own, rebuilds=True),
+    "cam": Kind(lambda setting: cam(setting.pooled), rebuilds=True),
+    "grad-cam": _cam_kind("grad-cam"),
+    "grad-cam++": _cam_kind("grad-cam++"),
+    "layer-cam": _cam_kind("layer-cam"),
+    "softmax-attention": Kind(
+        lambda setting: softmax_attention(*setting.lessons("softmax-attention"), seed=setting.seed), trained=True
+    ),
+    "l2x": Kind(lambda setting: l2x(*setting.lessons("l2x"), seed=setting.seed), trained=True),
+    "learned-mask": Kind(_learned_mask, trained=True),
+    "random": Kind(lambda setting: random_cells(setting.seed)),
+    "centre": Kind(lambda setting: centre_disc()),
+    "norm": Kind(lambda setting: feature_norm(), rebuilds=True),
+    "shuffled": Kind(_shuffled),
+    "score-cam": Kind(lambda setting: score_cam(setting.pooled), costly=True),
+    "integrated-gradients": Kind(lambda setting: integrated_gradients(setting.pooled), costly=True),
+    "occlusion": Kind(lambda setting: occlusion(setting.pooled), costly=True),
+    "hires-cam": _cam_kind("hires-cam", optional=True),  # at the last map with a linear head it is CAM
+}
+ALL = tuple(name for name, kind in METHODS.items() if not kind.optional)
+"""As the command names them; ``all`` stands for all of them."""
+CHEAP = tuple(name for name in ALL if not METHODS[name].costly)
+"""Methods that read the feature map alone: those compared by default."""
+
+
+def method_names(methods: Sequence[str]) -> list[str]:
+    """The names of the methods to compare, the run's own first."""
+    wanted = list(ALL) if "all" in methods else list(methods)
+    if unknown := [name for name in wanted if name not in METHODS]:
+        raise ComparisonError(f"expected methods among {', '.join(METHODS)} or all, got {', '.join(unknown)}")
+    return [*dict.fromkeys((RUN, *wanted))]

@@ -1,0 +1,43 @@
+"""A file of JSON lines that grows batch by batch, and resumes after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bla.files import read_json, write_atomically, write_json
+
+
+class JsonLines:
+    """``NAME.jsonl`` and ``NAME.state.json``, which is written after each batch and says how many lines are whole.
+
+    Attributes
+    ----------
+    found: the lines, at first those that an earlier call with the same signature wrote.
+    state: what the caller keeps beside them.
+    """
+
+    def __init__(self, base: Path, signature: str) -> None:
+        self.path = base.with_name(base.name + ".jsonl")
+        self.record = base.with_name(base.name + ".state.json")
+        self.state: dict[str, Any] = {"signature": signature, "photos": 0}
+        whole: list[str] = []
+        try:
+            state = read_json(self.record)
+            lines = self.path.read_text("utf-8").splitlines()
+            if state["signature"] == signature and len(lines) >= state["photos"]:
+                self.state, whole = state, lines[: state["photos"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        self.found: list[Any] = [json.loads(line) for line in whole]
+        write_atomically(self.path, "".join(line + "\n" for line in whole).encode())
+
+    def append(self, fresh: Sequence[Any], **state: Any) -> None:
+        """Add a batch; the record counts it only once it is written."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in fresh)
+        self.found += fresh
+        self.state |= {"photos": len(self.found), **state}
+        write_json(self.record, self.state)
