@@ -159,30 +159,31 @@ def test_the_verdict_follows_the_figures(tmp_path: Path) -> None:
     record = record_of(tmp_path)
     found = answers(saved(tmp_path, record))
     assert found == {
-        "Are the selected cells enough?": "open",  # .77 to .83, against .79 from all cells
-        "Do the cells hold more of the class than the same number chosen by chance?": "for",
-        "Does it keep as much of the class as CAM, at every size from 1 to 12?": "for",
-        "Does it leave less of the class behind than CAM?": "against",  # +.05, and lower is better
-        "Does it lie on the object more than CAM?": "for",
-        "Does the shape of the selection give the class away, more than CAM's does?": "against",
+        "Are the selected cells enough to predict the class?": "open",  # .77 to .83, against .79 from all cells
+        "Do the selected cells tell more about the class than as many random cells?": "for",
+        "Do the best 1 to 12 cells tell more about the class than CAM's?": "for",
+        "Do the cells left out tell less about the class than those that CAM leaves out?": "against",  # lower is better
+        "Do the selected cells lie on the object more often than CAM's?": "for",
+        "Does the shape of the selection reveal less about the class than CAM's?": "against",
     }
-    assert summary(findings(read_comparison(tmp_path))).startswith("6 questions could refute these explanations: 3 ")
+    verdict = summary(findings(read_comparison(tmp_path)))
+    assert verdict.startswith("Of 6 tests that these explanations could fail, they passed 3, failed 2, ")
 
     record["baseline"]["accuracy"] = 0.84
-    assert answers(saved(tmp_path, record))["Are the selected cells enough?"] == "against"
+    assert answers(saved(tmp_path, record))["Are the selected cells enough to predict the class?"] == "against"
     record["baseline"]["accuracy"] = 0.775
-    assert answers(saved(tmp_path, record))["Are the selected cells enough?"] == "for"
+    assert answers(saved(tmp_path, record))["Are the selected cells enough to predict the class?"] == "for"
     for row in record["comparisons"]:
         row["p_holm"] = 0.2
     found = answers(saved(tmp_path, record))
     assert set(found.values()) == {"for", "open"}
-    assert found["Does the shape of the selection give the class away, more than CAM's does?"] == "open"
+    assert found["Does the shape of the selection reveal less about the class than CAM's?"] == "open"
     record["baseline"]["accuracy"] = None
     record["comparisons"], record["leakage"] = [], None
     for method in record["methods"].values():
         del method["values"]["mask_only"]
     assert answers(saved(tmp_path, record)) == {}
-    assert "no figure that could refute" in write_report(tmp_path).summary
+    assert "no test that the explanations could fail" in write_report(tmp_path).summary
 
 
 def test_lying_on_the_object_is_asked_against_the_controls_too(tmp_path: Path) -> None:
@@ -192,9 +193,9 @@ def test_lying_on_the_object_is_asked_against_the_controls_too(tmp_path: Path) -
         row = {"metric": "on_object", "method": "bla", "against": "centre", "difference": 0.1 * sign, "p_holm": 0.001}
         record["comparisons"] = [{**row, "low": 0.1 * sign - 0.05, "high": 0.1 * sign + 0.05}]
         found = answers(saved(tmp_path, record))
-        asked = "Does it lie on the object more than the same number chosen by "
-        assert found[asked + "nearness to the middle?"] == answer
-        assert asked + "the length of the feature vector?" not in found
+        asked = "Do the selected cells lie on the object more often than as many cells "
+        assert found[asked + "nearest to the centre?"] == answer
+        assert asked + "with the longest feature vectors?" not in found
 
 
 def test_half_are_drawn_and_the_extremes_are_shown(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_half_are_drawn_and_the_extremes_are_shown(tmp_path: Path) -> None:
     chosen = choose(comparison, 8, seed=0)
     assert len({index for index, _ in chosen}) == 8
     whys = [why.split(":")[0] for _, why in chosen]
-    assert whys == ["drawn by chance"] * 4 + ["among the best"] * 2 + ["among the worst"] * 2
+    assert whys == ["drawn at random"] * 4 + ["among the best"] * 2 + ["among the worst"] * 2
     assert [index for index, _ in chosen[4:]] == [0, 1, 19, 18], "by the loss, which grows with the index here"
     assert choose(comparison, 8, seed=0) == chosen
     assert choose(comparison, 8, seed=1) != chosen

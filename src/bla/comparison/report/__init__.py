@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a saved comparison: a person would rather look at it than read it."""
+"""One self-contained HTML page from a saved comparison."""
 
 from bla.comparison.report.page import Report, write_report
 from bla.comparison.report.saved import ReportError

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from bla.explanations.explanation import Explanation, ExplanationError
 from bla.files import read_json, reading
 
 SCHEMA_VERSION = 1
-"""Of compare.json: the one that this page understands."""
+"""The version of compare.json that this page understands."""
 
 
 class ReportError(BlaError):
-    """A comparison that is missing or not one, or a photo that has moved."""
+    """A comparison that is missing or is none, or a photo that has moved."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Difference:
-    """The run minus another method on the same photos: 95% interval, and p corrected for many comparisons."""
+    """The run minus another method on the same photos: 95% interval, and p corrected for several comparisons."""
 
     mean: float
     low: float
@@ -40,7 +41,7 @@ class Difference:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the sign is established at 5%, else 0."""
+        """1 or -1 if the sign is significant at 5%, else 0."""
         if self.p >= 0.05 or self.low <= 0 <= self.high:
             return 0
         return 1 if self.mean > 0 else -1
@@ -48,27 +49,23 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
-    """The record in compare.json, and the explanations beside it."""
+    """The record in compare.json, and the explanations beside it.
+
+    Attributes
+    ----------
+    methods: by key, in the order of the comparison.
+    metrics: the meaning of each metric, by key.
+    """
 
     folder: Path
     record: Mapping[str, Any]
+    methods: Mapping[str, Mapping[str, Any]]
+    metrics: Mapping[str, Mapping[str, Any]]
 
     @property
     def own(self) -> str:
         """The key of the run's own method, which sets the sizes."""
         return next(iter(self.methods))
-
-    @property
-    def methods(self) -> Mapping[str, Mapping[str, Any]]:
-        """By key, in the order of the comparison."""
-        found: Mapping[str, Mapping[str, Any]] = self.record["methods"]
-        return found
-
-    @property
-    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
-        """What each figure means, by key."""
-        found: Mapping[str, Mapping[str, Any]] = self.record["metrics"]
-        return found
 
     @property
     def cells(self) -> int:
@@ -81,9 +78,14 @@ class Comparison:
         return str(self.methods[method]["title"])
 
     def figure(self, method: str, metric: str) -> Figure | None:
-        """None where the metric was not measured for the method."""
+        """None if the metric was not measured for the method."""
         value = self.methods.get(method, {}).get("values", {}).get(metric)
         return None if value is None else Figure(value["mean"], value["low"], value["high"])
+
+    def each(self, method: str, metric: str) -> dict[int, float]:
+        """The metric's value for each photo that has one, by the photo's index."""
+        values = self.methods[method]["each"].get(metric, [])
+        return {index: value for index, value in enumerate(values) if value is not None}
 
     def difference(self, metric: str, against: str) -> Difference | None:
         """The run minus a method, on the same photos."""
@@ -98,17 +100,13 @@ class Comparison:
         Raises
         ------
         ReportError
-            If the file has none of them.
+            If the file does not hold them.
         """
         path = self.folder / "explanations" / f"{method}.jsonl"
-        wanted = set(indices)
-        found: dict[int, Explanation] = {}
         try:
-            with path.open(encoding="utf-8") as lines:
-                for index, line in enumerate(lines):
-                    if index in wanted:
-                        found[index] = Explanation.from_dict(json.loads(line))
-            return [found[index] for index in indices]
+            with path.open(encoding="utf-8") as file:
+                lines = dict(enumerate(itertools.islice(file, max(indices) + 1)))
+            return [Explanation.from_dict(json.loads(lines[index])) for index in indices]
         except (OSError, KeyError, json.JSONDecodeError, ExplanationError) as error:
             raise ReportError(
                 f"expected the explanations of the comparison in {path}, got none or others ({error!r}): "
@@ -122,7 +120,7 @@ def read_comparison(folder: Path) -> Comparison:
     Raises
     ------
     ReportError
-        If there is none, or it is of another schema.
+        If there is none, or it has another schema.
     """
     place = next((place for place in (folder, folder / "comparison") if (place / "compare.json").exists()), None)
     if place is None:
@@ -142,10 +140,4 @@ def read_comparison(folder: Path) -> Comparison:
     missing = sorted({"methods", "metrics", "comparisons", "images", "grid", "size", "data", "run"} - set(record))
     if missing or not record["methods"] or not record["images"]:
         raise ReportError(f"expected the result of a comparison in {path}, got one without {missing or 'photos'}")
-    return Comparison(place, record)
-
-
-def each(comparison: Comparison, method: str, metric: str) -> Iterator[tuple[int, float]]:
-    """A metric's value for each photo that has one, with the photo's index."""
-    values = comparison.methods[method]["each"].get(metric, [])
-    return ((index, value) for index, value in enumerate(values) if value is not None)
+    return Comparison(place, record, record["methods"], record["metrics"])

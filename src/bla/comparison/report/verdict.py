@@ -1,4 +1,4 @@
-"""The verdict in plain words: the questions that a comparison can answer, and what it answered."""
+"""The verdict in plain words: the tests that the explanations could fail, and how they went."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from bla.comparison.report.saved import Comparison, Difference
 
 Answer = Literal["for", "against", "open"]
 
+_CONTROLS = {
+    "random": "random cells",
+    "centre": "cells nearest to the centre",
+    "norm": "cells with the longest feature vectors",
+}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """A question, whether the answer speaks for the explanations or against them, and the figures behind it."""
+    """A question, whether its answer speaks for or against the explanations, and the figures behind it."""
 
     question: str
     answer: Answer
@@ -24,20 +30,27 @@ class Finding:
 
 
 def findings(comparison: Comparison) -> list[Finding]:
-    """The questions that this comparison has figures for, in the order of weight.
+    """The questions that this comparison has figures for, the weightiest first.
 
-    An answer is "for" or "against" only where the sign of the difference is established at 5% after the correction
-    for many comparisons; "open" otherwise.
+    An answer is "for" or "against" only if the sign of the difference is significant at 5% after the correction for
+    several comparisons, else "open".
     """
-    asked = [
-        _enough(comparison),
-        *(_against_control(comparison, control) for control in ("random", "centre", "norm")),
-        _against_cam(comparison, "area", "Does it keep as much of the class as CAM, at every size from 1 to 12?", 1),
-        _against_cam(comparison, "evaluator_left", "Does it leave less of the class behind than CAM?", -1),
-        _against_cam(comparison, "on_object", "Does it lie on the object more than CAM?", 1),
-        *(_on_object(comparison, control) for control in ("centre", "norm")),
-        _shape(comparison),
-    ]
+    asked = [_enough(comparison)]
+    for control, cells in _CONTROLS.items():
+        metric = "evaluator" if comparison.figure(control, "evaluator") else "area"
+        question = f"Do the selected cells tell more about the class than as many {cells}?"
+        asked.append(_against(comparison, metric, control, question))
+    reading = ", which reads every cell to choose"
+    for metric, question, wanted in (
+        ("area", "Do the best 1 to 12 cells tell more about the class than CAM's?", 1),
+        ("evaluator_left", "Do the cells left out tell less about the class than those that CAM leaves out?", -1),
+        ("on_object", "Do the selected cells lie on the object more often than CAM's?", 1),
+    ):
+        asked.append(_against(comparison, metric, "cam", question, wanted=wanted, aside=reading))
+    for control in ("centre", "norm"):  # untrained, yet often on the object, which is mostly in the middle
+        question = f"Do the selected cells lie on the object more often than as many {_CONTROLS[control]}?"
+        asked.append(_against(comparison, "on_object", control, question))
+    asked.append(_shape(comparison))
     return [finding for finding in asked if finding is not None]
 
 
@@ -45,16 +58,17 @@ def summary(found: list[Finding]) -> str:
     """One sentence for the top of the page.
 
     >>> summary([Finding("q", "for", "w"), Finding("q", "open", "w")])
-    '2 questions could refute these explanations: 1 answered for them, none against, 1 left open.'
+    'Of 2 tests that these explanations could fail, they passed 1, failed none, and 1 is undecided.'
     """
     if not found:
-        return "This comparison holds no figure that could refute the explanations: compare with more methods."
+        return "This comparison has no test that the explanations could fail: compare with more methods."
     counts = {answer: sum(finding.answer == answer for finding in found) for answer in ("for", "against", "open")}
-    words = {answer: str(count) if count else "none" for answer, count in counts.items()}
-    many = "1 question" if len(found) == 1 else f"{len(found)} questions"
+    passed, failed, undecided = (str(count) if count else "none" for count in counts.values())
+    tests = "1 test" if len(found) == 1 else f"{len(found)} tests"
+    verb = "is" if counts["open"] < 2 else "are"
     return (
-        f"{many} could refute these explanations: {words['for']} answered for them, {words['against']} against, "
-        f"{words['open']} left open."
+        f"Of {tests} that these explanations could fail, they passed {passed}, failed {failed}, "
+        f"and {undecided} {verb} undecided."
     )
 
 
@@ -78,7 +92,7 @@ def points(difference: Difference) -> str:
 
 
 def _enough(comparison: Comparison) -> Finding | None:
-    """From the selected cells against from all cells, where the photos have labels."""
+    """Accuracy from the selected cells against that from all cells, where the photos have labels."""
     whole = comparison.record.get("baseline", {}).get("accuracy")
     own = comparison.figure(comparison.own, "accuracy")
     if own is None or whole is None:
@@ -86,76 +100,47 @@ def _enough(comparison: Comparison) -> Finding | None:
     size = comparison.record["size"]["mean"]
     answer: Answer = "against" if own.high < whole else "for" if own.low >= whole - 0.01 else "open"
     return Finding(
-        "Are the selected cells enough?",
+        "Are the selected cells enough to predict the class?",
         answer,
-        f"From {size:.1f} of {comparison.cells} cells the class is named in {percent(own.mean)} of the photos (95% "
-        f"interval {percent(own.low)} to {percent(own.high)}); from all cells in {percent(whole)}. In favour: the "
-        "interval stays within a point below; against: it lies below.",
+        f"From {size:.1f} of {comparison.cells} cells, {percent(own.mean)} of the photos are classified correctly (95% "
+        f"interval {percent(own.low)} to {percent(own.high)}), from all cells {percent(whole)}. Passed if the interval "
+        "lies above one point less than that, failed if it lies below it.",
     )
-
-
-def _against_control(comparison: Comparison, control: str) -> Finding | None:
-    metric = "evaluator" if comparison.figure(control, "evaluator") else "area"
-    question = f"Do the cells hold more of the class than the same number chosen by {_control(control)}?"
-    return _against(comparison, metric, control, question)
-
-
-def _on_object(comparison: Comparison, control: str) -> Finding | None:
-    """Against what lies on the object without being trained: objects are mostly in the middle, and long vectors."""
-    question = f"Does it lie on the object more than the same number chosen by {_control(control)}?"
-    return _against(comparison, "on_object", control, question)
-
-
-def _against_cam(comparison: Comparison, metric: str, question: str, wanted: int) -> Finding | None:
-    return _against(comparison, metric, "cam", question, wanted=wanted, aside=", which reads every cell to choose")
 
 
 def _against(
     comparison: Comparison, metric: str, rival: str, question: str, *, wanted: int = 1, aside: str = ""
 ) -> Finding | None:
-    """The difference from a rival in a metric, of which more (1) or less (-1) is wanted; None where it is unknown."""
+    """The difference from a rival in a metric of which more (1) or less (-1) is wanted; None if it was not measured."""
     difference, own = comparison.difference(metric, rival), comparison.figure(comparison.own, metric)
     if difference is None or own is None:
         return None
+    title = str(comparison.metrics[metric]["title"])
     return Finding(
         question,
-        _answered(difference.sign * wanted),
-        f"{_named(comparison, metric)}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for "
+        _answer(difference.sign * wanted),
+        f"{title[:1].upper()}{title[1:]}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for "
         f"{comparison.title(rival)}{aside}: {points(difference)}.",
     )
 
 
 def _shape(comparison: Comparison) -> Finding | None:
-    """Whether the class can be read from the shape of the selection alone, more than from CAM's."""
+    """How much of the class the shape of the selection alone reveals, against CAM's."""
     own, cam = comparison.figure(comparison.own, "mask_only"), comparison.figure("cam", "mask_only")
     difference = comparison.difference("mask_only", "cam")
     if own is None:
         return None
-    chance = comparison.record["leakage"]["chance"]
-    words = f"A probe that sees only which cells were selected names the class in {percent(own.mean)}"
+    chance = percent(comparison.record["leakage"]["chance"])
+    words = f"A probe that sees only which cells were selected predicts the class of {percent(own.mean)} of the photos"
     if cam is None or difference is None:
-        return Finding(
-            "Does the shape of the selection give the class away?",
-            "for" if own.low <= chance else "against",
-            f"{words}; chance is {percent(chance)}.",
-        )
+        question = "Is the shape of the selection free of information about the class?"
+        answer: Answer = "for" if own.low <= comparison.record["leakage"]["chance"] else "against"
+        return Finding(question, answer, f"{words}; chance is {chance}.")
+    question = "Does the shape of the selection reveal less about the class than CAM's?"
     return Finding(
-        "Does the shape of the selection give the class away, more than CAM's does?",
-        _answered(-difference.sign),
-        f"{words}; from CAM's shapes in {percent(cam.mean)}, by chance in {percent(chance)}.",
+        question, _answer(-difference.sign), f"{words}, from CAM's cells {percent(cam.mean)}; chance is {chance}."
     )
 
 
-def _control(control: str) -> str:
-    return {"random": "chance", "centre": "nearness to the middle", "norm": "the length of the feature vector"}[control]
-
-
-def _named(comparison: Comparison, metric: str) -> str:
-    title = str(comparison.metrics[metric]["title"])
-    return title[:1].upper() + title[1:]
-
-
-def _answered(sign: int) -> Answer:
-    if sign == 0:
-        return "open"
-    return "for" if sign > 0 else "against"
+def _answer(sign: int) -> Answer:
+    return "open" if sign == 0 else "for" if sign > 0 else "against"
