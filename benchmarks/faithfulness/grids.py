@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.results import interval, kept, parser_of
-from bla.comparison.subjects import find_subjects, size_of
+from bla.comparison.photos import find_photos, size_of
 from bla.data.image_sets import Splits, stratified_split
 from bla.data.published import read_images
 from bla.operators import top_hard
@@ -45,7 +45,7 @@ SETUPS: dict[str, dict[str, Any]] = {
 @torch.inference_mode()
 def measured(run: Run, splits: Splits, cache: Path) -> dict[str, float]:
     """Accuracy of the run's metrics, and where on the test photos its cells lie."""
-    photos, _, _ = find_subjects(run, splits, limit=None, seed=0, cache=cache, report=silent)
+    photos = find_photos(run, splits, limit=None, seed=0, cache=cache, report=silent)
     classifier, metrics = run.classifier, run.record["metrics"]
     found: dict[str, list[float]] = {}
     for rows in np.array_split(np.arange(len(photos)), -(-len(photos) // 64)):
@@ -62,7 +62,7 @@ def measured(run: Run, splits: Splits, cache: Path) -> dict[str, float]:
             found.setdefault(f"hard, {name}", []).extend(right.double().tolist())
         for row, ranking in zip(rows, rankings, strict=True):
             place = int(photos.rows[row])
-            region = classifier.transform.region(size_of(photos.images.path(place)))
+            region = classifier.transform.region(size_of(photos.path(row)))
             bird = photos.images.coverage(place, region, (height, width)).ravel()
             for name, cells in sets.items():
                 shown = cells[row - rows[0]]

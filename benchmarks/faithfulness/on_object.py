@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.results import parser_of
 from bla.comparison import RUN, compare
-from bla.comparison.subjects import find_subjects
+from bla.comparison.photos import find_photos
 from bla.data.image_sets import Splits
 from bla.data.published import read_images
 from bla.files import cache_root
@@ -38,7 +38,7 @@ SIZES = range(1, 25)
 def shares(explainer: str, splits: Splits, out: Path) -> dict[int, dict[str, np.ndarray]]:
     """By size and method, the share of each test photo's best cells that lies on its object."""
     compare(explainer, splits, out=out, methods=RIVALS, report=show)
-    photos, _, _ = find_subjects(open_run(explainer), splits, limit=None, seed=0, cache=None, report=show)
+    photos = find_photos(open_run(explainer), splits, limit=None, seed=0, cache=None, report=show)
     assert photos.coverage is not None
     found: dict[int, dict[str, np.ndarray]] = {size: {} for size in SIZES}
     for method in (RUN, *RIVALS):

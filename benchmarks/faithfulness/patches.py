@@ -20,7 +20,7 @@ from torch.nn import functional
 
 import bla.runs.run
 from benchmarks.results import parser_of
-from bla.comparison.subjects import find_subjects
+from bla.comparison.photos import find_photos
 from bla.data.image_sets import Splits, image_folder
 from bla.metrics.pixels import blurred, spread
 from bla.metrics.statistics import bootstrap
@@ -66,14 +66,14 @@ class Patches(nn.Module):
 @torch.no_grad()
 def measured(opened: bla.runs.run.Run, data: Splits) -> dict[str, Any]:
     """Accuracy and agreement of the selected cells, read again after every other pixel is gone."""
-    subjects, _, _ = find_subjects(opened, data, limit=None, seed=0, cache=None, report=show)
+    subjects = find_photos(opened, data, limit=None, seed=0, cache=None, report=show)
     classifier = opened.classifier
     assert subjects.labels is not None
     grey = classifier.pixels(np.full((1, 1, 1, 3), 127, np.uint8))
     found: dict[str, list[Tensor]] = {}
     for start in range(0, len(subjects), 8):
         rows = range(start, min(start + 8, len(subjects)))
-        read = [classifier.transform.read(subjects.name(row)).pixels for row in rows]
+        read = [classifier.transform.read(subjects.path(row)).pixels for row in rows]
         pixels = classifier.pixels(np.stack(read))
         features = classifier.trunk(pixels)
         hard = classifier.attention(features).hard

@@ -30,9 +30,9 @@ from PIL import Image
 
 import bla.runs.run
 from benchmarks.results import parser_of
-from bla.comparison.making import RUN, Methods
-from bla.comparison.methods import Batch, PooledClassifier
-from bla.comparison.subjects import find_subjects, predictions_of
+from bla.comparison import catalogue
+from bla.comparison.methods import RUN
+from bla.comparison.photos import find_photos
 from bla.data.image_sets import ImageSet, Splits, image_folder
 from bla.metrics import localise, top_cells
 from bla.metrics.statistics import bootstrap
@@ -114,20 +114,16 @@ def measured(data: Splits, out: Path, kind: str, name: str, seed: int) -> dict[s
         opened = bla.runs.run.train(
             splits, out / f"run-{kind}-{name}-{seed}", dataclasses.replace(SETTINGS[name], seed=seed)
         )
-    subjects, _, _ = find_subjects(opened, splits, limit=None, seed=seed, cache=None, report=show)
-    pooled = PooledClassifier(opened.classifier.trunk, opened.networks.baseline).eval()
-    place = next(opened.classifier.attention.parameters()).device
-    predicted = predictions_of(pooled, subjects, place)["index"]
-    features = subjects.features(np.arange(len(subjects))).to(place)
-    batch = Batch(features, predicted.to(place), torch.arange(len(subjects)))
-    making = Methods(opened, pooled, None, seed=seed, report=show)
-    own = making.build(RUN)
-    assert own.sizes is not None
+    subjects = find_photos(opened, splits, limit=None, seed=seed, cache=None, report=show)
+    batch, predicted = subjects.batch(np.arange(len(subjects))), subjects.predicted
+    setting = catalogue.Setting(subjects, seed=seed, report=show)
+    own = catalogue.METHODS[RUN].build(setting)
+    assert own.select is not None
     assert subjects.coverage is not None
     assert subjects.labels is not None
-    sizes = own.sizes(batch).cpu()
-    hard = opened.classifier.attention(features).hard
-    named = opened.classifier.classify(features, hard).argmax(dim=1).cpu()
+    sizes = own.select(batch).selected.sum(dim=(1, 2)).cpu()
+    hard = opened.classifier.attention(batch.features).hard
+    named = opened.classifier.classify(batch.features, hard).argmax(dim=1).cpu()
     mark = subjects.coverage.flatten(1).sum(1) > 0
     others = torch.ones_like(mark) if kind == "told" else subjects.labels != 0
     rows = mark & others & (named == 0) & (predicted == 0)
@@ -141,7 +137,7 @@ def measured(data: Splits, out: Path, kind: str, name: str, seed: int) -> dict[s
     }
     for method in METHODS:
         with torch.enable_grad():
-            ranking = making.build(method).maps(batch).cpu()
+            ranking = catalogue.METHODS[method].build(setting).maps(batch).cpu()
         recall = localise(ranking, top_cells(ranking, sizes), subjects.coverage)["recall"][rows]
         found["covered"][method] = (recall >= 0.5).tolist()
     return found

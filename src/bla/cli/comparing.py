@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from bla import needs_extra
 from bla.cli.sharing import CacheFolder, Device, Flag, Json, skipped
 
 
@@ -58,8 +59,9 @@ def compare(
     seed
         Of everything random.
     """
-    from bla.comparison import CHEAP
-    from bla.comparison import compare as compared
+    with needs_extra("compare"):
+        from bla.comparison import CHEAP
+        from bla.comparison import compare as compared
     from bla.progress import shown_progress
 
     folder = out or (Path(run) / "comparison" if Path(run).is_dir() else Path("comparison"))

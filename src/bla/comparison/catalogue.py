@@ -107,7 +107,8 @@ def _cam_kind(name: CamName, **flags: Any) -> Kind:
 
 def _own(setting: Setting) -> Method:
     run = setting.run
-    return own_attention(run.classifier.attention, run.networks.head, run.record["setup"])
+    attention, head = run.classifier.attention, run.networks.head
+    return own_attention(attention, head, run.record["setup"], class_aware=run.settings.class_aware)
 
 
 def _shuffled(setting: Setting) -> Method:

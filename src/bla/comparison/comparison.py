@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bla import needs_extra
 from bla.comparison.catalogue import CHEAP, METHODS, Setting, method_names
 from bla.comparison.explanations import Explained, explain_photos, wait
 from bla.comparison.leakage import evaluator_of, measure_leakage
@@ -140,7 +141,9 @@ def _explain(setting: Setting, names: Sequence[str], folder: Path) -> dict[str, 
     found: dict[str, Explained] = {}
     for name in names:
         sizes = found[RUN].sizes if found else torch.empty(0)
-        found[name] = explain_photos(METHODS[name].build(setting), setting, sizes, folder)
+        with needs_extra("compare", ComparisonError):
+            method = METHODS[name].build(setting)
+        found[name] = explain_photos(method, setting, sizes, folder)
         setting = dataclasses.replace(setting, ranking=found[RUN].ranking)
     return found
 
