@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -36,6 +36,7 @@ def make(**changes: object) -> Explanation:
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
+@settings(max_examples=50)
 @given(
     data=st.data(),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 5)),

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
 
-from bla.explanations import render
 from bla.explanations.explanation import Explanation, Prediction, Votes
-from bla.explanations.render import overlay, panel
+from bla.explanations.lettering import font, legible, length, percent, shorten
+from bla.explanations.render import Cells, cividis, cutout, layout, overlay, panel
 
 TABBY = Prediction(281, "tabby", 0.923)
 Pixels = npt.NDArray[np.uint8]
@@ -53,13 +53,13 @@ def flat(width: int, height: int, grey: int = 100) -> Image.Image:
 
 def pictures(photo: Image.Image, explanation: Explanation, height: int = 320) -> list[Pixels]:
     """The four pictures, cut out of the panel."""
-    sheet, layout = panel(photo, explanation, height=height), render._layout(photo.size, explanation, height)
-    width, depth = layout.picture
-    return [np.asarray(sheet.crop((x, y, x + width, y + depth))) for x, y in layout.corners]
+    sheet, places = panel(photo, explanation, height=height), layout(photo.size, explanation, height)
+    width, depth = places.picture
+    return [np.asarray(sheet.crop((x, y, x + width, y + depth))) for x, y in places.corners]
 
 
 def words(explanation: Explanation, photo: tuple[int, int] = (600, 400)) -> list[str]:
-    return [text.words for text in render._layout(photo, explanation, 320).texts]
+    return [text.words for text in layout(photo, explanation, 320).texts]
 
 
 def test_overlay_of_six_by_four_pixels_by_hand() -> None:
@@ -83,9 +83,9 @@ def test_overlay_of_six_by_four_pixels_by_hand() -> None:
     assert np.array_equal(got[2:4, 4:6], pixels[2:4, 4:6])
 
 
-def test_blank_picture_of_six_by_four_pixels_by_hand() -> None:
-    cells = render._Cells((0, 2, 4), (0, 2, 4, 6))
-    got = render._blanked(flat(6, 4, 7), np.array([[False, True, False], [False, False, True]]), cells)
+def test_cutout_of_six_by_four_pixels_by_hand() -> None:
+    explanation = make((2, 3), (0, 0, 6, 4), selected=[[0, 1, 0], [0, 0, 1]], scores=np.zeros((2, 3)))
+    got = np.asarray(cutout(flat(6, 4, 7), explanation))
     assert np.array_equal(
         got[..., 1],
         [[216, 216, 7, 7, 216, 216]] * 2 + [[216, 216, 216, 216, 7, 7]] * 2,
@@ -146,7 +146,7 @@ def test_cells_tile_the_region_without_gap_or_overlap(
     case: tuple[Explanation, tuple[int, int], tuple[int, int]],
 ) -> None:
     explanation, photo, picture = case
-    cells = render._Cells.of(explanation, photo, picture)
+    cells = Cells.of(explanation, photo, picture)
     times = np.zeros(picture[::-1], int)
     for row, column in np.ndindex(explanation.grid):
         times[cells.box(row, column)] += 1
@@ -161,12 +161,12 @@ def test_cells_tile_the_region_without_gap_or_overlap(
 
 def test_cells_of_a_grid_that_does_not_divide_the_photo() -> None:
     # 10 / 3 = 3.33, 6.67: edges at the nearest pixel; then half pixels, which go up
-    cells = render._Cells.of(make((3, 4), (0, 0, 10, 10)), (10, 10), (10, 10))
-    assert cells == render._Cells((0, 3, 7, 10), (0, 3, 5, 8, 10))
+    cells = Cells.of(make((3, 4), (0, 0, 10, 10)), (10, 10), (10, 10))
+    assert cells == Cells((0, 3, 7, 10), (0, 3, 5, 8, 10))
     # a grid finer than the photo leaves cells empty
-    assert render._Cells.of(make((4, 1), (0, 0, 1, 2)), (1, 2), (1, 2)).rows == (0, 1, 1, 2, 2)
+    assert Cells.of(make((4, 1), (0, 0, 1, 2)), (1, 2), (1, 2)).rows == (0, 1, 1, 2, 2)
     # shown at half size, the region halves too
-    assert render._Cells.of(make((1, 2), (20, 0, 60, 30)), (80, 30), (40, 15)).columns == (10, 20, 30)
+    assert Cells.of(make((1, 2), (20, 0, 60, 30)), (80, 30), (40, 15)).columns == (10, 20, 30)
 
 
 @settings(max_examples=40)
@@ -183,7 +183,7 @@ def test_overlay_keeps_the_selected_cells_inside_of_the_outline(
     explanation = make(selected.shape, region, selected=selected, scores=np.zeros(selected.shape))
     got, source = np.asarray(overlay(photo, explanation)), np.asarray(photo)
 
-    cells = render._Cells.of(explanation, photo.size, photo.size)
+    cells = Cells.of(explanation, photo.size, photo.size)
     inside = np.zeros(source.shape[:2], bool)
     for row, column in np.argwhere(selected):
         inside[cells.box(row, column)] = True
@@ -236,7 +236,7 @@ def test_the_photo_under_the_scores_keeps_each_cells_mean_colour() -> None:
     scores = -np.arange(35.0).reshape(5, 7)
     photo, explanation = noise(350, 250), make((5, 7), (0, 0, 350, 250), scores=scores - 1)
     textured, plain = pictures(photo, explanation)[1], pictures(flat(350, 250), explanation)[1]
-    cells = render._Cells.of(explanation, photo.size, textured.shape[1::-1])
+    cells = Cells.of(explanation, photo.size, textured.shape[1::-1])
     assert not np.array_equal(textured, plain)
     for row, column in np.ndindex(scores.shape):
         box = cells.box(row, column)
@@ -244,7 +244,7 @@ def test_the_photo_under_the_scores_keeps_each_cells_mean_colour() -> None:
 
 
 def test_the_colour_map_brightens_from_end_to_end() -> None:
-    ramp = render._cividis(np.linspace(0, 1, 256)).astype(float)
+    ramp = cividis(np.linspace(0, 1, 256)).astype(float)
     assert (np.diff(ramp @ [0.299, 0.587, 0.114]) > 0).sum() > 240
     assert (np.diff(ramp @ [0.299, 0.587, 0.114]) > -0.5).all()
 
@@ -345,7 +345,7 @@ def test_header() -> None:
     ],
 )
 def test_percent(probability: float, written: str) -> None:
-    assert render._percent(probability) == written
+    assert percent(probability) == written
 
 
 @pytest.mark.parametrize(
@@ -362,19 +362,19 @@ def test_percent(probability: float, written: str) -> None:
     ],
 )
 def test_labels_are_written_with_the_letters_that_the_font_has(label: str, written: str) -> None:
-    assert render._legible(label, "class 3") == written
+    assert legible(label, "class 3") == written
     assert words(make(prediction=Prediction(3, label, 0.5)))[0] == written
 
 
 def test_shortening() -> None:
-    whole = render._length("tabby cat", 14)
-    assert render._shorten("tabby cat", 14, whole) == "tabby cat"
-    assert render._shorten("tabby cat", 14, whole - 1) in {"tabby c…", "tabby…", "tabby ca…"}
-    assert render._shorten("tabby cat", 14, 3) == ""
-    assert render._shorten("tabby cat", 14, -50) == ""
+    whole = length("tabby cat", 14)
+    assert shorten("tabby cat", 14, whole) == "tabby cat"
+    assert shorten("tabby cat", 14, whole - 1) in {"tabby c…", "tabby…", "tabby ca…"}
+    assert shorten("tabby cat", 14, 3) == ""
+    assert shorten("tabby cat", 14, -50) == ""
 
 
-SHAPES = [(1, 1), (30, 20), (600, 400), (300, 500), (4000, 3000), (2000, 100), (100, 2000), (1, 3000), (3000, 1)]
+SHAPES = [(1, 1), (30, 20), (600, 400), (300, 500), (1200, 900), (2000, 100), (100, 2000), (1, 3000), (3000, 1)]
 
 
 @st.composite
@@ -395,25 +395,23 @@ def anything(draw: st.DrawFn) -> tuple[Explanation, tuple[int, int]]:
     return explanation, size
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(case=anything(), height=st.integers(160, 900))
 @example(case=(make(region=(0, 0, 50, 400), scores=np.eye(7)), (100, 400)), height=320)
 def test_nothing_runs_out_of_the_panel_or_over_anything_else(
     case: tuple[Explanation, tuple[int, int]], height: int
 ) -> None:
     explanation, photo = case
-    layout = render._layout(photo, explanation, height)
-    boxes = [(x, y, x + layout.picture[0], y + layout.picture[1]) for x, y in layout.corners]
-    boxes += [(x, y, x + key.width, y + key.height) for key, (x, y) in layout.keys]
+    places = layout(photo, explanation, height)
+    boxes = [(x, y, x + places.picture[0], y + places.picture[1]) for x, y in places.corners]
+    boxes += [(x, y, x + key.width, y + key.height) for key, (x, y) in places.keys]
     draw = ImageDraw.Draw(Image.new("L", (1, 1)))
-    for text in layout.texts:
+    for text in places.texts:
         if text.words:
-            left, top, right, bottom = draw.textbbox(
-                (text.x, text.y), text.words, font=render._font(text.size), anchor="ls"
-            )
+            left, top, right, bottom = draw.textbbox((text.x, text.y), text.words, font=font(text.size), anchor="ls")
             # a pixel of what the letters overhang is no overlap
             boxes.append((int(left) + 1, int(top), int(right) - 1, int(bottom)))
-    width, depth = layout.size
+    width, depth = places.size
     for left, top, right, bottom in boxes:
         assert left > 0
         assert top > 0
@@ -431,12 +429,12 @@ def test_nothing_runs_out_of_the_panel_or_over_anything_else(
 def test_photos_of_any_shape(size: tuple[int, int], grid: tuple[int, int]) -> None:
     explanation = make(grid, (0, 0, *size))
     photo = flat(*size)
-    layout = render._layout(size, explanation, 320)
-    assert panel(photo, explanation).size == layout.size
+    places = layout(size, explanation, 320)
+    assert panel(photo, explanation).size == places.size
     assert overlay(photo, explanation).size == size
-    assert min(layout.picture) >= 1
-    ratio = layout.picture[0] / layout.picture[1] / (size[0] / size[1])
-    assert 0.9 < ratio < 1.1 or min(layout.picture) < 5
+    assert min(places.picture) >= 1
+    ratio = places.picture[0] / places.picture[1] / (size[0] / size[1])
+    assert 0.9 < ratio < 1.1 or min(places.picture) < 5
 
 
 @pytest.mark.parametrize("size", [(600, 400), (500, 375), (300, 500), (400, 400), (30, 20)])
@@ -447,9 +445,9 @@ def test_ordinary_panels_have_the_height_asked_for(size: tuple[int, int], height
 
 def test_wide_photos_stand_two_by_two_in_a_panel_that_is_no_higher() -> None:
     for size, height in (((1000, 100), 320), ((2000, 100), 273)):
-        layout = render._layout(size, make(region=(0, 0, *size)), 320)
-        assert len({x for x, _ in layout.corners}) == len({y for _, y in layout.corners}) == 2
-        assert layout.size[1] == pytest.approx(height, abs=1)
+        places = layout(size, make(region=(0, 0, *size)), 320)
+        assert len({x for x, _ in places.corners}) == len({y for _, y in places.corners}) == 2
+        assert places.size[1] == pytest.approx(height, abs=1)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])

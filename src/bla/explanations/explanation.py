@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,13 @@ SCHEMA_VERSION = 1
 
 FloatMap = npt.NDArray[np.float32]
 BoolMap = npt.NDArray[np.bool_]
+
+
+_KEYS = (
+    "schema_version", "image", "prediction", "top", "method", "target", "grid", "unbounded", "scores", "soft",
+    "selected", "size", "region", "model", "setup",
+)  # fmt: skip
+_OPTIONAL = ("votes", "present")  # written where they are known
 
 
 class ExplanationError(BlaError):
@@ -39,16 +46,15 @@ VoteMethod = Literal["exact", "integrated gradients", "left out one by one"]
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Votes:
-    """What each selected cell says for a class, or for it rather than another: :mod:`bla.model.votes` says how it is
-    found.
+    """What each selected cell contributes to a class, or to one class over another (:mod:`bla.model.votes`).
 
     Attributes
     ----------
-    target, against: the classes' indices; ``against`` is None where one was asked about by itself.
+    target, against: the classes' indices; ``against`` is None where the class stands alone.
     labels: their names, one or two.
     cells: ``(H, W)``, zero where nothing is selected.
-    offset, logit: what is said without any cell, and in all; of exact votes ``offset + cells.sum() == logit``.
-    method: ``exact``, where the head is linear; ``integrated gradients`` or ``left out one by one`` where it is not.
+    offset, logit: the value without any cell, and the whole; of exact votes ``offset + cells.sum() == logit``.
+    method: ``exact`` for a linear head, else ``integrated gradients`` or ``left out one by one``.
     """
 
     target: int
@@ -68,18 +74,6 @@ class Votes:
         if len(self.labels) != 1 + (self.against is not None):
             raise ExplanationError(f"expected a label for each class asked about, got {self.labels}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object."""
-        return {
-            "target": self.target,
-            "against": self.against,
-            "labels": list(self.labels),
-            "cells": _rows(self.cells),
-            "offset": self.offset,
-            "logit": self.logit,
-            "method": self.method,
-        }
-
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
@@ -90,14 +84,14 @@ class Explanation:
     image: the photo's path, or a name for an image that has none.
     prediction: the class predicted from the selected cells alone; ``top`` lists the best five.
     method, model, setup: what explained, which classifier, and how the explainer was trained.
-    target: the class that was asked about; None for a class-agnostic explanation.
+    target: the class of a class-conditional explanation; None for a class-agnostic one.
     grid: ``(H, W)``, the cells of the feature map.
     unbounded: ``(H, W)``, -u: ranks the cells, larger is more relevant.
     scores: ``(H, W)``, z <= 0: the bounded scores; a cell at the bound has 0.
     soft: ``(H, W)`` relaxed weights, or None where a method has none.
     selected: ``(H, W)`` booleans: the explanation; ``size`` counts them.
     region: ``(left, top, right, bottom)`` in pixels of the upright photo: the part that the grid covers.
-    votes: what each selected cell says for a class that was asked about; None where none was.
+    votes: what each selected cell contributes to a class named in the request; else None.
     present: where an image may have several labels, the votes for each with a probability above one half, the likeliest
         first, and perhaps none; ``top`` has their probabilities. None where every image has one class.
 
@@ -145,8 +139,8 @@ class Explanation:
         object.__setattr__(self, "selected", _read_only_map("selected", self.selected, np.bool_, grid))
         if self.present is not None:
             object.__setattr__(self, "present", tuple(self.present))
-        for votes in (*([] if self.votes is None else [self.votes]), *(self.present or ())):
-            if votes.cells.shape != self.grid:
+        for votes in (self.votes, *(self.present or ())):
+            if votes is not None and votes.cells.shape != self.grid:
                 raise ExplanationError(f"expected votes on the grid {self.grid}, got {votes.cells.shape}")
         if not self.selected.any():
             raise ExplanationError("expected at least one selected cell, got none")
@@ -179,25 +173,8 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``bla explain --json``."""
-        return {
-            "schema_version": self.schema_version,
-            "image": self.image,
-            "prediction": dataclasses.asdict(self.prediction),
-            "top": [dataclasses.asdict(guess) for guess in self.top],
-            "method": self.method,
-            "target": self.target,
-            "grid": list(self.grid),
-            "unbounded": _rows(self.unbounded),
-            "scores": _rows(self.scores),
-            "soft": None if self.soft is None else _rows(self.soft),
-            "selected": self.selected.astype(int).tolist(),
-            "size": self.size,
-            "region": list(self.region),
-            "model": self.model,
-            "setup": self.setup,
-            **({} if self.votes is None else {"votes": self.votes.to_dict()}),
-            **({} if self.present is None else {"present": [votes.to_dict() for votes in self.present]}),
-        }
+        record = {key: _plain(getattr(self, key)) for key in _KEYS}
+        return record | {key: _plain(value) for key in _OPTIONAL if (value := getattr(self, key)) is not None}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Explanation:
@@ -208,23 +185,22 @@ class Explanation:
         ExplanationError
             Naming the keys that are missing or unknown, or what contradicts itself.
         """
-        keys = {field.name for field in dataclasses.fields(cls)} | {"size"}
         if "maps" in record:
             raise ExplanationError(
                 "expected cells of one feature map, got a selection over several, which is no longer supported: for "
                 "finer cells train again with a larger --image-size, and explain the image again"
             )
-        record = {"votes": None, "present": None, **record}  # written where a class was named, and of several labels
-        if set(record) != keys:
-            missing, unknown = sorted(keys - set(record)), sorted(set(record) - keys)
+        missing, unknown = sorted(set(_KEYS) - set(record)), sorted(set(record) - {*_KEYS, *_OPTIONAL})
+        if missing or unknown:
             raise ExplanationError(f"expected an explanation's keys; missing {missing}, unknown {unknown}")
         values = dict(record)
         size = values.pop("size")
         try:
             values["prediction"] = Prediction(**values["prediction"])
             values["top"] = tuple(Prediction(**guess) for guess in values["top"])
-            values["votes"] = None if values["votes"] is None else Votes(**values["votes"])
-            if values["present"] is not None:
+            if values.get("votes") is not None:
+                values["votes"] = Votes(**values["votes"])
+            if values.get("present") is not None:
                 values["present"] = tuple(Votes(**votes) for votes in values["present"])
             explanation = cls(**values)
         except ExplanationError:
@@ -279,6 +255,15 @@ def _read_only_map(name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple
     return array
 
 
-def _rows(values: FloatMap) -> Sequence[Sequence[float]]:
+def _plain(value: Any) -> Any:
+    """As JSON: records as objects, maps as rows."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype == np.bool_:
+        return value.astype(int).tolist()
     # The shortest decimal that gives the float32 back: exact, and a third of the length of the float64's.
-    return [[float(str(value + 0.0)) for value in row] for row in values]  # + 0.0: no "-0.0"
+    return [[float(str(each + 0.0)) for each in row] for row in value]  # + 0.0: no "-0.0"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import functools
-import math
-import unicodedata
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from bla.explanations.explanation import BoolMap, Explanation, FloatMap
+from bla.explanations.lettering import font, legible, length, percent, shorten
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,26 +65,26 @@ def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) ->
     """
     if height < _SMALLEST_PANEL:
         raise ValueError(f"expected a height of at least {_SMALLEST_PANEL} pixels for a panel, got {height}")
-    layout = _layout(photo.size, explanation, height)
-    shown = photo.convert("RGB").resize(layout.picture, Image.Resampling.BICUBIC, reducing_gap=3)
+    sheet = layout(photo.size, explanation, height)
+    shown = photo.convert("RGB").resize(sheet.picture, Image.Resampling.BICUBIC, reducing_gap=3)
     pixels = np.asarray(shown)
-    cells = _Cells.of(explanation, photo.size, layout.picture)
-    within = shown if explanation.votes is None else _voted(shown, explanation.selected, explanation.votes.cells, cells)
+    cells = Cells.of(explanation, photo.size, sheet.picture)
+    within = shown if explanation.votes is None else _voted(shown, explanation.votes.cells, cells)
     pictures = (
         _hatched(pixels, pixels, cells),
         _hatched(_heat(shown, explanation.scores, cells), None, cells),
         _hatched(_blanked(shown, explanation.selected, cells), None, cells),
         _hatched(_spotlit(shown, within, explanation.selected, cells), pixels, cells),
     )
-    canvas = Image.new("RGB", layout.size, _WHITE)
+    canvas = Image.new("RGB", sheet.size, _WHITE)
     draw = ImageDraw.Draw(canvas)
-    for (x, y), picture in zip(layout.corners, pictures, strict=True):
-        draw.rectangle((x - 1, y - 1, x + layout.picture[0], y + layout.picture[1]), outline=_HAIRLINE)
+    for (x, y), picture in zip(sheet.corners, pictures, strict=True):
+        draw.rectangle((x - 1, y - 1, x + sheet.picture[0], y + sheet.picture[1]), outline=_HAIRLINE)
         canvas.paste(Image.fromarray(picture), (x, y))
-    for key, corner in layout.keys:
+    for key, corner in sheet.keys:
         canvas.paste(key, corner)
-    for text in layout.texts:
-        draw.text((text.x, text.y), text.words, text.ink, _font(text.size), anchor="ls")
+    for text in sheet.texts:
+        draw.text((text.x, text.y), text.words, text.ink, font(text.size), anchor="ls")
     return canvas
 
 
@@ -112,7 +109,7 @@ def overlay(photo: Image.Image, explanation: Explanation) -> Image.Image:
     >>> picture.size, picture.getpixel((16, 24)), picture.getpixel((48, 24))
     ((64, 48), (200, 160, 120), (67, 67, 67))
     """
-    cells = _Cells.of(explanation, photo.size, photo.size)
+    cells = Cells.of(explanation, photo.size, photo.size)
     photo = photo.convert("RGB")
     return Image.fromarray(_hatched(_spotlit(photo, photo, explanation.selected, cells), np.asarray(photo), cells))
 
@@ -135,12 +132,12 @@ def cutout(photo: Image.Image, explanation: Explanation) -> Image.Image:
     >>> picture.size, picture.getpixel((16, 24)), picture.getpixel((48, 24))
     ((64, 48), (200, 160, 120), (216, 216, 216))
     """
-    cells = _Cells.of(explanation, photo.size, photo.size)
+    cells = Cells.of(explanation, photo.size, photo.size)
     return Image.fromarray(_hatched(_blanked(photo.convert("RGB"), explanation.selected, cells), None, cells))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Cells:
+class Cells:
     """Cell (i, j) of the grid lies at ``rows[i]:rows[i+1], columns[j]:columns[j+1]`` of a picture.
 
     Neighbours share their edges, so that the cells tile the region whatever its size; a cell may be empty.
@@ -150,7 +147,7 @@ class _Cells:
     columns: tuple[int, ...]
 
     @classmethod
-    def of(cls, explanation: Explanation, photo: tuple[int, int], picture: tuple[int, int]) -> _Cells:
+    def of(cls, explanation: Explanation, photo: tuple[int, int], picture: tuple[int, int]) -> Cells:
         """The cells in a ``picture`` (width, height) of the whole ``photo`` (width, height)."""
         left, top, right, bottom = explanation.region
         # a pixel of tolerance: a region may have gone through resizing and back in floating point
@@ -159,28 +156,29 @@ class _Cells:
                 f"expected the photo that was explained, with the region {explanation.region} in it, got one of "
                 f"{photo[0]} x {photo[1]} pixels: pass it at its own size and upright (PIL.ImageOps.exif_transpose)"
             )
-        across, down = picture[0] / photo[0], picture[1] / photo[1]
-        rows, columns = explanation.grid
-        return cls(
-            _edges(top * down, bottom * down, rows, picture[1]),
-            _edges(left * across, right * across, columns, picture[0]),
-        )
+        spans = (top, bottom, explanation.grid[0], 1), (left, right, explanation.grid[1], 0)
+        return cls(*(_edges(start, stop, count, photo[side], picture[side]) for start, stop, count, side in spans))
 
     @property
     def region(self) -> tuple[slice, slice]:
+        """Where all cells lie."""
         return slice(self.rows[0], self.rows[-1]), slice(self.columns[0], self.columns[-1])
 
     @property
     def smallest_side(self) -> int:
+        """In pixels; 0 if a cell is empty."""
         return int(min(np.diff(self.rows).min(), np.diff(self.columns).min()))
 
     def box(self, row: int, column: int) -> tuple[slice, slice]:
+        """Where a cell lies."""
         return slice(*self.rows[row : row + 2]), slice(*self.columns[column : column + 2])
 
 
-def _edges(start: float, stop: float, count: int, limit: int) -> tuple[int, ...]:
-    edges = np.floor(np.linspace(start, stop, count + 1) + 0.5)
-    return tuple(np.clip(edges, 0, limit).astype(int).tolist())
+def _edges(start: float, stop: float, count: int, whole: int, shown: int) -> tuple[int, ...]:
+    """Edges of ``count`` cells from ``start`` to ``stop`` of a side of ``whole`` pixels, shown with ``shown``."""
+    scale = shown / whole
+    edges = np.floor(np.linspace(start * scale, stop * scale, count + 1) + 0.5)
+    return tuple(np.clip(edges, 0, shown).astype(int).tolist())
 
 
 def _scale(scores: FloatMap) -> tuple[float, float]:
@@ -193,18 +191,22 @@ def _at_bound(scores: FloatMap) -> BoolMap:
     return np.equal(scores, 0) if scores.max() <= 0 else np.zeros(scores.shape, np.bool_)
 
 
-def _heat(photo: Image.Image, scores: FloatMap, cells: _Cells) -> Pixels:
-    low, high = _scale(scores)
-    share = (scores.astype(np.float64) - low) / (high - low) if high > low else np.ones(scores.shape)
-    colours = _cividis(share).astype(np.float64)
-    detail = 0.16 * np.asarray(photo.convert("L"), np.float64)
+def _tinted(photo: Image.Image, colours: npt.NDArray[np.floating], relief: float, cells: Cells) -> Pixels:
+    """Cells in ``colours`` (H, W, 3) with a faint relief of the photo, which keeps the mean colour of each cell."""
+    detail = relief * np.asarray(photo.convert("L"), np.float64)
     picture = np.zeros((*detail.shape, 3), np.uint8)
-    for row, column in np.ndindex(scores.shape):
+    for row, column in np.ndindex(colours.shape[:2]):
         box = cells.box(row, column)
         if detail[box].size:
-            relief = detail[box] - detail[box].mean()  # of mean 0, to keep the mean colour that the bar explains
-            picture[box] = np.clip(np.rint(colours[row, column] + relief[..., np.newaxis]), 0, 255)
-    canvas = Image.fromarray(picture)
+            shade = detail[box] - detail[box].mean()
+            picture[box] = np.clip(np.rint(colours[row, column] + shade[..., np.newaxis]), 0, 255)
+    return picture
+
+
+def _heat(photo: Image.Image, scores: FloatMap, cells: Cells) -> Pixels:
+    low, high = _scale(scores)
+    share = (scores.astype(np.float64) - low) / (high - low) if high > low else np.ones(scores.shape)
+    canvas = Image.fromarray(_tinted(photo, cividis(share).astype(np.float64), 0.16, cells))
     disc = _disc(0.26 * cells.smallest_side)
     for row, column in np.argwhere(_at_bound(scores)):
         down, across = cells.box(row, column)
@@ -213,7 +215,7 @@ def _heat(photo: Image.Image, scores: FloatMap, cells: _Cells) -> Pixels:
     return np.asarray(canvas)
 
 
-def _blanked(photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
+def _blanked(photo: Image.Image, selected: BoolMap, cells: Cells) -> Pixels:
     picture = np.full((photo.height, photo.width, 3), _BLANK, np.uint8)
     if cells.smallest_side > 5:
         # faint lines let the cells be counted
@@ -222,28 +224,20 @@ def _blanked(photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
     return _outlined(picture, photo, selected, cells)
 
 
-def _spotlit(photo: Image.Image, within: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
+def _spotlit(photo: Image.Image, within: Image.Image, selected: BoolMap, cells: Cells) -> Pixels:
     """The photo dimmed, with what is ``within`` the selected cells."""
     grey = np.asarray(photo.convert("L"))
     return _outlined(np.repeat(_DIMMED[grey][..., np.newaxis], 3, axis=-1), within, selected, cells)
 
 
-def _voted(photo: Image.Image, selected: BoolMap, votes: FloatMap, cells: _Cells) -> Image.Image:
-    """The photo's relief with each selected cell in the colour of its vote; white is none, full colour the largest."""
-    shares = votes.astype(np.float64) / max(float(np.abs(votes).max()), 1e-12)
-    grey = np.asarray(photo.convert("L"), np.float64)
-    tinted = np.zeros((*grey.shape, 3), np.uint8)
-    for row, column in np.argwhere(selected):
-        box = cells.box(row, column)
-        share = shares[row, column]
-        colour = 255 + abs(share) * (np.array(_FOR if share > 0 else _AGAINST) - 255.0)
-        if grey[box].size:
-            relief = 0.4 * (grey[box] - grey[box].mean())
-            tinted[box] = np.clip(np.rint(colour + relief[..., np.newaxis]), 0, 255)
-    return Image.fromarray(tinted)
+def _voted(photo: Image.Image, votes: FloatMap, cells: Cells) -> Image.Image:
+    """The photo's relief with each cell in the colour of its vote; white is none, full colour the largest."""
+    shares = (votes.astype(np.float64) / max(float(np.abs(votes).max()), 1e-12))[..., np.newaxis]
+    colours = 255 + np.abs(shares) * (np.where(shares > 0, _FOR, _AGAINST) - 255.0)
+    return Image.fromarray(_tinted(photo, colours, 0.4, cells))
 
 
-def _outlined(picture: Pixels, photo: Image.Image, selected: BoolMap, cells: _Cells) -> Pixels:
+def _outlined(picture: Pixels, photo: Image.Image, selected: BoolMap, cells: Cells) -> Pixels:
     """``picture`` with the photo in the selected cells and an outline along the inside of their region."""
     source, around, shown = np.asarray(photo), np.pad(selected, 1), np.argwhere(selected)
     for row, column in shown:
@@ -260,7 +254,7 @@ def _outlined(picture: Pixels, photo: Image.Image, selected: BoolMap, cells: _Ce
     return picture
 
 
-def _hatched(picture: Pixels, photo: Pixels | None, cells: _Cells) -> Pixels:
+def _hatched(picture: Pixels, photo: Pixels | None, cells: Cells) -> Pixels:
     """The picture within the region; outside of it hatching, on a pale ``photo`` where there is one."""
     height, width = picture.shape[:2]
     if cells.region == (slice(0, height), slice(0, width)):
@@ -285,7 +279,7 @@ def _disc(diameter: float) -> Image.Image:
     return disc.reduce(8)
 
 
-def _cividis(share: npt.NDArray[np.float64]) -> Pixels:
+def cividis(share: npt.NDArray[np.float64]) -> Pixels:
     """Colours of shape (..., 3) for shares in [0, 1] of shape (...)."""
     colours = np.array(list(_CIVIDIS.values()))
     channels = [np.interp(255 * share, list(_CIVIDIS), colours[:, channel]) for channel in range(3)]
@@ -293,7 +287,7 @@ def _cividis(share: npt.NDArray[np.float64]) -> Pixels:
     return between
 
 
-class _Text(NamedTuple):
+class Text(NamedTuple):
     """A line of text from ``x`` on along the baseline ``y``."""
 
     x: int
@@ -303,17 +297,18 @@ class _Text(NamedTuple):
     ink: tuple[int, ...]
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """Where everything stands, in pixels of the panel; the four pictures are of one size."""
 
     size: tuple[int, int]
     picture: tuple[int, int]
     corners: list[tuple[int, int]]
     keys: list[tuple[Image.Image, tuple[int, int]]]
-    texts: list[_Text]
+    texts: list[Text]
 
 
-def _layout(photo: tuple[int, int], explanation: Explanation, height: int) -> _Layout:
+def layout(photo: tuple[int, int], explanation: Explanation, height: int) -> Layout:
+    """The panel of a ``photo`` (width, height); see :func:`panel` for ``height``."""
     unit = height / 320
     large, medium, small = max(12, round(23 * unit)), max(10, round(14 * unit)), max(9, round(12 * unit))
     margin, gap, space, swatch = round(18 * unit), round(20 * unit), round(0.5 * small), round(0.85 * small)
@@ -340,29 +335,29 @@ def _layout(photo: tuple[int, int], explanation: Explanation, height: int) -> _L
     if low == high:
         mark = f"all cells {_BOUND}" if bound else f"all cells at {high:.3g}"
     indent = swatch + space
-    scored = indent + _length(mark, small) + (0 if low == high else 3 * space + _length(_TITLES[1], medium))
-    barred = 2 * space + 4 * small + sum(_length(end, small) for end in ends)
-    unseen = _Cells.of(explanation, photo, picture).region != (slice(0, picture[1]), slice(0, picture[0]))
-    noted = indent + _length(_UNSEEN, small) if unseen else 0
-    column = max(picture[0], scored, barred, noted, *(_length(title, medium) for title in _TITLES))
-    last = column if columns == 2 else max(picture[0], _length(_TITLES[-1], medium))
+    scored = indent + length(mark, small) + (0 if low == high else 3 * space + length(_TITLES[1], medium))
+    barred = 2 * space + 4 * small + sum(length(end, small) for end in ends)
+    unseen = Cells.of(explanation, photo, picture).region != (slice(0, picture[1]), slice(0, picture[0]))
+    noted = indent + length(_UNSEEN, small) if unseen else 0
+    column = max(picture[0], scored, barred, noted, *(length(title, medium) for title in _TITLES))
+    last = column if columns == 2 else max(picture[0], length(_TITLES[-1], medium))
     titles, counted = _TITLES, ""
     if (votes := explanation.votes) is not None:
-        names = [_legible(label, "?") for label in votes.labels]
-        titles = (*_TITLES[:3], _shorten("for " + ", not ".join(names), medium, last))
+        names = [legible(label, "?") for label in votes.labels]
+        titles = (*_TITLES[:3], shorten("for " + ", not ".join(names), medium, last))
         largest = float(np.abs(votes.cells).max())
-        counted = _shorten(f"blue for, orange against, at most {largest:.2g}", small, last)
+        counted = shorten(f"blue for, orange against, at most {largest:.2g}", small, last)
     corners = [(margin + i % columns * (column + gap), head + above + i // columns * pitch) for i in range(4)]
     size = corners[-1][0] + last + margin, corners[-1][1] + picture[1] + below + margin
 
     texts = _header(explanation, margin, size[0] - 2 * margin, baselines, (large, medium, small))
-    texts += [_Text(x, y - lift, title, medium, _INK) for (x, y), title in zip(corners, titles, strict=True)]
+    texts += [Text(x, y - lift, title, medium, _INK) for (x, y), title in zip(corners, titles, strict=True)]
     keys = []
 
     def note(x: int, y: int, words: str, key: Pixels | None = None) -> None:
         if key is not None:
             keys.append((Image.fromarray(key), (x, y - swatch)))
-        texts.append(_Text(x if key is None else x + indent, y, words, small, _QUIET))
+        texts.append(Text(x if key is None else x + indent, y, words, small, _QUIET))
 
     if counted:
         note(corners[3][0], corners[3][1] + drop, counted)
@@ -371,89 +366,41 @@ def _layout(photo: tuple[int, int], explanation: Explanation, height: int) -> _L
         note(corners[0][0], corners[0][1] + drop, _UNSEEN, hatch)
     (x, y), right = corners[1], corners[1][0] + column
     if low < high:
-        start, stop = x + _length(ends[0], small) + space, right - _length(ends[1], small) - space
-        bar = _cividis(np.linspace(0, 1, stop - start))
+        start, stop = x + length(ends[0], small) + space, right - length(ends[1], small) - space
+        bar = cividis(np.linspace(0, 1, stop - start))
         keys.append((Image.fromarray(np.tile(bar, (swatch - 1, 1, 1))), (start, y + drop + 1 - swatch)))
         note(x, y + drop, ends[0])
         note(stop + space, y + drop, ends[1])
     dot = Image.new("RGB", (swatch, swatch), _CIVIDIS[255])  # on its cells' colour, as in the map
     disc = _disc(swatch / 2)
     dot.paste(_DARK, ((swatch - disc.width) // 2,) * 2, disc)
-    corner = (x, y + drop) if low == high else (right - _length(mark, small) - bound * indent, y - lift)
+    corner = (x, y + drop) if low == high else (right - length(mark, small) - bound * indent, y - lift)
     note(*corner, mark, np.asarray(dot) if bound else None)
-    return _Layout(size, picture, corners, keys, texts)
+    return Layout(size, picture, corners, keys, texts)
 
 
 def _header(
     explanation: Explanation, x: int, room: int, baselines: tuple[int, int], sizes: tuple[int, int, int]
-) -> list[_Text]:
+) -> list[Text]:
     (first, second), (large, medium, small) = baselines, sizes
     guess, space = explanation.prediction, round(0.8 * medium)
-    percent = _percent(guess.probability)
-    label = _legible(guess.label, f"class {guess.index}")
-    label = _shorten(label, large, room - space - _length(percent, large))
+    share = percent(guess.probability)
+    label = legible(guess.label, f"class {guess.index}")
+    label = shorten(label, large, room - space - length(share, large))
     count = f"{explanation.size} of {explanation.cells} cells"
     texts = [
-        _Text(x, first, label, large, _INK),
-        _Text(x + _length(label, large) + space, first, percent, large, _QUIET),
-        _Text(x, second, count, medium, _INK),
+        Text(x, first, label, large, _INK),
+        Text(x + length(label, large) + space, first, share, large, _QUIET),
+        Text(x, second, count, medium, _INK),
     ]
-    left, right = x + _length(count, medium) + space, x + room
+    left, right = x + length(count, medium) + space, x + room
     if explanation.target is not None:
         names = {known.index: known.label for known in (*explanation.top, guess)}
-        name = _legible(names.get(explanation.target, ""), f"class {explanation.target}")
-        asked = _shorten(f"asked about: {name}", medium, x + round(0.7 * room) - left)
-        texts.append(_Text(left, second, asked, medium, _INK))
-        left += _length(asked, medium) + space
+        name = legible(names.get(explanation.target, ""), f"class {explanation.target}")
+        asked = shorten(f"asked about: {name}", medium, x + round(0.7 * room) - left)
+        texts.append(Text(left, second, asked, medium, _INK))
+        left += length(asked, medium) + space
     parts = dict.fromkeys((explanation.method, explanation.setup, explanation.model))
-    origin = _shorten("  ·  ".join(_legible(part, "?") for part in parts if part), small, right - left)
-    texts.append(_Text(right - _length(origin, small), second, origin, small, _QUIET))
+    origin = shorten("  ·  ".join(legible(part, "?") for part in parts if part), small, right - left)
+    texts.append(Text(right - length(origin, small), second, origin, small, _QUIET))
     return texts
-
-
-def _percent(probability: float) -> str:
-    """With one decimal; 0 and 100 only where they are exact."""
-    if 0 < probability < 0.0005:
-        return "<0.1%"
-    if 0.9995 <= probability < 1:
-        return ">99.9%"
-    return f"{100 * probability:.0f}%" if probability in {0, 1} else f"{probability:.1%}"
-
-
-# Pillow's own font has no accents and no letters but English ones. These are what Unicode does not take apart.
-_SPELLINGS = str.maketrans("øØłŁđĐðÐ\u00d7\u2212\u2013\u2014", "oOlLdDdDx---") | str.maketrans(
-    {"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "þ": "th", "Þ": "Th", "\u0131": "i"}
-)
-
-
-def _legible(text: str, otherwise: str) -> str:
-    """``text`` in the letters that the font has, or ``otherwise`` if some of it cannot be written in them."""
-    plain = unicodedata.normalize("NFKD", text[:400]).translate(_SPELLINGS)
-    if any(letter.isalnum() and not _has_glyph(letter) for letter in plain):
-        return otherwise
-    kept = (letter if _has_glyph(letter) else " " * letter.isspace() for letter in plain)
-    return " ".join("".join(kept).split()) or otherwise
-
-
-@functools.lru_cache(maxsize=4096)
-def _has_glyph(letter: str) -> bool:
-    # Pillow does not tell which characters a font has: what it lacks is drawn as a non-character is, as a box.
-    mask = _font(20).getmask
-    return bytes(mask(letter)) != bytes(mask("\uffff"))
-
-
-@functools.lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
-def _length(text: str, size: int) -> int:
-    return math.ceil(_font(size).getlength(text))
-
-
-def _shorten(text: str, size: int, room: int) -> str:
-    """``text`` if it fits, else as much of it as fits with an ellipsis, else nothing."""
-    if _length(text, size) <= room:
-        return text
-    fitting = bisect.bisect_right(range(1, len(text)), room, key=lambda end: _length(text[:end] + "…", size))
-    return text[:fitting].rstrip(" ,;") + "…" if fitting else ""
