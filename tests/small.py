@@ -92,11 +92,11 @@ def make_examples(count: int = 40, *, seed: int = 0) -> Examples:
 
 
 def make_networks(settings: Settings, *, seed: int = 0) -> Networks:
-    own = settings.head == "own"
+    own = settings.own_head
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         attention = settings.attention(MAP_CHANNELS)
-        baseline = new_head(MAP_CHANNELS, MAP_CLASSES, settings.dropout)
+        baseline = new_head(MAP_CHANNELS, MAP_CLASSES, settings.head.dropout)
         if own:  # something else than what we build, and it tells the classes well enough
             baseline = nn.Sequential(nn.Linear(MAP_CHANNELS, 8), nn.Tanh(), nn.Linear(8, MAP_CLASSES), nn.Dropout(0.5))
     return Networks(attention, baseline, own_head=own)

@@ -76,7 +76,7 @@ IMPORTS = {module: imported(module, ast.parse(path.read_text(encoding="utf-8")))
 
 
 def test_the_parser_sees_what_is_there() -> None:
-    expected = {"bla.training.cache", "bla.model.attention", "bla.metrics", "bla.training.networks"}
+    expected = {"bla.training.checkpoint", "bla.progress", "bla.metrics", "bla.training.networks"}
     assert expected <= IMPORTS["bla.training.loop"]
     assert "bla.operators" in IMPORTS["bla.model.attention"], "from bla import operators"
     assert "bla.operators.bounded" in IMPORTS["bla.operators"], "from inside of a package"

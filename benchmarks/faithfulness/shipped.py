@@ -83,7 +83,7 @@ def figures(model: str, data: Path) -> dict[str, Any]:
     labels = torch.tensor([int(name[:4]) for name in splits.test.names])
     with torch.inference_mode():
         features = test.cache.batch(test.rows)
-        plain.update(classifier.head(networks.pooled(test, test.rows, "head")), labels)
+        plain.update(classifier.head(networks.pooled(test, "head")), labels)
         hard.update(classifier.classify(features, networks.attention(features).hard), labels)
     across: dict[str, float] = {}
     for images in (splits.train, splits.whole()):

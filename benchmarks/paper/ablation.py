@@ -110,7 +110,7 @@ def made(examples: Examples, classes: int, settings: Settings) -> Networks:
     channels = examples.cache.features.shape[-1]
     torch.manual_seed(settings.seed)
     return Networks(
-        settings.attention(channels), new_head(channels, classes, settings.dropout), own_head=settings.head == "own"
+        settings.attention(channels), new_head(channels, classes, settings.head.dropout), own_head=settings.own_head
     )
 
 

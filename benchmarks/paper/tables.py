@@ -53,7 +53,7 @@ SETUPS: dict[str, Callable[..., Settings]] = {
     **{
         f"recommended-{size}": lambda size=size, **given: Settings.recommended(mean_size=size, **given)
         for size in SIZES
-        if size != Settings.recommended().mean_size
+        if size != Settings.recommended().selection.mean_size
     },
     **{f"agnostic-{size}": lambda size=size, **given: _agnostic(size, **given) for size in SIZES},
     "agnostic-ph-12": lambda **given: _agnostic(12, setup="bla-ph", **given),

@@ -52,7 +52,7 @@ def speedup(classifier: ExplainableClassifier, train: ImageSet, test: ImageSet, 
             for name, sources in (("cache", cached), ("trunk", live)):
                 settings = Settings(setup=setup, epochs=epochs)
                 attention = settings.attention(classifier.attention.in_channels)
-                head = new_head(classifier.attention.in_channels, len(train.classes), settings.dropout)
+                head = new_head(classifier.attention.in_channels, len(train.classes), settings.head.dropout)
                 networks = Networks(attention, head, own_head=False)
                 examples = [
                     Examples(source, np.arange(len(split)), split.labels)

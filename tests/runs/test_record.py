@@ -67,7 +67,7 @@ def test_an_old_record_loads_and_predicts_as_it_did(tmp_path: Path) -> None:
     assert written["settings"].pop("maps") == 1  # there was a choice once
     assert opened.record == written
     settings = opened.settings
-    assert (settings.name, settings.seed, settings.epochs, settings.head_epochs) == ("BLA-T", 3, 2, 1)
+    assert (settings.name, settings.seed, settings.stages.epochs, settings.stages.head_epochs) == ("BLA-T", 3, 2, 1)
     pixels = torch.randn(5, 3, 24, 40)
     with torch.no_grad():
         features = Tiny().forward_features(pixels).flatten(2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import os
 import re
@@ -86,7 +85,7 @@ def test_the_folder_holds_what_the_contract_says(trained: Path, data: Path) -> N
     assert record["model"] == "tiny"
     assert record["backbone"]["name"] is None
     assert Transform.from_dict(record["transform"]).size == (24, 40)
-    assert Settings(**record["settings"]) == QUICK
+    assert Settings.from_record(record["settings"]) == QUICK
     splits = image_folder(data)
     assert record["data"] == {
         "train": splits.train.digest(),
@@ -129,7 +128,7 @@ def slow_metrics(folder: Path, model: Tiny, images: ImageSet, settings: Settings
     tensors = {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
     transform = Transform.from_dict(record_of(folder)["transform"])
     model = model.double().eval()
-    own = settings.head == "own"
+    own = settings.own_head
 
     def logits_by(name: str, pooled: Tensor) -> Tensor:
         if own:
@@ -145,8 +144,8 @@ def slow_metrics(folder: Path, model: Tiny, images: ImageSet, settings: Settings
         stored = F.half().double()
         u = w @ stored + b
         if settings.setup == "l2x-f":
-            chosen = torch.zeros_like(u).index_fill(0, (-u).topk(settings.size).indices, 1)
-            soft = chosen / settings.size  # its soft weights are random: not compared
+            chosen = torch.zeros_like(u).index_fill(0, (-u).topk(settings.selection.size).indices, 1)
+            soft = chosen / settings.selection.size  # its soft weights are random: not compared
         else:
             z = -u.clamp(min=0)
             chosen = (z == z.max()).double()
@@ -164,7 +163,7 @@ def slow_metrics(folder: Path, model: Tiny, images: ImageSet, settings: Settings
         with torch.no_grad():
             logits = {name: logits_by(heads.get(name, "head"), pooled) for name, pooled in pools.items()}
         best = int(logits["baseline"].argmax())
-        truth = best if settings.targets == "predictions" else CLASSES.index(images.names[index].split("/")[0])
+        truth = best if settings.head.targets == "predictions" else CLASSES.index(images.names[index].split("/")[0])
         for name, values in logits.items():
             rows[name].append((values, truth))
         agreed.append(int(logits["hard"].argmax()) == best)
@@ -207,7 +206,7 @@ def test_the_metrics_equal_a_slow_recomputation(settings: Settings, data: Path, 
         if settings.setup == "l2x-f" and name.startswith("soft"):
             continue
         assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
-    if settings.head == "own":
+    if settings.own_head:
         assert metrics["baseline"] == metrics["baseline_continued"]
         assert {name.split(".")[0] for name in load_file(tmp_path / "run" / "model.safetensors")} == {"attention"}
 
@@ -778,7 +777,7 @@ def test_streamed_features_are_the_cached_ones(data: Path, tmp_path: Path) -> No
 def test_a_streamed_run_is_the_cached_one_and_keeps_nothing(
     changed: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    settings = dataclasses.replace(SHORT, validation=0.2, **changed)
+    settings = SHORT.replace(validation=0.2, **changed)
     kept = train(data, tmp_path / "kept", settings, model=Tiny(), device="cpu", cache=tmp_path / "caches")
     none = tmp_path / "none"
     run = train(data, tmp_path / "run", settings, model=Tiny(), device="cpu", cache=none, stream=True)
@@ -793,7 +792,7 @@ def test_a_streamed_run_is_the_cached_one_and_keeps_nothing(
 
 
 def test_a_streamed_training_goes_on_where_it_was_interrupted(data: Path, tmp_path: Path) -> None:
-    settings = dataclasses.replace(QUICK, head_epochs=1)
+    settings = QUICK.replace(head_epochs=1)
     whole = train(data, tmp_path / "whole", settings, model=Tiny(), device="cpu", stream=True)
 
     def interrupt(title: str, done: int, total: int) -> None:

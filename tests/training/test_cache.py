@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -36,6 +34,7 @@ from bla.training.cache import (
     remove,
     weights_digest,
 )
+from forked import Starter
 
 HALF = (0.5, 0.5, 0.5)
 TRANSFORM = Transform((24, 40), HALF, HALF, interpolation="bilinear")
@@ -449,9 +448,13 @@ def test_a_build_that_lost_bytes_says_so(images: ImageSet, classifier: Explainab
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills and forks as POSIX does")
 def test_a_killed_process_is_gone_on_from(
-    images: ImageSet, classifier: ExplainableClassifier, uninterrupted: dict[str, Any], tmp_path: Path
+    images: ImageSet,
+    classifier: ExplainableClassifier,
+    uninterrupted: dict[str, Any],
+    start: Starter,
+    tmp_path: Path,
 ) -> None:
-    in_another_process("kill", images.root, tmp_path)
+    in_another_process(start, "kill", images.root, tmp_path)
     for calls, safe in KILLS.items():
         root = tmp_path / f"killed-{calls}"
         (entry,) = listed(root)
@@ -466,9 +469,9 @@ def test_a_killed_process_is_gone_on_from(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills and forks as POSIX does")
 def test_of_two_builders_one_builds_and_the_other_waits(
-    images: ImageSet, uninterrupted: dict[str, Any], tmp_path: Path
+    images: ImageSet, uninterrupted: dict[str, Any], start: Starter, tmp_path: Path
 ) -> None:
-    in_another_process("race", images.root, tmp_path)
+    in_another_process(start, "race", images.root, tmp_path)
     results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("builder-*.json"))]
     assert len(results) == 2
     assert sum(sum(result["rows"]) for result in results) == 21 + 2  # the readable photos once, and two probes
@@ -684,19 +687,15 @@ def test_the_default_root_is_the_environments_or_the_users(
     assert cache_root().name == "bla"
 
 
-# --- other processes: this file, run as a script
+# --- other processes
 
 KILLS = {0: 0, 2: 0, 3: 8, 6: 16}
 """Number of the progress call at which a process kills itself, and the rows that are safe by then."""
 
 
-def in_another_process(*command: str | Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, command)],
-        capture_output=True, text=True, timeout=120, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def in_another_process(start: Starter, command: str, photos: Path, folder: Path) -> None:
+    program = f"import runpy; runpy.run_path({__file__!r})['main']({command!r}, {str(photos)!r}, {str(folder)!r})"
+    assert start(1, program) == [0]
 
 
 def forked(*tasks: Callable[[], None]) -> list[int]:
@@ -744,16 +743,13 @@ def race(photos: ImageSet, folder: Path, number: int) -> None:
     (folder / f"builder-{number}.json").write_text(json.dumps(result))
 
 
-def main(command: str, photos: Path, folder: Path) -> None:
+def main(command: str, photos: str, place: str) -> None:
     bla.training.cache.BATCH, bla.training.cache.CHUNK = BATCH, CHUNK
-    images = ImageSet(photos, tuple(sorted(path.name for path in photos.iterdir())))
+    folder = Path(place)
+    images = ImageSet(Path(photos), tuple(sorted(path.name for path in Path(photos).iterdir())))
     if command == "kill":
         for after in KILLS:
             (status,) = forked(lambda after=after: kill_at(images, folder / f"killed-{after}", after))
             assert status == -signal.SIGKILL, status
     else:
         assert forked(lambda: race(images, folder, 1), lambda: race(images, folder, 2)) == [0, 0]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

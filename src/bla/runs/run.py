@@ -26,10 +26,11 @@ from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLi
 from bla.progress import Progress, show, silent
 from bla.runs.examples import Failures, read_examples, read_parts
 from bla.runs.record import RECORD, WEIGHTS, Record, RunError, new_record, read_record, run_folder, write_run
-from bla.training import processes
+from bla.training import distributed
 from bla.training.cache import weights_digest
+from bla.training.checkpoint import clear_checkpoints
 from bla.training.finetuning import TunedNetworks
-from bla.training.loop import clear_checkpoints, train_networks
+from bla.training.loop import train_networks
 from bla.training.measuring import measure
 from bla.training.networks import Examples, Networks, new_head
 from bla.training.settings import Settings, TrainingError
@@ -45,7 +46,7 @@ class Run:
     networks: Networks
 
 
-@processes.joined()  # type: ignore[has-type, untyped-decorator]
+@distributed.joined()  # type: ignore[has-type, untyped-decorator]
 def train(
     data: str | Path | Splits,
     out: str | Path,
@@ -64,9 +65,9 @@ def train(
     """Train an explainer on images and write a run folder. If interrupted, call it again: it resumes.
 
     The features of the frozen trunk are cached once; then come the stages of :func:`bla.training.loop.train_networks`
-    and the metrics on the test images. With ``settings.trunk_rate`` the trunk is trained too, and the run folder holds
-    its weights: :mod:`bla.training.finetuning`. A folder that already holds this run is returned unchanged. Several
-    processes train as one: :mod:`bla.training.processes`.
+    and the metrics on the test images. With ``trunk_rate`` the trunk is trained too, and the run folder holds its
+    weights: :mod:`bla.training.finetuning`. A folder that already holds this run is returned unchanged. Several
+    processes share the work: :mod:`bla.training.distributed`.
 
     Parameters
     ----------
@@ -84,15 +85,15 @@ def train(
     DataError, ClassifierError, CacheError, TrainingError
         If data, classifier, cache or settings do not fit; each says what was expected.
     """
-    report = report if processes.rank() == 0 else silent
+    report = report if distributed.rank() == 0 else silent
     settings, out, place = settings or Settings(), Path(out), pick_device(device)
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
     splits, source = read_images(data, seed=settings.seed, data_root=data_root, cache=cache, report=report)
-    settings = dataclasses.replace(settings, several_labels=settings.several_labels or splits.train.several)
+    settings = settings.replace(several_labels=settings.several_labels or splits.train.several)
     wrapped = _classifier(model, weights, splits.train, settings, mode=mode, image_size=image_size).to(place)
     _check_float32(wrapped)
-    classes = wrapped.classes if settings.head == "own" else splits.train.classes
+    classes = wrapped.classes if settings.own_head else splits.train.classes
     identity = {
         "backbone": {**_origin(model, weights), "digest": weights_digest(wrapped.trunk)},
         "transform": wrapped.transform.to_dict(),
@@ -103,13 +104,13 @@ def train(
         read_examples, wrapped, classes=classes, settings=settings, cache=cache, stream=stream, report=report
     )
     out.mkdir(parents=True, exist_ok=True)
-    first = processes.rank() == 0
+    first = distributed.rank() == 0
     busy = TrainingError(f"expected a folder that no other training is writing, got {out}: wait for it")
     with sole_writer(out, busy) if first else nullcontext():
-        record = _finished(out, settings, identity)
+        record = distributed.agreed(_finished(out, settings, identity))
         classifier, networks = _assembled(wrapped, settings, classes)
         if record is None:
-            record = _trained(
+            trained = _trained(
                 classifier,
                 networks,
                 settings,
@@ -120,11 +121,13 @@ def train(
                 source=source,
                 report=report,
             )
-            if first:
-                write_run(out, record, {WEIGHTS: tensor_bytes(networks.saved())})
+            if trained is not None:
+                write_run(out, trained, {WEIGHTS: tensor_bytes(networks.saved())})
+            record = distributed.agreed(trained)
+            assert record is not None
         else:
             report(f"{out} already holds this run", 0, 0)
-            _restore(out, record, classifier, networks)
+        _restore(out, record, classifier, networks)
         if first:
             clear_checkpoints(out)  # if killed before this line, the next call removes them
         return Run(record, settings, _ready(classifier), networks)
@@ -235,18 +238,18 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
     record = read_record(folder)
     backbone, classes, place = record["backbone"], record["classes"], pick_device(device)
     with reading("the record of a run", folder / RECORD, RunError):
-        settings, transform = Settings(**record["settings"]), Transform.from_dict(record["transform"])
+        settings, transform = Settings.from_record(record["settings"]), Transform.from_dict(record["transform"])
     if model is None:
         if backbone["name"] is None:
             raise RunError(f"{folder}: expected model=, the classifier it was trained on, which came as an object")
         weights: str | Path | None = backbone["weights"]
-        if settings.trunk_rate is not None:
+        if settings.trunk is not None:
             weights = "random"  # the run holds the trained trunk
         elif weights not in (None, "random"):
             weights = folder / str(weights)  # a relative name is a file of the run folder
         model = load_backbone(backbone["name"], weights)
     wrapped = _wrapped(model, settings, len(classes), transform, record["model"]).to(place)
-    if settings.trunk_rate is None and weights_digest(wrapped.trunk) != backbone["digest"]:
+    if settings.trunk is None and weights_digest(wrapped.trunk) != backbone["digest"]:
         raise RunError(
             f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
             "an explanation is of one classifier; train anew for this one"
@@ -256,7 +259,7 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
     return Run(record, settings, _ready(classifier), networks)
 
 
-@processes.joined()  # type: ignore[has-type, untyped-decorator]
+@distributed.joined()  # type: ignore[has-type, untyped-decorator]
 def evaluate(
     run: str | Path,
     data: str | Path | Splits | None = None,
@@ -282,7 +285,7 @@ def evaluate(
     RunError, DataError
         If there is no such run, its data have moved, or the data's classes are not the run's.
     """
-    report = report if processes.rank() == 0 else silent
+    report = report if distributed.rank() == 0 else silent
     opened = open_run(run, model=model, device=device)
     settings, trained_on = opened.settings, opened.record["data"]
     known = trained_on["root"]
@@ -306,8 +309,10 @@ def evaluate(
     examples = read_examples(
         classifier, images, classes=classifier.classes, settings=settings, cache=cache, stream=stream, report=report
     )
-    metrics = measure(opened.networks, examples, report, several=settings.several_labels)
-    return metrics, examples.cache.failures
+    metrics: dict[str, Any] = {}
+    if distributed.rank() == 0:
+        metrics = measure(opened.networks, examples, report, several=settings.several_labels)
+    return distributed.agreed(metrics), examples.cache.failures
 
 
 def pick_device(name: str) -> torch.device:
@@ -346,7 +351,7 @@ def _classifier(
     image_size: int | None,
 ) -> ExplainableClassifier:
     """The classifier to train on, with its own head or a new one for the classes of the images."""
-    if settings.head == "new" and images.labels is None:
+    if not settings.own_head and images.labels is None:
         raise DataError(
             f"{images.root}: expected class folders to train a new head on, got images without classes; for the "
             "classifier's own classes use head='own' and targets='predictions'"
@@ -356,7 +361,7 @@ def _classifier(
     if image_size is not None:
         transform = dataclasses.replace(transform, size=(image_size, image_size))
     wrapped = _wrapped(built, settings, len(images.classes), transform, model if isinstance(model, str) else None)
-    if settings.trunk_rate is not None:
+    if settings.trunk is not None:
         wrapped.name += ", end to end"  # what explains is not what was loaded
     return wrapped
 
@@ -364,7 +369,7 @@ def _classifier(
 def _wrapped(
     model: nn.Module, settings: Settings, classes: int, transform: Transform, name: str | None
 ) -> ExplainableClassifier:
-    head = classes if settings.head == "new" else None
+    head = None if settings.own_head else classes
     return explainable(model, name=name, head=head, transform=transform)
 
 
@@ -385,11 +390,12 @@ def _assembled(
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
         attention = settings.attention(channels).to(like)
-        own = settings.head == "own"
-        baseline = wrapped.head if own else new_head(channels, len(classes), settings.dropout).to(like)
+        baseline = (
+            wrapped.head if settings.own_head else new_head(channels, len(classes), settings.head.dropout).to(like)
+        )
     networks = (
-        Networks(attention, baseline, own_head=own)
-        if settings.trunk_rate is None
+        Networks(attention, baseline, own_head=settings.own_head)
+        if settings.trunk is None
         else TunedNetworks(attention, baseline, wrapped.trunk, settings=settings, pixels=wrapped.pixels)
     )
     classifier = ExplainableClassifier(
@@ -417,27 +423,32 @@ def _trained(
     identity: Mapping[str, Any],
     source: str,
     report: Progress,
-) -> Record:
-    """Train the networks, which the classifier shares, and measure them."""
+) -> Record | None:
+    """Train the networks, which the classifier shares, and measure them; None in all processes but the first."""
     started = time.monotonic()
     parts = read_parts(read, splits, settings, report)
+    first = distributed.rank() == 0
+    if not first and settings.trunk is None:
+        return None  # training from cached features takes the first process seconds
     outcome = train_networks(
         networks, settings, parts.train, parts.validation, folder=out, identity=identity, report=report
     )
+    if not first:
+        return None
     seconds = round(time.monotonic() - started, 1)
     metrics = measure(networks, parts.test, report, several=settings.several_labels)
     size = metrics["size"]
     outcome["dead"] |= settings.setup != "l2x-f" and size["min"] == size["cells"]  # died in the very last steps
     if "mean_size" in outcome:
         outcome["mean_size"]["test"] = size["mean"]
-    if settings.trunk_rate is not None:
+    if settings.trunk is not None:
         outcome["trunk"] = weights_digest(classifier.trunk)
     return new_record(
         setup=settings.name,
         model=classifier.name,
         **{**identity, "data": {**identity["data"], "root": source, "images": parts.counts}},
         seed=settings.seed,
-        settings=dataclasses.asdict(settings),
+        settings=settings.record(),
         **outcome,
         skipped=[{"image": image, "error": error} for image, error in parts.failures],
         seconds=seconds,
@@ -468,10 +479,12 @@ def _finished(out: Path, settings: Settings, identity: Mapping[str, Any]) -> Rec
     if not (out / RECORD).exists():
         return None
     record = read_record(out)
-    wanted = json.loads(json.dumps({"settings": dataclasses.asdict(settings), **identity}))
+    wanted = json.loads(json.dumps(identity))
     data = record["data"]
     came = {**record, "data": {"train": data["train"], "test": data["test"]}}
     different = [key for key, value in wanted.items() if came.get(key) != value]
+    if Settings.from_record(record["settings"]) != settings:
+        different.insert(0, "settings")
     if different:
         raise TrainingError(
             f"expected an empty folder or this run in {out}, got a run that differs in {', '.join(different)}: choose "

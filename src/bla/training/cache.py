@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import datetime
 import hashlib
@@ -15,9 +14,9 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +31,14 @@ from bla.data.prefetching import cores, prefetch
 from bla.files import cache_root, read_json, write_json
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
-from bla.training import processes
+from bla.training import distributed
 
 FORMAT = 1
 BATCH = 16
 CHUNK = 128
 """Rows between two checkpoints of a build, and under one checksum."""
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
+"""The record of a complete cache, and of one that is being built."""
 
 CacheType = Literal["float16", "float32"]
 
@@ -60,6 +61,7 @@ class FeatureCache:
     """(N, C): the average over the cells, before any rounding; memory-mapped."""
     failures: tuple[tuple[str, str], ...]
     """(image, reason) for each that could not be read."""
+    at_hand: ClassVar[bool] = True
 
     def batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Features (B, C, H, W) of these rows, float32, channels last."""
@@ -90,10 +92,8 @@ def cached_features(
 ) -> FeatureCache:
     """The features that the classifier's trunk gives for every image, computed where the cache lacks them.
 
-    A build that was interrupted goes on where it stopped; of two that start at once, one builds and the other
-    waits for it; the processes of :mod:`bla.training.processes` build a part each. An image that cannot be read is
-    listed in
-    ``failures`` and takes no part.
+    An interrupted build resumes; of two that start at once, one builds and the other waits for it; each process of
+    :mod:`bla.training.distributed` builds a part. ``failures`` lists the images that cannot be read.
 
     Parameters
     ----------
@@ -108,15 +108,15 @@ def cached_features(
     """
     if not len(images):
         raise CacheError("expected at least one image to cache features of, got none")
-    root = cache_root() if root is None else root
-    folder = root / _key(classifier, images, kind)
-    if processes.agreed(not (folder / "manifest.json").exists()):
-        with _only_builder(folder, report) if processes.rank() == 0 else contextlib.nullcontext():
-            if processes.agreed(not (folder / "manifest.json").exists()):
-                if processes.world() == 1:
-                    _build(folder, classifier, images, kind, report)
-                else:
-                    _build_together(folder, classifier, images, kind, report)
+    folder = (root or cache_root()) / _key(classifier, images, kind)
+    if distributed.agreed(not (folder / MANIFEST).exists()):
+        with _only_builder(folder, report) if distributed.rank() == 0 else contextlib.nullcontext():
+            if distributed.agreed(not (folder / MANIFEST).exists()):
+                build = _build if distributed.world() == 1 else _build_together
+                record = build(folder, classifier, images, kind, report)
+                if distributed.rank() == 0:
+                    _complete(folder, record)
+                distributed.together()
     cache = _opened(folder)
     _probe(cache, classifier, images)
     return cache
@@ -124,26 +124,25 @@ def cached_features(
 
 def listed(root: Path | None = None) -> list[dict[str, Any]]:
     """What is cached under ``root``: ``key``, ``bytes``, ``complete`` and what the build noted, one each."""
-    root = cache_root() if root is None else root
+    root = root or cache_root()
     if root.exists() and not root.is_dir():
         raise CacheError(f"expected the folder of all caches, got the file {root}")
-    found = []
-    for folder in _folders(root):
-        # a build may end meanwhile: what was not there at first takes the place of what no longer is
-        for name in ("manifest.json", "progress.json", "manifest.json"):
-            with contextlib.suppress(FileNotFoundError):
-                size = sum(file.stat().st_size for file in folder.rglob("[!.]*") if file.is_file())
-                entry = {"key": folder.name, "bytes": size, "complete": name == "manifest.json"}
-                try:
-                    found.append(entry | _read(folder / name))
-                except CacheError:
-                    found.append(entry | {"complete": False} | _record("?", "?", 0, "float16") | {"created": "damaged"})
-                break
-    return found
+    return [entry for folder in _folders(root) if (entry := _entry(folder)) is not None]
+
+
+def _entry(folder: Path) -> dict[str, Any] | None:
+    for name in (MANIFEST, PROGRESS, MANIFEST):  # twice: a build may end meanwhile
+        with contextlib.suppress(FileNotFoundError):
+            size = sum(file.stat().st_size for file in folder.rglob("[!.]*") if file.is_file())
+            entry = {"key": folder.name, "bytes": size, "complete": name == MANIFEST}
+            try:
+                return entry | _read(folder / name)
+            except CacheError:
+                return entry | {"complete": False} | _record("?", "?", 0, "float16") | {"created": "damaged"}
+    return None
 
 
 def _folders(root: Path) -> list[Path]:
-    """Those that are named by a key."""
     return [folder for folder in sorted(root.glob("*/")) if re.fullmatch("[0-9a-f]{64}", folder.name)]
 
 
@@ -177,15 +176,12 @@ def remove(keys: Sequence[str], root: Path | None = None) -> list[str]:
 
 def damaged(folder: Path) -> list[str]:
     """The files of a complete cache that differ from their checksums; reads all of them."""
-    manifest = _read(folder / "manifest.json")
+    manifest = _read(folder / MANIFEST)
     bad = []
     for file, (dtype, shape) in _layout(manifest).items():
-        if _bytes_of(folder / file) != _bytes(dtype, shape):
-            bad.append(file)
-            continue
-        rows = np.memmap(folder / file, dtype, "r", shape=shape)
-        chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
-        if [_checksum(chunk) for chunk in chunks] != manifest["checksums"][file]:
+        whole = _size(folder / file) == _bytes(dtype, shape)
+        rows = np.memmap(folder / file, dtype, "r", shape=shape) if whole else np.empty(0)
+        if [_checksum(rows, start) for start in range(0, len(rows), CHUNK)] != manifest["checksums"][file]:
             bad.append(file)
     return bad
 
@@ -196,12 +192,10 @@ def _key(classifier: ExplainableClassifier, images: ImageSet, kind: CacheType) -
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _layout(manifest: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    images, (height, width, channels) = manifest["images"], manifest["shape"]
-    return {
-        "features": (manifest["kind"], (images, height, width, channels)),
-        "pooled": ("float32", (images, channels)),
-    }
+def _layout(record: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of the rows that are done, by file."""
+    done, (height, width, channels) = record["done"], record["shape"] or (0, 0, 0)
+    return {"features": (record["kind"], (done, height, width, channels)), "pooled": ("float32", (done, channels))}
 
 
 @contextlib.contextmanager
@@ -227,38 +221,29 @@ def _only_builder(folder: Path, report: Progress) -> Iterator[None]:
 
 
 def _build(
-    folder: Path,
-    classifier: ExplainableClassifier,
-    images: ImageSet,
-    kind: CacheType,
-    report: Progress,
-    *,
-    whole: bool = True,
-) -> None:
-    folder.mkdir(exist_ok=True)  # the run that we waited for may have removed it
-    state = _resumable(folder, images, classifier.name, kind)
-    write_json(folder / "progress.json", state)
+    folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
+) -> dict[str, Any]:
+    """Write the rows of all images, and after every chunk how many are done; resumes after the last whole chunk."""
+    folder.mkdir(exist_ok=True)
+    record = _resumable(folder, _record(classifier.name, images.root.name, len(images), kind))
+    write_json(folder / PROGRESS, record)
     title = f"caching features of {len(images)} images"
-    report(title, state["done"], len(images))
-    files: dict[str, BinaryIO] = {file: (folder / file).open("ab") for file in ("features", "pooled")}
+    report(title, record["done"], len(images))
     with contextlib.ExitStack() as stack:
-        for handle in files.values():
-            stack.enter_context(handle)
+        files = {file: stack.enter_context((folder / file).open("ab")) for file in _layout(record)}
         # a core is left to the trunk, whose threads wait for one another
         pool = stack.enter_context(ThreadPoolExecutor(max(1, cores() - 1)))
-        # One thread waits for the disk while the trunk goes on; leaving this block waits for that thread.
-        committer = stack.enter_context(ThreadPoolExecutor(1))
-        commit: Future[None] | None = None
-        todo = range(state["done"], len(images))
+        todo = range(record["done"], len(images))
         read = prefetch(pool, lambda row: _try_read(images, row, classifier.transform), todo, ahead=4 * BATCH)
-        while state["done"] < len(images):
-            chunk = range(state["done"], min(state["done"] + CHUNK, len(images)))
+        while record["done"] < len(images):
+            stop = min(record["done"] + CHUNK, len(images))
             sums = dict.fromkeys(files, 0)
-            for start in range(chunk.start, chunk.stop, BATCH):
-                rows = range(start, min(start + BATCH, chunk.stop))
+            for start in range(record["done"], stop, BATCH):
+                rows = range(start, min(start + BATCH, stop))
                 photos = list(itertools.islice(read, len(rows)))
-                arrays = _features(classifier, photos, kind, state)
-                state["failures"] += [
+                arrays = _features(classifier, photos, kind)
+                record["shape"] = list(arrays["features"].shape[1:])
+                record["failures"] += [
                     [images.names[row], photo]
                     for row, photo in zip(rows, photos, strict=True)
                     if isinstance(photo, str)
@@ -269,134 +254,100 @@ def _build(
                 report(title, rows.stop, len(images))
             for file, handle in files.items():
                 handle.flush()
-                state["checksums"][file].append(sums[file])
-            state["done"] = chunk.stop
-            if commit is not None:
-                commit.result()
-            commit = committer.submit(_commit, folder, [*files.values()], copy.deepcopy(state))
-        if commit is not None:
-            commit.result()
-    if whole and len(state["failures"]) == len(images):
-        shutil.rmtree(folder)
-        raise CacheError(f"expected images that can be read, got none of {len(images)}: {state['failures'][0][1]}")
-    write_json(folder / "manifest.json", state, indent=1)
-    (folder / "progress.json").unlink()
+                os.fsync(handle.fileno())
+                record["checksums"][file].append(sums[file])
+            record["done"] = stop  # which the record says only when the rows are on disk
+            write_json(folder / PROGRESS, record)
+    return record
 
 
 def _build_together(
     folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
-) -> None:
-    """Each process builds whole chunks of its own beside one another; the first joins them.
+) -> dict[str, Any]:
+    """Each process builds a part, of whole chunks; the first one joins them.
 
-    Another number of processes than those that were interrupted begins anew.
+    Another number of processes than those that were interrupted starts over.
     """
-    parts = [folder / f"part-{index}-of-{processes.world()}" for index in range(processes.world())]
-    if processes.rank() == 0:
+    parts = [folder / f"part-{index}-of-{distributed.world()}" for index in range(distributed.world())]
+    record = _record(classifier.name, images.root.name, len(images), kind)
+    if distributed.rank() == 0:
         folder.mkdir(exist_ok=True)
         for stale in set(folder.iterdir()) - set(parts):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        state = _record(classifier.name, images.root.name, len(images), kind)
-        write_json(folder / "progress.json", state)
-    processes.together()
-    chunks = processes.share(-(-len(images) // CHUNK))
-    rows = range(chunks.start * CHUNK, min(chunks.stop * CHUNK, len(images)))
-    part = parts[processes.rank()]
-    if rows and not (part / "manifest.json").exists():
-        _build(part, classifier, images.subset(np.array(rows)), kind, report, whole=False)
-    processes.together()
-    if processes.rank() == 0:
-        _join(folder, [part for part in parts if (part / "manifest.json").exists()], len(images))
-    processes.together()
+        write_json(folder / PROGRESS, record)
+    distributed.together()
+    chunks = distributed.share(-(-len(images) // CHUNK))
+    rows = np.arange(chunks.start * CHUNK, min(chunks.stop * CHUNK, len(images)))
+    built = _build(parts[distributed.rank()], classifier, images.subset(rows), kind, report) if len(rows) else None
+    records = [each for each in distributed.gathered(built) if each is not None]
+    record |= {"done": len(images), "shape": records[0]["shape"]}
+    record["failures"] = [failure for each in records for failure in each["failures"]]
+    for file, checksums in record["checksums"].items():
+        checksums += [checksum for each in records for checksum in each["checksums"][file]]
+        if distributed.rank() == 0:
+            with (folder / file).open("wb") as target:
+                for part in filter(Path.exists, parts):
+                    with (part / file).open("rb") as source:
+                        shutil.copyfileobj(source, target, 1 << 22)
+                target.flush()
+                os.fsync(target.fileno())
+    return record
 
 
-def _join(folder: Path, parts: Sequence[Path], images: int) -> None:
-    """One cache of whole parts, in their order."""
-    manifests = [_read(part / "manifest.json") for part in parts]
-    whole = manifests[0] | {"images": images, "done": images, "failures": [], "checksums": {}}
-    for manifest in manifests:
-        whole["failures"] += manifest["failures"]
-    for file in ("features", "pooled"):
-        whole["checksums"][file] = [checksum for manifest in manifests for checksum in manifest["checksums"][file]]
-        with (folder / file).open("wb") as target:
-            for part in parts:
-                with (part / file).open("rb") as source:
-                    shutil.copyfileobj(source, target, 1 << 22)
-            target.flush()
-            os.fsync(target.fileno())
-    if len(whole["failures"]) == images:
-        reason = whole["failures"][0][1]
+def _complete(folder: Path, record: dict[str, Any]) -> None:
+    """Let the folder be a cache, if any image could be read."""
+    if len(record["failures"]) == record["images"]:
         shutil.rmtree(folder)
-        raise CacheError(f"expected images that can be read, got none of {images}: {reason}")
-    write_json(folder / "manifest.json", whole, indent=1)
-    for part in parts:
+        reason = record["failures"][0][1]
+        raise CacheError(f"expected images that can be read, got none of {record['images']}: {reason}")
+    write_json(folder / MANIFEST, record, indent=1)
+    (folder / PROGRESS).unlink()
+    for part in folder.glob("part-*/"):
         shutil.rmtree(part)
-    (folder / "progress.json").unlink()
 
 
-def _commit(folder: Path, files: list[BinaryIO], state: dict[str, Any]) -> None:
-    """Let the state say that rows are there only when they are."""
-    for file in files:
-        os.fsync(file.fileno())
-    write_json(folder / "progress.json", state)
-
-
-def _resumable(folder: Path, images: ImageSet, name: str, kind: CacheType) -> dict[str, Any]:
-    """The state of a build that stopped, its files cut back to the last whole chunk; or a new state."""
-    state = _record(name, images.root.name, len(images), kind)
-    if (folder / "progress.json").exists():
-        state = _read(folder / "progress.json")
+def _resumable(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of an interrupted build, its files cut back to the last whole chunk; or the new record."""
+    if (folder / PROGRESS).exists():
+        record = _read(folder / PROGRESS)
     for stale in folder.glob(".*"):  # a record whose writer was killed
         stale.unlink()
-    for part in folder.glob("part-*/"):  # of a build by several processes that was interrupted
+    for part in folder.glob("part-*/"):  # of an interrupted build by several processes
         shutil.rmtree(part)
-    for file in ("features", "pooled"):
-        whole = 0
-        if state["shape"]:
-            dtype, shape = _layout(state)[file]
-            whole = _bytes(dtype, (state["done"], *shape[1:]))
+    for file, layout in _layout(record).items():
         path = folder / file
         path.touch()
-        if _bytes_of(path) < whole:
-            raise CacheError(
-                f"expected {whole} bytes in {path}, got {_bytes_of(path)}: remove it with `bla cache remove "
-                f"{folder.name[:12]}` and run again"
-            )
-        os.truncate(path, whole)
-    return state
+        if _size(path) < _bytes(*layout):
+            raise CacheError(f"expected {_bytes(*layout)} bytes in {path}, got {_size(path)}: {_remedy(folder)}")
+        os.truncate(path, _bytes(*layout))
+    return record
 
 
 def _features(
-    classifier: ExplainableClassifier, photos: list[Photo | str], kind: CacheType, state: dict[str, Any]
+    classifier: ExplainableClassifier, photos: list[Photo | str], kind: CacheType
 ) -> dict[str, npt.NDArray[Any]]:
     """Rows for the two files; zeros for a photo that could not be read or whose features are not finite."""
     readable = [index for index, photo in enumerate(photos) if not isinstance(photo, str)]
-    if readable or state["shape"] is None:
-        pixels = [photo.pixels for photo in photos if not isinstance(photo, str)]
-        # where a first batch is all broken, a grey photo tells the shape of the features
-        grey = np.full((1, *classifier.transform.size, 3), 127, np.uint8)
-        with torch.inference_mode():
-            features = classifier.trunk(classifier.pixels(np.stack(pixels) if pixels else grey)).float()
-            largest = features.abs().amax(dim=(1, 2, 3)).tolist()
-            pooled = features.mean(dim=(2, 3)).cpu().numpy()
-            maps = features.permute(0, 2, 3, 1).to(getattr(torch, kind)).cpu().numpy()
-        state["shape"] = list(maps.shape[1:])
-    height, width, channels = state["shape"]
-    limit = float(np.finfo(kind).max)
-    if len(readable) == len(photos) and all(value <= limit for value in largest):  # no NaN is
-        return {"features": np.ascontiguousarray(maps), "pooled": pooled}
+    pixels = [photo.pixels for photo in photos if not isinstance(photo, str)]
+    # if all are broken, a grey photo tells the shape of the features
+    pixels = pixels or [np.full((*classifier.transform.size, 3), 127, np.uint8)]
+    with torch.inference_mode():
+        features = classifier.trunk(classifier.pixels(np.stack(pixels))).float()
+        largest = features.abs().amax(dim=(1, 2, 3)).tolist()
+        pooled = features.mean(dim=(2, 3)).cpu().numpy()
+        maps = features.permute(0, 2, 3, 1).to(getattr(torch, kind)).cpu().numpy()
     rows = {
-        "features": np.zeros((len(photos), height, width, channels), kind),
-        "pooled": np.zeros((len(photos), channels), np.float32),
+        "features": np.zeros((len(photos), *maps.shape[1:]), kind),
+        "pooled": np.zeros((len(photos), pooled.shape[1]), np.float32),
     }
-    for source, index in enumerate(readable):
-        if not np.isfinite(largest[source]):
+    limit = float(np.finfo(kind).max)
+    for index, value, cells, mean in zip(readable, largest, maps, pooled, strict=False):
+        if not np.isfinite(value):
             photos[index] = "expected finite features, got NaN or infinity from the classifier"
-        elif largest[source] > limit:
-            raise CacheError(
-                f"expected features of at most {limit:g} for {kind}, got {largest[source]:.3g}: cache float32"
-            )
+        elif value > limit:
+            raise CacheError(f"expected features of at most {limit:g} for {kind}, got {value:.3g}: cache float32")
         else:
-            rows["features"][index], rows["pooled"][index] = maps[source], pooled[source]
+            rows["features"][index], rows["pooled"][index] = cells, mean
     return rows
 
 
@@ -408,20 +359,22 @@ def _try_read(images: ImageSet, row: int, transform: Transform) -> Photo | str:
 
 
 def _opened(folder: Path) -> FeatureCache:
-    manifest = _read(folder / "manifest.json")
-    remedy = f"remove it with `bla cache remove {folder.name[:12]}` and run again"
+    manifest = _read(folder / MANIFEST)
     if manifest["format"] != FORMAT:
-        raise CacheError(f"expected a cache of format {FORMAT}, got {manifest['format']} in {folder}: {remedy}")
+        raise CacheError(
+            f"expected a cache of format {FORMAT}, got {manifest['format']} in {folder}: {_remedy(folder)}"
+        )
     maps = {}
     for file, (dtype, shape) in _layout(manifest).items():
-        expected, size = _bytes(dtype, shape), _bytes_of(folder / file)
+        expected, size = _bytes(dtype, shape), _size(folder / file)
         if size != expected:
-            raise CacheError(f"expected {expected} bytes in {folder / file}, got {size}: {remedy}")
+            raise CacheError(f"expected {expected} bytes in {folder / file}, got {size}: {_remedy(folder)}")
         maps[file] = np.memmap(folder / file, dtype, "r", shape=shape)
-        last = len(manifest["checksums"][file]) - 1
-        for chunk in {0, last}:
-            if _checksum(maps[file][chunk * CHUNK : (chunk + 1) * CHUNK]) != manifest["checksums"][file][chunk]:
-                raise CacheError(f"expected the features that were written, got a damaged {folder / file}: {remedy}")
+        checksums = manifest["checksums"][file]
+        if any(_checksum(maps[file], chunk * CHUNK) != checksums[chunk] for chunk in (0, len(checksums) - 1)):
+            raise CacheError(
+                f"expected the features that were written, got a damaged {folder / file}: {_remedy(folder)}"
+            )
     failures = tuple((image, reason) for image, reason in manifest["failures"])
     return FeatureCache(folder, maps["features"], maps["pooled"], failures)
 
@@ -441,15 +394,19 @@ def _probe(cache: FeatureCache, classifier: ExplainableClassifier, images: Image
         )
 
 
-def _checksum(rows: npt.NDArray[Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(rows).data)
+def _remedy(folder: Path) -> str:
+    return f"remove it with `bla cache remove {folder.name[:12]}` and run again"
+
+
+def _checksum(rows: npt.NDArray[Any], start: int) -> int:
+    return zlib.crc32(np.ascontiguousarray(rows[start : start + CHUNK]).data)
 
 
 def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return np.dtype(dtype).itemsize * math.prod(shape)
 
 
-def _bytes_of(path: Path) -> int:
+def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 

@@ -1,4 +1,4 @@
-"""A mean size that is asked for: where the bound has to be, and who judges the images that it is set on."""
+"""The control of the mean size: where the bound must lie, and on which images, judged by whom, it is set."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from torch.nn import functional
 
 from bla.metrics.fitting import Rows, fit_minibatches
 from bla.training.networks import Examples, Networks
-from bla.training.settings import Settings
+from bla.training.settings import Settings, TrainingError
 
 JUDGES = 5
-"""Heads that judge images which they were not trained on, each a share of them."""
+"""Heads that judge images which they were not trained on, each a fifth of them."""
+
+_FOLLOWING = 0.2
+"""How far the bound moves, at every step, towards where the batch has the mean size."""
+
+_SIZED_ON = 10_000
+"""The bound is set on at most this many images at the end of an epoch."""
 
 
 def bound_of_mean_size(scores: Tensor, size: float) -> tuple[float, float]:
-    r"""The score t that the bound has to be at for a mean size, and the mean size that it gives.
+    r"""The score t at which the bound gives a mean size, and the mean size that it gives.
 
     .. math:: \tfrac1B \sum_b \max(1, |\{n : u_{bn} \le t\}|)
 
@@ -50,7 +56,7 @@ def trained_judge(networks: Networks, settings: Settings, examples: Examples, fo
     Its randomness is a function of the seed and the fold alone.
     """
     assert examples.labels is not None
-    labels = examples.labels
+    labels, stages = examples.labels, settings.stages
     judge = copy.deepcopy(networks.baseline)
     torch.manual_seed(int(np.random.RandomState([settings.seed, 7, fold]).randint(2**31)))
     for module in judge.modules():
@@ -58,17 +64,83 @@ def trained_judge(networks: Networks, settings: Settings, examples: Examples, fo
             module.reset_parameters()
 
     def loss(rows: Rows) -> Tensor:
-        logits = judge(networks.pooled(examples, examples.rows[rows], "head"))
+        logits = judge(networks.pooled(examples.subset(rows), "head"))
         return functional.cross_entropy(logits, torch.from_numpy(labels[rows]).to(networks.device))
 
-    fit_minibatches(
-        judge,
-        loss=loss,
-        orders=(
-            np.random.RandomState([settings.seed, 8, fold, epoch]).permutation(len(examples))
-            for epoch in range(settings.head_epochs or settings.epochs)
-        ),
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
+    orders = (
+        np.random.RandomState([settings.seed, 8, fold, epoch]).permutation(len(examples))
+        for epoch in range(stages.of_head)
     )
+    fit_minibatches(judge, loss=loss, orders=orders, batch_size=stages.batch_size, learning_rate=stages.learning_rate)
     return judge
+
+
+class SizeControl:
+    """Keeps a module's mean size during training, and meets it exactly at the end of every epoch.
+
+    It is met on the validation images, else on the training images. In the last epoch a class-conditional score
+    without validation images is judged by heads that have not seen the image: the baseline is surer of the images
+    that it was trained on than of others, and such a score reads how its logits vary over a map, so a bound set on
+    what it says of them gives other images other sizes. So each fifth of the images is judged by a head trained as
+    the baseline was, on the other four.
+    """
+
+    def __init__(
+        self, networks: Networks, settings: Settings, size: float, train: Examples, validation: Examples | None
+    ) -> None:
+        self.networks, self.attention, self.settings, self.size = networks, networks.attention, settings, size
+        self.train, self.validation = train, validation
+        # a trunk that is trained too, or streamed features, would have to run again for every judge
+        self.judged_unseen = (
+            settings.selection.class_aware and train.cache.at_hand and not networks.own_head and validation is None
+        )
+
+    @property
+    def met_on(self) -> str:
+        """The images on which the size is met."""
+        return "validation" if self.validation else "training, judged unseen" if self.judged_unseen else "training"
+
+    def follow(self, unbounded: Tensor) -> None:
+        """Move the bound a little towards where this batch's own mean size would be right."""
+        scores = -unbounded.flatten(1)
+        self.attention.move_bound(_FOLLOWING * bound_of_mean_size(scores, self._cells(scores.shape[1]))[0])
+
+    def meet(self, *, last: bool) -> float:
+        """Set the bound at the end of an epoch; returns the mean size that it gives."""
+        if last and self.judged_unseen:
+            return self._meet(self._scores_judged_unseen())
+        return self.meet_on(self.validation or self.train)
+
+    def meet_on(self, examples: Examples) -> float:
+        """Set the bound on these images; returns the mean size that it gives."""
+        return self._meet(self._scores(examples))
+
+    def _meet(self, scores: Tensor) -> float:
+        score, reached = bound_of_mean_size(scores, self._cells(scores.shape[1]))
+        self.attention.move_bound(score)
+        return reached
+
+    def _cells(self, cells: int) -> float:
+        """How many of a map's cells to select on average."""
+        if self.size > cells:
+            raise TrainingError(f"expected a mean_size of at most {cells}, the cells of a map, got {self.size}")
+        return self.size if self.size >= 1 else max(1.0, self.size * cells)
+
+    @torch.no_grad()
+    def _scores(self, examples: Examples) -> Tensor:
+        """U of these images' cells, (B, N); of a random part of the images if there are too many."""
+        order = np.random.RandomState([self.settings.seed, 5]).permutation(len(examples))
+        parts = examples.subset(np.sort(order[:_SIZED_ON])).batches()
+        return torch.cat([-self.attention(self.networks.features(part)).unbounded.flatten(1) for part in parts])
+
+    def _scores_judged_unseen(self) -> Tensor:
+        fold_of = np.random.RandomState([self.settings.seed, 6]).permutation(len(self.train)) % JUDGES
+        scores = []
+        try:
+            for fold in range(min(JUDGES, len(self.train))):
+                others = self.train.subset(np.flatnonzero(fold_of != fold))
+                self.attention.judge = trained_judge(self.networks, self.settings, others, fold)
+                scores.append(self._scores(self.train.subset(np.flatnonzero(fold_of == fold))))
+        finally:
+            self.attention.judge = self.networks.baseline
+        return torch.cat(scores)

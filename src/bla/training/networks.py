@@ -1,11 +1,11 @@
-"""What is trained, and on what: examples, the module, its head, the baseline and the fair control."""
+"""Networks and their examples: the module, its head, the baseline and the fair control."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,22 +15,35 @@ from torch import Tensor, nn
 from bla.model.attention import Attention
 from bla.model.heads import reads_maps
 from bla.training.cache import FeatureCache
-from bla.training.photos import Photos, StreamedFeatures
+from bla.training.photos import StreamedFeatures
 from bla.training.settings import TrainingError
 
-Stage = Literal["head", "module", "continued"]
+StageName = Literal["head", "module", "continued"]
 """The stages of a training, in their order."""
+
+EVALUATION_BATCH = 64
+
+
+class Source(Protocol):
+    """A source of examples: cached features, streamed features, or photos."""
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether features are read, not computed by a trunk every time."""
+
+    @property
+    def failures(self) -> tuple[tuple[str, str], ...]:
+        """(image, reason) for each that cannot be read."""
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> Any:
+        """Features (B, C, H, W) of these rows, or of photos the pixels (B, h, w, 3)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Rows of a feature cache with their classes; no classes where the classifier's own predictions are learnt.
+    """Rows of a source with their classes; without, if the classifier's own predictions are the targets."""
 
-    Where a set's features fit no disk, they are computed anew; where the trunk is trained too, they change with it,
-    and the rows are of photos.
-    """
-
-    cache: FeatureCache | StreamedFeatures | Photos
+    cache: Source
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
 
@@ -42,20 +55,25 @@ class Examples:
         labels = None if self.labels is None else self.labels[indices]
         return Examples(self.cache, self.rows[indices], labels)
 
+    def batches(self) -> Iterator[Examples]:
+        """All of them in order, a batch of evaluation at a time."""
+        for start in range(0, len(self), EVALUATION_BATCH):
+            yield self.subset(np.arange(start, min(start + EVALUATION_BATCH, len(self))))
+
 
 class Networks(nn.Module):
-    """What is trained: the baseline's head, the module, the head that reads it, and the control.
+    """The module, and the heads that are trained with it and beside it.
 
-    ``baseline`` reads mean-pooled features: the head of the first stage, or the classifier's own. ``head`` starts
-    from it, as does ``continued``, the fair control: mean-pooled, but trained for the epochs of both stages. The judge
-    of a class-aware module is the baseline.
+    ``baseline`` reads mean-pooled features: the head of the first stage, or the classifier's own. ``head``, which reads
+    the module's selection, starts from it, as does ``continued``, the fair control: mean-pooled, but trained for the
+    epochs of both stages. The judge of a class-conditional module is the baseline.
     """
 
     def __init__(self, attention: Attention, baseline: nn.Module, *, own_head: bool) -> None:
         super().__init__()
         self.attention = attention
         self.baseline = baseline
-        # A classifier's own head is one and the same in all three places, and not ours to save.
+        # A classifier's own head is the same in all three places, and never saved.
         self.head = baseline if own_head else copy.deepcopy(baseline)
         self.continued = baseline if own_head else copy.deepcopy(baseline)
         self.own_head = own_head
@@ -69,55 +87,45 @@ class Networks(nn.Module):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The children that a run or a checkpoint must keep."""
+        """The children that runs and checkpoints hold."""
         return ("attention",) if self.own_head else ("attention", "baseline", "head", "continued")
 
     def saved(self) -> dict[str, Tensor]:
-        """The tensors that a run or a checkpoint must keep."""
-        state = self.state_dict()
+        """The tensors that runs and checkpoints hold; the judge is the baseline, so it is not repeated."""
         return {
             key: value
-            for key, value in state.items()
-            if key.split(".", maxsplit=1)[0] in self.parts
-            and not key.startswith("attention.judge.")  # the baseline's own
+            for key, value in self.state_dict().items()
+            if key.split(".", maxsplit=1)[0] in self.parts and not key.startswith("attention.judge.")
         }
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.attention.parameters()).device
 
-    def features(self, examples: Examples, rows: npt.NDArray[np.int64]) -> Tensor:
-        """What the module reads, (B, C, H, W)."""
-        return cast("FeatureCache | StreamedFeatures", examples.cache).batch(rows).to(self.device)
+    def features(self, examples: Examples) -> Tensor:
+        """The input of the module, (B, C, H, W)."""
+        features: Tensor = examples.cache.batch(examples.rows)
+        return features.to(self.device)
 
-    def pooled(self, examples: Examples, rows: npt.NDArray[np.int64], stage: Stage) -> Tensor:
-        """What the mean-pooled head of a stage reads, (B, C): of ``head`` or of ``continued``.
-
-        A classifier's own head that reads maps takes them whole.
-        """
+    def pooled(self, examples: Examples, stage: StageName) -> Tensor:
+        """The input of a stage's mean-pooled head, (B, C); the whole map if the head reads maps."""
         if reads_maps(self.baseline):
-            return self.features(examples, rows)
-        return cast("FeatureCache | StreamedFeatures", examples.cache).pooled_batch(rows).to(self.device)
+            return self.features(examples)
+        return cast("FeatureCache | StreamedFeatures", examples.cache).pooled_batch(examples.rows).to(self.device)
 
-    def trunks(self, stage: Stage) -> tuple[nn.Module, ...]:
-        """The trunk that a stage trains beside its head or module; here none."""
+    def trunks(self, stage: StageName) -> tuple[nn.Module, ...]:
+        """The trunk that a stage fine-tunes; here none."""
         return ()
 
-    def begin(self, stage: Stage) -> None:
-        """Let a stage's head start from the first stage's."""
+    def begin(self, stage: StageName) -> None:
+        """Start a stage's head from the first stage's."""
         if stage != "head" and not self.own_head:
             head = self.head if stage == "module" else self.continued
             head.load_state_dict(self.baseline.state_dict())
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`saved` gave.
-
-        Raises
-        ------
-        TrainingError
-            If the tensors are not those of these networks.
-        """
+        """Restore the tensors of :meth:`saved`; a TrainingError if they belong to other networks."""
         own = self.saved()
         if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in saved.items()}:
             odd = sorted(set(own) ^ set(saved)) or "other shapes"

@@ -1,10 +1,11 @@
-"""Photos read anew every time: as pixels, which a trunk is trained on, or as the features that a frozen one gives."""
+"""Photos that are read again for every batch: as pixels, or as the features of a frozen trunk."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,13 @@ from bla.data.photo import DataError, Interpolation, Transform
 from bla.data.prefetching import cores, prefetch
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
-from bla.training import processes
+from bla.training import distributed
 
 CHUNK = 32
-"""Photos that go through a trunk at a time where no gradient is kept."""
+"""Photos that a trunk processes at once without gradients."""
 
 MARGIN = 8 / 7
-"""How much larger than the input a photo is read to be augmented, which crops from it: 256 for 224."""
+"""Augmentation crops from a photo larger than the input by this factor: 256 for 224."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,42 +38,29 @@ class Photos:
     images: ImageSet
     transform: Transform
     failures: tuple[tuple[str, str], ...] = ()
+    at_hand: ClassVar[bool] = False
 
     def batch(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Pixels (B, h, w, 3) of these rows.
-
-        Raises
-        ------
-        DataError
-            If a photo cannot be read any more.
-        """
+        """Pixels (B, h, w, 3) of these rows; a DataError if a photo can no longer be read."""
         return np.stack(_read(self.images, rows, self.transform))
 
     def augmented(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """As :meth:`batch`, each photo changed at random (:func:`augmentation`) by torch's global generator."""
+        """As :meth:`batch`, each photo augmented (:func:`augmentation`) by torch's global generator."""
         height, width = self.transform.size
         larger = dataclasses.replace(self.transform, size=(round(height * MARGIN), round(width * MARGIN)))
         change = augmentation(self.transform.size, self.transform.interpolation)
-        changed = []
-        seeds = torch.empty(len(rows), dtype=torch.int64).random_(2**31)  # each photo's own: it is changed the same
-        with torch.random.fork_rng([]):  # whichever process reads it, and on any number of threads
-            for seed, pixels in zip(seeds.tolist(), _read(self.images, rows, larger), strict=True):
-                torch.manual_seed(seed)
-                changed.append(change(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy())
-        return np.stack(changed)
+        photos = [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in _read(self.images, rows, larger)]
+        return np.stack([change(photo).permute(1, 2, 0).numpy() for photo in photos])
 
 
 class StreamedFeatures:
-    """The features of photos, computed anew whenever they are asked for; what is kept is the last batch.
+    """The features that a classifier's frozen trunk gives for photos, computed again for every batch.
 
-    Gives what a :class:`bla.training.cache.FeatureCache` does, in float32, where no disk holds the features of a
-    whole set. The
-    price is decoding and the trunk for every image in every epoch of every stage.
-
-    Parameters
-    ----------
-    classifier: whose trunk, which stays as it is, the photos go through.
+    It stands in for a :class:`bla.training.cache.FeatureCache`, in float32, if the features of a set do not fit the
+    disk, at the price of decoding every image and running the trunk in every epoch of every stage.
     """
+
+    at_hand = False
 
     def __init__(self, classifier: ExplainableClassifier, photos: Photos) -> None:
         self.photos = photos
@@ -86,15 +74,9 @@ class StreamedFeatures:
 
     @torch.no_grad()
     def batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Features (B, C, H, W) of these rows.
-
-        Raises
-        ------
-        DataError
-            If a photo cannot be read any more, or its features are not finite.
-        """
+        """Features (B, C, H, W) of these rows; a DataError if a photo can no longer be read or they are not finite."""
         key = rows.tobytes()
-        if self._last is None or self._last[0] != key:  # a step asks for a batch's map and for its average
+        if self._last is None or self._last[0] != key:  # a step reads a batch's maps and their average
             parts = range(0, len(rows), CHUNK)
             pixels = (self._classifier.pixels(self.photos.batch(rows[start : start + CHUNK])) for start in parts)
             features = torch.cat([self._classifier.trunk(part).float() for part in pixels])
@@ -111,13 +93,7 @@ class StreamedFeatures:
 
 
 def readable_photos(images: ImageSet, transform: Transform, report: Progress = silent) -> Photos:
-    """Photos of a set with those in ``failures`` that cannot be read, found by reading every one.
-
-    Raises
-    ------
-    DataError
-        If none can be read.
-    """
+    """The photos of a set, with ``failures`` found by reading every one; a DataError if none can be read."""
     failures: list[tuple[str, str]] = []
 
     def read(row: int) -> str | None:
@@ -128,14 +104,14 @@ def readable_photos(images: ImageSet, transform: Transform, report: Progress = s
         return None
 
     title = f"reading {len(images)} images"
-    mine = processes.share(len(images))
+    mine = distributed.share(len(images))
     with ThreadPoolExecutor(cores()) as pool:
         for row, error in zip(mine, prefetch(pool, read, mine, ahead=64), strict=True):
             if error is not None:
                 failures.append((images.names[row], error))
             if (row + 1) % 64 == 0 or row + 1 == mine.stop:
                 report(title, row + 1, mine.stop)
-    failures = [failure for found in processes.everyones(failures) for failure in found]
+    failures = [failure for found in distributed.gathered(failures) for failure in found]
     if len(failures) == len(images):
         reason = failures[0][1] if failures else "no image"
         raise DataError(f"{images.root}: expected images that can be read, got none of {len(images)}: {reason}")
@@ -143,10 +119,7 @@ def readable_photos(images: ImageSet, transform: Transform, report: Progress = s
 
 
 def augmentation(size: tuple[int, int], interpolation: Interpolation) -> nn.Module:
-    """Of a photo (3, h, w): a part of 40 to 100% of it, mirrored or not, brighter or darker, all at random.
-
-    torchvision's: RandomResizedCrop, RandomHorizontalFlip, ColorJitter; all draw from torch's global generator.
-    """
+    """Augmentation of a photo (3, h, w): a random crop of 40 to 100%, flip, brightness, contrast and saturation."""
     from torchvision.transforms import InterpolationMode, v2
 
     # torchvision resizes tensors so, and not by Lanczos's

@@ -1,22 +1,34 @@
-"""How to train: the paper's setups and every choice beside them, checked when they are made."""
+"""How to train: small parts, each of which holds only options that make sense together."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
-
-import torch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from bla import BlaError
-from bla.model.attention import Attention, BoundedLogitAttention, ClassAwareAttention, L2XAttention, signed
-from bla.operators import GumbelVariant
+
+if TYPE_CHECKING:
+    from bla.model.attention import Attention
 
 Setup = Literal["bla", "bla-t", "bla-ph", "l2x-f"]
 SETUPS: dict[Setup, str] = {"bla": "BLA", "bla-t": "BLA-T", "bla-ph": "BLA-PH", "l2x-f": "L2X-F"}
-"""The paper's setups, and what explanations are signed with."""
-
+"""The paper's setups, and the names that explanations carry."""
 
 RECOMMENDED: dict[str, Any] = {
+    "threshold": 0.0,
     "class_aware": True,
     "hidden": (64,),
     "straight_through": 0.5,
@@ -28,215 +40,346 @@ RECOMMENDED: dict[str, Any] = {
 
 
 class TrainingError(BlaError):
-    """Settings that contradict one another, or a training that cannot go on."""
+    """Settings that contradict one another, or a training that cannot continue."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+class Valid(NamedTuple):
+    """Which values an option takes: in words, and as a test."""
+
+    words: str
+    test: Callable[[Any], bool]
+
+
+AT_LEAST_1 = Valid("of at least 1", lambda value: value >= 1)
+ABOVE_0 = Valid("above 0", lambda value: value > 0)
+SHARE = Valid("in [0, 1]", lambda value: 0 <= value <= 1)
+BELOW_1 = Valid("in [0, 1)", lambda value: 0 <= value < 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Options that belong together; each value is checked against its field's type."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if isinstance(value, list):  # as JSON and the command line give a tuple
+                object.__setattr__(self, name, tuple(value))
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise TrainingError(f"expected {name} {' or '.join(map(repr, get_args(hint)))}, got {value!r}")
+            for valid in getattr(hint, "__metadata__", ()):
+                if value is not None and not valid.test(value):
+                    raise TrainingError(f"expected {name} {valid.words}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score(Part):
+    """How cells are scored."""
+
+    temperature: float = 0.1
+    """Multiplies the scores."""
+    hidden: Annotated[tuple[int, ...], Valid("channels of at least 1", lambda widths: all(w >= 1 for w in widths))] = ()
+    """Channels of a further 1x1 convolution before the score; may be given several times."""
+    context: bool = False
+    """Add a vector made from the pooled map to every cell before scoring."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounded(Part):
+    """A selection by bounded logits: the cells at the bound."""
+
+    threshold: float | Literal["auto"] | None = None
+    """Subtracted from the weights: a number, or auto for 0.98 / cells. By default the setup's."""
+    gate: bool = False
+    """The sigmoid gate in place of the softmax."""
+    class_aware: bool = False
+    """A class-conditional score: what the head says at each cell about the class to explain."""
+    straight_through: Annotated[float, SHARE] = 0.0
+    """Share of the loss that is computed from the hard selection, with the soft one's gradient."""
+    final_temperature: Annotated[float | None, ABOVE_0] = None
+    """Move from the temperature to this one during training."""
+    mean_size: Annotated[float | None, ABOVE_0] = None
+    """Select this many cells on average; below 1, this share of the cells."""
+    dial: Annotated[float, SHARE] = 0.0
+    """Share of the batches to train at randomly drawn sizes, so that explain --size is trained for."""
+
+    def attention(self, channels: int, score: Score, threshold: float | Literal["auto"]) -> Attention:
+        """The attention with fresh weights from torch's global generator, at the final temperature."""
+        from bla.model.attention import BoundedLogitAttention, ClassAwareAttention
+
+        options: dict[str, Any] = {
+            "temperature": self.final_temperature or score.temperature,
+            "threshold": threshold,
+            "hidden": score.hidden,
+            "gate": self.gate,
+        }
+        if self.class_aware:
+            return ClassAwareAttention(channels, **options)
+        return BoundedLogitAttention(channels, context=score.context, **options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedSize(Part):
+    """A selection of a fixed number of cells: L2X-F, the rival. It has no bound that could be moved or missed."""
+
+    size: int = 8
+    """Cells that l2x-f selects."""
+    variant: Literal["official", "corrected"] = "official"
+    """Of l2x-f: the temperature multiplies (official) or divides (corrected)."""
+
+    class_aware: ClassVar[bool] = False
+    straight_through: ClassVar[float] = 0.0
+    final_temperature: ClassVar[float | None] = None
+    mean_size: ClassVar[float | None] = None
+    dial: ClassVar[float] = 0.0
+
+    def attention(self, channels: int, score: Score, _: float | Literal["auto"]) -> Attention:
+        """The attention with fresh weights from torch's global generator."""
+        from bla.model.attention import L2XAttention
+
+        return L2XAttention(channels, size=self.size, variant=self.variant, **dataclasses.asdict(score))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head(Part):
+    """The head that reads the selection, and what it learns to predict."""
+
+    head: Literal["new", "own"] = "new"
+    """new, for the data's classes, trained first; or own, the classifier's own, which is not changed."""
+    targets: Literal["labels", "predictions"] = "labels"
+    """What to predict: the data's labels, or the classifier's own predictions (with --head own)."""
+    dropout: Annotated[float, BELOW_1] = 0.2
+    """Dropout before a new head."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages(Part):
+    """How long the stages are, and Adam's options."""
+
+    epochs: Annotated[int, AT_LEAST_1] = 5
+    """Epochs of the module's stage; 10 with recommended."""
+    head_epochs: Annotated[int | None, AT_LEAST_1] = None
+    """Epochs of the head's stage: by default as many, with recommended 15."""
+    batch_size: Annotated[int, AT_LEAST_1] = 32
+    """Images in a batch."""
+    learning_rate: Annotated[float, ABOVE_0] = 1e-3
+    """Adam's learning rate."""
+    seed: Annotated[int, Valid("in [0, 2**32)", lambda value: 0 <= value < 2**32)] = 0
+    """Seed of all randomness."""
+
+    @property
+    def of_head(self) -> int:
+        """Epochs of the head's stage."""
+        return self.head_epochs or self.epochs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trunk(Part):
+    """Fine-tuning of the trunk, end to end: :mod:`bla.training.finetuning`."""
+
+    trunk_rate: Annotated[float, ABOVE_0]
+    """Fine-tune the trunk too, end to end, with this learning rate (1e-4, say); by default it is frozen."""
+    augment: bool = False
+    """Augment the photos that a trunk is trained on: random crop, flip, brightness, contrast, saturation."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of a trunk that is trained: float32, or mixed with bfloat16 or float16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut(Part):
+    """Validation images, and early stopping on them."""
+
+    validation: Annotated[float, BELOW_1]
+    """Share of the training images held out for validation."""
+    patience: Annotated[int | None, AT_LEAST_1] = None
+    """End a stage after this many epochs without a smaller validation loss, and keep its best epoch."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class Settings:
     """How to train. The defaults are the paper's for fine-grained data.
 
-    Attributes
+    Every option of every part is a keyword, as on the command line.
+
+    >>> settings = Settings("bla-t", mean_size=8, epochs=3)
+    >>> settings.selection.mean_size, settings.stages.epochs, settings.trunk
+    (8, 3, None)
+
+    Parameters
     ----------
     setup: ``bla``; ``bla-t``, with the threshold 0.98 / N; ``bla-ph``, post hoc: the threshold, and a frozen head;
         ``l2x-f``, the fixed-size rival.
-    head: ``new``, a linear head for the data's classes, trained on mean-pooled features first; or ``own``, the
-        classifier's own, which stays as it is (post hoc by nature).
-    targets: what to predict: the data's ``labels``, or the classifier's own ``predictions``.
-    epochs, head_epochs: of the module's stage and the head's; None: as many.
-    batch_size, learning_rate, dropout, seed: Adam's, and the dropout before a new head.
-    threshold: replaces the setup's: a number, or "auto" for 0.98 / N.
-    temperature, hidden, context, gate: of :class:`bla.BoundedLogitAttention`.
-    class_aware: the score reads what the head says at each cell about the class to be explained:
-        :class:`bla.model.attention.ClassAwareAttention`.
-    straight_through: share of the loss that is taken from the hard selection, with the soft one's gradient.
-    final_temperature: the temperature goes from ``temperature`` to this one, by the same factor every step.
-    mean_size: how many cells to select on average, or, below 1, which share of a map's cells. The bound follows
-        the scores through the training, so that this is met; at the end of every epoch it is set to meet it
-        exactly on the images held out, where some are, else on the training images.
-    dial: share of the batches that are trained at a size drawn anew, from 1 to half of the cells, by moving the
-        bound there. One module then serves every size.
-    size, variant: of :class:`bla.model.attention.L2XAttention`.
-    trunk_rate: end to end: the trunk is trained too, with this learning rate, as :mod:`bla.training.finetuning`
-    says. None:
-        it stays as it is, and its features are cached.
-    augment: photos that a trunk is trained on are changed at random: :func:`bla.training.photos.augmentation`.
-    precision: of a trunk that is trained, by autocast: float32, bfloat16 or float16; all after it is float32.
-    several_labels: an image may have several classes or none, each learnt by itself, by binary cross entropy. Training
-        sets it where the data are so.
-    validation: share of the training images held out to watch. With ``patience``, a stage ends after that many
-        epochs without a smaller loss of what will be used (the hard predictions), and keeps its best epoch.
+    several_labels: an image may have several classes or none, each learnt by binary cross entropy. Training sets it
+        where the data are so.
+    options: of :class:`Score`, :class:`Bounded` or, for ``l2x-f``, :class:`FixedSize`, :class:`Head`,
+        :class:`Stages`, :class:`Trunk` with ``trunk_rate``, :class:`HeldOut` with ``validation``.
+
+    Raises
+    ------
+    TrainingError
+        If an option is out of its range, or options contradict one another.
     """
 
-    setup: Setup = "bla"
-    head: Literal["new", "own"] = "new"
-    targets: Literal["labels", "predictions"] = "labels"
-    epochs: int = 5
-    head_epochs: int | None = None
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    dropout: float = 0.2
-    seed: int = 0
-    temperature: float = 0.1
-    threshold: float | Literal["auto"] | None = None
-    hidden: tuple[int, ...] = ()
-    context: bool = False
-    gate: bool = False
-    class_aware: bool = False
-    straight_through: float = 0.0
-    final_temperature: float | None = None
-    mean_size: float | None = None
-    dial: float = 0.0
-    size: int = 8
-    variant: GumbelVariant = "official"
-    trunk_rate: float | None = None
-    augment: bool = False
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    validation: float = 0.0
-    patience: int | None = None
-    several_labels: bool = False
+    setup: Setup
+    score: Score
+    selection: Bounded | FixedSize
+    head: Head
+    stages: Stages
+    trunk: Trunk | None
+    held_out: HeldOut | None
+    several_labels: bool
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        checks = [
-            (self.setup in SETUPS, f"setup one of {', '.join(SETUPS)}", self.setup),
-            (self.head in ("new", "own"), "head 'new' or 'own'", self.head),
-            (self.targets in ("labels", "predictions"), "targets 'labels' or 'predictions'", self.targets),
-            (self.epochs >= 1, "epochs of at least 1", self.epochs),
-            (self.head_epochs is None or self.head_epochs >= 1, "head_epochs of at least 1", self.head_epochs),
-            (self.batch_size >= 1, "batch_size of at least 1", self.batch_size),
-            (self.learning_rate > 0, "learning_rate above 0", self.learning_rate),
-            (self.trunk_rate is None or self.trunk_rate > 0, "trunk_rate above 0", self.trunk_rate),
-            (
-                self.precision in ("float32", "bfloat16", "float16"),
-                "precision float32, bfloat16 or float16",
-                self.precision,
-            ),
-            (0 <= self.dropout < 1, "dropout in [0, 1)", self.dropout),
-            (0 <= self.seed < 2**32, "seed in [0, 2**32)", self.seed),
-            (0 <= self.validation < 1, "validation share in [0, 1)", self.validation),
-            (self.patience is None or self.patience >= 1, "patience of at least 1", self.patience),
-            (
-                self.final_temperature is None or self.final_temperature > 0,
-                "final_temperature above 0",
-                self.final_temperature,
-            ),
-            (self.mean_size is None or self.mean_size > 0, "mean_size above 0", self.mean_size),
-            (
-                0 <= self.straight_through <= 1,
-                "straight_through, a share of the loss, in [0, 1]",
-                self.straight_through,
-            ),
-            (0 <= self.dial <= 1, "dial, a share of the batches, in [0, 1]", self.dial),
-            (all(width >= 1 for width in self.hidden), "hidden layers of at least 1 channel", self.hidden),
-        ]
-        for valid, expected, came in checks:
-            if not valid:
-                raise TrainingError(f"expected {expected}, got {came!r}")
-        if self.trunk_rate is None and (self.augment or self.precision != "float32"):
-            raise TrainingError(
-                "expected trunk_rate with augment or precision: a trunk that stays as it is gives features once, in "
-                "float32; set trunk_rate=1e-4, say"
-            )
-        if self.trunk_rate is not None and self.class_aware and not self.frozen_head:
-            raise TrainingError(
-                f"expected setup bla-ph for class_aware with trunk_rate, got {self.setup!r}, which moves the trunk "
-                "under the head that the score asks"
-            )
-        if self.trunk_rate is not None and self.head == "own":
-            raise TrainingError(
-                "expected head='new' with trunk_rate, which trains the classifier, got 'own', which leaves it as it is"
-            )
-        if self.setup == "l2x-f":
-            for name in ("class_aware", "straight_through", "final_temperature", "mean_size", "dial"):
-                if getattr(self, name):
-                    raise TrainingError(f"expected no {name} with setup l2x-f, which bounds nothing: leave it out")
-        if self.class_aware and self.context:
-            raise TrainingError("expected no context with class_aware, whose score reads no features: leave one out")
-        if self.class_aware and self.several_labels:
-            raise TrainingError(
-                "expected no class_aware with several labels an image: its score asks about one class, and an image "
-                "has one selection for all; what each label's cells are is told by their votes. Set class_aware=False"
-            )
-        if self.patience is not None and not self.validation:
-            raise TrainingError("expected a validation share for patience to watch, got none: set validation=0.1, say")
-        if self.head == "new" and self.targets == "predictions":
-            raise TrainingError("expected head='own' for targets='predictions': a new head has no predictions yet")
-        if self.head == "own" and self.setup in ("bla", "bla-t"):
-            raise TrainingError(
-                f"expected setup bla-ph or l2x-f with head='own', got {self.setup!r}, which trains the head; for no "
-                "threshold pass threshold=0"
-            )
+    def __init__(self, setup: Setup = "bla", *, several_labels: bool = False, **options: Any) -> None:
+        if setup not in SETUPS:
+            raise TrainingError(f"expected setup one of {', '.join(SETUPS)}, got {setup!r}")
+        made: dict[str, Any] = {"setup": setup, "several_labels": several_labels}
+        made |= {"score": _part(Score, options), "head": _part(Head, options), "stages": _part(Stages, options)}
+        if setup == "l2x-f":
+            made["selection"] = _part(FixedSize, options)
+            _refuse(Bounded, options, "with setup l2x-f, which bounds nothing: leave it out")
+        else:
+            made["selection"] = _part(Bounded, options)
+            _part(FixedSize, options)  # has no effect here, so a fixed size may be given to all setups alike
+        made["trunk"] = made["held_out"] = None
+        if options.get("trunk_rate") is not None:
+            made["trunk"] = _part(Trunk, options)
+        _refuse(
+            Trunk,
+            options,
+            "without trunk_rate: a frozen trunk gives features once, in float32; set trunk_rate=1e-4, say",
+        )
+        if options.get("validation"):
+            made["held_out"] = _part(HeldOut, options)
+        _refuse(HeldOut, options, "without a validation share to watch: set validation=0.1, say")
+        if options:
+            raise TypeError(f"expected options of Settings, got {', '.join(options)}")
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        aware, own = self.selection.class_aware, self.own_head
+        contradictions: dict[str, Any] = {
+            "setup bla-ph for class_aware with trunk_rate: otherwise the trunk changes under the head that the score "
+            "reads": aware and self.trunk and not self.frozen_head,
+            "head='new' with trunk_rate, which trains the classifier; 'own' does not change it": own and self.trunk,
+            "no context with class_aware, whose score reads no features: leave one out": aware and self.score.context,
+            "no class_aware with several labels an image: its score is about one class, and an image has one selection "
+            "for all labels; each label's votes tell its cells. Set class_aware=False": aware and self.several_labels,
+            "head='own' for targets='predictions': a new head has no predictions yet": not own
+            and self.head.targets == "predictions",
+            f"setup bla-ph or l2x-f with head='own', got {self.setup!r}, which trains the head; for no threshold pass "
+            "threshold=0": own and self.setup in ("bla", "bla-t"),
+        }
+        for expected, contradicted in contradictions.items():
+            if contradicted:
+                raise TrainingError(f"expected {expected}")
+        import torch
+
         try:
-            with torch.device("meta"):  # the module's own checks, now rather than after the features are cached
+            with torch.device("meta"):  # the attention's own checks, before features are cached
                 self.attention(1)
         except ValueError as error:
             raise TrainingError(str(error)) from error
 
     @classmethod
-    def recommended(cls, **given: Any) -> Settings:
-        """The recommended settings, but for those that are given. With an own head, or ``setup="bla-ph"``, post hoc.
+    def recommended(cls, **options: Any) -> Settings:
+        """The recommended settings, with the given options in their place. With an own head, or ``bla-ph``, post hoc.
 
-        A class-aware score with a mean size: its selection has seen what the head predicts from all cells.
+        A class-conditional score with a mean size: its selection has seen what the head predicts from all cells.
 
-        >>> Settings.recommended(mean_size=12).class_aware, Settings.recommended(head="own").setup
+        >>> Settings.recommended(mean_size=12).selection.class_aware, Settings.recommended(head="own").setup
         (True, 'bla-ph')
         """
-        setup = "bla-ph" if given.get("head") == "own" else "bla"
-        return cls(**{"setup": setup, "threshold": 0.0, **RECOMMENDED, **given})
+        setup = "bla-ph" if options.get("head") == "own" else "bla"
+        return cls(**{"setup": setup, **RECOMMENDED, **options})
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Settings:
+        """The settings that run.json holds; old records hold all options, also those of the other selection."""
+        other = Bounded if record["setup"] == "l2x-f" else FixedSize
+        foreign = {field.name for field in dataclasses.fields(other)}
+        return cls(**{name: value for name, value in record.items() if name not in foreign})
+
+    def record(self) -> dict[str, Any]:
+        """All options as one flat dictionary, as run.json holds them."""
+        parts = (self.score, self.selection, self.head, self.stages, self.trunk, self.held_out)
+        options: dict[str, Any] = {
+            "setup": self.setup,
+            "several_labels": self.several_labels,
+            "trunk_rate": None,
+            "validation": 0.0,
+        }
+        return options | {name: value for part in parts if part for name, value in dataclasses.asdict(part).items()}
+
+    def replace(self, **options: Any) -> Settings:
+        """These settings with other values for some options."""
+        return Settings(**(self.record() | options))
+
+    @property
+    def threshold(self) -> float | Literal["auto"]:
+        """The threshold, by default the setup's."""
+        given = getattr(self.selection, "threshold", None)
+        return self._own_threshold if given is None else given
+
+    @property
+    def _own_threshold(self) -> float | Literal["auto"]:
+        return 0.0 if self.setup == "bla" else "auto"
 
     @property
     def name(self) -> str:
-        """What explanations are signed with: the setup, and a threshold that is not its own."""
+        """What explanations are labelled with: the setup, and the threshold if it is not the setup's."""
+        from bla.model.attention import signed
+
         if self.setup == "l2x-f":
             return SETUPS[self.setup]
-        own: float | Literal["auto"] = 0 if self.setup == "bla" else "auto"
-        threshold = own if self.threshold is None else self.threshold
-        return signed(SETUPS[self.setup], threshold, own, class_aware=self.class_aware)
+        return signed(SETUPS[self.setup], self.threshold, self._own_threshold, class_aware=self.selection.class_aware)
+
+    @property
+    def seed(self) -> int:
+        """The seed of all randomness."""
+        return self.stages.seed
+
+    @property
+    def own_head(self) -> bool:
+        """Whether the head is the classifier's own."""
+        return self.head.head == "own"
 
     @property
     def frozen_head(self) -> bool:
-        """Whether the head stays as it is while the module is trained."""
-        return self.head == "own" or self.setup == "bla-ph"
+        """Whether the head is frozen while the module is trained."""
+        return self.own_head or self.setup == "bla-ph"
 
     def temperature_at(self, progress: float) -> float:
-        """The temperature where a share of the module's stage is done.
+        """The temperature after a share of the module's stage.
 
         >>> settings = Settings(temperature=0.1, final_temperature=10)
         >>> settings.temperature_at(0), settings.temperature_at(0.5), settings.temperature_at(1)
         (0.1, 1.0, 10.0)
         """
-        final = self.final_temperature or self.temperature
-        return (
-            self.temperature if final == self.temperature else self.temperature * (final / self.temperature) ** progress
-        )
+        start, final = self.score.temperature, self.selection.final_temperature
+        return start if final is None or final == start else start * (final / start) ** progress
 
     def attention(self, channels: int) -> Attention:
-        """A module as these settings describe, with fresh weights from torch's global generator.
+        """An attention with fresh weights from torch's global generator, at the final temperature.
 
-        Its temperature is the final one; a class-aware one has no judge yet.
+        A class-conditional one has no judge yet.
         """
-        if self.setup == "l2x-f":
-            return L2XAttention(
-                channels,
-                size=self.size,
-                temperature=self.temperature,
-                variant=self.variant,
-                hidden=self.hidden,
-                context=self.context,
-            )
-        threshold = self.threshold
-        if threshold is None:
-            threshold = 0.0 if self.setup == "bla" else "auto"
-        temperature = self.final_temperature or self.temperature
-        if self.class_aware:
-            return ClassAwareAttention(
-                channels, temperature=temperature, threshold=threshold, hidden=self.hidden, gate=self.gate
-            )
-        return BoundedLogitAttention(
-            channels,
-            temperature=temperature,
-            threshold=threshold,
-            hidden=self.hidden,
-            context=self.context,
-            gate=self.gate,
-        )
+        return self.selection.attention(channels, self.score, self.threshold)
+
+
+P = TypeVar("P", bound=Part)
+
+
+def _part(part: type[P], options: dict[str, Any]) -> P:
+    """A part made from its options, which are taken out of ``options``."""
+    names = [field.name for field in dataclasses.fields(part) if field.name in options]
+    return part(**{name: options.pop(name) for name in names})
+
+
+def _refuse(part: type[Part], options: dict[str, Any], why: str) -> None:
+    """Take the options of an absent part out of ``options``, where they may stand at their defaults."""
+    for field in dataclasses.fields(part):
+        value = options.pop(field.name, None)
+        if value and value != field.default:
+            raise TrainingError(f"expected no {field.name} {why}")

@@ -1,0 +1,101 @@
+"""Checkpoints: where a training stands, written all or nothing, from which an interrupted one resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bla.files import read_json
+from bla.training.settings import TrainingError
+
+
+@dataclasses.dataclass(slots=True)
+class Position:
+    """Where training stands. All randomness is a function of it and of the seed, so a resume needs nothing else."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    loss: float = 0.0
+    """Summed over the epoch's images so far."""
+    alive: int = 0
+    """Images of the epoch so far with a cell off the bound, which passes gradients."""
+    best: float | None = None
+    waited: int = 0
+    """Epochs since the best validation loss."""
+    dead: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class Checkpoint:
+    """All that a resume needs. ``optimiser`` is empty between two stages: the next one has yet to begin."""
+
+    position: Position
+    log: list[dict[str, Any]]
+    epochs_run: dict[str, int]
+    scaler: dict[str, Any]
+    networks: dict[str, Tensor]
+    best: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+
+    def write(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Write it under a temporary name, move it into place by one rename, and remove the others."""
+        target = folder / f"checkpoint-{self.position.total_steps}"
+        temporary = folder / f".{target.name}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name in ("networks", "best", "optimiser"):
+            tensors = {key: value.detach().cpu().contiguous().clone() for key, value in getattr(self, name).items()}
+            save_file(tensors, temporary / f"{name}.safetensors")
+        record: dict[str, Any] = {name: getattr(self, name) for name in ("log", "epochs_run", "scaler")}
+        record |= {"identity": identity, "position": dataclasses.asdict(self.position)}
+        (temporary / "state.json").write_text(json.dumps(record), encoding="utf-8")
+        temporary.rename(target)  # no two checkpoints have the same number of steps
+        clear_checkpoints(folder, but=target)
+
+    @classmethod
+    def read(cls, path: Path, identity: Mapping[str, Any]) -> Checkpoint:
+        """The checkpoint in a folder.
+
+        Raises
+        ------
+        TrainingError
+            If it is another training's.
+        """
+        record = read_json(path / "state.json")
+        different = [key for key in identity if record["identity"].get(key) != identity[key]]
+        if different:
+            raise TrainingError(
+                f"expected the checkpoint of this training in {path.parent}, got one that differs in "
+                f"{', '.join(different)}: train with the same settings and data, choose another folder, or remove it"
+            )
+        return cls(
+            Position(**record["position"]),
+            *(record[name] for name in ("log", "epochs_run", "scaler")),
+            *(load_file(path / f"{name}.safetensors") for name in ("networks", "best", "optimiser")),
+        )
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a training, oldest first; other programs' are ignored."""
+    found = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdecimal() and (path / "networks.safetensors").exists()
+    ]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def clear_checkpoints(folder: Path, but: Path | None = None) -> None:
+    """Remove a training's checkpoints, whole and partial, except one."""
+    for path in [*checkpoints(folder), *folder.glob(".checkpoint-*.partial")]:
+        if path != but:
+            shutil.rmtree(path)

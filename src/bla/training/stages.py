@@ -1,0 +1,182 @@
+"""The stages of a training: what each one trains, for how many epochs, and the logits that it learns from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bla import operators
+from bla.metrics import decided
+from bla.model.heads import read
+from bla.training.checkpoint import Position
+from bla.training.mean_size import SizeControl
+from bla.training.networks import Examples, Networks, StageName
+from bla.training.settings import Settings
+
+
+class Outputs(NamedTuple):
+    """What a stage computes from a batch."""
+
+    loss: Tensor
+    """Summed over the images."""
+    alive: Tensor
+    """The number of images with a cell off the bound, which passes gradients; all if nothing is bounded."""
+    unbounded: Tensor | None = None
+    """The module's scores, (B, H, W)."""
+
+
+class Stage(nn.Module):
+    """A stage: ``forward`` gives the loss of a batch in training, ``used`` the logits of what will be used."""
+
+    size_control: SizeControl | None = None
+
+    def __init__(self, name: StageName, networks: Networks, settings: Settings, epochs: int) -> None:
+        super().__init__()
+        self.name, self.networks, self.settings, self.epochs = name, networks, settings, epochs
+
+    @property
+    def trained(self) -> tuple[nn.Module, ...]:
+        """The modules that this stage trains."""
+        raise NotImplementedError
+
+    def begin(self, train: Examples) -> None:
+        """Set the weights that training starts from."""
+        self.networks.begin(self.name)
+
+    def end(self) -> None:
+        """Leave the module as it is used."""
+
+    def used(self, examples: Examples) -> Tensor:
+        """Logits (B, K) as they are used."""
+        raise NotImplementedError
+
+    def to_train(self) -> None:
+        """Turn on dropout and draws in what is trained, and gradients there alone."""
+        self.networks.eval().requires_grad_(False)
+        for module in self.trained:
+            module.train().requires_grad_(True)
+
+    @torch.no_grad()
+    def targets(self, examples: Examples) -> Tensor:
+        """Class indices (B,), or several labels (B, K): the data's, or the classifier's own predictions.
+
+        The predicted class and not its probabilities: those are matched best by selecting every cell.
+        """
+        if self.settings.head.targets == "labels":
+            assert examples.labels is not None
+            return torch.from_numpy(examples.labels).to(self.networks.device)
+        logits: Tensor = self.networks.baseline(self.networks.pooled(examples, "head"))
+        return decided(logits, several=self.settings.several_labels)
+
+
+class PooledStage(Stage):
+    """A head on mean-pooled features: the baseline, or its continuation, the fair control."""
+
+    @property
+    def head(self) -> nn.Module:
+        """The head that this stage trains."""
+        return self.networks.continued if self.name == "continued" else self.networks.baseline
+
+    @property
+    def trained(self) -> tuple[nn.Module, ...]:
+        """The head, and its trunk if that is fine-tuned."""
+        return (self.head, *self.networks.trunks(self.name))
+
+    def used(self, examples: Examples) -> Tensor:
+        """Logits (B, K) from all cells."""
+        logits: Tensor = self.head(self.networks.pooled(examples, self.name))
+        return logits
+
+    def forward(self, examples: Examples, _: Position, __: int) -> Outputs:
+        """The loss of a batch."""
+        loss = summed_loss(self.used(examples), self.targets(examples))
+        return Outputs(loss, loss.new_tensor(len(examples)))
+
+
+class ModuleStage(Stage):
+    """The module, and the head that reads its selection unless that is frozen."""
+
+    @property
+    def trained(self) -> tuple[nn.Module, ...]:
+        """The module without its judge, the head unless it is frozen, and the trunk if that is fine-tuned."""
+        nets = self.networks
+        learning = (child for name, child in nets.attention.named_children() if name != "judge")
+        return (*learning, *(() if self.settings.frozen_head else (nets.head,)), *nets.trunks("module"))
+
+    def begin(self, train: Examples) -> None:
+        """Start the head from the baseline, and move the bound to where some cells of some images are off it."""
+        super().begin(train)
+        attention = self.networks.attention
+        if attention.bounded:
+            some = np.sort(np.random.RandomState([self.settings.seed, 1]).permutation(len(train))[:256])
+            attention.calibrate(self.networks.features(train.subset(some)))
+            if self.size_control is not None:
+                self.size_control.meet_on(train.subset(some))
+
+    def to_train(self) -> None:
+        """Turn on draws in the module, too."""
+        super().to_train()
+        self.networks.attention.train()
+
+    def end(self) -> None:
+        """Set the final temperature."""
+        if self.settings.selection.final_temperature is not None:
+            self.networks.attention.temperature = self.settings.selection.final_temperature
+
+    def used(self, examples: Examples) -> Tensor:
+        """Logits (B, K) from the hard selection."""
+        features = self.networks.features(examples)
+        return read(self.networks.head, features, self.networks.attention(features).hard)
+
+    def forward(self, examples: Examples, position: Position, steps: int) -> Outputs:
+        """The loss of a batch: from the soft selection, and a share of it from the hard one, straight through."""
+        nets, share = self.networks, self.settings.selection.straight_through
+        if self.settings.selection.final_temperature is not None:
+            done = (position.epoch * steps + position.step) / (self.epochs * steps)
+            nets.attention.temperature = self.settings.temperature_at(done)
+        features = nets.features(examples)
+        selection = nets.attention(features, size=self._dialled(features.shape[2] * features.shape[3], position))
+        through = operators.straight_through(selection.hard, selection.soft)
+        targets = self.targets(examples)
+        losses = [
+            part * summed_loss(read(nets.head, features, weights), targets)
+            for part, weights in ((1 - share, selection.soft), (share, through))
+            if part
+        ]
+        loss = torch.stack(losses).sum()
+        off = (selection.unbounded < 0).flatten(1).any(1).sum().to(loss)
+        return Outputs(loss, off if nets.attention.bounded else loss.new_tensor(len(examples)), selection.unbounded)
+
+    def _dialled(self, cells: int, position: Position) -> int | None:
+        """The size to train this batch at, or None for the module's own bound."""
+        dial = self.settings.selection.dial
+        if not dial:
+            return None
+        draws = np.random.RandomState([self.settings.seed, 4, position.stage, position.epoch, position.step])
+        return 1 + draws.randint(max(cells // 2, 1)) if draws.random_sample() < dial else None
+
+
+def stages_of(networks: Networks, settings: Settings, size_control: SizeControl | None) -> list[Stage]:
+    """The stages in their order; an own head is not trained, so there the module's is the only one."""
+    epochs = settings.stages.epochs
+    module = ModuleStage("module", networks, settings, epochs)
+    module.size_control = size_control
+    if networks.own_head:
+        return [module]
+    return [
+        PooledStage("head", networks, settings, settings.stages.of_head),
+        module,
+        PooledStage("continued", networks, settings, epochs),
+    ]
+
+
+def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy, summed over the images; of several labels binary, and their mean."""
+    if targets.ndim == 1:
+        return functional.cross_entropy(logits, targets, reduction="sum")
+    each = functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+    return each.mean(dim=1).sum()
