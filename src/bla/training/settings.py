@@ -36,7 +36,7 @@ RECOMMENDED: dict[str, Any] = {
     "head_epochs": 15,
     "epochs": 10,
 }
-"""What we recommend in place of the paper's choices: docs/results.md holds the ablation on validation images."""
+"""The recommended choices in place of the paper's; docs/background/paper.md has the ablation on validation images."""
 
 
 class TrainingError(BlaError):
