@@ -25,8 +25,8 @@ from bla.data.image_sets import Splits, image_folder
 from bla.metrics.pixels import blurred, spread
 from bla.metrics.statistics import bootstrap
 from bla.model.backbones import LITE0, load_backbone
-from bla.model.classifier import transform_of
 from bla.model.heads import weighted_sum
+from bla.model.preprocessing import transform_of
 from bla.progress import show
 from bla.training.settings import Settings
 

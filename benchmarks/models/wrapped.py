@@ -23,9 +23,10 @@ import torchvision
 from torch import nn
 
 from benchmarks.results import kept, parser_of
-from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable, transform_of
+from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
 from bla.model.heads import MapHead
 from bla.model.joining import JoinedHead
+from bla.model.preprocessing import transform_of
 
 LINEAR = 1e-4
 """How far the sum of two logits may miss the logits of the sum, of the largest, for a head to count as linear."""

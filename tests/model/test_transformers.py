@@ -12,7 +12,8 @@ from torch import nn
 
 import bla
 from bla.data.photo import Transform
-from bla.model.classifier import ClassifierError, transform_of_processor
+from bla.model.classifier import ClassifierError
+from bla.model.preprocessing import transform_of_processor
 from bla.progress import silent
 
 transformers = pytest.importorskip("transformers")

@@ -156,6 +156,27 @@ class Explanation:
             if not 0.0 <= guess.probability <= 1.0:
                 raise ExplanationError(f"expected a probability in [0, 1], got {guess.probability}")
 
+    @classmethod
+    def from_arrays(
+        cls,
+        image: str,
+        probabilities: npt.NDArray[np.floating[Any]],
+        classes: Sequence[str],
+        *,
+        selected: npt.NDArray[np.bool_],
+        several_labels: bool = False,
+        **fields: Any,
+    ) -> Explanation:
+        """An explanation from the probabilities (K,) of ``classes`` and the other fields.
+
+        ``top`` has the five likeliest classes, among equal ones the first; with several labels also any above one half.
+        """
+        shown = max(5, int((probabilities > 0.5).sum())) if several_labels else 5
+        best = np.argsort(-probabilities, kind="stable")[:shown].tolist()
+        top = tuple(Prediction(index, classes[index], min(float(probabilities[index]), 1.0)) for index in best)
+        height, width = selected.shape
+        return cls(image=image, prediction=top[0], top=top, grid=(height, width), selected=selected, **fields)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Explanation) and self.to_dict() == other.to_dict()
 

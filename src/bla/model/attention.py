@@ -47,7 +47,8 @@ class Attention(nn.Module):
     bounded: the scores have a bound, at which cells are selected; :meth:`move_bound` moves it.
     class_conditional: the selection depends on a class: ``target``, or the class that the judge predicts.
     gate: the weights are not normalised.
-    temperature, threshold: of the weights.
+    temperature: of the weights.
+    post_hoc_setup: what explanations are signed with where the head is the classifier's own.
     score, context: u of every cell, a 1x1 convolution to one channel; a layer on the pooled map, or None.
     """
 
@@ -56,7 +57,7 @@ class Attention(nn.Module):
     class_conditional: ClassVar[bool] = False
     gate = False
     temperature: float
-    threshold: float | Literal["auto"] = 0.0
+    post_hoc_setup: str
 
     def __init__(self, in_channels: int, hidden: Sequence[int], context: bool) -> None:
         super().__init__()
@@ -216,6 +217,11 @@ class BoundedLogitAttention(Attention):
         soft = operators.bounded_soft(scores, temperature=self.temperature, threshold=self.threshold, gate=self.gate)
         return Selection(*(values.reshape_as(unbounded) for values in (logits, scores, soft, hard)))
 
+    @property
+    def post_hoc_setup(self) -> str:  # type: ignore[override]
+        """BLA-PH, with what differs from it."""
+        return signed("BLA-PH", self.threshold, "auto", class_aware=self.class_conditional)
+
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
         """Start at the scale of these features (B, C, H, W): u of median 0 and spread 0.1, half the cells at the bound.
@@ -356,6 +362,7 @@ class L2XAttention(Attention):
     """
 
     method = "L2X"
+    post_hoc_setup = "L2X-F"
     draws: Tensor | None
 
     def __init__(

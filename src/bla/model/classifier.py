@@ -1,63 +1,33 @@
-"""Any classifier split as trunk | attention | head. Layouts are normalised here and only here."""
+"""Any classifier as trunk | attention | head: ``explainable`` wraps one, ``ExplainableClassifier`` explains by it."""
 
 from __future__ import annotations
 
 import copy
-import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from bla.data.photo import DataError, Interpolation, Photo, Transform
+from bla.data.photo import DataError, Transform
 from bla.data.prefetching import prefetch
-from bla.explanations.explanation import Explanation, Prediction, Unexplained, Votes
-from bla.model.attention import (
-    Attention,
-    BoundedLogitAttention,
-    Selection,
-    signed,
-)
-from bla.model.heads import TimmHead, read, shares_trunk
+from bla.explanations.explanation import Explanation, Unexplained, Votes
+from bla.model.attention import Attention, BoundedLogitAttention, Selection
+from bla.model.heads import read, shares_trunk
+from bla.model.images import ImageLike, Input, batched, each, read_image
 from bla.model.parts import Part
-from bla.model.splitting import (
-    ClassifierError,
-    TimmTrunk,
-    checked_split,
-    checked_trunk,
-    drop_hooks,
-    given_head,
-    speaks_timm,
-)
+from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_processor
+from bla.model.splitting import ClassifierError, drop_hooks, split, split_for
 from bla.model.votes import votes
 
-__all__ = [
-    "ClassifierError",
-    "ExplainableClassifier",
-    "ImageLike",
-    "TimmHead",
-    "TimmTrunk",
-    "explainable",
-    "imagenet_classes",
-    "prefetch",
-    "transform_of",
-]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | Tensor
-
-Item = TypeVar("Item")
+__all__ = ["ClassifierError", "ExplainableClassifier", "ImageLike", "explainable"]
 
 
 class _Question(NamedTuple):
-    """What an explanation is asked for."""
+    """What an explanation is to answer: the size, the class explained, and the class that it is held against."""
 
     size: int | None
     target: int | None
@@ -75,7 +45,7 @@ class ExplainableClassifier(nn.Module):
     ----------
     trunk: pixels (B, 3, h, w) to features (B, C, H, W), whatever the classifier's own layout.
     attention: the trainable module.
-    head: pooled features (B, C) to logits (B, K).
+    head: pooled features (B, C) to logits (B, K); or a :class:`bla.model.heads.MapHead`.
     transform, classes, name, setup: preprocessing, class names, and what explanations are signed with.
     several_labels: whether an image may have several classes or none: each has a probability of its own.
     """
@@ -95,9 +65,7 @@ class ExplainableClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if shares_trunk(head) and not frozen_head:
-            raise ClassifierError(
-                f"{name}: expected a head of its own to train, got one that shares the trunk's module"
-            )
+            raise ClassifierError(f"{name}: expected a separate head to train, got one that shares the trunk's module")
         self.trunk = trunk.eval()
         self.attention = attention
         self.head = head.requires_grad_(not frozen_head)
@@ -150,7 +118,7 @@ class ExplainableClassifier(nn.Module):
     def select(self, pixels: Tensor, *, size: int | None = None, target: Tensor | None = None) -> Selection:
         """The selection for normalised pixels (B, 3, h, w); with ``size`` exactly that many cells.
 
-        With a class-aware attention ``target``, class indices (B,), says which classes to explain.
+        With a class-conditional attention ``target``, class indices (B,), says which classes to explain.
         """
         return self._select(self.trunk(pixels), size, target)
 
@@ -174,18 +142,22 @@ class ExplainableClassifier(nn.Module):
     ) -> list[Explanation]:
         """Explain photos: paths, PIL images, arrays or tensors, one or many.
 
-        An array is a photo, uint8 (h, w, 3). A tensor of uint8 is a photo (3, h, w) or (h, w, 3); a tensor of
-        floats is normalised pixels as :meth:`select` takes them, (3, h, w) or a batch. ``size`` asks for exactly
-        that many cells. ``target``, a class by index or name, asks what each selected cell says for that class, and
-        ``against`` for it rather than that other one: ``explanation.votes``. A class-aware explainer selects its cells
-        for the target, too; by default for the class that it predicts from all cells.
+        Parameters
+        ----------
+        images: an array is a photo, uint8 (h, w, 3). A tensor of uint8 is a photo (3, h, w) or (h, w, 3); a tensor of
+            floats is normalised pixels as :meth:`select` takes them, (3, h, w) or a batch.
+        size: select exactly this many cells.
+        target: a class by index or name. ``explanation.votes`` is then what each selected cell says for it; a
+            class-conditional explainer also selects its cells for it, by default for the class that it predicts from
+            all cells.
+        against: another class: votes are for ``target`` rather than this one.
 
         Raises
         ------
         ClassifierError
             If the attention was never trained, or there is no such target.
         DataError
-            If a photo cannot be read, naming it. :meth:`explain_each` goes on instead.
+            If a photo cannot be read, naming it. :meth:`explain_each` continues with the others.
         """
         found = list(self.explain_each(images, size=size, target=target, against=against, batch_size=batch_size))
         for result in found:
@@ -237,112 +209,76 @@ class ExplainableClassifier(nn.Module):
     def _explain_each(
         self, images: ImageLike | Iterable[ImageLike], question: _Question, batch_size: int
     ) -> Iterator[Explanation | Unexplained]:
+        def load(item: tuple[int, ImageLike]) -> Input | Unexplained:
+            return read_image(self.transform, *item)
+
         with ThreadPoolExecutor(2) as pool:
-            loaded = prefetch(pool, self._load, enumerate(_each(images)), ahead=2 * batch_size)
-            for batch in _batched(loaded, batch_size):
-                yield from self._explain_batch(batch, question)
+            loaded = prefetch(pool, load, enumerate(each(images)), ahead=2 * batch_size)
+            for batch in batched(loaded, batch_size):
+                readable = [item for item in batch if isinstance(item, Input)]
+                explained = self._explanations(readable, question) if readable else iter(())
+                for item in batch:
+                    yield next(explained) if isinstance(item, Input) else item
 
-    def _load(self, item: tuple[int, ImageLike]) -> tuple[str, Photo | Tensor | str]:
-        """A name and what was read: a photo, normalised pixels, or why neither."""
-        index, image = item
-        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
-        if isinstance(image, Tensor) and image.is_floating_point():
-            height, width = self.transform.size
-            if image.shape != (3, height, width):
-                return name, f"{name}: expected normalised pixels (3, {height}, {width}), got {tuple(image.shape)}"
-            return name, image
-        if isinstance(image, Tensor):
-            array = image.cpu().numpy()
-            image = array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 else array
-        try:
-            return name, self.transform.read(image)
-        except DataError as error:
-            return name, str(error) if isinstance(image, (str, os.PathLike)) else f"{name}: {error}"
-
-    def _explain_batch(
-        self, batch: Sequence[tuple[str, Photo | Tensor | str]], question: _Question
-    ) -> Iterator[Explanation | Unexplained]:
-        size, target = question.size, question.target
-        readable = [item for _, item in batch if not isinstance(item, str)]
-        rows: Iterator[tuple[Any, ...]] = iter(())
-        if readable:
-            like = next(self.attention.parameters())
-            pixels = torch.cat(
-                [
-                    item[None].to(like) if isinstance(item, Tensor) else self.pixels(item.pixels[None])
-                    for item in readable
-                ]
-            )
-            features = self.trunk(pixels.contiguous(memory_format=torch.channels_last))
-            cells = features.shape[2] * features.shape[3]
-            if size is not None and size > cells:
-                raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
-            targets = self.attention.predicted(features)
-            if targets is not None and target is not None:
-                targets = torch.full_like(targets, target)
-            selection = self._select(features, size, targets)
-            logits = self.classify(features, selection.hard).float()
-            probabilities = logits.sigmoid() if self.several_labels else logits.softmax(-1)
-            shown = max(5, int((logits > 0).sum(dim=1).max())) if self.several_labels else 5
-            best = probabilities.topk(min(shown, probabilities.shape[-1]))
-            maps = [values.float().cpu().numpy() for values in selection]
-            asked = [None] * len(readable) if targets is None else targets.tolist()
-            said = self._votes(features, selection.hard, question)
-            present = self._present(features, selection.hard, logits)
-            rows = zip(asked, said, present, best.values.tolist(), best.indices.tolist(), *maps, strict=True)
-        for name, item in batch:
-            if isinstance(item, str):
-                yield Unexplained(name, item)
-                continue
-            about, vote, labels, values, indices, unbounded, scores, soft, hard = next(rows)
-            if not (np.isfinite(unbounded).all() and np.isfinite(values).all()):
+    def _explanations(self, inputs: Sequence[Input], question: _Question) -> Iterator[Explanation | Unexplained]:
+        like = next(self.attention.parameters())
+        pixels = [
+            item.pixels[None].to(like) if isinstance(item.pixels, Tensor) else self.pixels(item.pixels[None])
+            for item in inputs
+        ]
+        features = self.trunk(torch.cat(pixels).contiguous(memory_format=torch.channels_last))
+        cells = features.shape[2] * features.shape[3]
+        if question.size is not None and question.size > cells:
+            raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {question.size}")
+        targets = self.attention.predicted(features)
+        if targets is not None and question.target is not None:
+            targets = torch.full_like(targets, question.target)
+        selection = self._select(features, question.size, targets)
+        logits = self.classify(features, selection.hard).float()
+        probabilities = (logits.sigmoid() if self.several_labels else logits.softmax(-1)).cpu().numpy()
+        asked = self._votes(features, selection.hard, question.target, question.against)
+        present = self._present(features, selection.hard, logits)
+        unbounded, scores, soft, hard = (values.float().cpu().numpy() for values in selection)
+        for row, (name, _, region) in enumerate(inputs):
+            if not (np.isfinite(unbounded[row]).all() and np.isfinite(probabilities[row]).all()):
                 yield Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {self.name}")
                 continue
-            height, width = self.transform.size
-            yield Explanation(
-                image=name,
-                prediction=self._prediction(indices[0], values[0]),
-                top=tuple(map(self._prediction, indices, values)),
+            yield Explanation.from_arrays(
+                name,
+                probabilities[row],
+                self.classes,
+                several_labels=self.several_labels,
+                unbounded=unbounded[row],
+                scores=scores[row],
+                soft=soft[row],
+                selected=hard[row] > 0,
                 method=self.attention.method,
-                grid=hard.shape,
-                unbounded=unbounded,
-                scores=scores,
-                soft=soft,
-                selected=hard > 0,
-                region=(0, 0, width, height) if isinstance(item, Tensor) else item.region,
-                target=about,
+                region=region,
+                target=None if targets is None else int(targets[row]),
                 model=self.name,
                 setup=self.setup,
-                votes=vote,
-                present=labels,
+                votes=asked[row] if asked else None,
+                present=present[row] if self.several_labels else None,
             )
 
-    def _votes(self, features: Tensor, weights: Tensor, question: _Question) -> list[Votes | None]:
-        """For each image what its cells say about the class in question."""
-        target, against = question.target, question.against
+    def _votes(self, features: Tensor, weights: Tensor, target: int | None, against: int | None) -> list[Votes]:
+        """For each image what its cells say for a class, or for it rather than another."""
         if target is None:
-            return [None] * len(features)
-        asked = [index for index in (target, against) if index is not None]
-        indices = [torch.full((len(features),), index, device=features.device) for index in asked]
-        found = votes(self.head, features, weights, *indices)
-        labels = tuple(self.classes[index] for index in asked)
-        each = zip(found.cells.float().cpu().numpy(), found.offset.tolist(), found.logit.tolist(), strict=True)
-        return [Votes(target, against, labels, cells, offset, logit, found.method) for cells, offset, logit in each]
+            return []
+        indices = [target] if against is None else [target, against]
+        found = votes(self.head, features, weights, *(torch.full_like(features[:, 0, 0, 0], i).long() for i in indices))
+        labels = tuple(self.classes[index] for index in indices)
+        rows = zip(found.cells.float().cpu().numpy(), found.offset.tolist(), found.logit.tolist(), strict=True)
+        return [Votes(target, against, labels, cells, offset, logit, found.method) for cells, offset, logit in rows]
 
-    def _present(self, features: Tensor, weights: Tensor, logits: Tensor) -> list[tuple[Votes, ...] | None]:
-        """For each image the votes for every label above one half, the likeliest first; None where it has one class."""
-        if not self.several_labels:
-            return [None] * len(features)
+    def _present(self, features: Tensor, weights: Tensor, logits: Tensor) -> list[tuple[Votes, ...]]:
+        """For each image the votes for every label above one half, the likeliest first."""
         found: list[list[Votes]] = [[] for _ in features]
-        for label in (logits > 0).any(dim=0).nonzero()[:, 0].tolist():
+        for label in (logits > 0).any(dim=0).nonzero()[:, 0].tolist() if self.several_labels else ():
             (has,) = torch.where(logits[:, label] > 0)
-            said = self._votes(features[has], weights[has], _Question(None, label, None))
-            for image, votes_of in zip(has.tolist(), said, strict=True):
-                found[image] += [votes_of] if votes_of is not None else []
-        return [tuple(sorted(each, key=lambda vote: -vote.logit)) for each in found]
-
-    def _prediction(self, index: int, probability: float) -> Prediction:
-        return Prediction(index, self.classes[index], min(probability, 1.0))
+            for image, said in zip(has.tolist(), self._votes(features[has], weights[has], label, None), strict=True):
+                found[image].append(said)
+        return [tuple(sorted(of_image, key=lambda said: -said.logit)) for of_image in found]
 
 
 @torch.inference_mode(False)  # what is made here can be trained, wherever it is called
@@ -364,16 +300,15 @@ def explainable(
     ``forward_features`` / ``forward_head``, or, for any module that torch.fx or torch.export can trace (torchvision's,
     those of Hugging Face transformers, yours), at the last operation that averages a map, or patch tokens, over the
     grid. Where a class token reads the patch tokens (ViT), the cut is where it joins them: :mod:`bla.model.joining`;
-    where
-    the map is flattened (VGG, AlexNet), the head reads it with the cells left out at zero. The split is checked on
-    random input before it is returned: uniform weights give the classifier's own logits, moving the weight to one cell
-    changes them, and of cells left out nothing is read.
+    where the map is flattened (VGG, AlexNet), the head reads it with the unselected cells at zero. The split is checked
+    on random input before it is returned: uniform weights give the classifier's own logits, moving the weight to one
+    cell changes them, and nothing is read of cells that are left out.
 
     Parameters
     ----------
     model: takes pixels (B, 3, h, w), returns logits (B, K), alone, as ``.logits`` or first in a tuple.
-    attention: the module to insert; by default ``BoundedLogitAttention(C)``. A :class:`ClassAwareAttention` without
-        a judge gets the classifier's head.
+    attention: the module to insert; by default ``BoundedLogitAttention(C)``. A class-conditional one without a judge
+        gets the classifier's head.
     head: in place of the classifier's own: a module for pooled features (B, C), taken as it is, or K for a new linear
         one of K classes, to be trained. Any classifier with a last map of several cells serves then.
     parts: (trunk, head), where no cut is found: of each a submodule's name, or a callable of the classifier and a
@@ -384,7 +319,7 @@ def explainable(
         the input size.
     classes: K names; by default those of a transformers model's ``config.id2label``, ImageNet's for 1,000 classes, or
         "class 0", ...
-    several_labels: whether an image may have several classes or none, each told by the sigmoid of its logit.
+    several_labels: whether an image may have several classes or none; a label's probability is its logit's sigmoid.
 
     Raises
     ------
@@ -404,156 +339,52 @@ def explainable(
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
-    name = name or _name_of(model)
+    name = name or name_of(model)
     if transform is None:
         transform = transform_of(model)
     elif not isinstance(transform, Transform):
         transform = transform_of_processor(transform)
-    if parts is not None and head is not None:
+    own = _copied(model, name)
+    if head is None:
+        found = split(own, transform, name, parts)
+    elif parts is None:
+        found = split_for(head, own, transform, name)
+    else:
         raise ClassifierError(f"{name}: expected parts=, which name a head, or head=, got both")
+    classes = classes_of(model, found.outputs) if classes is None else classes
+    if len(classes) != found.outputs:
+        raise ClassifierError(f"{name}: expected {found.outputs} class names, as many as logits, got {len(classes)}")
+    if attention is None:
+        like = next(own.parameters(), torch.empty(0))
+        attention = BoundedLogitAttention(found.channels).to(like.device, like.dtype)
+    if attention.in_channels != found.channels:
+        raise ClassifierError(
+            f"{name}: expected an attention for {found.channels} channels, got one for {attention.in_channels}"
+        )
+    if attention.class_conditional and several_labels:
+        raise ClassifierError(
+            f"{name}: expected a class-agnostic attention with several_labels, got a class-aware one, which explains "
+            "one class: an image has one selection for all; explanation.present has each label's votes"
+        )
+    attention.default_judge(found.head)
+    return ExplainableClassifier(
+        found.trunk,
+        attention,
+        found.head,
+        transform=transform,
+        classes=classes,
+        name=name,
+        setup=attention.post_hoc_setup,
+        frozen_head=not isinstance(head, int),
+        several_labels=several_labels,
+    )
+
+
+def _copied(model: nn.Module, name: str) -> nn.Module:
+    """A frozen copy in evaluation mode, without hooks of the user's."""
     try:
         own = copy.deepcopy(model)
     except Exception as error:
         raise ClassifierError(f"{name}: expected a module that can be copied, got {error}") from error
     drop_hooks(own)
-    own = own.eval().requires_grad_(False)
-    frozen = not isinstance(head, int)
-    if head is None:
-        trunk, head, channels, outputs = checked_split(own, transform, name, parts)
-    else:
-        trunk, channels = checked_trunk(own, transform, name)
-        head, outputs = given_head(head, channels, own, name)
-    if classes is None:
-        classes = _own_classes(model, outputs)
-    if classes is None:
-        classes = imagenet_classes() if outputs == 1000 else [f"class {index}" for index in range(outputs)]
-    if len(classes) != outputs:
-        raise ClassifierError(f"{name}: expected {outputs} class names, as many as logits, got {len(classes)}")
-    if attention is None:
-        like = next((parameter for parameter in own.parameters()), torch.empty(0))
-        attention = BoundedLogitAttention(channels).to(like.device, like.dtype)
-    elif attention.in_channels != channels:
-        raise ClassifierError(
-            f"{name}: expected an attention for {channels} channels, got one for {attention.in_channels}"
-        )
-    if attention.class_conditional:
-        if several_labels:
-            raise ClassifierError(
-                f"{name}: expected a class-agnostic attention with several_labels, got a class-aware one, whose score "
-                "asks about one class: an image has one selection for all; explanation.present has each label's votes"
-            )
-        attention.default_judge(head)
-    setup = "L2X-F"
-    if attention.bounded:
-        setup = signed("BLA-PH", attention.threshold, "auto", class_aware=attention.class_conditional)
-    return ExplainableClassifier(
-        trunk,
-        attention,
-        head,
-        transform=transform,
-        classes=classes,
-        name=name,
-        setup=setup,
-        frozen_head=frozen,
-        several_labels=several_labels,
-    )
-
-
-def transform_of(model: nn.Module) -> Transform:
-    """The preprocessing that a classifier was trained with, where it says so; ImageNet's at 224 x 224 otherwise.
-
-    A classifier of yours says so by an attribute ``transform`` that holds a :class:`bla.data.photo.Transform`.
-    """
-    own = getattr(model, "transform", None)
-    if isinstance(own, Transform):
-        return own
-    if speaks_timm(model):
-        from timm.data import resolve_model_data_config
-
-        config = resolve_model_data_config(model)
-        return Transform(
-            size=tuple(config["input_size"][1:]),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            interpolation=config["interpolation"],
-            crop_fraction=config["crop_pct"],
-            source="timm",
-        )
-    return Transform(size=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear", source="assumed")
-
-
-_RESAMPLING: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers, which image processors use."""
-
-
-def transform_of_processor(processor: Any) -> Transform:
-    """The preprocessing of an image processor of Hugging Face transformers: size, colours, interpolation, crop.
-
-    As everywhere the whole photo is squashed, unless ``mode="crop"`` is set; the crop is then the processor's.
-    """
-    try:
-        settings = processor.to_dict()
-        size, crop = settings["size"], settings.get("crop_size")
-        short = size.get("shortest_edge")
-        if crop and settings.get("do_center_crop"):
-            height, width = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
-        else:
-            height, width = (short, short) if short else (size["height"], size["width"])
-        share = min(height, width) / short if short and crop else settings.get("crop_pct") or 1.0
-        plain = settings.get("do_normalize", True)
-        return Transform(
-            size=(height, width),
-            mean=tuple(settings["image_mean"]) if plain else (0.0, 0.0, 0.0),
-            std=tuple(settings["image_std"]) if plain else (1.0, 1.0, 1.0),
-            interpolation=_RESAMPLING[int(settings.get("resample", 2))],
-            crop_fraction=share,
-            source="transformers",
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ClassifierError(
-            f"expected a bla.Transform or an image processor of transformers, got {type(processor).__name__} "
-            f"({type(error).__name__}: {error})"
-        ) from error
-
-
-def _own_classes(model: nn.Module, outputs: int) -> list[str] | None:
-    """The names that a transformers model has for its classes; None where they are numbered only, or two are alike."""
-    labels = getattr(getattr(model, "config", None), "id2label", None)
-    if not isinstance(labels, dict) or sorted(labels) != list(range(outputs)):
-        return None
-    names = [str(labels[index]) for index in range(outputs)]
-    return names if len({*names}) == outputs and names[0] != "LABEL_0" else None
-
-
-def imagenet_classes() -> list[str]:
-    """The names of ImageNet's 1,000 classes: the first synonym, with the synset where two share it."""
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo()
-    names = [info.index_to_description(index).split(",")[0] for index in range(1000)]
-    # two are cranes, and two are maillots
-    return [
-        name if names.count(name) == 1 else f"{name} ({info.index_to_label_name(index)})"
-        for index, name in enumerate(names)
-    ]
-
-
-def _name_of(model: nn.Module) -> str:
-    config = getattr(model, "pretrained_cfg", None)
-    kept = getattr(getattr(model, "config", None), "name_or_path", None)  # of transformers
-    return (config or {}).get("architecture") or (isinstance(kept, str) and kept) or type(model).__name__
-
-
-def _each(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
-    if isinstance(images, (str, os.PathLike, Image.Image)):
-        yield images
-    elif isinstance(images, (Tensor, np.ndarray)):
-        yield from images if images.ndim == 4 else [images]
-    else:
-        yield from images
-
-
-def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+    return own.eval().requires_grad_(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,12 @@ from bla import BlaError
 from bla.data.photo import Transform
 from bla.model.heads import TimmHead, TimmMapHead, TokenHead, kept, read, reads_maps
 from bla.model.joining import split_at_join
-from bla.model.parts import Part, named_parts, tensor_in
+from bla.model.parts import NamedPart, Part, named_parts, tensor_in
 from bla.model.tracing import (
     TokenTrunk,
     TracingError,
     exported,
+    said,
     split_at_average,
     split_at_map,
     token_grid,
@@ -40,6 +41,15 @@ class _UncutError(ValueError):
         self.final = final
 
 
+class Split(NamedTuple):
+    """A classifier in two: ``head`` gives ``outputs`` logits from the ``channels`` of ``trunk``'s map."""
+
+    trunk: nn.Module
+    head: nn.Module
+    channels: int
+    outputs: int
+
+
 class TimmTrunk(nn.Module):
     """A timm classifier's unpooled features: a map as (B, C, H, W), or a row of tokens as it comes."""
 
@@ -52,18 +62,6 @@ class TimmTrunk(nn.Module):
         """Pixels (B, 3, h, w) to features (B, C, H, W), or tokens (B, P + H*W, C)."""
         features: Tensor = self.model.forward_features(pixels)  # type: ignore[operator]
         return features.permute(0, 3, 1, 2) if self.channels_last else features
-
-
-class FirstLogits(nn.Module):
-    """A classifier that returns more than logits, such as an object with ``logits``, a dictionary or a tuple."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> Any:
-        """Pixels (B, 3, h, w) to the logits (B, K) among what the classifier returns."""
-        return tensor_in(self.model(pixels))
 
 
 def drop_hooks(own: nn.Module) -> None:
@@ -79,93 +77,85 @@ def drop_hooks(own: nn.Module) -> None:
                 del hooks[key]
 
 
-def checked_trunk(own: nn.Module, transform: Transform, name: str) -> tuple[nn.Module, int]:
-    """Trunk and channels of our copy, for a head of another make: of any classifier with a last map of several cells.
-
-    What follows that map in the classifier does not matter, be it a class token or a flattening (VGG, AlexNet).
-    """
-    pixels = _probe(own, transform)
-    with torch.inference_mode():
-        try:
-            if not isinstance(own(pixels), Tensor):
-                own = FirstLogits(own)
-            trunk = _cut_timm(own, pixels)[0] if speaks_timm(own) else _traced_trunk(own, pixels)
-            features = trunk(pixels)
-            _check_several_cells(features, pixels)
-        except (_UncutError, TracingError, ClassifierError) as error:
-            raise ClassifierError(f"{name}: {error}") from error
-        except Exception as error:
-            raise _takes_no(pixels, error, name) from error
-    if not torch.isfinite(features).all():
-        raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
-    return trunk, features.shape[1]
-
-
-def given_head(head: nn.Module | int, channels: int, own: nn.Module, name: str) -> tuple[nn.Module, int]:
-    """A head for pooled features that is not the classifier's own, and its classes."""
-    like = next((parameter for parameter in own.parameters()), torch.empty(0))
-    if isinstance(head, int):
-        if head < 1:
-            raise ClassifierError(f"{name}: expected a head of at least one class, got {head}")
-        head = nn.Linear(channels, head)
-    head = head.to(like.device, like.dtype)
-    try:
-        with torch.inference_mode():
-            logits = head(torch.zeros(2, channels).to(like))
-    except Exception as error:
-        raise ClassifierError(f"{name}: expected a head for {channels} pooled features, got {error}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise ClassifierError(
-            f"{name}: expected a head that gives logits (batch, classes), got {type(logits).__name__}"
-        )
-    return head, logits.shape[1]
-
-
-def checked_split(
-    own: nn.Module, transform: Transform, name: str, parts: tuple[Part, Part] | None = None
-) -> tuple[nn.Module, nn.Module, int, int]:
-    """Trunk, head, channels and classes of our copy, after the self-check.
+def split(own: nn.Module, transform: Transform, name: str, parts: tuple[Part, Part] | None = None) -> Split:
+    """Cut our copy before its own head, which is then checked to be what the classifier does.
 
     Ways to cut are tried in turn, the plainest first, until one passes; where none does, the first's reason is given.
     With ``parts`` theirs is the only one.
+
+    Raises
+    ------
+    ClassifierError
+        Naming the classifier and why it cannot be cut.
     """
     pixels = _probe(own, transform)
     with torch.inference_mode():
-        try:
-            returned = own(pixels)
-        except Exception as error:
-            raise _takes_no(pixels, error, name) from error
+        returned = _returned(own, pixels, name)
         logits = tensor_in(returned)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ClassifierError(f"{name}: expected logits of shape (batch, classes), got {came}")
         if not torch.isfinite(logits).all():
             raise ClassifierError(f"{name}: expected finite logits, got NaN or infinity: check its weights")
-        if returned is not logits:
-            own = FirstLogits(own)
-        reasons: list[Exception] = []
-        ways = _TIMM_WAYS if speaks_timm(own) else _OTHER_WAYS
+        model = own if returned is logits else _logits_of(own)
+        ways: tuple[Cut, ...] = _TIMM_WAYS if speaks_timm(model) else _OTHER_WAYS
         if parts is not None:
-            model, asked = own.model if isinstance(own, FirstLogits) else own, parts
-            ways = (lambda _, pixels: named_parts(model, asked, pixels),)
+            ways = (lambda _, pixels: named_parts(own, parts, pixels),)
+        reasons: list[Exception] = []
         for cut in ways:
             try:
-                trunk, head = cut(own, pixels)
+                trunk, head = cut(model, pixels)
                 features = trunk(pixels)
                 _check_several_cells(features, pixels)
                 _self_check(head, features, logits)
-                return trunk, head, features.shape[1], logits.shape[1]
+                return Split(trunk, head, features.shape[1], logits.shape[1])
             except (_UncutError, TracingError, ClassifierError) as error:
                 reasons.append(error)
                 if getattr(error, "final", False):
                     break
             except Exception as error:  # whatever a classifier's own code raises at what it was not made for
-                reasons.append(
-                    _UncutError(f"expected {_AVERAGE}, got one that fails on it ({type(error).__name__}: {error})")
-                )
+                reasons.append(_UncutError(f"expected {_AVERAGE}, got one that fails on it ({said(error)})"))
     checked = [error for error in reasons if not isinstance(error, TracingError)]  # what was cut at all says more
     reason = str((checked or reasons)[0])
     raise ClassifierError(f"{name}: {reason}{'' if parts or 'nothing to select' in reason else _REMEDY}")
+
+
+def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name: str) -> Split:
+    """Cut our copy for a head of another make: a module for pooled features, or so many classes for a new linear one.
+
+    It serves any classifier with a last map of several cells: what follows that map in the classifier does not matter,
+    be it a class token or a flattening (VGG, AlexNet).
+
+    Raises
+    ------
+    ClassifierError
+        As :func:`split`, and where the head does not take the features.
+    """
+    if isinstance(head, int) and head < 1:
+        raise ClassifierError(f"{name}: expected a head of at least one class, got {head}")
+    pixels = _probe(own, transform)
+    with torch.inference_mode():
+        model = own if isinstance(_returned(own, pixels, name), Tensor) else _logits_of(own)
+        try:
+            trunk = _cut_timm(model, pixels)[0] if speaks_timm(model) else _traced_trunk(model, pixels)
+            features = trunk(pixels)
+            _check_several_cells(features, pixels)
+        except (_UncutError, TracingError) as error:
+            raise ClassifierError(f"{name}: {error}") from error
+        if not torch.isfinite(features).all():
+            raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
+        channels = features.shape[1]
+    head = (nn.Linear(channels, head) if isinstance(head, int) else head).to(pixels.device, pixels.dtype)
+    try:
+        with torch.inference_mode():
+            logits = head(torch.zeros(2, channels).to(pixels))
+    except Exception as error:
+        raise ClassifierError(f"{name}: expected a head for {channels} pooled features, got {error}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ClassifierError(
+            f"{name}: expected a head that gives logits (batch, classes), got {type(logits).__name__}"
+        )
+    return Split(trunk, head, channels, logits.shape[1])
 
 
 _AVERAGE = "a head that reads the average of the last feature map"
@@ -212,15 +202,24 @@ def _self_check(head: nn.Module, features: Tensor, logits: Tensor) -> None:
 
 def _probe(own: nn.Module, transform: Transform) -> Tensor:
     """Noise of two pictures' size, the same at every call."""
-    like = next((parameter for parameter in own.parameters()), torch.empty(0))
+    like = next(own.parameters(), torch.empty(0))
     return torch.randn(2, 3, *transform.size, generator=torch.Generator().manual_seed(0)).to(like)
 
 
-def _takes_no(pixels: Tensor, error: Exception, name: str) -> ClassifierError:
-    return ClassifierError(
-        f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; pass the "
-        "transform= that it was trained with"
-    )
+def _returned(own: nn.Module, pixels: Tensor, name: str) -> Any:
+    """Whatever the classifier returns for these pixels."""
+    try:
+        return own(pixels)
+    except Exception as error:
+        raise ClassifierError(
+            f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; pass "
+            "the transform= that it was trained with"
+        ) from error
+
+
+def _logits_of(own: nn.Module) -> nn.Module:
+    """A classifier that returns more than logits, reduced to them."""
+    return NamedPart(own, nn.Module.__call__)
 
 
 def _check_several_cells(features: Tensor, pixels: Tensor) -> None:

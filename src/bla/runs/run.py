@@ -22,7 +22,8 @@ from bla.data.photo import DataError, Transform
 from bla.data.published import named, photo_splits, read_images
 from bla.files import reading, sole_writer
 from bla.model.backbones import LITE0, load_backbone
-from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable, transform_of
+from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
+from bla.model.preprocessing import transform_of
 from bla.progress import Progress, show, silent
 from bla.runs.examples import Failures, read_examples, read_parts
 from bla.runs.record import RECORD, WEIGHTS, Record, RunError, new_record, read_record, run_folder, write_run
