@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bla import BlaError
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
-from bla.explanations.explanation import Explanation, Prediction, Unexplained
+from bla.explanations.explanation import Explanation, Prediction, Unexplained, likeliest
 from bla.files import cache_root
 from bla.runs.record import content_digest, run_folder
 
@@ -265,36 +265,38 @@ class Engine:
             names = [name for name, _ in batch]
             yield from self.explanations(names, list(itertools.starmap(self.read, batch)), sizes=size, targets=target)
 
+    def probabilities(self, logits: Pixels) -> Pixels:
+        """Of the classes, for logits (K,): with several labels each has its own."""
+        if self.card.several_labels:
+            labels: Pixels = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which overflows nowhere
+            return labels
+        shifted: Pixels = np.exp(logits - logits.max())
+        shares: Pixels = shifted / shifted.sum()
+        return shares
+
     def top(self, logits: Pixels) -> tuple[Prediction, ...]:
-        """The five likeliest classes for logits (K,); with several labels also any other above one half."""
-        several = self.card.several_labels
-        if several:
-            probabilities = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which overflows nowhere
-        else:
-            probabilities = np.exp(logits - logits.max())
-            probabilities /= probabilities.sum()
-        best = np.argsort(-logits, kind="stable")[: max(5, int((logits > 0).sum())) if several else 5]
-        return tuple(Prediction(int(index), self.classes[index], min(float(probabilities[index]), 1)) for index in best)
+        """The likeliest classes for logits (K,)."""
+        return likeliest(self.probabilities(logits), self.classes, several_labels=self.card.several_labels)
 
     def explanation(self, name: str, photo: Photo, outputs: Outputs) -> Explanation | Unexplained:
         """The explanation of one photo, from its row of each output."""
+        card = self.card
         if not (np.isfinite(outputs.unbounded).all() and np.isfinite(outputs.logits).all()):
-            return Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {self.card.model}")
-        top = self.top(outputs.logits)
-        return Explanation(
-            image=name,
-            prediction=top[0],
-            top=top,
-            method=self.card.method,
-            grid=self.grid,
+            return Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {card.model}")
+        return Explanation.from_arrays(
+            name,
+            self.probabilities(outputs.logits),
+            self.classes,
+            several_labels=card.several_labels,
             unbounded=outputs.unbounded,
             scores=outputs.scores,
             soft=outputs.soft,
             selected=outputs.selected,
+            method=card.method,
             region=photo.region,
-            target=int(outputs.explained) if self.card.targets else None,
-            model=self.card.model,
-            setup=self.card.setup,
+            target=int(outputs.explained) if card.targets else None,
+            model=card.model,
+            setup=card.setup,
         )
 
 

@@ -41,6 +41,15 @@ class Prediction:
     probability: float
 
 
+def likeliest(
+    probabilities: npt.NDArray[np.floating[Any]], classes: Sequence[str], *, several_labels: bool = False
+) -> tuple[Prediction, ...]:
+    """The five likeliest classes, among equal ones the first; with several labels also any other above one half."""
+    shown = max(5, int((probabilities > 0.5).sum())) if several_labels else 5
+    best = np.argsort(-probabilities, kind="stable")[:shown].tolist()
+    return tuple(Prediction(index, classes[index], min(float(probabilities[index]), 1.0)) for index in best)
+
+
 VoteMethod = Literal["exact", "integrated gradients", "left out one by one"]
 
 
@@ -167,13 +176,8 @@ class Explanation:
         several_labels: bool = False,
         **fields: Any,
     ) -> Explanation:
-        """An explanation from the probabilities (K,) of ``classes`` and the other fields.
-
-        ``top`` has the five likeliest classes, among equal ones the first; with several labels also any above one half.
-        """
-        shown = max(5, int((probabilities > 0.5).sum())) if several_labels else 5
-        best = np.argsort(-probabilities, kind="stable")[:shown].tolist()
-        top = tuple(Prediction(index, classes[index], min(float(probabilities[index]), 1.0)) for index in best)
+        """An explanation from the probabilities (K,) of ``classes``, of which :func:`likeliest` makes ``top``."""
+        top = likeliest(probabilities, classes, several_labels=several_labels)
         height, width = selected.shape
         return cls(image=image, prediction=top[0], top=top, grid=(height, width), selected=selected, **fields)
 
