@@ -111,19 +111,25 @@ def test_weights_that_cannot_be_fetched_are_refused_with_the_remedy() -> None:
 # Files.
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_files_of_weights_round_trip(suffix: str, tmp_path: Path) -> None:
     model, path = load_backbone(SMALL, "random"), tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
         save_file(model.state_dict(), path)
-    elif suffix == ".pth":
-        torch.save(model.state_dict(), path)
     else:
-        torch.save({"state_dict": model.state_dict(), "epoch": 3}, path)
+        torch.save(model.state_dict(), path)
     for weights in (path, str(path)):
         again = load_backbone(SMALL, weights)
         assert same_weights(again, model)
         assert not again.training
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_checkpoints_of_trainings_are_read(key: str, tmp_path: Path) -> None:
+    model, path = load_backbone(SMALL, "random"), tmp_path / "checkpoint.pt"
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}  # as DistributedDataParallel has it
+    torch.save({key: state if key != "model_state_dict" else model.state_dict(), "epoch": 3}, path)
+    assert same_weights(load_backbone(SMALL, path), model)
 
 
 def test_lite0_takes_another_file_too(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_the_exported_graph_gives_the_same_probabilities(
     assert [guess.index for guess in other.top] == [guess.index for guess in one.top]
     for mine, theirs in zip(one.top, other.top, strict=True):
         assert theirs.probability == pytest.approx(mine.probability, abs=1e-3)
-    with pytest.raises(BatchError, match="one class each, as a row of the results has, got one of several"):
+    with pytest.raises(BatchError, match="one class a photo, as a row of the results has, got one of several labels"):
         explain_all(table.parent, tmp_path / "out", tmp_path / "run.onnx")
 
 

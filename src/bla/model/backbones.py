@@ -7,17 +7,17 @@ import importlib
 import pickle
 import sys
 from pathlib import Path
-from typing import cast
 
 import timm
 import torch
-from torch import Tensor, nn
+from timm.models import load_state_dict
+from torch import nn
 
 from bla.model.classifier import ClassifierError
 
 LITE0 = "tf_efficientnet_lite0"
 PACKAGED = (LITE0, "tf_efficientnet_lite1", "tf_efficientnet_lite2")
-"""Whose ImageNet weights a package on the index holds: lite0's comes with this one, the others' with ``[lite]``."""
+"""Models with ImageNet weights in a package on the index: lite0's is a dependency, the others' come with ``[lite]``."""
 
 
 def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
@@ -27,10 +27,11 @@ def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
     ----------
     name: a timm model, such as ``resnet50.a1_in1k``, or ``package.module:callable`` for a callable of yours that
         returns one.
-    weights: a file of a state dict (safetensors, or a PyTorch file without pickled code), or ``"random"``
-        for none: timm's initialisation, the same at every call, so that a run on it can be loaded.
-        By default the ImageNet weights: for those of :data:`PACKAGED` what their package on the index holds, for
-        other timm models whatever timm's loader fetches; a callable of yours keeps what it loaded.
+    weights: a file of a state dict, safetensors or a PyTorch file without pickled code, by itself or in a checkpoint
+        under ``state_dict``, ``model`` or ``model_state_dict``; or ``"random"`` for none: timm's initialisation, the
+        same at every call, so that a run on it can be loaded. By default the ImageNet weights: those of
+        :data:`PACKAGED` come from a package on the index, others through timm's loader; a callable of yours keeps what
+        it loaded.
 
     Raises
     ------
@@ -103,24 +104,18 @@ def _load_packaged(model: nn.Module, name: str) -> None:
 
 
 def _load_file(model: nn.Module, path: Path, name: str) -> None:
+    if not path.is_file():
+        raise ClassifierError(f"expected weights for {name} in {path}, got no such file")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = cast("dict[str, Tensor]", state.get("state_dict", state))
-        model.load_state_dict(state)
-    except FileNotFoundError:
-        raise ClassifierError(f"expected weights for {name} in {path}, got no such file") from None
-    except pickle.UnpicklingError as error:  # torch's own message recommends to run the file's code
-        raise ClassifierError(
-            f"expected a state dict of plain tensors for {name} in {path}, got a damaged file or one with pickled "
-            "code, which is never run; save it with torch.save(model.state_dict(), path)"
-        ) from error
+        state = load_state_dict(str(path), use_ema=False)
+        model.load_state_dict(state.get("model_state_dict", state))
     except Exception as error:
-        reason = str(error).strip().splitlines()
+        if isinstance(error.__cause__, pickle.UnpicklingError):  # timm's own message recommends to run the file's code
+            raise ClassifierError(
+                f"expected a state dict of plain tensors for {name} in {path}, got a damaged file or one with pickled "
+                "code, which is never run; save it with torch.save(model.state_dict(), path)"
+            ) from error
+        reason = " ".join(str(error).strip().splitlines()[:3])[:300]
         raise ClassifierError(
-            f"expected weights for {name} in {path}, got a file that does not fit: {' '.join(reason[:3])[:300]}"
+            f"expected weights for {name} in {path}, got a file that does not fit: {reason}"
         ) from error
