@@ -15,7 +15,7 @@ from bla.comparison.catalogue import Setting
 from bla.comparison.lines import JsonLines
 from bla.comparison.methods import Cells, Method
 from bla.comparison.photos import Rows, size_of
-from bla.explanations.explanation import Explanation, Prediction
+from bla.explanations.explanation import Explanation
 from bla.metrics import Curve, top_cells
 
 _BATCH = 16
@@ -86,23 +86,17 @@ def _explanations(
     classifier = setting.run.classifier
     unbounded, scores, selected = (part.float().cpu() for part in (cells.unbounded, cells.scores, cells.selected))
     soft = None if cells.soft is None else cells.soft.float().cpu()
-    top = probabilities.topk(min(5, probabilities.shape[1]))
     targets = setting.photos.predicted[rows].tolist()
     found = []
     for place, row in enumerate(rows.tolist()):
         path = setting.photos.path(row)
-        guesses = tuple(
-            Prediction(number, classifier.classes[number], min(share, 1.0))
-            for share, number in zip(top.values[place].tolist(), top.indices[place].tolist(), strict=True)
-        )
         found.append(
-            Explanation(
-                image=str(path),
-                prediction=guesses[0],
-                top=guesses,
+            Explanation.from_arrays(
+                str(path),
+                probabilities[place].numpy(),
+                classifier.classes,
                 method="BLA" if method.select else method.name,
                 target=targets[place] if method.class_specific else None,
-                grid=(selected.shape[1], selected.shape[2]),
                 unbounded=unbounded[place].numpy(),
                 scores=scores[place].numpy(),
                 soft=None if soft is None else soft[place].numpy(),
