@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -79,6 +80,11 @@ def sole_writer(folder: Path, busy: Exception) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def timestamp() -> str:
+    """The time in UTC, to the second, as records hold it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def cache_root() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from bla.comparison.pixels import measure_pixels
 from bla.comparison.sample import Sample
 from bla.comparison.sanity import measure_sanity
 from bla.data.image_sets import Splits
-from bla.files import write_json
+from bla.files import timestamp, write_json
 from bla.metrics import (
     Evaluator,
     Ranked,
@@ -207,7 +206,7 @@ def _record(setting: Setting, explained: Mapping[str, Explained]) -> dict[str, A
         "images": [_image_record(photos, index, size) for index, size in enumerate(own.sizes.tolist())],
         "skipped": [{"image": image, "error": error} for image, error in photos.failures],
         "versions": versions(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": timestamp(),
     }
 
 

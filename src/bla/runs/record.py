@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import importlib.metadata
 import platform
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from bla import BlaError
-from bla.files import read_json, reading, write_atomically, write_json
+from bla.files import read_json, reading, timestamp, write_atomically, write_json
 
 SCHEMA_VERSION = 1
 RECORD, WEIGHTS = "run.json", "model.safetensors"
@@ -123,7 +122,7 @@ def _check(record: Record) -> None:
 
 def new_record(**fields: Any) -> Record:
     """A record with these fields, made now by these versions."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = timestamp()
     made = {"versions": versions(), "created": now}
     defaults = {"schema_version": SCHEMA_VERSION, "dead": False, "epochs": {}, "skipped": [], "seconds": 0.0}
     record = cast("Record", defaults | fields | made)

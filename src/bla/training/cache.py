@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
 import itertools
 import json
@@ -28,7 +27,7 @@ from bla import BlaError
 from bla.data.image_sets import ImageSet
 from bla.data.photo import DataError, Photo, Transform
 from bla.data.prefetching import cores, prefetch
-from bla.files import cache_root, read_json, write_json
+from bla.files import cache_root, read_json, timestamp, write_json
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
 from bla.training import distributed
@@ -414,7 +413,7 @@ def _record(classifier: str, data: str, images: int, kind: CacheType) -> dict[st
     """What is noted of a cache, at its start."""
     return {
         "format": FORMAT,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": timestamp(),
         "classifier": classifier,
         "data": data,
         "images": images,

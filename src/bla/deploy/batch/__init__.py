@@ -7,7 +7,6 @@ process is killed, no row is doubled or lost. One machine or a cluster runs the 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import itertools
 import shutil
@@ -23,7 +22,7 @@ from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, 
 from bla.deploy.batch.rows import BATCH, SCHEMA, counts_of, explain_rows, part_name, pictures_of, unpacked, write_part
 from bla.deploy.batch.sources import Reader, Row
 from bla.deploy.engine import Engine
-from bla.files import read_json, reading, sole_writer, write_atomically, write_json
+from bla.files import read_json, reading, sole_writer, timestamp, write_atomically, write_json
 from bla.progress import Progress, silent
 
 __all__ = ["SCHEMA", "BatchError", "explain_all", "unpacked"]
@@ -91,7 +90,7 @@ def explain_all(
         if (record := _finished(task, out)) is not None:
             report(f"{out} already holds this batch, begun {record['begun']}, without photos added since", 0, 0)
             return record
-        plan = _begun(task, out) or make_plan(task, out / BATCH_FOLDER, shard=shard, column=column)
+        plan = _plan(task, out, shard, column)
         for unfinished in out.glob(".part-*"):  # its writer was killed
             unfinished.unlink()
         done = {part.name for part in out.glob("part-*")}
@@ -102,23 +101,17 @@ def explain_all(
         title, start = f"explaining {plan.rows:,} photos", time.monotonic()
         report(title, plan.rows - left, plan.rows)
         ready = plan.rows - left
-        for rows in _explained(plan, todo, opened, out=out, engine=engine, workers=workers):
+        if engine == "local":
+            explained = run_locally(plan, todo, opened, out=out, workers=workers or cores())
+        else:
+            from bla.deploy.batch.cluster import run_on_ray
+
+            shared = write_atomically(out / BATCH_FOLDER / GRAPH, graph.read_bytes())
+            explained = run_on_ray(plan, todo, shared, out=out, workers=workers)
+        for rows in explained:
             ready += rows
             report(title, ready, plan.rows)
         return _concluded(plan, out, {"rows": left, "seconds": round(time.monotonic() - start, 2)})
-
-
-def _explained(
-    plan: Plan, shards: Sequence[Shard], graph: Engine, *, out: Path, engine: str, workers: int | None
-) -> Iterator[int]:
-    """Explain shards here or on the cluster; yields the numbers of rows done."""
-    if engine == "local":
-        yield from run_locally(plan, shards, graph, out=out, workers=workers or cores())
-    elif shards:
-        from bla.deploy.batch.cluster import run_on_ray
-
-        shared = write_atomically(out / BATCH_FOLDER / GRAPH, graph.path.read_bytes())
-        yield from run_on_ray(plan, shards, shared, out=out, workers=workers)
 
 
 def run_locally(plan: Plan, shards: Sequence[Shard], graph: Engine, *, out: Path, workers: int) -> Iterator[int]:
@@ -156,14 +149,14 @@ def _finished(task: Task, out: Path) -> dict[str, Any] | None:
     return record
 
 
-def _begun(task: Task, out: Path) -> Plan | None:
-    """The plan of this batch, if it has begun."""
+def _plan(task: Task, out: Path, shard: int, column: str | None) -> Plan:
+    """The plan of this batch, which may have begun."""
     plan = read_plan(out / BATCH_FOLDER)
     if plan is not None:
         _check_same(task, dataclasses.asdict(plan), out)
     elif any(out.glob("part-*")):
         raise BatchError(f"expected a new folder, or one of this batch, got {out} with parts of other work")
-    return plan
+    return plan or make_plan(task, out / BATCH_FOLDER, shard=shard, column=column)
 
 
 def _check_same(task: Task, kept: Mapping[str, Any], out: Path) -> None:
@@ -177,25 +170,20 @@ def _check_same(task: Task, kept: Mapping[str, Any], out: Path) -> None:
 
 def _concluded(plan: Plan, out: Path, last_call: dict[str, Any]) -> dict[str, Any]:
     """Count the rows in every part, and write the record."""
-    counts: Counter[str] = Counter()
-    parts = 0
-    for shard in plan.shards():
+    shards, counts = [*plan.shards()], Counter[str]()
+    for shard in shards:
         found = counts_of(out / part_name(shard.index))
         if sum(found.values()) != shard.count:
             raise RuntimeError(f"a fault of ours: {part_name(shard.index)} has {found}, not {shard.count} rows")
         counts.update(found)
-        parts += 1
     record = {
         "schema_version": 1,
-        "source": plan.source,
-        "graph": plan.graph,
-        "pictures": plan.pictures,
-        "size": plan.size,
+        **{field.name: getattr(plan, field.name) for field in dataclasses.fields(Task)},
         "rows": plan.rows,
         "statuses": dict(counts),
-        "parts": parts,
+        "parts": len(shards),
         "begun": plan.begun,
-        "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "ended": timestamp(),
         "last_call": last_call,
     }
     write_json(out / RECORD, record, indent=1)

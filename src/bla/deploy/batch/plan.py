@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from bla import BlaError
 from bla.data.image_sets import SUFFIXES
-from bla.files import read_json, reading, write_json
+from bla.files import read_json, reading, timestamp, write_json
 
 SHARD = 4096
 LISTS = frozenset({".txt", ".lst", ".list"})
@@ -129,8 +128,7 @@ def make_plan(task: Task, work: Path, *, shard: int = SHARD, column: str | None 
         raise BatchError(f"{source}: expected photos or Parquet files, got both: name a folder of one kind")
     if not photos and not tables:
         raise BatchError(f"{source}: expected photos ({' '.join(sorted(SUFFIXES))}) or Parquet files, got none")
-    begun = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    common: dict[str, Any] = {**dataclasses.asdict(task), "shard": shard, "begun": begun}
+    common: dict[str, Any] = {**dataclasses.asdict(task), "shard": shard, "begun": timestamp()}
     if photos:
         if column is not None:
             raise BatchError(f"expected --column with Parquet files, got it with {source}")
@@ -229,11 +227,7 @@ def _of_tables(tables: Sequence[Path], column: str | None) -> tuple[tuple[File, 
 
 def _columns(schema: pa.Schema, table: Path, wanted: str | None) -> tuple[str, str | None]:
     """The column of the photos' bytes, and that of their names."""
-    kinds: dict[str, pa.DataType] = {}
-    for field in schema:
-        kinds[field.name] = field.type
-        if pa.types.is_struct(field.type):
-            kinds |= {f"{field.name}.{inner.name}": inner.type for inner in field.type}
+    kinds = {field.name: field.type for field in schema.empty_table().flatten().schema}
     binary = [name for name, kind in kinds.items() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)]
     if wanted is not None and f"{wanted}.bytes" in binary:
         wanted += ".bytes"
@@ -242,9 +236,8 @@ def _columns(schema: pa.Schema, table: Path, wanted: str | None) -> tuple[str, s
         came = f"{len(chosen)} such: {binary}" if wanted is None else f"{wanted!r}; columns of bytes: {binary}"
         raise BatchError(f"{table}: expected a column with the photos' bytes, got {came}; name one with --column")
     texts = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
-    home = chosen[0].rpartition(".")[0]
-    names = [f"{home}.path"] if home else []
-    return chosen[0], next((name for name in [*names, *NAMES] if name in texts), None)
+    beside = f"{chosen[0].rpartition('.')[0]}.path"
+    return chosen[0], next((name for name in (beside, *NAMES) if name in texts), None)
 
 
 def _refuse(error: OSError) -> None:

@@ -68,9 +68,9 @@ class Reader:
                 continue
             for batch in parquet.iter_batches(READ, row_groups=[group], columns=columns, use_threads=False):
                 skipped, first = first, max(0, first - len(batch))
-                rest = batch.slice(min(skipped, len(batch)))
-                names = _column(rest, self.plan.name) if self.plan.name else itertools.repeat(None)
-                yield from zip(_column(rest, self.plan.content), names, strict=False)
+                rest = pa.table(batch.slice(min(skipped, len(batch)))).flatten()  # a struct's fields become dotted
+                names = rest[self.plan.name].to_pylist() if self.plan.name else itertools.repeat(None)
+                yield from zip(rest[self.plan.content].to_pylist(), names, strict=False)
 
     def _row(self, shard: Shard, number: int, photo: Any, name: Any) -> Row:
         if self.plan.kind == "paths":
@@ -84,14 +84,6 @@ class Reader:
     def _called(self, shard: Shard, number: int) -> str:
         row = shard.first + number - shard.number
         return "" if self.plan.kind == "paths" else f"{self.plan.files[shard.file][0]}#{row}"
-
-
-def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
-    first, *inner = name.split(".") if name not in batch.schema.names else [name]
-    values: list[Any] = batch.column(first).to_pylist()
-    for key in inner:
-        values = [None if value is None else value.get(key) for value in values]
-    return values
 
 
 def _at_path(number: int, path: bytes) -> Row:

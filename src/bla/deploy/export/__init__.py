@@ -20,7 +20,7 @@ import torch
 from bla import needs_extra
 from bla.deploy.engine import KEY, Card
 from bla.deploy.export.checking import ExportError, check_onnx, check_torch
-from bla.deploy.export.entries import check_resize, optional_inputs, photos_entry, tidied
+from bla.deploy.export.entries import check_resize, hide, optional_inputs, photos_entry
 from bla.deploy.export.graph import EXPLAINED, FEATURES, OUTPUTS, ExplainedGraph, NamedGraph
 from bla.files import write_atomically
 from bla.model.classifier import ExplainableClassifier
@@ -115,18 +115,19 @@ def _card(wrapped: ExplainableClassifier, entry: Entry) -> Card:
 def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[str, float]]:
     with needs_extra("export", ExportError):
         import onnx
+        import onnx_ir
+        import onnx_ir.passes.common
         import onnxruntime  # noqa: F401  the check needs it
 
-    batch, subsets = torch.export.Dim("batch"), torch.export.Dim("subsets")
     # Two photos: torch would take a batch of one for a constant.
-    examples: dict[str, tuple[torch.Tensor, dict[int, Any]]] = {
-        "pixels": (torch.zeros(2, 3, *wrapped.transform.size), {0: batch})
+    examples: dict[str, tuple[torch.Tensor, dict[int, str]]] = {
+        "pixels": (torch.zeros(2, 3, *wrapped.transform.size), {0: "batch"})
     }
     if card.sizes:
-        examples["size"] = (torch.tensor([0, 1]), {0: batch})
-    examples["masks"] = (torch.ones(2, 3, *card.grid), {0: batch, 1: subsets})
+        examples["size"] = (torch.tensor([0, 1]), {0: "batch"})
+    examples["masks"] = (torch.ones(2, 3, *card.grid), {0: "batch", 1: "subsets"})
     if card.targets:
-        examples["target"] = (torch.tensor([-1, 0]), {0: batch})
+        examples["target"] = (torch.tensor([-1, 0]), {0: "batch"})
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -143,7 +144,11 @@ def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[st
         except Exception as error:
             raise _refused(wrapped, error, "torch.onnx.export", "; try the target torch") from error
     assert program is not None
-    model = tidied(program.model_proto, card)
+    onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # it names paths of this machine
+    model = program.model_proto
+    hide(model, model.graph.output, FEATURES)
+    model.producer_name, model.producer_version, model.graph.name = "bla", card.version, "bla"
+    model.doc_string = f"{card.setup} on {card.model}: a prediction, and the cells that alone made it"
     optional_inputs(model, card)
     if card.entry == "photos":
         photos_entry(model, card.transform)

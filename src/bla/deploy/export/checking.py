@@ -14,7 +14,7 @@ from torch import Tensor
 from bla import BlaError
 from bla.deploy.engine import Card
 from bla.deploy.export.graph import FEATURES, OUTPUTS
-from bla.model.attention import Selection
+from bla.model.attention import Attention, Selection
 from bla.model.classifier import ExplainableClassifier
 
 if TYPE_CHECKING:
@@ -59,11 +59,9 @@ def check_onnx(wrapped: ExplainableClassifier, model: onnx.ModelProto, card: Car
         for features in maps_to_check(wrapped, pixels):
             repeated = images[:1].repeat(len(features), axis=0)
             for question in _questions(card, len(features)):
-                values = {
-                    name: value.float().numpy() if name == "masks" else value.numpy()
-                    for name, value in question.items()
-                }
-                found.compare(features, tail(**{card.entry: repeated, FEATURES: features.numpy()}, **values), question)
+                feeds = {card.entry: repeated, FEATURES: features.numpy()}
+                feeds |= {name: value.numpy() for name, value in question.items()}
+                found.compare(features, tail(**feeds), question)
     return found.within_tolerance()
 
 
@@ -86,8 +84,8 @@ def check_torch(
 
 def _questions(card: Card, rows: int) -> Iterator[Question]:
     yield {}
-    masks = torch.rand(rows, 4, *card.grid, generator=torch.Generator().manual_seed(1)) < 0.3
-    masks[:, :, 0, 0] = True
+    masks = (torch.rand(rows, 4, *card.grid, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    masks[:, :, 0, 0] = 1
     yield {"masks": masks}
     target: Question = {"target": torch.arange(rows) % len(card.classes)} if card.targets else {}
     if target:
@@ -161,7 +159,7 @@ class _Misses:
     def _miss(self, logits: Tensor, features: Tensor, selected: Tensor) -> float:
         """How far logits lie from those that the head gives for these cells."""
         weights = selected.float()
-        if not getattr(self.wrapped.attention, "gate", False):
+        if not self.wrapped.attention.gate:
             weights = weights / weights.sum(dim=(1, 2), keepdim=True)
         own = self.wrapped.classify(features, weights)
         return float((logits.double() - own.double()).abs().max() / own.abs().max().clamp(min=1e-6))
@@ -177,15 +175,9 @@ def _distance(got: Tensor, own: Tensor) -> Tensor:
     return (got.double() - own.double()).abs().amax(dim=(1, 2), keepdim=True)
 
 
-def _selection(attention: Callable[..., Selection], features: Tensor, question: Question) -> Selection:
-    target = {"target": question["target"]} if "target" in question else {}
-    if "size" not in question:
-        return attention(features, **target)
-    rows = [
-        attention(features[row, None], size=int(size), **{name: value[row, None] for name, value in target.items()})
-        for row, size in enumerate(question["size"])
-    ]
-    return Selection(*(torch.cat(maps) for maps in zip(*rows, strict=True)))
+def _selection(attention: Attention, features: Tensor, question: Question) -> Selection:
+    selection: Selection = attention(features, target=question.get("target"))
+    return attention.weigh(selection.unbounded, question["size"][:, None]) if "size" in question else selection
 
 
 def maps_to_check(wrapped: ExplainableClassifier, pixels: Tensor) -> Iterator[Tensor]:
@@ -219,17 +211,14 @@ def _noise(rows: int, wrapped: ExplainableClassifier) -> Tensor:
 
 
 def _photos(rows: int, wrapped: ExplainableClassifier) -> npt.NDArray[np.uint8]:
-    """Waves of many lengths and some noise, at one and a half times the input's height: a photo's mixture."""
-    height, width = (wrapped.transform.size[0] * 3 // 2, wrapped.transform.size[1] * 2)
-    random = np.random.default_rng(0)
-    y, x = np.mgrid[:height, :width]
-    photos = random.normal(0, 8, (rows, height, width, 3))
-    for length in (5, 20, 80, 300):
-        angle, phase = random.uniform(0, 2 * np.pi, (2, rows, 3))
-        photos += 25 * np.sin(
-            2 * np.pi / length * (np.multiply.outer(y, np.cos(angle)) + np.multiply.outer(x, np.sin(angle))) + phase
-        ).transpose(2, 0, 1, 3)
-    return np.clip(photos + 128, 0, 255).astype(np.uint8)
+    """Coarse and fine structure, at one and a half times the input's height, as photos have it."""
+    height, width = wrapped.transform.size
+    generator, size = torch.Generator().manual_seed(0), (height * 3 // 2, width * 2)
+    photos = torch.full((rows, 3, *size), 128.0)
+    for cells in (4, 16, 64):
+        waves = 30 * torch.randn(rows, 3, cells, cells, generator=generator)
+        photos += torch.nn.functional.interpolate(waves, size, mode="bicubic")
+    return photos.clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def _part(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> Callable[..., Outputs]:
@@ -238,11 +227,5 @@ def _part(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str])
     import onnxruntime
 
     part = onnx.utils.Extractor(model).extract_model([*inputs], [*outputs])
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-    def run(**feeds: npt.NDArray[Any]) -> Outputs:
-        return dict(zip(outputs, session.run([*outputs], feeds), strict=True))
-
-    return run
+    session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda **feeds: dict(zip(outputs, session.run([*outputs], feeds), strict=True))

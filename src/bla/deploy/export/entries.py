@@ -11,37 +11,9 @@ import numpy.typing as npt
 from bla.data.photo import Transform
 from bla.deploy.engine import Card
 from bla.deploy.export.checking import ExportError
-from bla.deploy.export.graph import FEATURES
 
 if TYPE_CHECKING:
     import onnx
-
-
-def tidied(model: onnx.ModelProto, card: Card) -> onnx.ModelProto:
-    """Without the exporter's notes (paths of this machine, among others), and with named dimensions."""
-    names: dict[str, str] = {}
-    inputs = {value.name: value for value in model.graph.input}
-    for name, dimension, readable in (("pixels", 0, "batch"), ("masks", 1, "subsets")):
-        names[inputs[name].type.tensor_type.shape.dim[dimension].dim_param] = readable
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        for length in value.type.tensor_type.shape.dim:
-            if length.dim_param:
-                length.dim_param = names.get(length.dim_param, length.dim_param)
-    for noted in (
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.value_info,
-        *model.graph.node,
-        model.graph,
-        model,
-    ):
-        del noted.metadata_props[:]
-        noted.doc_string = ""
-    _hide(model, model.graph.output, FEATURES)
-    model.producer_name, model.producer_version = "bla", card.version
-    model.graph.name = "bla"
-    model.doc_string = f"{card.setup} on {card.model}: a prediction, and the cells that alone made it"
-    return model
 
 
 def optional_inputs(model: onnx.ModelProto, card: Card) -> None:
@@ -121,7 +93,7 @@ def photos_entry(model: onnx.ModelProto, transform: Transform) -> None:
         scaled = Mul (values, scale)
         pixels = Sub (scaled, offset)"""
     _put_first(model, front, {"pixels"})
-    _hide(model, model.graph.input, "pixels")
+    hide(model, model.graph.input, "pixels")
     photos = onnx.helper.make_tensor_value_info("photos", onnx.TensorProto.UINT8, ["batch", "rows", "columns", 3])
     model.graph.input.insert(0, photos)
 
@@ -163,7 +135,7 @@ def _put_first(model: onnx.ModelProto, lines: str, gives: Collection[str]) -> No
     model.graph.node.extend([*nodes, *rest])
 
 
-def _hide(model: onnx.ModelProto, among: Any, name: str) -> None:
+def hide(model: onnx.ModelProto, among: Any, name: str) -> None:
     """Make an input or output a tensor inside of the graph."""
     (value,) = (value for value in among if value.name == name)
     model.graph.value_info.append(value)
