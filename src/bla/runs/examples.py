@@ -51,10 +51,10 @@ def read_parts(read: Callable[[ImageSet], Examples], splits: Splits, settings: S
 
 def read_examples(
     wrapped: ExplainableClassifier,
-    images: ImageSet,
-    *,
     classes: Sequence[str],
     settings: Settings,
+    images: ImageSet,
+    *,
     cache: Path | None,
     stream: bool,
     report: Progress,

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bla import BlaError, needs_extra
+from bla import BlaError
 from bla.data.photo import Transform
 from bla.model.backbones import load_backbone
 from bla.model.classifier import ExplainableClassifier, explainable
@@ -144,23 +145,25 @@ def push_to_hub(
     explainer: str | Path | ExplainableClassifier,
     repo_id: str,
     *,
-    model: str | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    with_classifier: bool = False,
     private: bool | None = None,
     revision: str | None = None,
     commit_message: str = "Explainer by bounded logit attention",
     token: str | bool | None = None,
+    **options: Any,
 ) -> str:
     """Write as :func:`save_pretrained` does, and upload to ``user/name`` on the Hugging Face Hub in one commit.
+
+    Parameters
+    ----------
+    options: of :func:`save_pretrained`: ``model``, ``metrics``, ``with_classifier``.
 
     Returns
     -------
     The commit's address.
     """
-    api = _hub().HfApi(token=token)
+    api = huggingface_hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(explainer, folder, model=model, metrics=metrics, with_classifier=with_classifier)
+        save_pretrained(explainer, folder, **options)
         with _hub_errors(f"expected to write {repo_id} on the Hub, got"):
             repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             commit = api.upload_folder(
@@ -175,22 +178,19 @@ def push_to_hub(
 
 def card(record: Record) -> str:
     """The model card of a run, in Markdown."""
-    hub, settings = _hub(), record["settings"]
-    data = hub.ModelCardData(
-        library_name="bounded-logit-attention",
-        pipeline_tag="image-classification",
-        tags=["explainable-ai", "interpretability", "bounded-logit-attention"],
+    content = huggingface_hub.ModelCard.from_template(
+        huggingface_hub.ModelCardData(
+            library_name="bounded-logit-attention",
+            pipeline_tag="image-classification",
+            tags=["explainable-ai", "interpretability", "bounded-logit-attention"],
+        ),
+        template_path=str(Path(__file__).with_name("card.md")),
+        record=record,
+        labels=record["settings"]["targets"] == "labels",
+        own_head=record["settings"]["head"] == "own",
+        classifier_file=CLASSIFIER,
     )
-    return str(
-        hub.ModelCard.from_template(
-            data,
-            template_path=Path(__file__).with_name("card.md"),
-            record=record,
-            labels=settings["targets"] == "labels",
-            own_head=settings["head"] == "own",
-            classifier_file=CLASSIFIER,
-        )
-    )
+    return str(content)
 
 
 def _described(
@@ -219,15 +219,10 @@ def _described(
 def _settings_of(classifier: ExplainableClassifier) -> Settings:
     """Settings that build this attention anew."""
     attention = classifier.attention
+    options: dict[str, Any] = {"setup": "bla-ph" if attention.bounded else "l2x-f", **attention.settings}
+    options |= {"class_aware": attention.class_conditional, "several_labels": classifier.several_labels}
     try:
-        settings = Settings(
-            setup="bla-ph" if attention.bounded else "l2x-f",
-            head="own",
-            targets="predictions",
-            class_aware=attention.class_conditional,
-            several_labels=classifier.several_labels,
-            **attention.settings,
-        )
+        settings = Settings(head="own", targets="predictions", **options)
     except TrainingError as error:
         raise HubError(f"expected an attention that a run can describe, got {attention}: {error}") from error
     built = settings.attention(attention.in_channels)
@@ -265,20 +260,16 @@ def _check_rebuilt(record: Record, own: Mapping[str, Tensor]) -> None:
 
 def _portable(record: Record, with_classifier: bool) -> Record:
     """The record without paths of this machine: folders by their last name, no private file of weights."""
-    root, (name, weights) = record["data"]["root"], (record["backbone"]["name"], record["backbone"]["weights"])
+    root, backbone = record["data"]["root"], record["backbone"].copy()
     if with_classifier:
-        weights = CLASSIFIER
-    elif weights not in (None, "random"):
-        weights = None
+        backbone["weights"] = CLASSIFIER
+    elif backbone["weights"] not in (None, "random"):
+        backbone["weights"] = None
         if "trunk" not in record:
-            name = None  # nobody else has that file: they must bring the classifier
-    folder = Path(root).name
-    skipped = [{key: text.replace(root, folder) for key, text in entry.items()} for entry in record["skipped"] if root]
-    portable = record.copy()
-    portable["data"] = {**record["data"], "root": folder}
-    portable["backbone"] = {**record["backbone"], "name": name, "weights": weights}
-    portable["skipped"] = skipped
-    return portable
+            backbone["name"] = None  # nobody else has that file: they must bring the classifier
+    name = Path(root).name
+    skipped = [{key: text.replace(root, name) for key, text in entry.items()} for entry in record["skipped"] if root]
+    return {**record, "backbone": backbone, "data": {**record["data"], "root": name}, "skipped": skipped}
 
 
 def _downloaded(name: str, revision: str | None, token: str | bool | None) -> Path:
@@ -286,23 +277,14 @@ def _downloaded(name: str, revision: str | None, token: str | bool | None) -> Pa
         raise HubError(f"expected a folder, or user/name on the Hub, got {name!r}, which is neither")
     files = [RECORD, WEIGHTS, CARD, CLASSIFIER]
     with _hub_errors(f"expected a folder, or an explainer on the Hub, got {name!r}:"):
-        return Path(_hub().snapshot_download(name, revision=revision, token=token, allow_patterns=files))
-
-
-def _hub() -> Any:
-    with needs_extra("hub", HubError):
-        import huggingface_hub
-    return huggingface_hub
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, token=token, allow_patterns=files))
 
 
 @contextmanager
 def _hub_errors(said: str) -> Iterator[None]:
-    """Give the library's errors the class and the form of ours."""
-    errors = _hub().errors
-    kinds = (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError)
     try:
         yield
-    except (*kinds, errors.OfflineModeIsEnabled) as error:
+    except (OSError, ValueError) as error:  # the library's errors are of these kinds
         raise HubError(f"{said} {_first_line(error)}") from error
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
 from bla.model.preprocessing import transform_of
 from bla.progress import Progress, show, silent
-from bla.runs.examples import Failures, read_examples, read_parts
+from bla.runs.examples import Failures, Parts, read_examples, read_parts
 from bla.runs.record import RECORD, WEIGHTS, Record, RunError, new_record, read_record, run_folder, write_run
 from bla.training import distributed
 from bla.training.cache import weights_digest
@@ -33,7 +33,7 @@ from bla.training.checkpoint import clear_checkpoints
 from bla.training.finetuning import TunedNetworks
 from bla.training.loop import train_networks
 from bla.training.measuring import measure
-from bla.training.networks import Examples, Networks, new_head
+from bla.training.networks import Networks, new_head
 from bla.training.settings import Settings, TrainingError
 
 
@@ -86,52 +86,41 @@ def train(
     DataError, ClassifierError, CacheError, TrainingError
         If data, classifier, cache or settings do not fit; each says what was expected.
     """
-    report = report if distributed.rank() == 0 else silent
+    first = distributed.rank() == 0
+    report = report if first else silent
     settings, out, place = settings or Settings(), Path(out), pick_device(device)
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
     splits, source = read_images(data, seed=settings.seed, data_root=data_root, cache=cache, report=report)
     settings = settings.replace(several_labels=settings.several_labels or splits.train.several)
-    wrapped = _classifier(model, weights, splits.train, settings, mode=mode, image_size=image_size).to(place)
-    _check_float32(wrapped)
+    view = {"mode": mode} | ({"size": (image_size, image_size)} if image_size is not None else {})
+    wrapped = _classifier(model, weights, splits.train, settings, view).to(place)
     classes = wrapped.classes if settings.own_head else splits.train.classes
-    identity = {
+    _check_float32(wrapped)
+    identity: dict[str, Any] = {
         "backbone": {**_origin(model, weights), "digest": weights_digest(wrapped.trunk)},
         "transform": wrapped.transform.to_dict(),
         "data": {"train": splits.train.digest(), "test": splits.test.digest()},
         "classes": list(classes),
     }
-    read = partial(
-        read_examples, wrapped, classes=classes, settings=settings, cache=cache, stream=stream, report=report
-    )
     out.mkdir(parents=True, exist_ok=True)
-    first = distributed.rank() == 0
     busy = TrainingError(f"expected a folder that no other training is writing, got {out}: wait for it")
     with sole_writer(out, busy) if first else nullcontext():
-        record = distributed.agreed(_finished(out, settings, identity))
         classifier, networks = _assembled(wrapped, settings, classes)
-        if record is None:
-            trained = _trained(
-                classifier,
-                networks,
-                settings,
-                splits=splits,
-                read=read,
-                out=out,
-                identity=identity,
-                source=source,
-                report=report,
-            )
-            if trained is not None:
-                write_run(out, trained, {WEIGHTS: tensor_bytes(networks.saved())})
-            record = distributed.agreed(trained)
-            assert record is not None
-        else:
+        if distributed.agreed(_holds(out, settings, identity)):
             report(f"{out} already holds this run", 0, 0)
-        _restore(out, record, classifier, networks)
+        else:
+            read = partial(read_examples, wrapped, classes, settings, cache=cache, stream=stream, report=report)
+            parts = read_parts(read, splits, settings, report)
+            outcome = _trained(networks, settings, parts, out=out, identity=identity, report=report)
+            if first:
+                identity["data"] |= {"root": source, "images": parts.counts}
+                record = new_record(setup=settings.name, model=wrapped.name, **identity, **outcome)
+                write_run(out, record, {WEIGHTS: tensor_bytes(networks.saved())})
+            distributed.together()
         if first:
             clear_checkpoints(out)  # if killed before this line, the next call removes them
-        return Run(record, settings, _ready(classifier), networks)
+        return _restored(out, read_record(out), settings, classifier, networks)
 
 
 @torch.inference_mode(False)
@@ -194,9 +183,7 @@ def fit(
         seed=seed,
         several_labels=wrapped.several_labels,
     )
-    read = partial(
-        read_examples, wrapped, classes=wrapped.classes, settings=settings, cache=cache, stream=stream, report=report
-    )
+    read = partial(read_examples, wrapped, wrapped.classes, settings, cache=cache, stream=stream, report=report)
     with photo_splits(images, seed=seed, cache=cache, report=report) as splits:
         parts = read_parts(read, splits, settings, report)
         before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}
@@ -249,15 +236,14 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
         elif weights not in (None, "random"):
             weights = folder / str(weights)  # a relative name is a file of the run folder
         model = load_backbone(backbone["name"], weights)
-    wrapped = _wrapped(model, settings, len(classes), transform, record["model"]).to(place)
+    head = None if settings.own_head else len(classes)
+    wrapped = explainable(model, name=record["model"], head=head, transform=transform).to(place)
     if settings.trunk is None and weights_digest(wrapped.trunk) != backbone["digest"]:
         raise RunError(
             f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
             "an explanation is of one classifier; train anew for this one"
         )
-    classifier, networks = _assembled(wrapped, settings, classes)
-    _restore(folder, record, classifier, networks)
-    return Run(record, settings, _ready(classifier), networks)
+    return _restored(folder, record, settings, *_assembled(wrapped, settings, classes))
 
 
 @distributed.joined()  # type: ignore[has-type, untyped-decorator]
@@ -306,10 +292,8 @@ def evaluate(
         if splits.seeded:
             images = splits.whole()
             report(f"{source} has no division: measuring on all its images, assuming that none was trained on", 0, 0)
-    classifier = opened.classifier
-    examples = read_examples(
-        classifier, images, classes=classifier.classes, settings=settings, cache=cache, stream=stream, report=report
-    )
+    classes = opened.classifier.classes
+    examples = read_examples(opened.classifier, classes, settings, images, cache=cache, stream=stream, report=report)
     metrics: dict[str, Any] = {}
     if distributed.rank() == 0:
         metrics = measure(opened.networks, examples, report, several=settings.several_labels)
@@ -343,13 +327,7 @@ def _check_float32(wrapped: ExplainableClassifier) -> None:
 
 
 def _classifier(
-    model: str | nn.Module,
-    weights: str | Path | None,
-    images: ImageSet,
-    settings: Settings,
-    *,
-    mode: Literal["squash", "crop"],
-    image_size: int | None,
+    model: str | nn.Module, weights: str | Path | None, images: ImageSet, settings: Settings, view: Mapping[str, Any]
 ) -> ExplainableClassifier:
     """The classifier to train on, with its own head or a new one for the classes of the images."""
     if not settings.own_head and images.labels is None:
@@ -358,20 +336,12 @@ def _classifier(
             "classifier's own classes use head='own' and targets='predictions'"
         )
     built = load_backbone(model, weights) if isinstance(model, str) else model
-    transform = dataclasses.replace(transform_of(built), mode=mode)
-    if image_size is not None:
-        transform = dataclasses.replace(transform, size=(image_size, image_size))
-    wrapped = _wrapped(built, settings, len(images.classes), transform, model if isinstance(model, str) else None)
+    transform = dataclasses.replace(transform_of(built), **view)
+    head, name = None if settings.own_head else len(images.classes), model if isinstance(model, str) else None
+    wrapped = explainable(built, name=name, head=head, transform=transform)
     if settings.trunk is not None:
         wrapped.name += ", end to end"  # what explains is not what was loaded
     return wrapped
-
-
-def _wrapped(
-    model: nn.Module, settings: Settings, classes: int, transform: Transform, name: str | None
-) -> ExplainableClassifier:
-    head = None if settings.own_head else classes
-    return explainable(model, name=name, head=head, transform=transform)
 
 
 def _origin(model: str | nn.Module, weights: str | Path | None) -> dict[str, str | None]:
@@ -391,14 +361,11 @@ def _assembled(
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
         attention = settings.attention(channels).to(like)
-        baseline = (
-            wrapped.head if settings.own_head else new_head(channels, len(classes), settings.head.dropout).to(like)
-        )
-    networks = (
-        Networks(attention, baseline, own_head=settings.own_head)
-        if settings.trunk is None
-        else TunedNetworks(attention, baseline, wrapped.trunk, settings=settings, pixels=wrapped.pixels)
-    )
+        head = wrapped.head if settings.own_head else new_head(channels, len(classes), settings.head.dropout).to(like)
+    if settings.trunk is None:
+        networks = Networks(attention, head, own_head=settings.own_head)
+    else:
+        networks = TunedNetworks(attention, head, wrapped.trunk, settings=settings, pixels=wrapped.pixels)
     classifier = ExplainableClassifier(
         wrapped.trunk,
         attention,
@@ -414,51 +381,34 @@ def _assembled(
 
 
 def _trained(
-    classifier: ExplainableClassifier,
-    networks: Networks,
-    settings: Settings,
-    *,
-    splits: Splits,
-    read: Callable[[ImageSet], Examples],
-    out: Path,
-    identity: Mapping[str, Any],
-    source: str,
-    report: Progress,
-) -> Record | None:
-    """Train the networks, which the classifier shares, and measure them; None in all processes but the first."""
-    started = time.monotonic()
-    parts = read_parts(read, splits, settings, report)
-    first = distributed.rank() == 0
+    networks: Networks, settings: Settings, parts: Parts, *, out: Path, identity: Mapping[str, Any], report: Progress
+) -> dict[str, Any]:
+    """Train the networks and measure them: the fields of the record that the first process writes."""
+    first, started = distributed.rank() == 0, time.monotonic()
     if not first and settings.trunk is None:
-        return None  # training from cached features takes the first process seconds
+        return {}  # training on cached features takes the first process seconds
     outcome = train_networks(
         networks, settings, parts.train, parts.validation, folder=out, identity=identity, report=report
     )
     if not first:
-        return None
+        return {}
     seconds = round(time.monotonic() - started, 1)
     metrics = measure(networks, parts.test, report, several=settings.several_labels)
     size = metrics["size"]
     outcome["dead"] |= settings.setup != "l2x-f" and size["min"] == size["cells"]  # died in the very last steps
     if "mean_size" in outcome:
         outcome["mean_size"]["test"] = size["mean"]
-    if settings.trunk is not None:
-        outcome["trunk"] = weights_digest(classifier.trunk)
-    return new_record(
-        setup=settings.name,
-        model=classifier.name,
-        **{**identity, "data": {**identity["data"], "root": source, "images": parts.counts}},
-        seed=settings.seed,
-        settings=settings.record(),
-        **outcome,
-        skipped=[{"image": image, "error": error} for image, error in parts.failures],
-        seconds=seconds,
-        metrics=metrics,
-    )
+    if isinstance(networks, TunedNetworks):
+        outcome["trunk"] = weights_digest(networks.trunk)
+    skipped = [{"image": image, "error": error} for image, error in parts.failures]
+    settled = {"seed": settings.seed, "settings": settings.record(), "skipped": skipped, "seconds": seconds}
+    return settled | outcome | {"metrics": metrics}
 
 
-def _restore(folder: Path, record: Record, classifier: ExplainableClassifier, networks: Networks) -> None:
-    """Load the trained weights into the networks, which the classifier shares."""
+def _restored(
+    folder: Path, record: Record, settings: Settings, classifier: ExplainableClassifier, networks: Networks
+) -> Run:
+    """The run with its trained weights in the networks, which the classifier shares."""
     path = folder / WEIGHTS
     try:
         networks.restore(load_file(path))
@@ -468,22 +418,18 @@ def _restore(folder: Path, record: Record, classifier: ExplainableClassifier, ne
         raise RunError(
             f"expected the weights of the run in {path}, got none or others ({error}): remove {folder} and train again"
         ) from error
-
-
-def _ready(classifier: ExplainableClassifier) -> ExplainableClassifier:
     classifier.fitted = True
-    return classifier.eval()
+    return Run(record, settings, classifier.eval(), networks)
 
 
-def _finished(out: Path, settings: Settings, identity: Mapping[str, Any]) -> Record | None:
-    """The record of this run if the folder holds it already, None if it holds none."""
+def _holds(out: Path, settings: Settings, identity: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this run already; TrainingError if it holds another."""
     if not (out / RECORD).exists():
-        return None
+        return False
     record = read_record(out)
-    wanted = json.loads(json.dumps(identity))
     data = record["data"]
     came = {**record, "data": {"train": data["train"], "test": data["test"]}}
-    different = [key for key, value in wanted.items() if came.get(key) != value]
+    different = [key for key, value in json.loads(json.dumps(identity)).items() if came.get(key) != value]
     if Settings.from_record(record["settings"]) != settings:
         different.insert(0, "settings")
     if different:
@@ -491,4 +437,4 @@ def _finished(out: Path, settings: Settings, identity: Mapping[str, Any]) -> Rec
             f"expected an empty folder or this run in {out}, got a run that differs in {', '.join(different)}: choose "
             "another folder, or remove it"
         )
-    return record
+    return True
