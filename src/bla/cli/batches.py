@@ -31,26 +31,16 @@ def batch(
 
     Example: `bla batch photos out --run run --workers 4`
 
-    Parameters
-    ----------
-    source
-        A folder of photos, a text file with one path per line, a Parquet file with encoded photos, or a folder of such.
-    out
-        The folder to write part-*.parquet and, at the end, batch.json to.
-    run
-        A run folder, a shipped explainer's name, or an exported graph, FILE.onnx.
-    engine
-        local: the cores of this machine; ray: the cluster at RAY_ADDRESS, or this machine without one.
-    workers
-        Threads, or actors. By default one per core.
-    shard
-        Photos per Parquet file; a killed command repeats at most so many.
-    column
-        The Parquet column with the encoded photos; by default the only binary column.
-    size
-        Select exactly so many cells. By default the explainer chooses for each photo.
-    pictures
-        Write a panel for each photo, OUT/pictures/ROW.png.
+    :param source: A folder of photos, a text file with one path per line, a Parquet file with encoded photos, or a
+        folder of such.
+    :param out: The folder to write part-*.parquet and, at the end, batch.json to.
+    :param run: A run folder, a shipped explainer's name, or an exported graph, FILE.onnx.
+    :param engine: local: the cores of this machine; ray: the cluster at RAY_ADDRESS, or this machine without one.
+    :param workers: Threads, or actors. By default one per core.
+    :param shard: Photos per Parquet file; a killed command repeats at most so many.
+    :param column: The Parquet column with the encoded photos; by default the only binary column.
+    :param size: Select exactly so many cells. By default the explainer chooses for each photo.
+    :param pictures: Write a panel for each photo, OUT/pictures/ROW.png.
     """
     with needs_extra("batch,export"):
         import onnxruntime  # noqa: F401  the engine needs it

@@ -51,12 +51,8 @@ def remove_caches(
 
     Example: `bla cache remove 0c4f665f`
 
-    Parameters
-    ----------
-    keys
-        As `bla cache list` shows them.
-    all_
-        Remove all caches.
+    :param keys: As `bla cache list` shows them.
+    :param all_: Remove all caches.
     """
     from bla.training.cache import CacheError, listed, remove
 

@@ -35,29 +35,19 @@ def compare(
 
     Example: `bla compare run photos --methods cam grad-cam random`
 
-    Parameters
-    ----------
-    run
-        A run folder, or a shipped explainer's name.
-    data
-        Images, with or without classes, boxes or masks; a folder or one photo. By default the run's test images.
-    out
-        Where to write the result and the explanations. By default RUN/comparison, or "comparison" for a shipped
+    :param run: A run folder, or a shipped explainer's name.
+    :param data: Images, with or without classes, boxes or masks; a folder or one photo. By default the run's test
+        images.
+    :param out: Where to write the result and the explanations. By default RUN/comparison, or "comparison" for a shipped
         explainer.
-    methods
-        cam, grad-cam, grad-cam++, layer-cam, hires-cam, softmax-attention, l2x, learned-mask, random, centre, norm,
-        shuffled; the slow ones, which run the whole network many times per photo: score-cam, integrated-gradients,
-        occlusion; or all. By default those that read the feature map alone.
-    leakage
-        Train an evaluator, probes and heads that measure what the selections give away.
-    pixels
-        Run the whole network on changed pixels of so many random photos: seconds per photo and method.
-    sanity
-        Compare maps under randomised networks, and of flipped, shifted and noisy photos.
-    limit
-        Compare on so many random photos.
-    seed
-        Of everything random.
+    :param methods: cam, grad-cam, grad-cam++, layer-cam, hires-cam, softmax-attention, l2x, learned-mask, random,
+        centre, norm, shuffled; the slow ones, which run the whole network many times per photo: score-cam,
+        integrated-gradients, occlusion; or all. By default those that read the feature map alone.
+    :param leakage: Train an evaluator, probes and heads that measure what the selections give away.
+    :param pixels: Run the whole network on changed pixels of so many random photos: seconds per photo and method.
+    :param sanity: Compare maps under randomised networks, and of flipped, shifted and noisy photos.
+    :param limit: Compare on so many random photos.
+    :param seed: Of everything random.
     """
     with needs_extra("compare"):
         from bla.comparison import CHEAP

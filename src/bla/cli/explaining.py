@@ -32,21 +32,13 @@ def explain(
 
     Example: `bla explain cat.jpg --run run`
 
-    Parameters
-    ----------
-    photos
-        Photos, and folders of photos.
-    run
-        A run folder, or a shipped explainer's name.
-    size
-        Select exactly so many cells. By default the explainer chooses for each photo.
-    target
-        A class, by name or index: how much each selected cell votes for it. A class-aware explainer selects the cells
-        for this class; by default for the predicted class.
-    against
-        With a target: votes for the target rather than for this class.
-    out
-        Where to write. By default "why"; with --json nothing is written unless this is given.
+    :param photos: Photos, and folders of photos.
+    :param run: A run folder, or a shipped explainer's name.
+    :param size: Select exactly so many cells. By default the explainer chooses for each photo.
+    :param target: A class, by name or index: how much each selected cell votes for it. A class-aware explainer selects
+        the cells for this class; by default for the predicted class.
+    :param against: With a target: votes for the target rather than for this class.
+    :param out: Where to write. By default "why"; with --json nothing is written unless this is given.
     """
     from bla.data.image_sets import list_images
     from bla.deploy.pictures import explain_files

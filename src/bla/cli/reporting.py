@@ -22,16 +22,10 @@ def report(
 
     Example: `bla report run --out report.html`
 
-    Parameters
-    ----------
-    run
-        A run folder that was compared, or the folder of a comparison.
-    out
-        The file to write. By default report.html beside the comparison.
-    photos
-        How many photos to show: half at random, a quarter each the best and the worst.
-    seed
-        Of the random photos.
+    :param run: A run folder that was compared, or the folder of a comparison.
+    :param out: The file to write. By default report.html beside the comparison.
+    :param photos: How many photos to show: half at random, a quarter each the best and the worst.
+    :param seed: Of the random photos.
     """
     with needs_extra("compare"):
         from bla.comparison.report import write_report

@@ -24,16 +24,11 @@ def export(
 
     Example: `bla export run --out explainer.onnx`
 
-    Parameters
-    ----------
-    run
-        A run folder, or a shipped explainer's name.
-    out
-        The file to write.
-    to
-        onnx, for ONNX Runtime and `bla serve`; or torch, for torch.export.load.
-    entry
-        What the graph takes: normalised pixels; or photos, uint8 of any size, which it resizes and normalises.
+    :param run: A run folder, or a shipped explainer's name.
+    :param out: The file to write.
+    :param to: onnx, for ONNX Runtime and `bla serve`; or torch, for torch.export.load.
+    :param entry: What the graph takes: normalised pixels; or photos, uint8 of any size, which it resizes and
+        normalises.
     """
     from bla.deploy.export import export as write
 
@@ -67,28 +62,16 @@ def serve(
 
     Example: `bla serve tf_efficientnet_lite0 --port 8080`
 
-    Parameters
-    ----------
-    explainer
-        An exported file, or a run or shipped explainer, which is exported first and kept.
-    host
-        The address to listen at; 0.0.0.0 for all.
-    port
-        The port to listen at.
-    threads
-        Threads of the computation. By default all cores.
-    batch_size
-        Photos per batch, at most.
-    deadline
-        Milliseconds that a photo waits for its batch to fill, at most.
-    queue
-        Photos in progress, at most; further ones are refused, with the time to try again (429).
-    megabytes
-        Size of a request, at most.
-    megapixels
-        Size of a photo, at most; checked before it is decoded.
-    timeout
-        Seconds per request, at most.
+    :param explainer: An exported file, or a run or shipped explainer, which is exported first and kept.
+    :param host: The address to listen at; 0.0.0.0 for all.
+    :param port: The port to listen at.
+    :param threads: Threads of the computation. By default all cores.
+    :param batch_size: Photos per batch, at most.
+    :param deadline: Milliseconds that a photo waits for its batch to fill, at most.
+    :param queue: Photos in progress, at most; further ones are refused, with the time to try again (429).
+    :param megabytes: Size of a request, at most.
+    :param megapixels: Size of a photo, at most; checked before it is decoded.
+    :param timeout: Seconds per request, at most.
     """
     from bla.deploy.engine import EngineError, open_engine
 
