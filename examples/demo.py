@@ -1,4 +1,4 @@
-"""From nothing to pictures: train BLA and BLA-PH on the embedded data set, then explain real photographs."""
+"""Train BLA and BLA-PH on the embedded data set, then explain real photographs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PHOTOGRAPHS = {
 
 
 def main() -> None:
-    """Train, print the table, explain, say where the pictures are."""
+    """Train, print the accuracies, explain, print where the pictures are."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     out: Path = parser.parse_args().out
@@ -49,8 +49,8 @@ def main() -> None:
         Image.fromarray(photograph()).save(photographs[-1])
     composed = sorted((cache_root() / EMBEDDED / "test").glob("*/*.jpg"))[::50]
     for title, photos, run, folder in (
-        ("Photographs, by the explainer that comes with the package", photographs, "tf_efficientnet_lite0", "why"),
-        ("Test images, by the BLA just trained", composed, out / "bla", "why-embedded"),
+        ("Photographs, explained by the shipped explainer", photographs, "tf_efficientnet_lite0", "why"),
+        ("Test images, explained by the BLA just trained", composed, out / "bla", "why-embedded"),
     ):
         print(f"\n{title}:")
         for result in explain_files(photos, run=run, out=out / folder):

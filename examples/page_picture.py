@@ -1,4 +1,4 @@
-"""Make docs/page.png: the server's page, walked in Chromium with a photograph of scikit-image's."""
+"""Write docs/page.png: a screenshot of the server's page with a photograph from scikit-image. Needs Chromium."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bla.deploy.serve import application
 
 
 def main() -> None:
-    """Serve, walk, save."""
+    """Serve the page, explain the photograph, save a screenshot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/page.png"))
     parser.add_argument("--explainer", default="tf_efficientnet_lite0")

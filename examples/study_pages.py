@@ -1,4 +1,4 @@
-"""Pictures of a study's pages as people see them: a desktop, a phone, light and dark. Needs Chromium."""
+"""Screenshots of a study's pages: desktop and phone, light and dark. Needs Chromium."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DESKTOP, PHONE = (1100, 760), (390, 760)
 
 
 def main() -> None:
-    """Serve the study in a copy, walk through it, write PNG files."""
+    """Serve a copy of the study, walk through it, write PNG files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/study"))
@@ -41,7 +41,7 @@ def main() -> None:
 def walk(
     browser: Browser, address: str, out: Path, name: str, size: tuple[int, int], *, dark: bool, only: list[str] | None
 ) -> None:
-    """A participation, a picture of each kind of page."""
+    """Take part once, with a screenshot of each kind of page."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if dark else "light",
@@ -81,14 +81,14 @@ def walk(
 
 
 def answer(page: Page) -> None:
-    """Choose the first answer, once the pictures are there."""
+    """Choose the first answer once the pictures have loaded."""
     page.locator("form.answer:not(.waiting)").wait_for()
     with page.expect_navigation():
         page.locator("form.answer button").first.click()
 
 
 def smaller(path: Path) -> None:
-    """The PNG with 256 colours."""
+    """Reduce the PNG to 256 colours."""
     from PIL import Image
 
     with Image.open(path) as image:

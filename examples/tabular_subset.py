@@ -1,6 +1,6 @@
-"""Which features of a sample decide? Bounded logits choose how many, sample by sample.
+"""Which features decide? Bounded logits choose how many, for each sample.
 
-Four of eleven features count, but which four depends on a fifth: two rules, and a feature that switches them.
+Two of eleven features make the label, or four others: an eleventh feature switches between the two rules.
 
     python examples/tabular_subset.py [--steps 1500]
 """
@@ -16,7 +16,7 @@ from torch.nn import functional
 from bla.operators import BoundedLogits
 
 PRICE = 0.02
-"""Of one feature, in nats: the larger, the fewer."""
+"""The price of one feature, in nats: a higher price selects fewer."""
 
 
 def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

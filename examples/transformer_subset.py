@@ -1,7 +1,7 @@
 """Which tokens of a sequence decide? A small transformer reads only the tokens at the bound.
 
-Sequences of different length hold some digits among letters; the label is whether the digits' sum is large. Padding
-is masked: it is never selected and gets no gradient.
+Sequences of different lengths hold digits among letters; the label says whether the digits' average exceeds 4.5.
+Padding is masked: it is never selected and gets no gradient.
 
     python examples/transformer_subset.py [--steps 1500]
 """
