@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import nn
 
 from bla.data.image_sets import ImageSet, Splits
 from bla.data.photo import DataError, Transform
@@ -29,7 +29,7 @@ from bla.runs.examples import Failures, Parts, read_examples, read_parts
 from bla.runs.record import RECORD, WEIGHTS, Record, RunError, new_record, read_record, run_folder, write_run
 from bla.training import distributed
 from bla.training.cache import weights_digest
-from bla.training.checkpoint import clear_checkpoints
+from bla.training.checkpoint import clear_checkpoints, tensor_bytes
 from bla.training.finetuning import TunedNetworks
 from bla.training.loop import train_networks
 from bla.training.measuring import measure
@@ -313,11 +313,6 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0][:100]
         raise RunError(f"expected device auto, cpu or a CUDA device that is present, got {name!r}: {reason}") from error
     return device
-
-
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file; each tensor is copied, as the format refuses tensors that share memory."""
-    return save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
 
 
 def _check_float32(wrapped: ExplainableClassifier) -> None:

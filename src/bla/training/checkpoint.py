@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bla.files import read_json
@@ -53,8 +53,7 @@ class Checkpoint:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name in ("networks", "best", "optimiser"):
-            tensors = {key: value.detach().cpu().contiguous().clone() for key, value in getattr(self, name).items()}
-            save_file(tensors, temporary / f"{name}.safetensors")
+            (temporary / f"{name}.safetensors").write_bytes(tensor_bytes(getattr(self, name)))
         record: dict[str, Any] = {name: getattr(self, name) for name in ("log", "epochs_run", "scaler")}
         record |= {"identity": identity, "position": dataclasses.asdict(self.position)}
         (temporary / "state.json").write_text(json.dumps(record), encoding="utf-8")
@@ -99,3 +98,8 @@ def clear_checkpoints(folder: Path, but: Path | None = None) -> None:
     for path in [*checkpoints(folder), *folder.glob(".checkpoint-*.partial")]:
         if path != but:
             shutil.rmtree(path)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file; each tensor is copied, as the format refuses tensors that share memory."""
+    return save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
