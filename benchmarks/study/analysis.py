@@ -21,12 +21,13 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.results import parser_of
+from benchmarks.study.memory import without_pages
 from bla.progress import Progress, shown_progress
 from bla.study.analysis import analyse
 from bla.study.effect import Effect, Trials
 from bla.study.plan import Plan, Population
 from bla.study.power import people_needed, power_of
-from bla.study.rehearsal import behaviour_for, rehearse, without_pages
+from bla.study.rehearsal import behaviour_for, rehearse
 from bla.study.responses import Collected
 from bla.study.simulation import Behaviour, strengths_for
 from bla.study.store import Store

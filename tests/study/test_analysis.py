@@ -121,11 +121,11 @@ def simulated(plan: Plan, behaviour: Behaviour, people: int, seed: int) -> dict[
                 pair = plan.pairs[(photo + number) % len(plan.pairs)]
                 left, right = pair if (trial + number) % 2 else pair[::-1]
                 reply = someone.choice(trial, left=names.index(left), right=names.index(right), photo=photo)
-                side, of = ("left" if reply.left else "right"), {"left": left, "right": right}
+                side, of = ("left" if reply.yes else "right"), {"left": left, "right": right}
             else:
                 arm = (photo + number) % len(names)
                 reply = someone.judgement(trial, arm=arm, photo=photo)
-                side = "yes" if reply.right_answer else "no"
+                side = "yes" if reply.yes else "no"
                 of = {"arm": names[arm], "task": plan.task, "expected": "yes", "options": ("yes", "no")}  # type: ignore[dict-item]
             answers.append(answer(who, trial + 1, side, f"f{photo}", seconds=reply.seconds, simulated=True, **of))
         takers.append(taker(who, number, finished=someone.leaves_before is None, simulated=True))

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from bla.study.app import create_app
 from bla.study.errors import StudyError
-from bla.study.guard import Rate
+from bla.study.guard import Limits, Rate
 from bla.study.pages import Pages
 from bla.study.participation import NONCE
 from bla.study.pictures import registered
@@ -206,7 +206,7 @@ def test_rates_are_limited(place: tuple[Path, str], store: Store, monkeypatch: p
     study, _ = place
     now = 0.0
     monkeypatch.setattr(Rate.__init__, "__kwdefaults__", {"now": lambda: now})
-    visitor = Visitor(create_app(study, store, joins_a_minute=2, requests_a_second=0.5))
+    visitor = Visitor(create_app(study, store, limits=Limits(2, 0.5)))
     for _ in range(2):
         visitor.begin()
         visitor.client.cookies.clear()

@@ -65,8 +65,8 @@ def test_a_person_does_what_the_arrays_do() -> None:
             swapped = trial % 2
             reply = someone.choice(trial, left=swapped, right=1 - swapped, photo=trial + 20 * (number % 40))
             assert reply.seconds > 0
-            lefts.append(reply.left)
-            wins.append(reply.left != bool(swapped))
+            lefts.append(reply.yes)
+            wins.append(reply.yes != bool(swapped))
         firsts += wins
         by_person.append(np.mean(wins))
     assert np.mean(firsts) == pytest.approx(0.1 * 0.5 + 0.9 * 0.7, abs=0.03)
@@ -100,7 +100,7 @@ def test_catch_trials_tell_the_careless() -> None:
     behaviour = Behaviour(careless=0.5, attention=0.95)
     people = [Person(behaviour, 0, number, 10) for number in range(200)]
     passed = {
-        careful: np.mean([p.catch(t).right_answer for p in people if p.careful == careful for t in range(10)])
+        careful: np.mean([p.catch(t).yes for p in people if p.careful == careful for t in range(10)])
         for careful in (True, False)
     }
     assert passed[True] == pytest.approx(0.95, abs=0.02)
@@ -111,7 +111,7 @@ def test_judgements_have_the_accuracy_put_in() -> None:
     behaviour = Behaviour(strengths_for([0.8, 0.6], 0.7, 0.7), person_sd=0.7, photo_sd=0.7)
     people = [Person(behaviour, 0, number, 60) for number in range(100)]
     for arm, share in enumerate((0.8, 0.6)):
-        right = [p.judgement(t, arm=arm, photo=t).right_answer for p in people for t in range(60)]
+        right = [p.judgement(t, arm=arm, photo=t).yes for p in people for t in range(60)]
         assert np.mean(right) == pytest.approx(share, abs=0.04)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.study.memory import without_pages
 from bla.cli import run_command
 from bla.study.analysis import analyse
 from bla.study.errors import StudyError
 from bla.study.plan import Plan
-from bla.study.rehearsal import behaviour_for, rehearse, without_pages
+from bla.study.rehearsal import behaviour_for, rehearse
 from bla.study.responses import Collected
 from bla.study.simulation import Behaviour
 from bla.study.store import Store

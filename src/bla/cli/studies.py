@@ -15,6 +15,7 @@ from bla.progress import shown_progress
 
 with needs_extra("study"):
     from bla.study.effect import EffectSize
+    from bla.study.guard import Limits
     from bla.study.plan import Plan
     from bla.study.preparing import Wishes
     from bla.study.simulation import Behaviour, RehearsalBehaviour
@@ -24,7 +25,8 @@ studies = App(name="study", help="Ask people: a blind study of explanations.", h
 
 Folder = Annotated[Path, Parameter(help="The study's folder.")]
 Database = Annotated[
-    str | None, Parameter(name="--db", help="A database's URL, sqlite:/// or postgresql://. By default STUDY/study.db.")
+    str | None,
+    Parameter(name="--db", help="A URL, sqlite:/// or postgresql://. By default a file in the study's folder."),
 ]
 Seed = Annotated[int, Parameter(help="Seed of everything random.")]
 Rehearsal = Annotated[bool, Parameter(help="Read the simulated answers of the rehearsal.")]
@@ -87,9 +89,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     proxy: str | None = None,
-    joins_a_minute: float = 60.0,
-    requests_a_second: float = 20.0,
-    timing: bool = False,
+    limits: Annotated[Limits | None, Flat] = None,
 ) -> int:
     """Serve a study's pages until interrupted. Answers are stored at once; after a restart participants continue.
 
@@ -101,21 +101,13 @@ def serve(
         The port; 0 takes a free one.
     proxy
         The address of your reverse proxy (which brings HTTPS), so that rate limits apply to its clients.
-    joins_a_minute
-        New participants per minute from one address.
-    requests_a_second
-        Requests per second of one participant; an address without a participant may make five times as many.
-    timing
-        Report the server's processing time with each response, in the header Server-Timing.
     """
     from bla.study.app import create_app
     from bla.study.serving import listening, serve
     from bla.study.texts import Texts
 
     with Store.of(folder, db) as store:
-        app = create_app(
-            folder, store, joins_a_minute=joins_a_minute, requests_a_second=requests_a_second, timing=timing
-        )
+        app = create_app(folder, store, limits=limits)
         if Texts.load(folder / "texts.toml")["consent.text"] == Texts.english()["consent.text"]:
             print(f"The consent text in {folder / 'texts.toml'} is still the template: put yours in.", file=sys.stderr)
         server = listening(host, port)
@@ -135,9 +127,7 @@ def rehearse(
     against: float | None = None,
     behaviour: Annotated[RehearsalBehaviour | None, Flat] = None,
     seed: Seed = 0,
-    db: Annotated[
-        str | None, Parameter(name="--db", help="A database's URL for the simulated answers. By default a new file.")
-    ] = None,
+    db: Database = None,
     keep: bool = False,
     json_: AsJson = False,
 ) -> int:
@@ -163,11 +153,11 @@ def rehearse(
         collected = rehearse(folder, behaves, people, store=store, seed=seed, report=report)
     finished, responses = sum(person.finished for person in collected.participants), len(collected.responses)
     if json_:
-        counts = {"people": len(collected.participants), "finished": finished, "responses": responses}
+        counts = {"people": people, "finished": finished, "responses": responses}
         print(json.dumps({"simulated": True, "plan": plan.digest()} | counts))
         return DONE
     print(
-        f"Simulated: {len(collected.participants)} people took part, {finished} to the end, {responses} responses. "
+        f"Simulated: {people} people took part, {finished} to the end, {responses} responses. "
         f"Next: bla study results {folder} --rehearsal"
     )
     return DONE

@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from bla.study import participation, researcher
-from bla.study.guard import Guard
+from bla.study.guard import Guard, Limits
 from bla.study.site import TOKEN, Instead, OfSite, Site
 from bla.study.store import Store
 
@@ -45,15 +45,7 @@ async def failed(request: Request, error: Any) -> Response:
     return site.message(500, "error.fault")
 
 
-def create_app(
-    study: Path,
-    store: Store,
-    *,
-    simulated: bool = False,
-    joins_a_minute: float = 60.0,
-    requests_a_second: float = 20.0,
-    timing: bool = False,
-) -> FastAPI:
+def create_app(study: Path, store: Store, *, simulated: bool = False, limits: Limits | None = None) -> FastAPI:
     """The application of a study's folder on a store, which must hold this plan's answers or none.
 
     Raises
@@ -61,14 +53,13 @@ def create_app(
     StudyError
         If the plan, a picture or the texts differ from those with which the study began.
     """
+    limits = limits or Limits()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.site = site = Site.opened(study, store, simulated=simulated, joins_a_minute=joins_a_minute)
+    app.state.site = site = Site.opened(study, store, simulated=simulated, limits=limits)
     for routes in (participation.router, researcher.router, researcher.files, router):
         app.include_router(routes)
     app.mount("/static", StaticFiles(packages=[("bla.study", "static")]))
     for error in (Instead, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(error, failed)
-    app.add_middleware(
-        Guard, cookie=TOKEN, knows=site.knows, refusal=site.refusal, requests_a_second=requests_a_second, timing=timing
-    )
+    app.add_middleware(Guard, cookie=TOKEN, knows=site.knows, refusal=site.refusal, limits=limits)
     return app

@@ -46,8 +46,8 @@ class Effect:
     """What is to be found, for which population, and by which test.
 
     `share` is the mean share of main trials that the first arm wins, before noise; with `against` it is the share of
-    right answers with the first arm, and `against` that with the second. `comparisons` is how many pairs of arms are
-    tested: each at alpha / comparisons, which Holm's correction is never stricter than.
+    right answers with the first arm, and `against` that with the second. Each of the pairs of arms is tested at
+    alpha / comparisons; Holm's correction is never stricter.
     """
 
     share: float
@@ -85,9 +85,8 @@ class Effect:
         if self.against is not None and self.trials.each < 2:
             raise AnalysisError("expected at least 2 trials a person, one with each arm, got 1")
         if not 0 < self.alpha < 1 or self.comparisons < 1:
-            raise AnalysisError(
-                f"expected alpha between 0 and 1 and at least 1 comparison, got {self.alpha}, {self.comparisons}"
-            )
+            got = f"{self.alpha}, {self.comparisons}"
+            raise AnalysisError(f"expected alpha between 0 and 1 and at least 1 comparison, got {got}")
         if self.population == "people and photos" and self.trials.photos < 2:
             raise AnalysisError("expected at least 2 photos to say anything about others, got 1")
 
@@ -114,10 +113,8 @@ class EffectSize:
     def between_two_arms(self, behaviour: Behaviour, plan: Plan | None = None) -> Effect:
         """The effect between two arms; of several arms each pair is shown in its part of the trials."""
         if plan is not None and (plan.task == "preference") != (self.against is None):
-            raise AnalysisError(
-                f"expected {'no ' if plan.task == 'preference' else ''}share of right answers with the other arm, "
-                f"for this study's task is {plan.task}"
-            )
+            no = "no " if plan.task == "preference" else ""
+            raise AnalysisError(f"expected {no}share of right answers with the other arm, for the task is {plan.task}")
         photos = _stated(self.photos, 30 if plan is None else len(plan.photos))
         trials = _stated(self.trials, photos if plan is None else min(plan.trials, photos))
         arms = _stated(self.arms, 2 if plan is None else len(plan.arms))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
@@ -53,6 +54,18 @@ class Rate:
         return 0.0 if taken else (1 - left) / self.a_second
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How much one visitor may ask for, and whether responses tell how long they took."""
+
+    joins_a_minute: float = 60.0
+    """New participants per minute from one address."""
+    requests_a_second: float = 20.0
+    """Requests per second of one participant; an address without a participant may make five times as many."""
+    timing: bool = False
+    """Report the server's processing time with each response, in the header Server-Timing."""
+
+
 class Guard:
     """ASGI middleware around the study's application.
 
@@ -68,12 +81,11 @@ class Guard:
         cookie: str,
         knows: Callable[[str], bool],
         refusal: Callable[[int, int], Response],
-        requests_a_second: float = 20.0,
-        timing: bool = False,
+        limits: Limits,
     ) -> None:
-        self.app, self.cookie, self.knows, self.refusal, self.timing = app, cookie, knows, refusal, timing
-        self.people = Rate(requests_a_second, int(10 * requests_a_second))
-        self.addresses = Rate(5 * requests_a_second, int(50 * requests_a_second))
+        self.app, self.cookie, self.knows, self.refusal, self.timing = app, cookie, knows, refusal, limits.timing
+        a_second = limits.requests_a_second
+        self.people, self.addresses = Rate(a_second, int(10 * a_second)), Rate(5 * a_second, int(50 * a_second))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""

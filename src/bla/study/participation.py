@@ -15,8 +15,8 @@ from fastapi.responses import HTMLResponse, Response
 
 from bla.study.errors import StudyError
 from bla.study.keys import new_token
-from bla.study.site import TOKEN, Field, OfSender, OfSite, OfVisitor, Site, Token, Visitor, go, remember
-from bla.study.store import now_ms
+from bla.study.site import TOKEN, Field, OfSite, Sender, Site, Token, Visitor, go, remember
+from bla.study.store import Person, now_ms
 
 router = APIRouter()
 
@@ -76,20 +76,19 @@ def come_back(request: Request, site: OfSite, token: str) -> Response:
     return response
 
 
-def _link(request: Request, visitor: Visitor) -> str:
-    return str(request.url_for("come_back", token=visitor.token))
+def _link(request: Request, person: Person) -> str:
+    return str(request.url_for("come_back", token=person.token))
 
 
 @router.get("/instructions")
-def instructions(request: Request, site: OfSite, visitor: OfVisitor) -> Response:
+def instructions(request: Request, site: OfSite, person: Visitor) -> Response:
     """How it works, and the personal link."""
-    return site.page("instructions", link=_link(request, visitor))
+    return site.page("instructions", link=_link(request, person))
 
 
 @router.get("/trial")
-def trial(site: OfSite, visitor: OfVisitor) -> Response:
+def trial(site: OfSite, person: Visitor) -> Response:
     """The first trial without an answer."""
-    person, token = visitor.person, visitor.token
     if person.withdrawn or person.finished:
         return go("/end")
     if person.next is None:
@@ -98,15 +97,15 @@ def trial(site: OfSite, visitor: OfVisitor) -> Response:
     if 0 < person.done <= len(site.plan.practice):
         feedback = site.pages.feedback(site.store.trial(person, person.done), site.store.answered(person, person.done))
     sent = now_ms()
-    signature = site.keys.signed("sent", f"{token}:{person.done + 1}:{sent}")
-    hidden = {"sent": sent, "signature": signature, "csrf": site.keys.signed("csrf", token)}
+    signature = site.keys.signed("sent", f"{person.token}:{person.done + 1}:{sent}")
+    hidden = {"sent": sent, "signature": signature, "csrf": site.keys.signed("csrf", person.token)}
     return HTMLResponse(site.pages.trial(person.next, person.done + 1, person.trials, feedback, **hidden))
 
 
 @router.post("/answer")
 def answer(
     site: OfSite,
-    sender: OfSender,
+    person: Sender,
     *,
     position: Number = 0,
     choice: Field = "",
@@ -115,10 +114,9 @@ def answer(
     ms: Field = "",
 ) -> Response:
     """Store an answer; one that was stored before stays. `ms` is the time that the browser measured, if it did."""
-    person = sender.person
     if person.withdrawn:
         return go("/end")
-    if not site.keys.verifies("sent", f"{sender.token}:{position}:{sent}", signature):
+    if not site.keys.verifies("sent", f"{person.token}:{position}:{sent}", signature):
         return site.message(403, "error.expired")
     shown = site.store.trial(person, position)
     if shown is None or choice not in map(str, range(len(shown.options))):
@@ -149,30 +147,28 @@ def picture(site: OfSite, token: str) -> Response:
 
 
 @router.get("/pause")
-def pause(request: Request, site: OfSite, visitor: OfVisitor) -> Response:
+def pause(request: Request, site: OfSite, person: Visitor) -> Response:
     """How far the participant is, and how to continue later or to withdraw."""
-    return go("/end") if visitor.person.withdrawn else _paused(request, site, visitor)
+    return go("/end") if person.withdrawn else _paused(request, site, person)
 
 
 @router.post("/withdraw")
-def withdraw(request: Request, site: OfSite, sender: OfSender, sure: Field = "") -> Response:
+def withdraw(request: Request, site: OfSite, person: Sender, sure: Field = "") -> Response:
     """Delete the participant's answers."""
     if sure != "yes":
-        return _paused(request, site, sender, site.texts["pause.withdraw_must"], 422)
-    site.store.withdraw(sender.person)
+        return _paused(request, site, person, site.texts["pause.withdraw_must"], 422)
+    site.store.withdraw(person)
     return go("/end")
 
 
-def _paused(request: Request, site: Site, visitor: Visitor, problem: str | None = None, status: int = 200) -> Response:
-    person, csrf = visitor.person, site.keys.signed("csrf", visitor.token)
-    link = _link(request, visitor)
+def _paused(request: Request, site: Site, person: Person, problem: str | None = None, status: int = 200) -> Response:
+    link, csrf = _link(request, person), site.keys.signed("csrf", person.token)
     return site.page("pause", status, done=person.done, all=person.trials, link=link, csrf=csrf, problem=problem)
 
 
 @router.get("/end")
-def end(site: OfSite, visitor: OfVisitor) -> Response:
+def end(site: OfSite, person: Visitor) -> Response:
     """Thanks and the completion code, or the confirmation of a withdrawal."""
-    person = visitor.person
     if not person.withdrawn and not person.finished:
         return go("/trial")
     return site.page("end", withdrawn=person.withdrawn, code=site.keys.completion_code(person.name))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from bla.metrics.statistics import sign_flips
-from bla.progress import Progress
+from bla.progress import Progress, silent
 from bla.study import crossed
 from bla.study.effect import Effect, simulated_studies
 from bla.study.errors import AnalysisError
@@ -68,9 +68,7 @@ class Needed:
         return {"simulated": True, "people": self.promised.people, **asdict(self), "tried": tried}
 
 
-def power_of(
-    effect: Effect, people: int, *, studies: int = 2_000, seed: int = 0, report: Progress | None = None
-) -> Power:
+def power_of(effect: Effect, people: int, *, studies: int = 2_000, seed: int = 0, report: Progress = silent) -> Power:
     """The power of a study of `people` recruited people."""
     if people < 2 or studies < 1:
         raise AnalysisError(f"expected at least 2 people and 1 study, got {people} and {studies}")
@@ -84,8 +82,7 @@ def power_of(
         there = ~np.isnan(values)
         analysed += float(there.sum())
         total += float(values[there].sum()) / max(int(there.sum()), 1) * size
-        if report is not None:
-            report(f"simulating studies of {people} people", start + size, studies)
+        report(f"simulating studies of {people} people", start + size, studies)
     low, high = stats.binomtest(found, studies).proportion_ci(method="wilson")
     return Power(people, found / studies, float(low), float(high), studies, analysed / studies, total / studies)
 
@@ -97,7 +94,7 @@ def people_needed(
     studies: int = 2_000,
     most: int = MOST,
     seed: int = 0,
-    report: Progress | None = None,
+    report: Progress = silent,
 ) -> Needed:
     """The people to recruit so that the study finds the effect with the wanted power."""
     if effect.share == effect.null:

@@ -1,8 +1,7 @@
 """A rehearsal: simulated people walk the study's real pages over HTTP, and everything they leave says "simulated".
 
 They see what people see, and recognise an arm's picture by its bytes, as the plan holds every picture's hash. Their
-answers follow from the stated behaviour, the seed, their number and the trial's position alone, so that the same
-rehearsal without a server (`without_pages`) must give the same answers, one by one.
+answers follow from the stated behaviour, the seed, their number and the trial's position alone.
 """
 
 from __future__ import annotations
@@ -11,21 +10,20 @@ import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from html import unescape
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 
-from bla.progress import Progress
+from bla.progress import Progress, silent
 from bla.study.app import create_app
 from bla.study.errors import StudyError
+from bla.study.guard import Limits
 from bla.study.plan import Plan
-from bla.study.responses import DECOY, Collected, Participant
-from bla.study.schedule import LEFT_RIGHT, YES_NO, Trial, trials_of
+from bla.study.responses import Collected
+from bla.study.schedule import LEFT_RIGHT, YES_NO, trials_of
 from bla.study.serving import served
 from bla.study.simulation import Behaviour, Person, Reply, strengths_for, strengths_on
 from bla.study.store import Store
@@ -56,51 +54,23 @@ def rehearse(
     store: Store,
     seed: int = 0,
     together: int = 8,
-    report: Progress | None = None,
+    report: Progress = silent,
 ) -> Collected:
     """Let so many simulated people take part in a study, on an empty store; raises StudyError if it holds answers."""
     plan, texts = Plan.load(study), Texts.load(study / "texts.toml")
-    app = create_app(study, store, simulated=True, joins_a_minute=1e6, requests_a_second=1e6)
+    app = create_app(study, store, simulated=True, limits=Limits(1e6, 1e6))
     if store.counts()["began"]:
         raise StudyError(f"expected an empty store for a rehearsal, got one with answers: remove {store.url}")
     if plan.places is not None and people > plan.places:
         raise StudyError(f"expected {people} places in the study, got {plan.places}")
     with served(app) as address:
-        walkers = [Walker(plan, texts, _actor(plan, behaviour, seed, number), address) for number in range(people)]
+        walkers = [Walker(plan, texts, actor_of(plan, behaviour, seed, number), address) for number in range(people)]
         for walker in walkers:
             walker.begin()
         with ThreadPoolExecutor(together) as pool:
             for done, _ in enumerate(pool.map(Walker.walk, walkers), 1):
-                if report is not None:
-                    report("simulated people walk the pages", done, people)
+                report("simulated people walk the pages", done, people)
     return store.collected(plan)
-
-
-def without_pages(plan: Plan, behaviour: Behaviour, people: int, *, seed: int = 0) -> Collected:
-    """The same rehearsal in memory."""
-    moment = datetime.fromtimestamp(0, UTC)
-    takers, responses = [], []
-    for number in range(people):
-        actor, planned, name = _actor(plan, behaviour, seed, number), trials_of(plan, number), f"{number:016x}"
-        answered = [trial for position, trial in enumerate(planned, 1) if not actor.leaves(position)]
-        finished = moment if len(answered) == len(planned) else None
-        taker: dict[str, Any] = {"participant": name, "number": number, "trials": len(planned), "simulated": True}
-        takers.append(Participant(**taker, started_at=moment, finished_at=finished))
-        for position, trial in enumerate(answered, 1):
-            place, seconds = actor.answer(position, _seen(plan, trial))
-            response = trial.answered(
-                trial.options[place],
-                participant=name,
-                position=position,
-                task=plan.task,
-                milliseconds=round(1000 * seconds),
-                clock="browser",
-                shown_at=moment,
-                answered_at=moment + timedelta(seconds=seconds),
-                simulated=True,
-            )
-            responses.append(response)
-    return Collected(plan=plan.digest(), simulated=True, participants=tuple(takers), responses=tuple(responses))
 
 
 @dataclass(frozen=True)
@@ -138,7 +108,7 @@ class Actor:
                 return self._place(self.person.catch(position), seen, seen.options[1 - strange[0]])
             left, right = (arms.index(arm) for _, arm in seen.shown)
             reply = self.person.choice(position, left=left, right=right, photo=number)
-            return (0 if reply.left else 1), reply.seconds
+            return (0 if reply.yes else 1), reply.seconds
         reply = self.person.judgement(position, arm=arms.index(seen.shown[0][1]), photo=number)
         truth = photo.prediction if self.plan.task == "prediction" else ("yes" if photo.program_is_right else "no")
         return self._place(reply, seen, truth)
@@ -147,25 +117,15 @@ class Actor:
     def _place(reply: Reply, seen: Seen, right: str) -> tuple[int, float]:
         """The right answer, or one of the others."""
         place = seen.options.index(right)
-        if not reply.right_answer:
+        if not reply.yes:
             step = 1 + int(1e6 * reply.seconds) % (len(seen.options) - 1)
             place = (place + step) % len(seen.options)
         return place, reply.seconds
 
 
-def _actor(plan: Plan, behaviour: Behaviour, seed: int, number: int) -> Actor:
+def actor_of(plan: Plan, behaviour: Behaviour, seed: int, number: int) -> Actor:
+    """Simulated person `number` of the study `seed`."""
     return Actor(plan, Person(behaviour, seed, number, len(trials_of(plan, number))))
-
-
-def _seen(plan: Plan, trial: Trial) -> Seen:
-    """What the page of a trial will show."""
-    if plan.task != "preference":
-        asked = trial.expected if trial.kind == "catch" else None
-        return Seen(trial.photo, ((trial.photo, str(trial.arm)),), trial.options, asked)
-    arms = (str(trial.left), str(trial.right))
-    own = next(arm for arm in arms if arm != DECOY)
-    shown = tuple((str(trial.decoy), own) if arm == DECOY else (trial.photo, arm) for arm in arms)
-    return Seen(trial.photo, shown, trial.options)
 
 
 class Walker:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -84,12 +84,10 @@ class RehearsalBehaviour(Behaviour):
     """Share of people who answer everything at random, attention checks included."""
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a simulated person does with a trial: on which side is the choice, whether it is right, how long it took."""
+class Reply(NamedTuple):
+    """A simulated answer: yes is the left picture or the right answer."""
 
-    left: bool
-    right_answer: bool
+    yes: bool
     seconds: float
 
 
@@ -124,13 +122,13 @@ class Person:
         """Answer an attention check."""
         rng = self._rng(trial)
         passed = rng.random() < (self.behaviour.attention if self.careful else 0.5)
-        return Reply(left=bool(rng.random() < 0.5), right_answer=bool(passed), seconds=self._seconds(rng))
+        return Reply(bool(passed), self._seconds(rng))
 
     def _reply(self, trial: int, logit: float) -> Reply:
         rng = self._rng(trial)
         at_random = not self.careful or rng.random() < self.behaviour.noise
         yes = bool(rng.random() < (0.5 if at_random else expit(logit)))
-        return Reply(left=yes, right_answer=yes, seconds=self._seconds(rng))
+        return Reply(yes, self._seconds(rng))
 
     def _rng(self, trial: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, _ANSWER, self.number, trial])

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Cookie, Depends, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from bla.study.guard import Rate
+from bla.study.guard import Limits, Rate
 from bla.study.keys import Keys
 from bla.study.pages import Pages
 from bla.study.pictures import registered
@@ -47,14 +47,14 @@ class Site:
     simulated: bool
 
     @classmethod
-    def opened(cls, study: Path, store: Store, *, simulated: bool, joins_a_minute: float) -> Site:
+    def opened(cls, study: Path, store: Store, *, simulated: bool, limits: Limits) -> Site:
         """Read a study's folder, and begin or continue to collect in the store."""
         plan, texts = Plan.load(study), Texts.load(study / "texts.toml")
         images = registered(study, plan)
         store.begin(plan, texts.digest(), simulated=simulated)
         pages = Pages(plan, texts, simulated=simulated)
-        joins, logins = Rate(joins_a_minute / 60, max(1, int(joins_a_minute))), Rate(5 / 60, 5)
-        return cls(plan, texts, Keys.load(study), store, pages, images, joins, logins, simulated)
+        joins = Rate(limits.joins_a_minute / 60, max(1, int(limits.joins_a_minute)))
+        return cls(plan, texts, Keys.load(study), store, pages, images, joins, Rate(5 / 60, 5), simulated)
 
     def knows(self, token: str) -> bool:
         """Whether the token carries our signature."""
@@ -102,33 +102,25 @@ async def site_of(request: Request) -> Site:
 OfSite = Annotated[Site, Depends(site_of)]
 
 
-@dataclass(frozen=True)
-class Visitor:
-    """A participant, and the token of their browser."""
-
-    token: str
-    person: Person
-
-
-def visitor_of(site: OfSite, token: Token = "") -> Visitor:
+def visitor_of(site: OfSite, token: Token = "") -> Person:
     """The participant who asks for a page; anyone else is sent to the consent page."""
     person = site.person(token)
     if person is None:
         raise Instead(go("/"))
-    return Visitor(token, person)
+    return person
 
 
-def sender_of(request: Request, site: OfSite, csrf: Field = "", token: Token = "") -> Visitor:
+def sender_of(request: Request, site: OfSite, csrf: Field = "", token: Token = "") -> Person:
     """The participant who sent a form from one of our pages."""
-    person = site.person(token)
     site.refuse_forgery(request, token, csrf)
+    person = site.person(token)
     if person is None:
         raise Instead(site.message(403, "error.expired"))
-    return Visitor(token, person)
+    return person
 
 
-OfVisitor = Annotated[Visitor, Depends(visitor_of)]
-OfSender = Annotated[Visitor, Depends(sender_of)]
+Visitor = Annotated[Person, Depends(visitor_of)]
+Sender = Annotated[Person, Depends(sender_of)]
 
 
 def go(address: str) -> RedirectResponse:

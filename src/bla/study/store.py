@@ -71,15 +71,18 @@ answers = sa.Table(
     sa.ForeignKeyConstraint(["participant", "position"], ["trials.participant", "trials.position"]),
 )
 
+_done = sa.select(sa.func.count(answers.c.position))
+
 LONGEST_MS = 7 * 24 * 3600 * 1000
 """A response time is cut off here."""
 
 
 @dataclass(frozen=True)
 class Person:
-    """Where a participant stands."""
+    """Where a participant stands, and the token that says who it is."""
 
     id: int
+    token: str
     name: str
     trials: int
     done: int
@@ -157,11 +160,8 @@ class Store:
                 f"({plan.digest()[:12]}): put the old plan.json back, or make a new study"
             )
         if bool(row.simulated) != simulated:
-            kinds = ("real", "simulated")
-            raise StudyError(
-                f"expected a store of {kinds[simulated]} answers, got one of {kinds[not simulated]} ones: "
-                "a rehearsal has its own"
-            )
+            expected, got = ("simulated", "real") if simulated else ("real", "simulated")
+            raise StudyError(f"expected a store of {expected} answers, got one of {got} ones: a rehearsal has its own")
 
     def join(self, plan: Plan, token: str) -> Person | None:
         """A new participant, or the one who joined with this token before; None if all places are taken."""
@@ -183,7 +183,7 @@ class Store:
             texts = [json.dumps(vars(trial), ensure_ascii=False) for trial in planned]
             rows = [{"participant": key, "position": at, "trial": text} for at, text in enumerate(texts, 1)]
             connection.execute(sa.insert(trials), rows)
-            return Person(key, name, len(planned), 0, withdrawn=False)
+            return Person(key, token, name, len(planned), 0, withdrawn=False)
 
     def person(self, token: str) -> Person | None:
         """Who has this token."""
@@ -194,11 +194,9 @@ class Store:
         """A trial of a person's."""
         if position == person.done + 1:
             return person.next
-        with self._read() as connection:
-            text = connection.execute(
-                sa.select(trials.c.trial).where(trials.c.participant == person.id, trials.c.position == position)
-            ).scalar_one_or_none()
-            return None if text is None else _loaded(text)
+        of_person = sa.select(trials.c.trial).where(trials.c.participant == person.id, trials.c.position == position)
+        text = self._asked(of_person)
+        return None if text is None else _loaded(text)
 
     def answer(
         self, person: Person, position: int, choice: str, *, milliseconds: int, clock: str, shown_ms: int
@@ -210,8 +208,7 @@ class Store:
         with self._write() as connection:
             if _lock(connection, person.id) is not None:
                 return "early"
-            of_person = sa.select(sa.func.count()).select_from(answers).where(answers.c.participant == person.id)
-            done: int = connection.execute(of_person).scalar_one()
+            done: int = connection.execute(_done.where(answers.c.participant == person.id)).scalar_one()
             if position <= done:
                 return "kept"
             if position > done + 1 or position > person.trials:
@@ -227,11 +224,8 @@ class Store:
 
     def answered(self, person: Person, position: int) -> str | None:
         """The answer that was given to a trial."""
-        with self._read() as connection:
-            found: str | None = connection.execute(
-                sa.select(answers.c.choice).where(answers.c.participant == person.id, answers.c.position == position)
-            ).scalar_one_or_none()
-            return found
+        given = sa.select(answers.c.choice).where(answers.c.participant == person.id, answers.c.position == position)
+        return self._asked(given)
 
     def withdraw(self, person: Person) -> None:
         """Take a person's answers back: they are deleted; that someone was there stays."""
@@ -247,15 +241,10 @@ class Store:
     def counts(self) -> dict[str, int]:
         """How many began, finished and withdrew, and how many answers there are."""
         with self._read() as connection:
-            began, finished, withdrawn = connection.execute(
-                sa.select(
-                    sa.func.count(participants.c.id),
-                    sa.func.count(participants.c.finished_ms),
-                    sa.func.count(participants.c.withdrawn_ms),
-                )
-            ).one()
-            given = connection.execute(sa.select(sa.func.count()).select_from(answers)).scalar_one()
-        return {"began": began, "finished": finished, "withdrawn": withdrawn, "answers": given}
+            columns = (participants.c.id, participants.c.finished_ms, participants.c.withdrawn_ms)
+            counts = sa.select(*map(sa.func.count, columns), _done.scalar_subquery())
+            found = connection.execute(counts).one()
+        return dict(zip(("began", "finished", "withdrawn", "answers"), found, strict=True))
 
     def collected(self, plan: Plan) -> Collected:
         """Everything, as it is exported."""
@@ -265,12 +254,7 @@ class Store:
                 people = connection.execute(sa.select(participants).order_by(participants.c.number)).all()
                 given = connection.execute(
                     sa.select(participants.c.name, trials.c.trial, answers)
-                    .select_from(participants)
-                    .join(trials, trials.c.participant == participants.c.id)
-                    .join(
-                        answers,
-                        sa.and_(answers.c.participant == participants.c.id, answers.c.position == trials.c.position),
-                    )
+                    .select_from(participants.join(trials).join(answers))
                     .order_by(participants.c.number, answers.c.position)
                 ).all()
         except sa.exc.DatabaseError as error:
@@ -306,37 +290,23 @@ class Store:
     def _insert(self, table: sa.Table) -> Any:
         return (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(table)
 
+    def _asked(self, statement: sa.Select[Any]) -> str | None:
+        with self._read() as connection:
+            found: str | None = connection.execute(statement).scalar_one_or_none()
+            return found
+
     @staticmethod
     def _person(connection: Connection, token: str) -> Person | None:
-        done = (
-            sa.select(sa.func.count())
-            .select_from(answers)
-            .where(answers.c.participant == participants.c.id)
-            .correlate(participants)
-            .scalar_subquery()
-        )
-        ahead = (
-            sa.select(trials.c.trial)
-            .where(trials.c.participant == participants.c.id, trials.c.position == done + 1)
-            .correlate(participants)
-            .scalar_subquery()
-        )
-        # One question to the database: on PostgreSQL each is a journey.
-        row = connection.execute(
-            sa.select(participants, done.label("done"), ahead.label("ahead")).where(
-                participants.c.token_sha256 == hashed(token)
-            )
-        ).one_or_none()
+        done = _done.where(answers.c.participant == participants.c.id).correlate(participants).scalar_subquery()
+        own = sa.select(trials.c.trial).where(trials.c.participant == participants.c.id).correlate(participants)
+        ahead = own.where(trials.c.position == done + 1).scalar_subquery()
+        columns = (participants, done.label("done"), ahead.label("ahead"))
+        # One query: on PostgreSQL each takes a round trip.
+        row = connection.execute(sa.select(*columns).where(participants.c.token_sha256 == hashed(token))).one_or_none()
         if row is None:
             return None
-        return Person(
-            row.id,
-            row.name,
-            row.trials,
-            row.done,
-            withdrawn=row.withdrawn_ms is not None,
-            next=None if row.ahead is None else _loaded(row.ahead),
-        )
+        next_trial = None if row.ahead is None else _loaded(row.ahead)
+        return Person(row.id, token, row.name, row.trials, row.done, row.withdrawn_ms is not None, next_trial)
 
 
 def now_ms() -> int:
@@ -387,9 +357,8 @@ def _engine(url: str) -> Engine:
     @sa.event.listens_for(engine, "begin")
     def _began(connection: Connection) -> None:
         # A transaction that will write takes the lock at once: two that read first could both wait for the other.
-        connection.exec_driver_sql(
-            "BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN DEFERRED"
-        )
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED")
 
     return engine
 
