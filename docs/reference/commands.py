@@ -26,7 +26,7 @@ def reference() -> str:
     text = re.sub(r"^\*\*Commands\*\*:\n\n(?:\* .*\n|    .*\n)+\n?", "", text, flags=re.M)
     text = re.sub(r"^\*\*(?:Arguments|Parameters)\*\*:\n\n", "", text, flags=re.M)
     text = re.sub(r"^(#+) bla .*\n\n```console\n(.*)\n```", r"\1 `\2`", text, flags=re.M).replace(" [OPTIONS]", "")
-    text = text.replace(" *[default: False]*", "")
+    text = re.sub(r" \*\[default: (?:False|\(\))\]\*", "", text)
     text = OPTION.sub(lambda option: _brief(option[0]), text)
     common = [option for option, count in Counter(OPTION.findall(text)).items() if count >= COMMON]
     for option in common:
