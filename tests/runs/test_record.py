@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bla.model.backbones import weights_digest
 from bla.model.classifier import explainable
 from bla.runs.record import SHIPPED, Record, RunError, content_digest, new_record, read_record, run_folder, write_run
 from bla.runs.run import open_run
-from bla.training.cache import weights_digest
 from small import CHANNELS, CLASSES, Tiny, photo
 
 OLD = """

@@ -24,6 +24,7 @@ import bla.training.cache
 from bla.data.image_sets import ImageSet
 from bla.data.photo import Transform
 from bla.files import cache_root
+from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier, explainable
 from bla.training.cache import (
     CacheError,
@@ -32,7 +33,6 @@ from bla.training.cache import (
     damaged,
     listed,
     remove,
-    weights_digest,
 )
 from forked import Starter
 

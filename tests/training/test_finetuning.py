@@ -22,6 +22,7 @@ from bla.comparison.methods import ComparisonError
 from bla.data.image_sets import image_folder
 from bla.data.photo import DataError
 from bla.model.attention import BoundedLogitAttention
+from bla.model.backbones import weights_digest
 from bla.model.classifier import explainable
 from bla.model.heads import weighted_sum
 from bla.progress import silent
@@ -29,7 +30,6 @@ from bla.runs import run
 from bla.runs.record import RunError
 from bla.runs.run import evaluate, load, open_run, train
 from bla.training import loop
-from bla.training.cache import weights_digest
 from bla.training.checkpoint import Checkpoint
 from bla.training.finetuning import TunedNetworks
 from bla.training.loop import train_networks

@@ -34,9 +34,9 @@ from bla.comparison.methods import (
 from bla.comparison.methods.libraries import CamName
 from bla.comparison.methods.trained import Features
 from bla.comparison.photos import Photos
+from bla.model.backbones import weights_digest
 from bla.progress import Progress, silent
 from bla.runs.run import Run
-from bla.training.cache import weights_digest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

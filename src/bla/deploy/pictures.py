@@ -134,7 +134,7 @@ def output_names(photos: Sequence[Path], out: Path | None = None) -> dict[Path, 
 def _signature(
     classifier: ExplainableClassifier, size: int | None, target: int | str | None, against: int | str | None
 ) -> str:
-    from bla.training.cache import weights_digest
+    from bla.model.backbones import weights_digest
 
     parts = [
         weights_digest(classifier),

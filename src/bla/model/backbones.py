@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import pickle
 import sys
@@ -119,3 +120,13 @@ def _load_file(model: nn.Module, path: Path, name: str) -> None:
         raise ClassifierError(
             f"expected weights for {name} in {path}, got a file that does not fit: {reason}"
         ) from error
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over a module's state: names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
+        digest.update(memoryview(array.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

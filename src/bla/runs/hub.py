@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from bla import BlaError
 from bla.data.photo import Transform
-from bla.model.backbones import load_backbone
+from bla.model.backbones import load_backbone, weights_digest
 from bla.model.classifier import ExplainableClassifier, explainable
 from bla.runs.record import RECORD, WEIGHTS, Backbone, Data, Record, new_record, read_record, run_folder, write_run
 from bla.runs.run import load
-from bla.training.cache import weights_digest
 from bla.training.checkpoint import tensor_bytes
 from bla.training.networks import Networks
 from bla.training.settings import Settings, TrainingError

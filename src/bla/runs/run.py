@@ -21,14 +21,13 @@ from bla.data.image_sets import ImageSet, Splits
 from bla.data.photo import DataError, Transform
 from bla.data.published import named, photo_splits, read_images
 from bla.files import reading, sole_writer
-from bla.model.backbones import LITE0, load_backbone
+from bla.model.backbones import LITE0, load_backbone, weights_digest
 from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
 from bla.model.preprocessing import transform_of
 from bla.progress import Progress, show, silent
 from bla.runs.examples import Failures, Parts, read_examples, read_parts
 from bla.runs.record import RECORD, WEIGHTS, Record, RunError, new_record, read_record, run_folder, write_run
 from bla.training import distributed
-from bla.training.cache import weights_digest
 from bla.training.checkpoint import clear_checkpoints, tensor_bytes
 from bla.training.finetuning import TunedNetworks
 from bla.training.loop import train_networks

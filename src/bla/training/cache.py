@@ -21,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import Tensor
 
 from bla import BlaError
 from bla.data.image_sets import ImageSet
 from bla.data.photo import DataError, Photo, Transform
 from bla.data.prefetching import cores, prefetch
 from bla.files import cache_root, read_json, timestamp, write_json
+from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
 from bla.training import distributed
@@ -69,16 +70,6 @@ class FeatureCache:
     def pooled_batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Average-pooled features (B, C) of these rows, float32."""
         return torch.from_numpy(self.pooled[rows])
-
-
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over a module's state: names, shapes, types and values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
-        digest.update(memoryview(array.reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()
 
 
 def cached_features(
