@@ -23,18 +23,9 @@ from bla.comparison.sample import Sample
 from bla.comparison.sanity import measure_sanity
 from bla.data.image_sets import Splits
 from bla.files import timestamp, write_json
-from bla.metrics import (
-    Evaluator,
-    Ranked,
-    cells,
-    judge_methods,
-    leakage,
-    localisation,
-    localise,
-    size_summary,
-    top_cells,
-)
-from bla.metrics import pixels as pixel_metrics
+from bla.metrics import Evaluator, Ranked, judge_methods, localise, size_summary, top_cells
+from bla.metrics.metric import METRICS
+from bla.metrics.pixels import STEPS
 from bla.metrics.statistics import bootstrap, correlation, holm, sign_flips
 from bla.progress import Progress, silent
 from bla.runs.record import versions
@@ -43,7 +34,6 @@ from bla.runs.run import Run, open_run
 SCHEMA_VERSION = 1
 SANE = 16
 """Photos of the sanity checks, unless ``pixels`` says how many."""
-METRICS = cells.METRICS | localisation.METRICS | leakage.METRICS | pixel_metrics.METRICS
 EXPLAINS = {
     "baseline": "the mean-pooled classifier: its head reads the average of all cells",
     "own": "the method's own head, which reads its selection",
@@ -111,7 +101,7 @@ def compare(
     record = _record(setting, explained) | {
         "judge": "evaluator" if evaluator else "baseline",
         "leakage": leaks,
-        "pixels": changed | {"classifier": EXPLAINS["baseline"], "steps": pixel_metrics.STEPS} if pixels else None,
+        "pixels": changed | {"classifier": EXPLAINS["baseline"], "steps": STEPS} if pixels else None,
         "sanity": changed | {"methods": sane} if sanity else None,
         "seconds": round(time.monotonic() - started, 1),
     }

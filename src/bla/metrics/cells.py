@@ -13,8 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bla.metrics.metric import Metric, by_name
-
 Head = Callable[[Tensor], Tensor]
 """Pooled features (B, C) to logits (B, K)."""
 
@@ -23,54 +21,6 @@ Features = Tensor | Callable[[npt.NDArray[np.int64]], Tensor]
 
 SIZES = tuple(range(1, 13))
 """The sizes of the curve of accuracy against size."""
-
-_ERASER = "DeYoung et al. 2020 (ERASER, arXiv 1911.03429), on cells in place of tokens"
-METRICS = by_name(
-    Metric(
-        "accuracy",
-        "accuracy from the selected cells",
-        "1[argmax head(mean of F over S) = y], by the head of the classifier that the method explains",
-        "arXiv 2105.14824",
-        "higher",
-    ),
-    Metric(
-        "agreement",
-        "agreement with the prediction from all cells",
-        "1[argmax head(mean of F over S) = argmax head(mean of F)]",
-        "arXiv 2105.14824",
-        "higher",
-    ),
-    Metric("loss", "loss from the selected cells", "-log p_y(mean of F over S)", "arXiv 2105.14824", "lower"),
-    Metric(
-        "sufficiency",
-        "sufficiency",
-        "p_c(mean of F) - p_c(mean of F over S), c the class predicted from all cells",
-        _ERASER,
-        "lower",
-    ),
-    Metric(
-        "comprehensiveness",
-        "comprehensiveness",
-        "p_c(mean of F) - p_c(mean of F over the cells left out), c the class predicted from all cells; where "
-        "none is left out, head(0)",
-        _ERASER,
-        "higher",
-    ),
-    Metric(
-        "area",
-        "area under accuracy against size",
-        "mean over m = 1..12 of 1[argmax judge(mean of F over the m best cells) = y]",
-        "ours",
-        "higher",
-    ),
-    Metric(
-        "area_left",
-        "area under accuracy from the cells left out",
-        "mean over m = 1..12 of 1[argmax judge(mean of F over all but the m best cells) = y]",
-        "ours",
-        "lower",
-    ),
-)
 
 
 def batches(features: Features, count: int, size: int) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:

@@ -28,42 +28,12 @@ from torch.nn import functional
 
 from bla.metrics.cells import Features, batches, read_cells, rows_of
 from bla.metrics.fitting import Rows, fit_minibatches
-from bla.metrics.metric import Metric, by_name
 
 STEPS, EPOCHS = 1500, 3
 MASKS_AN_IMAGE = 4
 BATCH = 32
 _READING = 64
 _DROPOUT, _PROBE_WIDTH = 0.2, 128
-
-_EVALX = "Jethani et al. 2021 (EVAL-X, arXiv 2103.01890), on cells of the feature map"
-METRICS = by_name(
-    Metric("evaluator", "evaluator's accuracy from the selected cells", "1[evaluator(S) = y]", _EVALX, "higher"),
-    Metric(
-        "evaluator_left", "evaluator's accuracy from the cells left out", "1[evaluator(not S) = y]", _EVALX, "lower"
-    ),
-    Metric(
-        "mask_only",
-        "accuracy of a probe that sees only the mask",
-        "1[probe(the N bits of S) = y], the probe trained on the training images' masks: chance is 1 / classes",
-        "after Jethani et al. 2021 and Puli et al. 2024 on encoding explanations",
-        "lower",
-    ),
-    Metric(
-        "retrained",
-        "accuracy of a head retrained on the selected cells",
-        "1[linear layer trained on the training images' mean over S = y]",
-        "after Hooker et al. 2019 (ROAR, arXiv 1806.10758), keeping in place of removing",
-        "higher",
-    ),
-    Metric(
-        "off_object",
-        "evaluator's accuracy from the selected cells off the object",
-        "1[evaluator(cells of S covered by less than a tenth) = y], over images with such cells",
-        "ours",
-        None,
-    ),
-)
 
 
 class Evaluator(nn.Module):

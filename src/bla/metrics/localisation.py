@@ -8,46 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bla.metrics.metric import Metric, by_name
-
-METRICS = by_name(
-    Metric(
-        "on_object",
-        "share of the selected cells on the object",
-        "sum of coverage over S / m: the share of the selected area that the object covers (precision)",
-        "arXiv 2105.14824's question; precision on the grid",
-        "higher",
-    ),
-    Metric(
-        "recall",
-        "share of the object that is selected",
-        "sum of coverage over S / sum of coverage",
-        "recall on the grid",
-        "higher",
-    ),
-    Metric(
-        "iou",
-        "intersection over union with the object",
-        "sum of coverage over S / (m + sum of coverage - sum of coverage over S)",
-        "Jaccard index on the grid, with cells covered in part",
-        "higher",
-    ),
-    Metric(
-        "pointing",
-        "pointing game",
-        "1[the best cell is covered by at least a half]",
-        "Zhang et al. 2016 (arXiv 1608.00507), on cells, without a margin",
-        "higher",
-    ),
-    Metric(
-        "energy",
-        "energy in the object",
-        "sum of e * coverage / sum of e, e the map scaled from its minimum to its maximum, 0 to 1",
-        "Wang et al. 2020 (Score-CAM, arXiv 1910.01279)",
-        "higher",
-    ),
-)
-
 
 def localise(ranking: Tensor, selected: Tensor, coverage: Tensor) -> dict[str, Tensor]:
     """Every metric of :data:`METRICS` for each image, (B,) each; NaN for an image without an object.

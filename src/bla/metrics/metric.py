@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -21,15 +23,15 @@ class Metric:
 
     Examples
     --------
-    >>> Metric("size", "cells", "m", "arXiv 2105.14824", None).to_dict()["better"] is None
-    True
+    >>> METRICS["accuracy"].better, METRICS["off_object"].better
+    ('higher', None)
     """
 
     name: str
     title: str
     formula: str
     source: str
-    better: Literal["higher", "lower"] | None
+    better: Literal["higher", "lower"] | None = None
     version: int = 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,6 +39,6 @@ class Metric:
         return dataclasses.asdict(self)
 
 
-def by_name(*metrics: Metric) -> dict[str, Metric]:
-    """Metrics by their name."""
-    return {metric.name: metric for metric in metrics}
+_MEANINGS = tomllib.loads(Path(__file__).with_name("meanings.toml").read_text(encoding="utf-8"))
+METRICS = {name: Metric(name, **meaning) for name, meaning in _MEANINGS.items()}
+"""The metrics of a comparison, by name."""

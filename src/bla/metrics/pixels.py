@@ -6,6 +6,7 @@ the device, the photo's shape and the batches.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from bla.metrics.cells import probability
-from bla.metrics.metric import Metric, by_name
 from bla.metrics.ranking import places
 
 Network = Callable[[Tensor], Tensor]
@@ -23,84 +23,6 @@ STEPS = 7
 ROAD_SHARES = (0.25, 0.5)
 _BLUR_SIGMA_SHARE = 0.05
 _ROAD_NOISE = 0.01
-_TOLERANCE = 1e-3
-"""The residual at which the imputation stops, relative to the right-hand side."""
-
-METRICS = by_name(
-    Metric(
-        "deletion",
-        "deletion",
-        f"area under p_c as the best pixels are set to the mean colour, a {STEPS}th at a time (trapezoid)",
-        "Petsiuk et al. 2018 (RISE, arXiv 1806.07421); fewer steps",
-        "lower",
-    ),
-    Metric(
-        "insertion",
-        "insertion",
-        f"area under p_c as the best pixels are put into the blurred photo, a {STEPS}th at a time (trapezoid)",
-        "Petsiuk et al. 2018 (RISE, arXiv 1806.07421); fewer steps, Gaussian of 5% of the side",
-        "higher",
-    ),
-    Metric(
-        "average_drop",
-        "average drop",
-        "max(0, p_c(x) - p_c(x * mask)) / p_c(x), the mask of equal area, the mean colour outside of it",
-        "Chattopadhay et al. 2018 (Grad-CAM++, arXiv 1710.11063), with a mask of equal area",
-        "lower",
-    ),
-    Metric(
-        "increase",
-        "increase in confidence",
-        "1[p_c(x * mask) > p_c(x)], as average drop",
-        "Chattopadhay et al. 2018 (Grad-CAM++, arXiv 1710.11063), with a mask of equal area",
-        "higher",
-    ),
-    Metric(
-        "average_gain",
-        "average gain",
-        "max(0, p_c(x * mask) - p_c(x)) / (1 - p_c(x)), as average drop",
-        "Zhang et al. 2024 (Opti-CAM, arXiv 2301.07002), with a mask of equal area",
-        "higher",
-    ),
-    Metric(
-        "road_most",
-        "ROAD, most relevant first",
-        f"mean over shares {ROAD_SHARES} of p_c after the best pixels are imputed from their neighbours",
-        "Rong et al. 2022 (ROAD, arXiv 2202.00449), noisy linear imputation",
-        "lower",
-    ),
-    Metric(
-        "road_least",
-        "ROAD, least relevant first",
-        f"mean over shares {ROAD_SHARES} of p_c after the worst pixels are imputed from their neighbours",
-        "Rong et al. 2022 (ROAD, arXiv 2202.00449), noisy linear imputation",
-        "higher",
-    ),
-    *(
-        Metric(
-            f"kept_{fill}",
-            f"prediction kept from the selected cells' pixels alone, the rest {fill}",
-            "1[argmax network(x on S, filled elsewhere) = argmax network(x)]",
-            "ours; after Fong & Vedaldi 2017 (arXiv 1704.03296)",
-            "higher",
-        )
-        for fill in ("grey", "blur", "mean")
-    ),
-    Metric(
-        "infidelity",
-        "infidelity",
-        "(I . Phi - (f_c(x) - f_c(x - I)))^2 with Gaussian I, mean of draws, the map scaled to fit best",
-        "Yeh et al. 2019 (arXiv 1901.09392), by captum, normalised",
-        "lower",
-    ),
-    Metric(
-        "max_sensitivity",
-        "max-sensitivity",
-        "max over small shifts of the pixels of |Phi(x + e) - Phi(x)| / |Phi(x)|",
-        "Yeh et al. 2019 (arXiv 1901.09392), by captum",
-        "lower",
-    ),
-)
 
 
 def spread(maps: Tensor, like: Tensor) -> Tensor:
@@ -199,61 +121,17 @@ def road(
     }
 
 
-@torch.no_grad()
 def imputed(pixels: Tensor, missing: Tensor, *, noise: float = _ROAD_NOISE, seed: int = 0) -> Tensor:
-    r"""Replace missing pixels by the weighted mean of their eight neighbours plus noise, the same for every photo.
+    """Missing pixels, booleans (B, h, w), as the weighted mean of their neighbours plus noise, by grad-cam."""
+    from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
-    Solves :math:`x_p \sum_q w_{pq} = \sum_q w_{pq} x_q` for every missing pixel p over its neighbours q in the photo,
-    missing ones included, with weights 1/6 (straight) and 1/12 (diagonal): by conjugate gradients for the whole batch,
-    started from the solution on a grid half as fine. Where no pixel is known, all become 0.
-
-    Parameters
-    ----------
-    pixels: (B, C, h, w).
-    missing: booleans (B, h, w).
-    """
-    gap = missing[:, None].to(pixels)
-    known = pixels * (1 - gap)
-    generator = torch.Generator().manual_seed(seed)
-    grain = noise * torch.randn(pixels.shape[1:], generator=generator).to(pixels)
-    return known + gap * (_between(known, gap) + grain)
-
-
-def _neighbours(values: Tensor) -> Tensor:
-    """The weighted sum over the eight neighbours: (1, 2, 1) down and across, over 12, less the pixel's own share."""
-    padded = functional.pad(values, (1, 1, 1, 1))
-    down = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
-    return (down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]) / 12 - values / 3
-
-
-def _between(known: Tensor, gap: Tensor) -> Tensor:
-    """The solution of :func:`imputed` where ``gap`` is 1; ``known`` holds the photo where ``gap`` is 0, and 0 in it."""
-    guess = torch.zeros_like(known)
-    if min(known.shape[2:]) > 4:
-        share = functional.avg_pool2d(1 - gap, 2, ceil_mode=True)
-        coarse = functional.avg_pool2d(known, 2, ceil_mode=True) / share.clamp(min=1e-6)
-        hole = (share == 0).to(known)
-        coarse = coarse * (1 - hole)
-        coarse = coarse + hole * _between(coarse, hole)
-        guess = gap * functional.interpolate(coarse, size=known.shape[2:], mode="bilinear")
-    degree = _neighbours(torch.ones_like(gap))
-    solution, right = guess, gap * _neighbours(known)
-    residual = right - gap * (degree * solution - _neighbours(solution))
-    direction = residual / degree
-    along = (residual * direction).sum(dim=(2, 3), keepdim=True)
-    goal = _TOLERANCE**2 * (right * right / degree).sum(dim=(2, 3), keepdim=True)
-    for _ in range(2 * sum(known.shape[2:])):
-        if bool((along <= goal).all()):
-            break
-        product = gap * (degree * direction - _neighbours(direction))
-        step = along / (direction * product).sum(dim=(2, 3), keepdim=True).clamp(min=1e-30)
-        solution = solution + step * direction
-        residual = residual - step * product
-        scaled = residual / degree
-        renewed = (residual * scaled).sum(dim=(2, 3), keepdim=True)
-        direction = scaled + renewed / along.clamp(min=1e-30) * direction
-        along = renewed
-    return solution
+    fill, found = NoisyLinearImputer(noise=noise), []
+    for photo, gap in zip(pixels.float().cpu(), missing.cpu(), strict=True):
+        with torch.random.fork_rng([]), warnings.catch_warnings():
+            torch.manual_seed(seed)
+            warnings.simplefilter("ignore")  # the library hands tensors to NumPy
+            found.append(fill(photo, (~gap).float()))
+    return torch.stack(found).to(pixels)
 
 
 def infidelity(
