@@ -233,7 +233,7 @@ def test_rivals_find_the_cell_that_tells_and_leave_the_classifier_alone() -> Non
     rivals = [
         softmax_attention(net, lambda rows: features[rows], labels, epochs=15),
         l2x(net, lambda rows: features[rows], labels, size=1, epochs=15),
-        learned_mask(net, lambda rows: features[rows], labels, classes=CLASSES, epochs=15),
+        learned_mask(net, lambda rows: features[rows], labels, epochs=15),
     ]
     for rival in rivals:
         maps = rival.maps(Batch(features, labels, torch.arange(480)))

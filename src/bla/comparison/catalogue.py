@@ -12,27 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bla.comparison.methods import (
-    RUN,
-    ComparisonError,
-    Method,
-    PooledClassifier,
-    another_images,
-    cam,
-    centre_disc,
-    feature_norm,
-    grad_cam_family,
-    integrated_gradients,
-    l2x,
-    learned_mask,
-    occlusion,
-    own_attention,
-    random_cells,
-    score_cam,
-    softmax_attention,
-)
-from bla.comparison.methods.libraries import CamName
-from bla.comparison.methods.trained import Features
+from bla.comparison.methods import RUN, ComparisonError, Method, PooledClassifier, controls, libraries, trained
+from bla.comparison.methods.own import own_attention
 from bla.comparison.photos import Photos
 from bla.model.backbones import weights_digest
 from bla.progress import Progress, silent
@@ -75,10 +56,10 @@ class Setting:
         parts = [weights, images.digest(), str(images.root), self.photos.rows.tolist(), seed]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def lessons(self, name: str) -> tuple[PooledClassifier, Features, Tensor]:
+    @property
+    def lessons(self) -> tuple[PooledClassifier, trained.Features, Tensor]:
         """What a rival is trained on: the classifier, and the features and labels of the training images."""
         assert self.training is not None
-        self.report(f"training {name} for comparison", 0, 0)
         return self.pooled, self.training.features, self.training.judged.clone().to(self.device)
 
 
@@ -101,8 +82,8 @@ class Kind:
     optional: bool = False
 
 
-def _cam_kind(name: CamName, **flags: Any) -> Kind:
-    return Kind(lambda setting: grad_cam_family(setting.pooled, name), rebuilds=True, **flags)
+def _cam_kind(name: libraries.CamName, **flags: Any) -> Kind:
+    return Kind(lambda s: libraries.grad_cam_family(s.pooled, name), rebuilds=True, **flags)
 
 
 def _own(setting: Setting) -> Method:
@@ -113,32 +94,25 @@ def _own(setting: Setting) -> Method:
 
 def _shuffled(setting: Setting) -> Method:
     assert setting.ranking is not None
-    return another_images(setting.run.record["setup"], setting.ranking)
-
-
-def _learned_mask(setting: Setting) -> Method:
-    classes = len(setting.run.classifier.classes)
-    return learned_mask(*setting.lessons("learned-mask"), classes=classes, seed=setting.seed)
+    return controls.another_images(setting.run.record["setup"], setting.ranking)
 
 
 METHODS = {
     RUN: Kind(_own, rebuilds=True),
-    "cam": Kind(lambda setting: cam(setting.pooled), rebuilds=True),
+    "cam": Kind(lambda s: libraries.cam(s.pooled), rebuilds=True),
     "grad-cam": _cam_kind("grad-cam"),
     "grad-cam++": _cam_kind("grad-cam++"),
     "layer-cam": _cam_kind("layer-cam"),
-    "softmax-attention": Kind(
-        lambda setting: softmax_attention(*setting.lessons("softmax-attention"), seed=setting.seed), trained=True
-    ),
-    "l2x": Kind(lambda setting: l2x(*setting.lessons("l2x"), seed=setting.seed), trained=True),
-    "learned-mask": Kind(_learned_mask, trained=True),
-    "random": Kind(lambda setting: random_cells(setting.seed)),
-    "centre": Kind(lambda setting: centre_disc()),
-    "norm": Kind(lambda setting: feature_norm(), rebuilds=True),
+    "softmax-attention": Kind(lambda s: trained.softmax_attention(*s.lessons, seed=s.seed), trained=True),
+    "l2x": Kind(lambda s: trained.l2x(*s.lessons, seed=s.seed), trained=True),
+    "learned-mask": Kind(lambda s: trained.learned_mask(*s.lessons, seed=s.seed), trained=True),
+    "random": Kind(lambda s: controls.random_cells(s.seed)),
+    "centre": Kind(lambda s: controls.centre_disc()),
+    "norm": Kind(lambda s: controls.feature_norm(), rebuilds=True),
     "shuffled": Kind(_shuffled),
-    "score-cam": Kind(lambda setting: score_cam(setting.pooled), costly=True),
-    "integrated-gradients": Kind(lambda setting: integrated_gradients(setting.pooled), costly=True),
-    "occlusion": Kind(lambda setting: occlusion(setting.pooled), costly=True),
+    "score-cam": Kind(lambda s: libraries.score_cam(s.pooled), costly=True),
+    "integrated-gradients": Kind(lambda s: libraries.integrated_gradients(s.pooled), costly=True),
+    "occlusion": Kind(lambda s: libraries.occlusion(s.pooled), costly=True),
     "hires-cam": _cam_kind("hires-cam", optional=True),  # at the last map with a linear head it is CAM
 }
 ALL = tuple(name for name, kind in METHODS.items() if not kind.optional)

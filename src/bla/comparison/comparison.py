@@ -130,6 +130,8 @@ def _explain(setting: Setting, names: Sequence[str], folder: Path) -> dict[str, 
     found: dict[str, Explained] = {}
     for name in names:
         sizes = found[RUN].sizes if found else torch.empty(0)
+        if METHODS[name].trained:
+            setting.report(f"training {name} for comparison", 0, 0)
         with needs_extra("compare", ComparisonError):
             method = METHODS[name].build(setting)
         found[name] = explain_photos(method, setting, sizes, folder)

@@ -79,7 +79,7 @@ class Photos:
             found.append(networks.baseline(pooled).float().softmax(-1).cpu())
         return torch.cat(found)
 
-    @property
+    @functools.cached_property
     def predicted(self) -> Tensor:
         """The class predicted from all cells, (N,)."""
         return self.probabilities.argmax(dim=1)

@@ -59,8 +59,4 @@ class Accuracy:
         """
         if not self.images:
             raise ValueError("expected at least one image, got none")
-        return {
-            "loss": self._loss / self.images,
-            "top1": self._top1 / self.images,
-            "top5": self._top5 / self.images,
-        }
+        return {"loss": self._loss / self.images, "top1": self._top1 / self.images, "top5": self._top5 / self.images}

@@ -144,13 +144,7 @@ def sign_flips(deviations: Values, *, draws: int = 9_999, seed: int = 0) -> Floa
 
 
 def mean_by_sign_flips(
-    values: Values,
-    *,
-    null: float,
-    level: float = 0.95,
-    bounds: tuple[float, float],
-    draws: int = 99_999,
-    seed: int,
+    values: Values, *, null: float, level: float = 0.95, bounds: tuple[float, float], draws: int = 99_999, seed: int
 ) -> SignFlipMean:
     """The mean of one number per person with the sign-flip test's p-value and the interval of all means it accepts.
 

@@ -21,49 +21,25 @@ from bla.model.heads import weighted_sum
 Features = Callable[[Rows], Tensor]
 """Row numbers to those rows of the training images' features, (B, C, H, W)."""
 
-EPOCHS = 5
 _AREA_PRICE, _VARIATION_PRICE = 0.3, 0.01
 
 
-class ClassMask(nn.Module):
-    r"""A mask for every class: :math:`A = \sigma(\mathrm{conv}_{1 \times 1}(F)) \in (0, 1)^{K \times H \times W}`.
-
-    After L-CAM-Fm (Gkartzonika et al. 2022) and TAME (Ntrougkas et al. 2022; T-TAME, arXiv 2403.04523): a mask learned
-    on the frozen classifier, which reads the map multiplied by it; written from the papers, for the last map alone.
-    """
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.score = nn.Conv2d(channels, classes, 1)
-
-    def forward(self, features: Tensor, targets: Tensor) -> Tensor:
-        """The mask's logits of each image's target, (B, H, W)."""
-        rows = torch.arange(len(features), device=features.device)
-        logits: Tensor = self.score(features)[rows, targets]
-        return logits
-
-
 def softmax_attention(
-    classifier: PooledClassifier, features: Features, labels: Tensor, *, epochs: int = EPOCHS, seed: int = 0
+    classifier: PooledClassifier, features: Features, labels: Tensor, *, epochs: int = 5, seed: int = 0
 ) -> Method:
     """Softmax attention pooling (as Ilse et al. 2018, one layer): head(sum_n softmax(u)_n F_n), trained together."""
+    head = copy.deepcopy(classifier.head)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         score = nn.Conv2d(features(np.arange(1)).shape[1], 1, 1).to(labels.device)
-        head = copy.deepcopy(classifier.head)
 
         def loss(maps: Tensor, targets: Tensor) -> Tensor:
             weights = score(maps).flatten(1).softmax(1).reshape(-1, *maps.shape[2:])
             return functional.cross_entropy(head(weighted_sum(maps, weights)), targets)
 
         _fit([score, head], loss, features, labels, epochs=epochs, seed=seed)
-
-    @torch.no_grad()
-    def maps(batch: Batch) -> Tensor:
-        found: Tensor = score(batch.features.float())[:, 0]
-        return found
-
     note = f"trained with its own head, {epochs} epochs, seed {seed}; ranked by weight"
+    maps = _maps(lambda batch: score(batch.features.float())[:, 0])
     return Method("softmax-attention", "softmax attention", "own", False, maps, note, head=head)
 
 
@@ -73,16 +49,16 @@ def l2x(
     labels: Tensor,
     *,
     size: int = 8,
-    epochs: int = EPOCHS,
+    epochs: int = 5,
     seed: int = 0,
 ) -> Method:
     """L2X-F (Chen et al. 2018; arXiv 2105.14824) with the corrected temperature, trained with its own head."""
+    head = copy.deepcopy(classifier.head)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         _, channels, height, width = features(np.arange(1)).shape
         size = min(size, height * width)
         attention = L2XAttention(channels, size=size, variant="corrected").to(labels.device)
-        head = copy.deepcopy(classifier.head)
 
         def loss(maps: Tensor, targets: Tensor) -> Tensor:
             soft = attention(maps).soft
@@ -90,46 +66,42 @@ def l2x(
             return functional.cross_entropy(head(weighted_sum(maps, weights)), targets)
 
         _fit([attention, head], loss, features, labels, epochs=epochs, seed=seed)
-
-    @torch.no_grad()
-    def maps(batch: Batch) -> Tensor:
-        found: Tensor = attention(batch.features.float()).unbounded
-        return found
-
     note = f"trained for {size} cells with its own head, {epochs} epochs, seed {seed}; corrected temperature"
+    maps = _maps(lambda batch: attention(batch.features.float()).unbounded)
     return Method("l2x", "L2X-F", "own", False, maps, note, head=head)
 
 
 def learned_mask(
-    classifier: PooledClassifier,
-    features: Features,
-    labels: Tensor,
-    *,
-    classes: int,
-    epochs: int = EPOCHS,
-    seed: int = 0,
+    classifier: PooledClassifier, features: Features, labels: Tensor, *, epochs: int = 5, seed: int = 0
 ) -> Method:
-    """A mask for each class on the frozen classifier, by cross entropy, a price on area and one on variation."""
+    r"""A mask for every class on the frozen classifier, by cross entropy, a price on area and one on variation.
+
+    .. math:: A = \sigma(\mathrm{conv}_{1 \times 1}(F)) \in (0, 1)^{K \times H \times W}
+
+    After L-CAM-Fm (Gkartzonika et al. 2022) and TAME (Ntrougkas et al. 2022; T-TAME, arXiv 2403.04523): a mask learned
+    on the frozen classifier, which reads the map multiplied by it; written from the papers, for the last map alone.
+    """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        mask = ClassMask(features(np.arange(1)).shape[1], classes).to(labels.device)
+        first = features(np.arange(1)).to(labels.device)
+        classes = classifier.on_features(first).shape[1]
+        score = nn.Conv2d(first.shape[1], classes, 1).to(labels.device)
 
         def loss(maps: Tensor, targets: Tensor) -> Tensor:
-            own = mask(maps, targets).sigmoid()
+            own = score(maps)[torch.arange(len(maps)), targets].sigmoid()
             variation = own.diff(dim=1).square().mean() + own.diff(dim=2).square().mean()
             error = functional.cross_entropy(classifier.on_features(maps * own[:, None]), targets)
             total: Tensor = error + _AREA_PRICE * own.mean() + _VARIATION_PRICE * variation
             return total
 
-        _fit([mask], loss, features, labels, epochs=epochs, seed=seed)
-
-    @torch.no_grad()
-    def maps(batch: Batch) -> Tensor:
-        found: Tensor = mask(batch.features.float(), batch.targets)
-        return found
-
+        _fit([score], loss, features, labels, epochs=epochs, seed=seed)
     note = f"class masks on the frozen classifier, {epochs} epochs, seed {seed}, after L-CAM and TAME"
+    maps = _maps(lambda batch: score(batch.features.float())[torch.arange(len(batch.targets)), batch.targets])
     return Method("learned-mask", "learned mask", "baseline", True, maps, note)
+
+
+def _maps(ranked: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+    return torch.no_grad()(ranked)
 
 
 def _fit(

@@ -12,6 +12,7 @@ from typing import Any
 from bla import BlaError
 from bla.explanations.explanation import Explanation, ExplanationError
 from bla.files import read_json, reading
+from bla.metrics.statistics import Interval
 
 SCHEMA_VERSION = 1
 """The version of compare.json that this page understands."""
@@ -22,17 +23,8 @@ class ReportError(BlaError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Figure:
-    """A metric's mean over the photos, with its 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Difference:
-    """The run minus another method on the same photos: 95% interval, and p corrected for several comparisons."""
+    """The run minus another method on the same photos, its 95% interval, and p corrected for several comparisons."""
 
     mean: float
     low: float
@@ -77,10 +69,10 @@ class Comparison:
         """A method's name for people."""
         return str(self.methods[method]["title"])
 
-    def figure(self, method: str, metric: str) -> Figure | None:
+    def figure(self, method: str, metric: str) -> Interval | None:
         """None if the metric was not measured for the method."""
         value = self.methods.get(method, {}).get("values", {}).get(metric)
-        return None if value is None else Figure(value["mean"], value["low"], value["high"])
+        return None if value is None else Interval(**value)
 
     def each(self, method: str, metric: str) -> dict[int, float]:
         """The metric's value for each photo that has one, by the photo's index."""
