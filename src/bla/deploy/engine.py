@@ -69,21 +69,16 @@ class Card:
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object."""
-        return dataclasses.asdict(self) | {"transform": self.transform.to_dict()}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Card:
         """The inverse of :meth:`to_dict`, also after JSON."""
-        version = record.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise EngineError(
-                f"expected a file of schema_version {SCHEMA_VERSION}, got {version}: export the run again"
-            )
+        if (version := record.get("schema_version")) != SCHEMA_VERSION:
+            raise EngineError(f"expected schema_version {SCHEMA_VERSION}, got {version}: export the run again")
         try:
-            values = dict(record)
-            values["transform"] = Transform.from_dict(values["transform"])
-            values["classes"], values["grid"] = tuple(values["classes"]), tuple(values["grid"])
-            return cls(**values)
+            tuples = {"classes": tuple(record["classes"]), "grid": tuple(record["grid"])}
+            return cls(**{**record, **tuples, "transform": Transform.from_dict(record["transform"])})
         except (KeyError, TypeError, ValueError) as error:
             raise EngineError(f"expected the card of an exported explainer, got another: {error!r}") from error
 
@@ -212,9 +207,9 @@ class Engine:
         """
         if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[3] != 3:
             raise EngineError(f"expected photos of shape (B, h, w, 3), uint8, got {photos.shape}, {photos.dtype}")
-        feeds: dict[str, npt.NDArray[Any]] = {
-            self.card.entry: photos if self.card.entry == "photos" else self.pixels(photos)
-        }
+        feeds: dict[str, npt.NDArray[Any]] = {self.card.entry: photos}
+        if self.card.entry == "pixels":
+            feeds["pixels"] = self.pixels(photos)
         if sizes is not None:
             feeds["size"] = _whole_numbers("size", sizes)
             for size in np.unique(feeds["size"]).tolist():
@@ -266,13 +261,11 @@ class Engine:
             yield from self.explanations(names, list(itertools.starmap(self.read, batch)), sizes=size, targets=target)
 
     def probabilities(self, logits: Pixels) -> Pixels:
-        """Of the classes, for logits (K,): with several labels each has its own."""
+        """The classes' probabilities for logits (K,): their softmax, or for several labels the sigmoid of each."""
         if self.card.several_labels:
-            labels: Pixels = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, which overflows nowhere
-            return labels
-        shifted: Pixels = np.exp(logits - logits.max())
-        shares: Pixels = shifted / shifted.sum()
-        return shares
+            return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))  # the sigmoid, which overflows nowhere
+        shifted = np.exp(logits - logits.max())
+        return np.asarray(shifted / shifted.sum())
 
     def top(self, logits: Pixels) -> tuple[Prediction, ...]:
         """The likeliest classes for logits (K,)."""
@@ -288,10 +281,7 @@ class Engine:
             self.probabilities(outputs.logits),
             self.classes,
             several_labels=card.several_labels,
-            unbounded=outputs.unbounded,
-            scores=outputs.scores,
-            soft=outputs.soft,
-            selected=outputs.selected,
+            **{name: getattr(outputs, name) for name in ("unbounded", "scores", "soft", "selected")},
             method=card.method,
             region=photo.region,
             target=int(outputs.explained) if card.targets else None,

@@ -136,17 +136,9 @@ def _signature(
 ) -> str:
     from bla.model.backbones import weights_digest
 
-    parts = [
-        weights_digest(classifier),
-        classifier.name,
-        classifier.setup,
-        classifier.classes,
-        classifier.transform.to_dict(),
-        *(["several labels"] if classifier.several_labels else []),
-        size,
-        target,
-        against,
-    ]
+    made = (classifier.name, classifier.setup, classifier.classes, classifier.transform.to_dict())
+    labels = ["several labels"] if classifier.several_labels else []
+    parts = [weights_digest(classifier), *made, *labels, size, target, against]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

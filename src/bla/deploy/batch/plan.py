@@ -43,40 +43,23 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a batch does: two calls with equal tasks belong to one batch.
+    """What a batch does: two calls with equal tasks belong to one batch."""
 
-    Attributes
-    ----------
-    source: the resolved path of what the user gave.
-    graph: SHA-256 of the exported graph that explains.
-    pictures: whether panels are written.
-    size: cells to select; None leaves the size to the explainer.
-    """
-
-    source: str
-    graph: str
+    source: str  # a resolved path
+    graph: str  # SHA-256 of the exported graph that explains
     pictures: bool = False
-    size: int | None = None
+    size: int | None = None  # None leaves it to the explainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(Task):
-    """The rows of a batch in their order: those of Parquet files, one file after the other.
+    """The rows of a batch in their order: those of Parquet files, one file after the other."""
 
-    Attributes
-    ----------
-    kind: ``paths``: one file of ours that lists paths; ``content``: files of the user's that hold the photos.
-    files: the Parquet files.
-    content, name: columns, dotted for a struct's field; a row without a name is called FILE#ROW.
-    shard: the largest number of rows in a shard; a shard lies in one file.
-    begun: when the batch began.
-    """
-
-    kind: Literal["paths", "content"]
+    kind: Literal["paths", "content"]  # one file of ours that lists paths, or the user's files that hold the photos
     files: tuple[File, ...]
-    content: str
-    name: str | None
-    shard: int
+    content: str  # the column of paths or photos, dotted for a struct's field
+    name: str | None  # the column of names; a row without a name is called FILE#ROW
+    shard: int  # the largest number of rows in a shard; a shard lies in one file
     begun: str
 
     @property
@@ -97,16 +80,8 @@ class Plan(Task):
 def make_plan(task: Task, work: Path, *, shard: int = SHARD, column: str | None = None) -> Plan:
     """Find the photos of a task's source and write the plan into ``work``; a resumed batch reads it from there.
 
-    Parameters
-    ----------
-    task: its source is a folder of photos at any depth; a text file with a path a line; a photo; a Parquet file or a
-        folder of them, with a column of photos' bytes.
-    column: the Parquet column, dotted for a struct's field; by default the only one that holds bytes.
-
-    Raises
-    ------
-    BatchError
-        If there is no photo, or both photos and Parquet files, or it is unclear which column holds the bytes.
+    The source is a folder of photos at any depth, a text file with a path a line, a photo, a Parquet file or a folder
+    of them; ``column`` (by default the only one that fits) holds the photos' bytes, dotted for a struct's field.
     """
     source = Path(task.source)
     if shard < 1:
@@ -142,13 +117,7 @@ def make_plan(task: Task, work: Path, *, shard: int = SHARD, column: str | None 
 
 
 def read_plan(work: Path) -> Plan | None:
-    """The plan of a batch that has begun, or None.
-
-    Raises
-    ------
-    BatchError
-        If one of its Parquet files has changed since.
-    """
+    """The plan of a batch that has begun, or None; refused if one of its Parquet files has changed since."""
     if not (work / PLAN).exists():
         return None
     with reading("the plan of a batch", work / PLAN, BatchError):

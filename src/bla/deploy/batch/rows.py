@@ -105,7 +105,7 @@ def write_part(folder: Path, shard: Shard, results: Sequence[Mapping[str, Any]])
     write_atomically(folder / part_name(shard.index), content.getvalue())
 
 
-def counts_of(part: Path) -> dict[str, int]:
+def counts_of(part: Path) -> Counter[str]:
     """The number of rows with each status in a part, from its footer."""
     notes = json.loads(pq.read_schema(part).metadata[b"bla"])
-    return dict(notes["counts"])
+    return Counter(notes["counts"])

@@ -39,10 +39,7 @@ class ExportError(BlaError):
 def check_onnx(wrapped: ExplainableClassifier, model: onnx.ModelProto, card: Card) -> Mapping[str, float]:
     """The largest miss of each output, over whole images and over maps put in place of the trunk's.
 
-    Raises
-    ------
-    ExportError
-        With the figures, if a miss exceeds its tolerance.
+    Raises :class:`ExportError` with the figures if a miss exceeds its tolerance.
     """
     found = _Misses(wrapped)
     pixels = _noise(3, wrapped)

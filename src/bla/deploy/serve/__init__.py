@@ -34,6 +34,7 @@ def application(
         description=documents.DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
         exception_handlers={
             HTTPException: routes.refused,
             BlaError: routes.mistaken,

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bla.explanations.explanation import Prediction, Unexplained
+
 DESCRIPTION = "A prediction, and the cells of the photo that alone made it. No gradient; no photo is stored."
 SIZE = "Select exactly this many cells; by default the explainer chooses."
 TARGET = "The class that a class-aware explainer explains, by name or index; by default the predicted one."
@@ -18,26 +20,12 @@ class Error(BaseModel):
     error: str
 
 
-class PhotoError(Error):
-    """A photo that could not be explained."""
-
-    image: str
-
-
-class Guess(BaseModel):
-    """A class and its probability."""
-
-    index: int
-    label: str
-    probability: Annotated[float, Field(ge=0, le=1)]
-
-
 class Answer(BaseModel):
     """What the head predicts from a subset of cells."""
 
     size: int
-    prediction: Guess
-    top: list[Guess]
+    prediction: Prediction
+    top: list[Prediction]
 
 
 class Answers(BaseModel):
@@ -56,7 +44,7 @@ class Explained(Answer):
 class Explanations(BaseModel):
     """Explanations, in the order of the photos."""
 
-    explanations: list[Explained | PhotoError]
+    explanations: list[Explained | Unexplained]
 
 
 class Photos(BaseModel):
