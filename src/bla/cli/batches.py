@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -50,18 +51,8 @@ def batch(
     from bla.progress import shown_progress
 
     with shown_progress() as report:
-        record = explain_all(
-            source,
-            out,
-            open_engine(run).path,
-            engine=engine,
-            workers=workers,
-            shard=shard,
-            column=column,
-            pictures=pictures,
-            size=size,
-            report=report,
-        )
+        explained = partial(explain_all, engine=engine, workers=workers, shard=shard, column=column)
+        record = explained(source, out, open_engine(run).path, pictures=pictures, size=size, report=report)
     failed = record["rows"] - record["statuses"].get("ok", 0)
     if json_:
         print(json.dumps(record))

@@ -9,11 +9,8 @@ from cyclopts import App, Parameter
 
 from bla.cli.sharing import DONE, DONE_BUT, CacheFolder, Flag, Json
 
-caches = App(
-    name="cache",
-    help="List, check and remove cached features.\n\nExample: `bla cache list`",
-    help_format="plaintext",
-)
+about = "List, check and remove cached features.\n\nExample: `bla cache list`"
+caches = App(name="cache", help=about, help_format="plaintext")
 
 
 @caches.command(name="list")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,20 +57,8 @@ def compare(
 
     folder = out or (Path(run) / "comparison" if Path(run).is_dir() else Path("comparison"))
     with shown_progress() as report:
-        result = compared(
-            run,
-            data,
-            out=folder,
-            methods=methods or CHEAP,
-            leakage=leakage,
-            sanity=sanity,
-            pixels=pixels,
-            limit=limit,
-            seed=seed,
-            device=device,
-            cache=cache,
-            report=report,
-        )
+        drawn = partial(compared, leakage=leakage, sanity=sanity, pixels=pixels, limit=limit, seed=seed)
+        result = drawn(run, data, out=folder, methods=methods or CHEAP, device=device, cache=cache, report=report)
     if json_:
         print(json.dumps(result))
     else:
@@ -101,21 +90,13 @@ def _print_table(result: dict[str, Any]) -> None:
     shown = [metric for metric in _COLUMNS if metric in result["metrics"]]
     arrows = {"higher": " ↑", "lower": " ↓", None: ""}
     heads = [_COLUMNS[metric] + arrows[result["metrics"][metric]["better"]] for metric in shown]
-    table = Table(
-        "method", *heads, "ms", "MB", title=f"{result['data']['images']} photos, equal area", title_justify="left"
-    )
+    title = f"{result['data']['images']} photos, equal area"
+    table = Table("method", *heads, "ms", "MB", title=title, title_justify="left")
     for record in result["methods"].values():
-        cells = []
-        for metric in shown:
-            value = record["values"].get(metric)
-            cells.append("" if value is None else f"{value['mean']:.3f}")
-        memory = record["cost"]["peak_memory_mb"]
-        table.add_row(
-            record["title"],
-            *cells,
-            f"{record['cost']['ms_per_image']:.1f}",
-            "" if memory is None else f"{memory:.0f}",
-        )
+        values, memory = record["values"], record["cost"]["peak_memory_mb"]
+        cells = [f"{values[metric]['mean']:.3f}" if values.get(metric) else "" for metric in shown]
+        cost = [f"{record['cost']['ms_per_image']:.1f}", "" if memory is None else f"{memory:.0f}"]
+        table.add_row(record["title"], *cells, *cost)
     Console(width=None if sys.stdout.isatty() else 40 + 13 * len(shown)).print(table)
     size, baseline, cells = result["size"], result["baseline"], result["grid"][0] * result["grid"][1]
     print(

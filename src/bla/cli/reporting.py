@@ -9,15 +9,7 @@ from bla import needs_extra
 from bla.cli.sharing import DONE, Json
 
 
-def report(
-    run: Path,
-    /,
-    *,
-    out: Path | None = None,
-    photos: int = 12,
-    seed: int = 0,
-    json_: Json = False,
-) -> int:
+def report(run: Path, /, *, out: Path | None = None, photos: int = 12, seed: int = 0, json_: Json = False) -> int:
     """Write the result of `bla compare` as one self-contained HTML page: verdict, curves, photos, figures.
 
     Example: `bla report run --out report.html`

@@ -68,20 +68,14 @@ def train(
     Example: `bla train photos --out run --setup recommended`. With several processes:
     `torchrun --nproc-per-node 2 -m bla train photos --out run`.
 
-    Parameters
-    ----------
-    data
-        A folder, CLASS/*.jpg or {train,test}/CLASS/*.jpg or images without classes, or a published data set's own
-        layout; a table, .csv or .tsv, of images and labels, of which each may have several; or a name: embedded,
+    :param data: A folder, CLASS/*.jpg or {train,test}/CLASS/*.jpg or images without classes, or a published data set's
+        own layout; a table, .csv or .tsv, of images and labels, of which each may have several; or a name: embedded,
         cats_vs_dogs, stanford_dogs, caltech_birds2011, or hf:SOURCE for a folder or a name of Hugging Face datasets.
-    out
-        The run folder to write.
-    setup
-        bla; bla-t, with a threshold; bla-ph, post hoc with a frozen head; l2x-f, the fixed-size rival; or what we
-        recommend: a class-conditional score, a mean size of 8, hidden 64, straight-through 0.5, more epochs;
+    :param out: The run folder to write.
+    :param setup: bla; bla-t, with a threshold; bla-ph, post hoc with a frozen head; l2x-f, the fixed-size rival; or
+        what we recommend: a class-conditional score, a mean size of 8, hidden 64, straight-through 0.5, more epochs;
         recommended-ph has a frozen head.
-    stream
-        Keep no features but compute them again for every batch: for sets whose features fit no disk.
+    :param stream: Keep no features but compute them again for every batch: for sets whose features fit no disk.
     """
     from bla.progress import shown_progress
     from bla.runs import run
@@ -139,14 +133,9 @@ def evaluate(
 
     Example: `bla evaluate run --data photos`.
 
-    Parameters
-    ----------
-    run
-        A run folder, or a shipped explainer's name.
-    data
-        Images to measure on, with the run's classes. By default those it was trained with.
-    stream
-        Keep no features: for sets whose features fit no disk.
+    :param run: A run folder, or a shipped explainer's name.
+    :param data: Images to measure on, with the run's classes. By default those it was trained with.
+    :param stream: Keep no features: for sets whose features fit no disk.
     """
     from bla.progress import shown_progress
     from bla.runs.run import evaluate as measured

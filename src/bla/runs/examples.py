@@ -83,14 +83,14 @@ def _relabelled(images: ImageSet, classes: Sequence[str], settings: Settings) ->
         kinds = ("one class an image", "a table of several labels an image")
         expected, came = kinds[settings.several_labels], kinds[images.several]
         raise DataError(f"{images.root}: expected {expected}, got {came}: use data of the kind that was trained on")
-    unknown = sorted(set(images.classes) - set(classes))
-    if unknown:
+    if unknown := sorted(set(images.classes) - set(classes)):
         raise DataError(
             f"{images.root}: expected classes of the classifier, got {unknown[:5]}; it knows {list(classes[:5])}, ..."
         )
     index = np.array([list(classes).index(name) for name in images.classes], np.int64)
-    if not images.several:
-        return dataclasses.replace(images, labels=index[images.labels], classes=tuple(classes))
-    labels = np.zeros((len(images), len(classes)), np.int64)
-    labels[:, index] = images.labels
+    if images.several:
+        labels = np.zeros((len(images), len(classes)), np.int64)
+        labels[:, index] = images.labels
+    else:
+        labels = index[images.labels]
     return dataclasses.replace(images, labels=labels, classes=tuple(classes))

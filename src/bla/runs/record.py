@@ -23,19 +23,19 @@ class RunError(BlaError):
 
 
 class Backbone(TypedDict):
-    """The classifier that was trained on; ``weights`` is a file, ``"random"``, or None for those of the name."""
+    """The classifier that was trained on."""
 
-    name: str | None  # None for a classifier that was passed as an object
-    weights: str | None
+    name: str | None  # None if it was passed as an object
+    weights: str | None  # a file, "random", or None for those that come with the name
     digest: str  # SHA-256 of the trunk's weights
 
 
 class Data(TypedDict):
-    """The images: SHA-256 of each split, and where they are: a name, an absolute path, or "" for splits in memory."""
+    """The images that were trained and measured on."""
 
-    train: str
+    train: str  # SHA-256
     test: str
-    root: str
+    root: str  # a name, an absolute path, or "" for splits in memory
     images: NotRequired[dict[str, int]]  # how many could be read: train, validation, test
 
 
@@ -87,10 +87,8 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD
     if not path.exists():
-        interrupted = any(folder.glob("checkpoint-*/networks.safetensors"))
-        remedy = (
-            "its training was interrupted; start it again to finish it" if interrupted else "`bla train` writes one"
-        )
+        again = any(folder.glob("checkpoint-*/networks.safetensors"))
+        remedy = "its training was interrupted; start it again to finish it" if again else "`bla train` writes one"
         raise RunError(f"expected a complete run in {folder}, got no {RECORD}: {remedy}")
     with reading("the record of a run", path, RunError):
         record: Record = read_json(path)
@@ -140,19 +138,12 @@ def write_run(folder: Path, record: Record, files: Mapping[str, bytes]) -> None:
 
 
 def content_digest(folder: Path, version: str = "") -> str:
-    """SHA-256 of what a run says and of its weights, with the version that makes something from them.
-
-    Raises
-    ------
-    RunError
-        If there is no complete run.
-    """
+    """SHA-256 of a run's record and weights, and of the version of what is made from them."""
     digest = hashlib.sha256(version.encode())
     for name in (RECORD, WEIGHTS):
-        try:
-            content = (folder / name).read_bytes()
-        except OSError as error:
-            raise RunError(f"expected a complete run in {folder}, got none: {error}") from error
+        if not (folder / name).is_file():
+            raise RunError(f"expected a complete run in {folder}, got no {name}")
+        content = (folder / name).read_bytes()
         digest.update(b"%d:" % len(content) + content)
     return digest.hexdigest()
 
