@@ -354,7 +354,7 @@ class Interruption:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         self.at, self.count = at, 0
         adam, rename, text, remove, save = (
-            torch.optim.Adam.step, Path.rename, Path.write_text, shutil.rmtree, checkpoint.save_file,
+            torch.optim.Adam.step, Path.rename, Path.write_text, shutil.rmtree, Path.write_bytes,
         )  # fmt: skip
 
         def step(optimiser: Any, *arguments: Any) -> None:
@@ -378,15 +378,15 @@ class Interruption:
             remove(path, **options)
             self.tick()
 
-        def save_file(content: dict[str, Tensor], path: Path) -> None:
-            self.tick(lambda: path.write_bytes(b"half"))
-            save(content, path)
+        def write_bytes(path: Path, content: bytes) -> int:
+            self.tick(lambda: save(path, content[: len(content) // 2]))
+            return save(path, content)
 
         monkeypatch.setattr(torch.optim.Adam, "step", step)
         monkeypatch.setattr(Path, "rename", move)
         monkeypatch.setattr(Path, "write_text", write_text)
         monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
-        monkeypatch.setattr(checkpoint, "save_file", save_file)
+        monkeypatch.setattr(Path, "write_bytes", write_bytes)
 
     def tick(self, half: Callable[[], object] = lambda: None) -> None:
         self.count += 1

@@ -113,7 +113,7 @@ def cached_features(
 
 
 def listed(root: Path | None = None) -> list[dict[str, Any]]:
-    """What is cached under ``root``: ``key``, ``bytes``, ``complete`` and what the build noted, one each."""
+    """The caches under ``root``: ``key``, ``bytes``, ``complete`` and the record of the build, one each."""
     root = root or cache_root()
     if root.exists() and not root.is_dir():
         raise CacheError(f"expected the folder of all caches, got the file {root}")
@@ -401,7 +401,7 @@ def _size(path: Path) -> int:
 
 
 def _record(classifier: str, data: str, images: int, kind: CacheType) -> dict[str, Any]:
-    """What is noted of a cache, at its start."""
+    """The record of a cache at the start of its build."""
     return {
         "format": FORMAT,
         "created": timestamp(),

@@ -32,6 +32,8 @@ class Position:
     waited: int = 0
     """Epochs since the best validation loss."""
     dead: bool = False
+    log: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """A line for every epoch that has ended."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -39,8 +41,6 @@ class Checkpoint:
     """All that a resume needs. ``optimiser`` is empty between two stages: the next one has yet to begin."""
 
     position: Position
-    log: list[dict[str, Any]]
-    epochs_run: dict[str, int]
     scaler: dict[str, Any]
     networks: dict[str, Tensor]
     best: dict[str, Tensor]
@@ -54,8 +54,7 @@ class Checkpoint:
         temporary.mkdir(parents=True)
         for name in ("networks", "best", "optimiser"):
             (temporary / f"{name}.safetensors").write_bytes(tensor_bytes(getattr(self, name)))
-        record: dict[str, Any] = {name: getattr(self, name) for name in ("log", "epochs_run", "scaler")}
-        record |= {"identity": identity, "position": dataclasses.asdict(self.position)}
+        record = {"identity": identity, "position": dataclasses.asdict(self.position), "scaler": self.scaler}
         (temporary / "state.json").write_text(json.dumps(record), encoding="utf-8")
         temporary.rename(target)  # no two checkpoints have the same number of steps
         clear_checkpoints(folder, but=target)
@@ -78,7 +77,7 @@ class Checkpoint:
             )
         return cls(
             Position(**record["position"]),
-            *(record[name] for name in ("log", "epochs_run", "scaler")),
+            record["scaler"],
             *(load_file(path / f"{name}.safetensors") for name in ("networks", "best", "optimiser")),
         )
 

@@ -75,6 +75,17 @@ def joined() -> Iterator[None]:
             distributed.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work as a single process, until the end of the block."""
+    global _joined  # noqa: PLW0603
+    before, _joined = _joined, False
+    try:
+        yield
+    finally:
+        _joined = before
+
+
 def rank() -> int:
     """The number of this process; the first, 0, is the one that writes."""
     return distributed.get_rank() if _joined else 0
@@ -117,6 +128,8 @@ def share(count: int) -> range:
 
 def parallel(module: nn.Module) -> nn.Module:
     """The module, with the first process's weights, and with gradients that are averaged over all processes."""
+    if world() == 1:
+        return module
     from timm.layers import convert_sync_batchnorm
 
     on_gpu = next(module.parameters()).is_cuda

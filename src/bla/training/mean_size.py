@@ -85,10 +85,8 @@ class SizeControl:
     the baseline was, on the other four.
     """
 
-    def __init__(
-        self, networks: Networks, settings: Settings, size: float, train: Examples, validation: Examples | None
-    ) -> None:
-        self.networks, self.attention, self.settings, self.size = networks, networks.attention, settings, size
+    def __init__(self, networks: Networks, settings: Settings, train: Examples, validation: Examples | None) -> None:
+        self.networks, self.attention, self.settings = networks, networks.attention, settings
         self.train, self.validation = train, validation
         # a trunk that is trained too, or streamed features, would have to run again for every judge
         self.judged_unseen = (
@@ -122,9 +120,11 @@ class SizeControl:
 
     def _cells(self, cells: int) -> float:
         """How many of a map's cells to select on average."""
-        if self.size > cells:
-            raise TrainingError(f"expected a mean_size of at most {cells}, the cells of a map, got {self.size}")
-        return self.size if self.size >= 1 else max(1.0, self.size * cells)
+        size = self.settings.selection.mean_size
+        assert size is not None
+        if size > cells:
+            raise TrainingError(f"expected a mean_size of at most {cells}, the cells of a map, got {size}")
+        return size if size >= 1 else max(1.0, size * cells)
 
     @torch.no_grad()
     def _scores(self, examples: Examples) -> Tensor:

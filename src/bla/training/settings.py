@@ -107,15 +107,11 @@ class Bounded(Part):
         """The attention with fresh weights from torch's global generator, at the final temperature."""
         from bla.model.attention import BoundedLogitAttention, ClassAwareAttention
 
-        options: dict[str, Any] = {
-            "temperature": self.final_temperature or score.temperature,
-            "threshold": threshold,
-            "hidden": score.hidden,
-            "gate": self.gate,
-        }
+        temperature = self.final_temperature or score.temperature
+        options: dict[str, Any] = {"temperature": temperature, "threshold": threshold, "gate": self.gate}
         if self.class_aware:
-            return ClassAwareAttention(channels, **options)
-        return BoundedLogitAttention(channels, context=score.context, **options)
+            return ClassAwareAttention(channels, hidden=score.hidden, **options)
+        return BoundedLogitAttention(channels, hidden=score.hidden, context=score.context, **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,15 +205,10 @@ class Settings:
     ----------
     setup: ``bla``; ``bla-t``, with the threshold 0.98 / N; ``bla-ph``, post hoc: the threshold, and a frozen head;
         ``l2x-f``, the fixed-size rival.
-    several_labels: an image may have several classes or none, each learnt by binary cross entropy. Training sets it
-        where the data are so.
+    several_labels: an image may have several classes or none; training sets it from the data.
     options: of :class:`Score`, :class:`Bounded` or, for ``l2x-f``, :class:`FixedSize`, :class:`Head`,
-        :class:`Stages`, :class:`Trunk` with ``trunk_rate``, :class:`HeldOut` with ``validation``.
-
-    Raises
-    ------
-    TrainingError
-        If an option is out of its range, or options contradict one another.
+        :class:`Stages`, :class:`Trunk` with ``trunk_rate``, :class:`HeldOut` with ``validation``. A TrainingError says
+        which option is out of its range, or which contradict one another.
     """
 
     setup: Setup
@@ -243,11 +234,8 @@ class Settings:
         made["trunk"] = made["held_out"] = None
         if options.get("trunk_rate") is not None:
             made["trunk"] = _part(Trunk, options)
-        _refuse(
-            Trunk,
-            options,
-            "without trunk_rate: a frozen trunk gives features once, in float32; set trunk_rate=1e-4, say",
-        )
+        why = "without trunk_rate: a frozen trunk gives features once, in float32; set trunk_rate=1e-4, say"
+        _refuse(Trunk, options, why)
         if options.get("validation"):
             made["held_out"] = _part(HeldOut, options)
         _refuse(HeldOut, options, "without a validation share to watch: set validation=0.1, say")
@@ -304,12 +292,7 @@ class Settings:
     def record(self) -> dict[str, Any]:
         """All options as one flat dictionary, as run.json holds them."""
         parts = (self.score, self.selection, self.head, self.stages, self.trunk, self.held_out)
-        options: dict[str, Any] = {
-            "setup": self.setup,
-            "several_labels": self.several_labels,
-            "trunk_rate": None,
-            "validation": 0.0,
-        }
+        options = {"setup": self.setup, "several_labels": self.several_labels, "trunk_rate": None, "validation": 0.0}
         return options | {name: value for part in parts if part for name, value in dataclasses.asdict(part).items()}
 
     def replace(self, **options: Any) -> Settings:

@@ -30,7 +30,10 @@ class Outputs(NamedTuple):
 
 
 class Stage(nn.Module):
-    """A stage: ``forward`` gives the loss of a batch in training, ``used`` the logits of what will be used."""
+    """A stage that trains a head on mean-pooled features: the baseline, or its continuation, the fair control.
+
+    ``forward`` gives the loss of a batch in training, ``used`` the logits as they will be used.
+    """
 
     size_control: SizeControl | None = None
 
@@ -40,22 +43,19 @@ class Stage(nn.Module):
 
     @property
     def trained(self) -> tuple[nn.Module, ...]:
-        """The modules that this stage trains."""
-        raise NotImplementedError
+        """The modules that this stage trains: the head, and its trunk if that is fine-tuned."""
+        head = self.networks.continued if self.name == "continued" else self.networks.baseline
+        return (head, *self.networks.trunks(self.name))
 
     def begin(self, train: Examples) -> None:
         """Set the weights that training starts from."""
         self.networks.begin(self.name)
 
     def end(self) -> None:
-        """Leave the module as it is used."""
-
-    def used(self, examples: Examples) -> Tensor:
-        """Logits (B, K) as they are used."""
-        raise NotImplementedError
+        """Leave the module as it will be used."""
 
     def to_train(self) -> None:
-        """Turn on dropout and draws in what is trained, and gradients there alone."""
+        """Turn on dropout and gradients in what is trained, and nowhere else."""
         self.networks.eval().requires_grad_(False)
         for module in self.trained:
             module.train().requires_grad_(True)
@@ -72,33 +72,19 @@ class Stage(nn.Module):
         logits: Tensor = self.networks.baseline(self.networks.pooled(examples, "head"))
         return decided(logits, several=self.settings.several_labels)
 
-
-class PooledStage(Stage):
-    """A head on mean-pooled features: the baseline, or its continuation, the fair control."""
-
-    @property
-    def head(self) -> nn.Module:
-        """The head that this stage trains."""
-        return self.networks.continued if self.name == "continued" else self.networks.baseline
-
-    @property
-    def trained(self) -> tuple[nn.Module, ...]:
-        """The head, and its trunk if that is fine-tuned."""
-        return (self.head, *self.networks.trunks(self.name))
-
     def used(self, examples: Examples) -> Tensor:
-        """Logits (B, K) from all cells."""
-        logits: Tensor = self.head(self.networks.pooled(examples, self.name))
+        """Logits (B, K)."""
+        logits: Tensor = self.trained[0](self.networks.pooled(examples, self.name))
         return logits
 
-    def forward(self, examples: Examples, _: Position, __: int) -> Outputs:
-        """The loss of a batch."""
+    def forward(self, examples: Examples, position: Position, steps: int) -> Outputs:
+        """The loss of a batch, at a position in an epoch of so many steps."""
         loss = summed_loss(self.used(examples), self.targets(examples))
         return Outputs(loss, loss.new_tensor(len(examples)))
 
 
 class ModuleStage(Stage):
-    """The module, and the head that reads its selection unless that is frozen."""
+    """The stage that trains the module, and the head that reads its selection unless that is frozen."""
 
     @property
     def trained(self) -> tuple[nn.Module, ...]:
@@ -108,24 +94,23 @@ class ModuleStage(Stage):
         return (*learning, *(() if self.settings.frozen_head else (nets.head,)), *nets.trunks("module"))
 
     def begin(self, train: Examples) -> None:
-        """Start the head from the baseline, and move the bound to where some cells of some images are off it."""
+        """Start the head from the baseline, and the bound where some cells of some images are off it."""
         super().begin(train)
-        attention = self.networks.attention
-        if attention.bounded:
-            some = np.sort(np.random.RandomState([self.settings.seed, 1]).permutation(len(train))[:256])
-            attention.calibrate(self.networks.features(train.subset(some)))
+        if self.networks.attention.bounded:
+            some = train.subset(np.sort(np.random.RandomState([self.settings.seed, 1]).permutation(len(train))[:256]))
+            self.networks.attention.calibrate(self.networks.features(some))
             if self.size_control is not None:
-                self.size_control.meet_on(train.subset(some))
-
-    def to_train(self) -> None:
-        """Turn on draws in the module, too."""
-        super().to_train()
-        self.networks.attention.train()
+                self.size_control.meet_on(some)
 
     def end(self) -> None:
         """Set the final temperature."""
         if self.settings.selection.final_temperature is not None:
             self.networks.attention.temperature = self.settings.selection.final_temperature
+
+    def to_train(self) -> None:
+        """Turn on draws in the module, too."""
+        super().to_train()
+        self.networks.attention.train()
 
     def used(self, examples: Examples) -> Tensor:
         """Logits (B, K) from the hard selection."""
@@ -139,7 +124,7 @@ class ModuleStage(Stage):
             done = (position.epoch * steps + position.step) / (self.epochs * steps)
             nets.attention.temperature = self.settings.temperature_at(done)
         features = nets.features(examples)
-        selection = nets.attention(features, size=self._dialled(features.shape[2] * features.shape[3], position))
+        selection = nets.attention(features, size=self._dialled(features[0, 0].numel(), position))
         through = operators.straight_through(selection.hard, selection.soft)
         targets = self.targets(examples)
         losses = [
@@ -167,11 +152,8 @@ def stages_of(networks: Networks, settings: Settings, size_control: SizeControl 
     module.size_control = size_control
     if networks.own_head:
         return [module]
-    return [
-        PooledStage("head", networks, settings, settings.stages.of_head),
-        module,
-        PooledStage("continued", networks, settings, epochs),
-    ]
+    head = Stage("head", networks, settings, settings.stages.of_head)
+    return [head, module, Stage("continued", networks, settings, epochs)]
 
 
 def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
