@@ -16,7 +16,7 @@ from bla.data.photo import DataError, Transform
 from bla.data.prefetching import prefetch
 from bla.explanations.explanation import Explanation, Unexplained, Votes
 from bla.model.attention import Attention, BoundedLogitAttention, Selection
-from bla.model.heads import read, shares_trunk
+from bla.model.heads import read
 from bla.model.images import ImageLike, Input, batched, each, read_image
 from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_processor
@@ -64,7 +64,7 @@ class ExplainableClassifier(nn.Module):
         several_labels: bool = False,
     ) -> None:
         super().__init__()
-        if shares_trunk(head) and not frozen_head:
+        if getattr(head, "shares_trunk", False) and not frozen_head:
             raise ClassifierError(f"{name}: expected a separate head to train, got one that shares the trunk's module")
         self.trunk = trunk.eval()
         self.attention = attention
@@ -105,9 +105,7 @@ class ExplainableClassifier(nn.Module):
     def pixels(self, photos: npt.NDArray[np.uint8]) -> Tensor:
         """Normalised pixels (B, 3, h, w), channels last, of photos' pixels (B, h, w, 3), where the weights are."""
         like = next(self.attention.parameters())
-        mean, std = (
-            like.new_tensor(values, dtype=torch.float32) for values in (self.transform.mean, self.transform.std)
-        )
+        mean, std = (like.new_tensor(of, dtype=torch.float32) for of in (self.transform.mean, self.transform.std))
         values = torch.from_numpy(photos).to(like.device).float()
         return ((values - 255 * mean) / (255 * std)).permute(0, 3, 1, 2).to(like.dtype)
 
@@ -120,15 +118,12 @@ class ExplainableClassifier(nn.Module):
 
         With a class-conditional attention ``target``, class indices (B,), says which classes to explain.
         """
-        return self._select(self.trunk(pixels), size, target)
-
-    def _select(self, features: Tensor, size: int | None, target: Tensor | None) -> Selection:
         if target is not None and not self.attention.class_conditional:
             raise ClassifierError(
                 f"{self.name}: expected a class-aware explainer to ask about a class, got a class-agnostic one "
                 f"({self.setup}): train with class_aware=True, or leave target out"
             )
-        selection: Selection = self.attention(features, size=size, target=target)
+        selection: Selection = self.attention(self.trunk(pixels), size=size, target=target)
         return selection
 
     def explain(
@@ -180,10 +175,9 @@ class ExplainableClassifier(nn.Module):
                 f"expected a trained attention, got {self.name} with one that was never fitted: "
                 "call bla.fit(wrapped, images) first"
             )
-        if size is not None and size < 1:
-            raise ClassifierError(f"expected a size of at least 1, got {size}")
-        if batch_size < 1:
-            raise ClassifierError(f"expected a batch_size of at least 1, got {batch_size}")
+        for what, number in (("size", size), ("batch_size", batch_size)):
+            if number is not None and number < 1:
+                raise ClassifierError(f"expected a {what} of at least 1, got {number}")
         if self.training:
             raise ClassifierError("expected evaluation mode, got training mode: call .eval() before .explain()")
         if against is not None and target is None:
@@ -233,7 +227,7 @@ class ExplainableClassifier(nn.Module):
         targets = self.attention.predicted(features)
         if targets is not None and question.target is not None:
             targets = torch.full_like(targets, question.target)
-        selection = self._select(features, question.size, targets)
+        selection = self.attention(features, size=question.size, target=targets)
         logits = self.classify(features, selection.hard).float()
         probabilities = (logits.sigmoid() if self.several_labels else logits.softmax(-1)).cpu().numpy()
         asked = self._votes(features, selection.hard, question.target, question.against)

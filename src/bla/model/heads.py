@@ -25,11 +25,6 @@ class MapHead(nn.Module):
     shares_trunk = True
 
 
-def shares_trunk(head: nn.Module) -> bool:
-    """Whether a head calls modules of the trunk, so that it cannot be trained by itself."""
-    return bool(getattr(head, "shares_trunk", False))
-
-
 def reads_maps(head: nn.Module) -> bool:
     """Whether a head reads whole maps, and not pooled vectors."""
     return isinstance(head, MapHead)
@@ -86,55 +81,26 @@ def zeroed(features: Tensor, keep: Tensor | None) -> Tensor:
 
 
 class TimmHead(nn.Module):
-    """What follows a timm classifier's pooling, whatever it is, for one pooled vector.
+    """What follows a timm classifier's pooling, whatever it is, for one pooled vector (B, C).
 
-    The vector is handed over as a map of one cell, on which the pooling is the identity.
+    The vector is passed as a map of one cell, or as the one patch token behind ``prefix_tokens`` zeros: ``shape`` is
+    (-1, 1, 1), (1, 1, -1) or (1, -1). On these the pooling is the identity.
     """
 
     shares_trunk = True
 
-    def __init__(self, model: nn.Module, channels_last: bool) -> None:
+    def __init__(self, model: nn.Module, shape: tuple[int, ...], prefix_tokens: int = 0) -> None:
         super().__init__()
         self.model = model
-        self.channels_last = channels_last
+        self.shape = shape
+        self.prefix_tokens = prefix_tokens
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features (B, C) to logits (B, K)."""
-        one_cell = pooled[:, None, None, :] if self.channels_last else pooled[:, :, None, None]
-        logits: Tensor = self.model.forward_head(one_cell)  # type: ignore[operator]
-        return logits
-
-
-class TokenHead(nn.Module):
-    """What follows a timm classifier's average over patch tokens, for one pooled vector.
-
-    The vector is handed over as the one patch token, on which the average is the identity; tokens in front are zero.
-    """
-
-    shares_trunk = True
-
-    def __init__(self, model: nn.Module, prefix: int) -> None:
-        super().__init__()
-        self.model = model
-        self.prefix = prefix
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled features (B, C) to logits (B, K)."""
-        logits: Tensor = self.model.forward_head(nn.functional.pad(pooled[:, None], (0, 0, self.prefix, 0)))  # type: ignore[operator]
-        return logits
-
-
-class TracedHead(nn.Module):
-    """The part of a traced classifier after its average, for one pooled vector."""
-
-    def __init__(self, graph: fx.GraphModule, pooled_shape: Sequence[int]) -> None:
-        super().__init__()
-        self.graph = graph
-        self.pooled_shape = tuple(pooled_shape)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled features (B, C) to logits (B, K)."""
-        logits: Tensor = self.graph(pooled.reshape(-1, *self.pooled_shape))
+        values = pooled.reshape(pooled.shape[0], *self.shape)
+        if self.prefix_tokens:
+            values = nn.functional.pad(values, (0, 0, self.prefix_tokens, 0))
+        logits: Tensor = self.model.forward_head(values)  # type: ignore[operator]
         return logits
 
 
@@ -153,8 +119,22 @@ class TimmMapHead(MapHead):
         return logits
 
 
+class TracedHead(nn.Module):
+    """The part of a traced classifier after its average, for one pooled vector (B, C), there of this ``shape``."""
+
+    def __init__(self, graph: fx.GraphModule, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.shape = tuple(shape)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, C) to logits (B, K)."""
+        logits: Tensor = self.graph(pooled.reshape(-1, *self.shape))
+        return logits
+
+
 class TracedMapHead(MapHead):
-    """The part of a traced classifier after its last map: it flattens that, or takes its maxima."""
+    """The part of a traced classifier after its last map, which it flattens, or takes the maxima of."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__()

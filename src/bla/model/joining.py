@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from bla.model.heads import MapHead
+from bla.model.tracing import token_grid
 
 _LEAST = 1e-6
 """Below this, what is kept of a cell in training changes its logits no more."""
@@ -150,20 +151,15 @@ class JoinedHead(MapHead):
         return logits
 
 
-def split_at_join(
-    own: nn.Module, pixels: Tensor, grid_of: Callable[[int], tuple[int, int] | None]
-) -> tuple[JoinedTrunk, JoinedHead] | None:
-    """Cut where the first class token joins patch tokens; None where none does.
-
-    ``grid_of`` says the grid that so many tokens are of these pixels, or None where they are none.
-    """
-    with _Watching(lambda parts: grid_of(parts[-1].shape[1]) is not None and _constant(parts[:-1])) as seen:
+def split_at_join(own: nn.Module, pixels: Tensor) -> tuple[JoinedTrunk, JoinedHead] | None:
+    """Cut where the first class token joins patch tokens; None where none does."""
+    size = (pixels.shape[2], pixels.shape[3])
+    with _Watching(lambda parts: token_grid(parts[-1].shape[1], size) is not None and _constant(parts[:-1])) as seen:
         own(pixels)
-    grid = None if seen.patches is None else grid_of(seen.patches.shape[1])
+    grid = None if seen.patches is None else token_grid(seen.patches.shape[1], size)
     if seen.patches is None or grid is None:
         return None
-    prefix = seen.joined.shape[1] - seen.patches.shape[1]
-    cell = (pixels.shape[2] // grid[0], pixels.shape[3] // grid[1])
+    prefix, cell = seen.joined.shape[1] - seen.patches.shape[1], (size[0] // grid[0], size[1] // grid[1])
     return JoinedTrunk(own, prefix, cell), JoinedHead(own, prefix, cell)
 
 

@@ -45,13 +45,7 @@ def tensor_in(returned: Any) -> Any:
 
 
 def named_parts(own: nn.Module, parts: tuple[Part, Part], pixels: Tensor) -> tuple[nn.Module, nn.Module]:
-    """Trunk and head by name.
-
-    Raises
-    ------
-    TracingError
-        Saying which of the two does not serve, and why.
-    """
+    """Trunk and head by name, each checked to be called as such; an error says which of the two fails, and why."""
     if not isinstance(parts, (tuple, list)) or len(parts) != 2:
         raise TracingError(f"expected parts=(trunk, head), two names or callables, got {parts!r}")
     for role, part in zip(("trunk", "head"), parts, strict=True):

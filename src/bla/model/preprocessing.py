@@ -63,8 +63,8 @@ def transform_of_processor(processor: Any) -> Transform:
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ClassifierError(
-            f"expected a bla.Transform or an image processor of transformers, got {type(processor).__name__} "
-            f"({type(error).__name__}: {error})"
+            "expected a bla.data.photo.Transform or an image processor of transformers, got "
+            f"{type(processor).__name__} ({type(error).__name__}: {error})"
         ) from error
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bla import BlaError
 from bla.data.photo import Transform
-from bla.model.heads import TimmHead, TimmMapHead, TokenHead, kept, read, reads_maps
+from bla.model.heads import TimmHead, TimmMapHead, kept, read, reads_maps
 from bla.model.joining import split_at_join
 from bla.model.parts import NamedPart, Part, named_parts, tensor_in
 from bla.model.tracing import (
@@ -20,7 +20,6 @@ from bla.model.tracing import (
     said,
     split_at_average,
     split_at_map,
-    token_grid,
     traced,
     trunk_of,
 )
@@ -67,12 +66,8 @@ class TimmTrunk(nn.Module):
 def drop_hooks(own: nn.Module) -> None:
     """Hooks that observe the original are not for the copy to call; torch's own ones compute weights."""
     for module in own.modules():
-        for hooks in (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        ):
+        for kind in ("forward", "forward_pre", "backward", "backward_pre"):
+            hooks = getattr(module, f"_{kind}_hooks")
             for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.")]:
                 del hooks[key]
 
@@ -82,11 +77,6 @@ def split(own: nn.Module, transform: Transform, name: str, parts: tuple[Part, Pa
 
     Ways to cut are tried in turn, the plainest first, until one passes; where none does, the first's reason is given.
     With ``parts`` theirs is the only one.
-
-    Raises
-    ------
-    ClassifierError
-        Naming the classifier and why it cannot be cut.
     """
     pixels = _probe(own, transform)
     with torch.inference_mode():
@@ -97,7 +87,7 @@ def split(own: nn.Module, transform: Transform, name: str, parts: tuple[Part, Pa
             raise ClassifierError(f"{name}: expected logits of shape (batch, classes), got {came}")
         if not torch.isfinite(logits).all():
             raise ClassifierError(f"{name}: expected finite logits, got NaN or infinity: check its weights")
-        model = own if returned is logits else _logits_of(own)
+        model = own if returned is logits else NamedPart(own, nn.Module.__call__)
         ways: tuple[Cut, ...] = _TIMM_WAYS if speaks_timm(model) else _OTHER_WAYS
         if parts is not None:
             ways = (lambda _, pixels: named_parts(own, parts, pixels),)
@@ -125,22 +115,17 @@ def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name:
 
     It serves any classifier with a last map of several cells: what follows that map in the classifier does not matter,
     be it a class token or a flattening (VGG, AlexNet).
-
-    Raises
-    ------
-    ClassifierError
-        As :func:`split`, and where the head does not take the features.
     """
     if isinstance(head, int) and head < 1:
         raise ClassifierError(f"{name}: expected a head of at least one class, got {head}")
     pixels = _probe(own, transform)
     with torch.inference_mode():
-        model = own if isinstance(_returned(own, pixels, name), Tensor) else _logits_of(own)
+        model = own if isinstance(_returned(own, pixels, name), Tensor) else NamedPart(own, nn.Module.__call__)
         try:
             trunk = _cut_timm(model, pixels)[0] if speaks_timm(model) else _traced_trunk(model, pixels)
             features = trunk(pixels)
             _check_several_cells(features, pixels)
-        except (_UncutError, TracingError) as error:
+        except Exception as error:
             raise ClassifierError(f"{name}: {error}") from error
         if not torch.isfinite(features).all():
             raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
@@ -171,7 +156,7 @@ def _self_check(head: nn.Module, features: Tensor, logits: Tensor) -> None:
     scale = logits.abs().max().clamp(min=1e-12)
     miss = (same - logits).abs().max() / scale
     if not miss <= tolerance:
-        if isinstance(head, TokenHead) and head.prefix:
+        if getattr(head, "prefix_tokens", 0):
             raise _UncutError(
                 "expected a head that reads the average of the patch tokens, got one that reads a class token, which "
                 "has read every patch by then"
@@ -217,11 +202,6 @@ def _returned(own: nn.Module, pixels: Tensor, name: str) -> Any:
         ) from error
 
 
-def _logits_of(own: nn.Module) -> nn.Module:
-    """A classifier that returns more than logits, reduced to them."""
-    return NamedPart(own, nn.Module.__call__)
-
-
 def _check_several_cells(features: Tensor, pixels: Tensor) -> None:
     if features.ndim != 4:
         raise _UncutError(f"expected a feature map (batch, channels, height, width), got {tuple(features.shape)}")
@@ -231,10 +211,6 @@ def _check_several_cells(features: Tensor, pixels: Tensor) -> None:
             f"{tuple(pixels.shape[2:])}: there is nothing to select; use a larger input",
             final=True,
         )
-
-
-def _channels_last(model: nn.Module) -> bool:
-    return getattr(model, "output_fmt", "NCHW") == "NHWC"
 
 
 def speaks_timm(model: nn.Module) -> bool:
@@ -249,12 +225,12 @@ def _cut_timm(own: nn.Module, pixels: Tensor) -> Parts:
     features = own.forward_features(pixels)  # type: ignore[operator]
     if isinstance(features, Tensor) and features.ndim == 3:
         prefix = int(getattr(own, "num_prefix_tokens", 0))
-        return TokenTrunk(TimmTrunk(own, channels_last=False), prefix), TokenHead(own, prefix)
+        return TokenTrunk(TimmTrunk(own, channels_last=False), prefix), TimmHead(own, (1, -1), prefix)
     if not isinstance(features, Tensor) or features.ndim != 4:
         came = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise _UncutError(f"expected a feature map (batch, channels, height, width), got {came}")
-    channels_last = _channels_last(own)
-    return TimmTrunk(own, channels_last), TimmHead(own, channels_last)
+    channels_last = getattr(own, "output_fmt", "NCHW") == "NHWC"
+    return TimmTrunk(own, channels_last), TimmHead(own, (1, 1, -1) if channels_last else (-1, 1, 1))
 
 
 def _cut_timm_map(own: nn.Module, pixels: Tensor) -> Parts:
@@ -265,45 +241,35 @@ def _cut_timm_map(own: nn.Module, pixels: Tensor) -> Parts:
     return trunk, TimmMapHead(own, trunk.channels_last)
 
 
-def _cut_traced(own: nn.Module, pixels: Tensor) -> Parts:
-    return split_at_average(traced(own, pixels))
-
-
-def _cut_traced_map(own: nn.Module, pixels: Tensor) -> Parts:
-    return split_at_map(traced(own, pixels))
-
-
-def _cut_exported(own: nn.Module, pixels: Tensor) -> Parts:
-    return split_at_average(exported(own, pixels))
-
-
 def _cut_joined(own: nn.Module, pixels: Tensor) -> Parts:
     """Where a class token joins the patch tokens."""
-
-    def grid(tokens: int) -> tuple[int, int] | None:
-        try:
-            return token_grid(tokens, (pixels.shape[2], pixels.shape[3]))
-        except TracingError:
-            return None
-
-    parts = split_at_join(own, pixels, grid)
+    parts = split_at_join(own, pixels)
     if parts is None:
         raise TracingError("expected a class token that joins patch tokens, found none")
     return parts
 
 
 Cut = Callable[[nn.Module, Tensor], Parts]
+
+
+def _cut_exported(own: nn.Module, pixels: Tensor) -> Parts:
+    return split_at_average(exported(own, pixels))
+
+
 _TIMM_WAYS: tuple[Cut, ...] = (_cut_timm, _cut_joined, _cut_exported, _cut_timm_map)
-_OTHER_WAYS: tuple[Cut, ...] = (_cut_traced, _cut_joined, _cut_traced_map, _cut_exported)
+_OTHER_WAYS: tuple[Cut, ...] = (
+    lambda own, pixels: split_at_average(traced(own, pixels)),
+    _cut_joined,
+    lambda own, pixels: split_at_map(traced(own, pixels)),
+    _cut_exported,
+)
 
 
 def _traced_trunk(own: nn.Module, pixels: Tensor) -> nn.Module:
-    square = pixels.shape[2] == pixels.shape[3]
     try:
-        trunk, prefix = trunk_of(traced(own, pixels), square)
+        return trunk_of(traced(own, pixels))
     except TracingError as first:
         try:
-            trunk, prefix = trunk_of(exported(own, pixels), square)
+            return trunk_of(exported(own, pixels))
         except TracingError:
             raise first from None
-    return trunk if prefix is None else TokenTrunk(trunk, prefix)

@@ -34,7 +34,11 @@ class TokenTrunk(nn.Module):
         """Pixels (B, 3, h, w) to features (B, C, H, W)."""
         tokens: Tensor = self.tokens(pixels)
         tokens = (tokens.mT if self.transposed else tokens)[:, self.prefix :]
-        height, width = token_grid(tokens.shape[1], (pixels.shape[2], pixels.shape[3]))
+        size = (pixels.shape[2], pixels.shape[3])
+        grid = token_grid(tokens.shape[1], size)
+        if grid is None:
+            raise TracingError(f"expected patch tokens in a grid over a picture of {size}, got {tokens.shape[1]}")
+        height, width = grid
         return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
 
 
@@ -52,26 +56,21 @@ class TracedTrunk(nn.Module):
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 
 
-def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
-    """The grid of so many patches of a picture (h, w): square patches, where its shape allows.
+def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The grid of so many patches of a picture (h, w): of square patches, where its shape allows; None if none fits.
 
-    >>> token_grid(49, (224, 224)), token_grid(6, (32, 48))
-    ((7, 7), (2, 3))
-
-    Raises
-    ------
-    TracingError
-        If no grid of the picture's shape has so many cells.
+    >>> token_grid(49, (224, 224)), token_grid(6, (32, 48)), token_grid(50, (224, 224))
+    ((7, 7), (2, 3), None)
     """
     height, width = size
     rows = round((tokens * height / width) ** 0.5)
     if not rows or tokens % rows or abs(tokens / rows / rows - width / height) > 0.5 * width / height:
-        raise TracingError(f"expected patch tokens in a grid over a picture of {size}, got {tokens} of them")
+        return None
     return rows, tokens // rows
 
 
 def said(error: Exception) -> str:
-    r"""An error's class and the first line of what it says, if anything.
+    r"""An error's class and the first line of its message, if any.
 
     >>> said(ValueError("one\ntwo")), said(NotImplementedError())
     ('ValueError: one', 'NotImplementedError: ')
@@ -81,52 +80,33 @@ def said(error: Exception) -> str:
 
 
 def traced(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
-    """The graph by symbolic tracing, with the shapes that these pixels take in it.
-
-    Raises
-    ------
-    TracingError
-        If torch.fx cannot trace it.
-    """
+    """The graph by symbolic tracing, with the shapes that these pixels take in it."""
     try:
         graph = fx.symbolic_trace(own)
         ShapeProp(graph).propagate(pixels)
+        return graph
     except Exception as error:
         raise TracingError(
             "expected a timm or torchvision classifier or a module that torch.fx or torch.export can trace, got "
             f"{said(error)}"
         ) from error
-    return graph
 
 
 def exported(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
-    """The graph by torch.export, of any batch but of this input size: slower, for what symbolic tracing cannot read.
-
-    Raises
-    ------
-    TracingError
-        If torch.export cannot trace it, as where the way through it depends on the content.
-    """
-    batch = torch.export.Dim.DYNAMIC
+    """The graph by torch.export, of any batch but of this input size: slower, for what symbolic tracing cannot read."""
     try:
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch, about itself
-            program = torch.export.export(own, (pixels.clone(),), dynamic_shapes=({0: batch},))
+            program = torch.export.export(own, (pixels.clone(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             graph = program.module(check_guards=False)
             ShapeProp(graph).propagate(pixels)
+            return graph
     except Exception as error:
         raise TracingError(f"expected a module that torch.export can trace, got {said(error)}") from error
-    return graph
 
 
 def split_at_average(graph: fx.GraphModule) -> tuple[nn.Module, nn.Module]:
-    """Cut at the last operation that takes a map (B, C, H, W) to (B, C) or (B, C, 1, 1).
-
-    Raises
-    ------
-    TracingError
-        If there is none, or what follows reads something else too.
-    """
+    """Cut at the last operation that takes a map (B, C, H, W) to (B, C) or (B, C, 1, 1)."""
     average = _average(graph)
     if average is None:
         raise TracingError(
@@ -137,13 +117,7 @@ def split_at_average(graph: fx.GraphModule) -> tuple[nn.Module, nn.Module]:
 
 
 def split_at_map(graph: fx.GraphModule) -> tuple[nn.Module, nn.Module]:
-    """Cut at the last map (B, C, H, W) that an operation flattens, or takes to one vector in another way.
-
-    Raises
-    ------
-    TracingError
-        If there is none, or what follows reads something else too.
-    """
+    """Cut at the last map (B, C, H, W) that an operation flattens, or reduces to one vector in another way."""
     for node in reversed(graph.graph.nodes):
         shape = _shape(node)
         for source in node.all_input_nodes if len(shape) == 2 or shape[2:] == (1, 1) else ():
@@ -154,26 +128,19 @@ def split_at_map(graph: fx.GraphModule) -> tuple[nn.Module, nn.Module]:
     raise TracingError("expected a feature map that is flattened, found none")
 
 
-def trunk_of(graph: fx.GraphModule, square: bool) -> tuple[nn.Module, int | None]:
-    """The graph up to the average over its last map; where there is none, up to the last map or row of tokens.
-
-    Of tokens also how many stand in front of the patches'.
-
-    Raises
-    ------
-    TracingError
-        If there is neither.
-    """
+def trunk_of(graph: fx.GraphModule) -> nn.Module:
+    """The graph up to the average over its last map; where there is none, up to the last map or row of tokens."""
     average = _average(graph)
     if average is not None:
-        return _until_average(graph, average), None
+        return _until_average(graph, average)
     for node in reversed(graph.graph.nodes):
         shape = _shape(node)
         if len(shape) == 4:
-            return TracedTrunk(_graph_until(graph, node), channels_last=False), None
+            return TracedTrunk(_graph_until(graph, node), channels_last=False)
         if len(shape) == 3 and shape[1] > 1:
-            side = int(shape[1] ** 0.5)
-            return _graph_until(graph, node), shape[1] - side * side if square else 1
+            height, width = _input_size(graph)
+            prefix = shape[1] - int(shape[1] ** 0.5) ** 2 if height == width else 1
+            return TokenTrunk(_graph_until(graph, node), prefix)
     raise TracingError("expected a feature map of several cells, found none before the head")
 
 
@@ -187,17 +154,11 @@ def _average(graph: fx.GraphModule) -> fx.Node | None:
             continue
         if math.prod(before[1:]) == lengths[0]:  # a flattening of one cell, after the average
             continue
-        if len(before) == 3 and not _are_patches(before[1] if lengths[0] == before[2] else before[2], graph):
+        tokens = before[1] if lengths[0] == before[2] else before[2]
+        if len(before) == 3 and (tokens == 1 or token_grid(tokens, _input_size(graph)) is None):
             continue
         return cast("fx.Node", node)
     return None
-
-
-def _are_patches(tokens: int, graph: fx.GraphModule) -> bool:
-    try:
-        return tokens > 1 and len(token_grid(tokens, _input_size(graph))) == 2
-    except TracingError:
-        return False
 
 
 def _until_average(graph: fx.GraphModule, average: fx.Node) -> nn.Module:
@@ -228,10 +189,7 @@ def _graph_until(graph: fx.GraphModule, last: fx.Node) -> fx.GraphModule:
         if node is last:
             break
     copied.output(copies[last])
-    part = fx.GraphModule(graph, copied)
-    part.graph.eliminate_dead_code()  # what served the head alone
-    part.recompile()
-    return part
+    return _compiled(graph, copied)
 
 
 def _graph_after(graph: fx.GraphModule, cut: fx.Node) -> fx.GraphModule:
@@ -255,7 +213,11 @@ def _graph_after(graph: fx.GraphModule, cut: fx.Node) -> fx.GraphModule:
                 f"{', '.join(source.name for source in missing)}"
             )
         copies[node] = copied.node_copy(node, copies.__getitem__)
-    part = fx.GraphModule(graph, copied)
-    part.graph.eliminate_dead_code()
-    part.recompile()
-    return part
+    return _compiled(graph, copied)
+
+
+def _compiled(graph: fx.GraphModule, part: fx.Graph) -> fx.GraphModule:
+    found = fx.GraphModule(graph, part)
+    found.graph.eliminate_dead_code()  # what served the other part alone
+    found.recompile()
+    return found

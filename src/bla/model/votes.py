@@ -1,13 +1,13 @@
-r"""What each selected cell says for a class, or for one class rather than another: the logit taken apart.
+r"""What each selected cell says for a class, or for one class rather than another: the logit as a sum over cells.
 
 With a linear head, g the weights of the selection, w and b the head's,
 
 .. math:: \text{logit}_c = b_c + \sum_n g_n \, w_c \cdot F_n, \qquad \text{vote}_n = g_n \, w_c \cdot F_n,
 
-exactly; for c rather than d it is the difference of the two. With a head that is not linear but reads one pooled
-vector p = sum_n g_n F_n, votes are integrated gradients from no cell at all (p = 0) to p, which add up likewise up to
-the error of the integral. With a head that reads maps a vote is what the logit loses when that cell alone is left out
-too; such votes do not add up.
+exactly; for c rather than d it is the difference of the two. With a nonlinear head on one pooled vector
+p = sum_n g_n F_n, votes are integrated gradients from no cell at all (p = 0) to p, which add up likewise, up to the
+error of the integral. With a head that reads maps a vote is what the logit loses when that cell is left out, too; such
+votes do not add up.
 """
 
 from __future__ import annotations
