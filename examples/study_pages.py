@@ -75,7 +75,7 @@ def walk(
         if number == 5:
             page.goto(f"{address}/pause")
             keep("pause")
-            page.get_by_role("link", name="Go on").click()
+            page.get_by_role("link", name="Continue").click()
     keep("end")
     context.close()
 

@@ -113,7 +113,7 @@ def test_a_participation(place: tuple[Path, str], store: Store) -> None:
     visitor.post("/researcher", {"secret": secret})
     assert "<dd>1 of 30 planned</dd>" in visitor.html
     archive = zipfile.ZipFile(io.BytesIO(visitor.client.get("/researcher/responses.zip").content))
-    assert Collected.from_json(archive.read("responses.json")) == collected
+    assert Collected.model_validate_json(archive.read("responses.json")) == collected
     assert visitor.get("/researcher/codes.csv").split() == ["code", *code]
     assert visitor.get("/researcher/plan.json") == plan.to_json()
 
@@ -154,8 +154,8 @@ def test_return_by_link_pause_and_taking_back(place: tuple[Path, str], store: St
     other.post("/withdraw", other.fields(), 422)
     assert store.counts()["answers"] == 2
     other.post("/withdraw", {**other.fields(), "sure": "yes"})
-    assert "taken back" in other.html
-    assert "taken back" in visitor.get("/trial")
+    assert "Your answers are deleted" in other.html
+    assert "Your answers are deleted" in visitor.get("/trial")
     assert store.counts() == {"began": 1, "finished": 0, "withdrawn": 1, "answers": 0}
     person = store.collected(Plan.load(study)).participants[0]
     assert person.withdrawn
@@ -226,7 +226,7 @@ def test_places_are_limited(tmp_path: Path) -> None:
     Visitor(app).begin()
     late = Visitor(app)
     late.get("/")
-    assert "found all" in late.post("/begin", {**late.fields(), "agree": "yes"}, 403)
+    assert "all the participants it needs" in late.post("/begin", {**late.fields(), "agree": "yes"}, 403)
     store.close()
 
 

@@ -103,7 +103,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no person answered any of this" in page
     assert run_command(["study", "export", str(study), "--rehearsal", "--out", str(tmp_path / "data")]) == 0
     assert "21 simulated responses" in capsys.readouterr().out
-    assert Collected.from_json((tmp_path / "data" / "simulated-responses.json").read_bytes()).simulated
+    assert Collected.model_validate_json((tmp_path / "data" / "simulated-responses.json").read_bytes()).simulated
     assert run_command(["study", "results", str(study)]) == 2
     assert "serve it first" in capsys.readouterr().err
     assert not (study / "study.db").exists(), "asking made no store"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from bla import needs_extra
-from bla.cli.sharing import DONE, Json
+from bla.cli.sharing import Json
 from bla.progress import shown_progress
 
 with needs_extra("study"):
@@ -44,7 +44,7 @@ def init(
     truth: Path | None = None,
     texts: Path | None = None,
     json_: AsJson = False,
-) -> int:
+) -> None:
     """Make a study from saved explanations of the same photos: draw photos, render pictures, freeze the plan.
 
     Work in the folder in which the explanations were made. The researcher's secret is printed once and not stored.
@@ -66,7 +66,7 @@ def init(
     plan, secret = prepare(folder, arms, wishes, truth=truth, texts=texts)
     if json_:
         print(json.dumps({"study": str(folder), "digest": plan.digest(), "secret": secret, "left_out": plan.left_out}))
-        return DONE
+        return
     print(f"{folder}: {len(plan.photos)} photos by {len(plan.arms)} arms ({', '.join(plan.arm_names)}), {plan.task}.")
     if plan.left_out:
         left = ", ".join(f"{count} because {reason}" for reason, count in plan.left_out.items())
@@ -77,7 +77,6 @@ def init(
         f"Write your consent text into {folder / 'texts.toml'}; then: bla study rehearse {folder}, "
         f"bla study serve {folder}"
     )
-    return DONE
 
 
 @studies.command
@@ -90,7 +89,7 @@ def serve(
     port: int = 8000,
     proxy: str | None = None,
     limits: Annotated[Limits | None, Flat] = None,
-) -> int:
+) -> None:
     """Serve a study's pages until interrupted. Answers are stored at once; after a restart participants continue.
 
     Parameters
@@ -114,7 +113,6 @@ def serve(
         address = f"http://{host}:{server.getsockname()[1]}"
         print(f"The study is at {address}, what it collected at {address}/researcher. Stop it with Ctrl-C.", flush=True)
         serve(app, server, proxy=proxy)
-    return DONE
 
 
 @studies.command
@@ -130,7 +128,7 @@ def rehearse(
     db: Database = None,
     keep: bool = False,
     json_: AsJson = False,
-) -> int:
+) -> None:
     """Let simulated people take part over HTTP: everything they leave is marked simulated, in STUDY/rehearsal.db.
 
     Parameters
@@ -155,27 +153,25 @@ def rehearse(
     if json_:
         counts = {"people": people, "finished": finished, "responses": responses}
         print(json.dumps({"simulated": True, "plan": plan.digest()} | counts))
-        return DONE
+        return
     print(
         f"Simulated: {people} people took part, {finished} to the end, {responses} responses. "
         f"Next: bla study results {folder} --rehearsal"
     )
-    return DONE
 
 
 @studies.command
-def secret(folder: Folder, /) -> int:
+def secret(folder: Folder, /) -> None:
     """Replace the researcher's secret; the old one stops working."""
     from bla.study.keys import Keys
 
     print(f"The researcher's secret, shown only now: {Keys.renewed(folder)}")
-    return DONE
 
 
 @studies.command
 def export(
     folder: Folder, /, *, out: Path, db: Database = None, rehearsal: Rehearsal = False, json_: AsJson = False
-) -> int:
+) -> None:
     """Write everything a study has collected: two tables (CSV), all of it as JSON, and a codebook.
 
     Parameters
@@ -188,11 +184,10 @@ def export(
     written = collected.save(out)
     if json_:
         print(collected.to_json())
-        return DONE
+        return
     word = "simulated " if collected.simulated else ""
     people, given = len(collected.participants), len(collected.responses)
     print(f"{given} {word}responses of {people} {word}participants: {', '.join(map(str, written))}")
-    return DONE
 
 
 @studies.command
@@ -204,7 +199,7 @@ def results(
     out: Path | None = None,
     db: Database = None,
     json_: AsJson = False,
-) -> int:
+) -> None:
     """Analyse a study as registered: a page with figures and a methods paragraph, and all numbers as JSON.
 
     Parameters
@@ -222,11 +217,10 @@ def results(
     page, numbers = save(found, out or folder / f"{'simulated-' if found['simulated'] else ''}results.html")
     if json_:
         print(as_json(found))
-        return DONE
+        return
     for text in (*verdicts(found), *cautions(found)):
         print(text)
     print(f"The page is {page}, its numbers are in {numbers}.")
-    return DONE
 
 
 @studies.command
@@ -241,7 +235,7 @@ def power(
     simulations: int = 2_000,
     seed: Seed = 0,
     json_: AsJson = False,
-) -> int:
+) -> None:
     """How many people a study needs, or the power of a given number: the registered test on simulated studies.
 
     Parameters
@@ -270,7 +264,7 @@ def power(
             record = found.to_dict(wished, seed)
     if json_:
         print(json.dumps(record))
-        return DONE
+        return
     print(
         f"Simulated: {found.people} people give a power of {found.power:.3f} "
         f"(95% interval {found.low:.3f} to {found.high:.3f} from {found.studies} simulated studies)."
@@ -282,4 +276,3 @@ def power(
             f"This is the smallest number tried above all that stayed below a power of {wanted:g}, measured again on "
             f"new studies (power rises and falls with single people). Tried: {tried}."
         )
-    return DONE

@@ -11,6 +11,7 @@ from bla.study.plan import Plan
 from bla.study.responses import Collected, Response
 
 SCHEMA_VERSION = 1
+_REGISTERED = {"title", "question", "task", "people", "trials", "exclusions"}
 
 
 def analyse(plan: Plan, collected: Collected) -> dict[str, Any]:
@@ -31,17 +32,10 @@ def analyse(plan: Plan, collected: Collected) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "simulated": collected.simulated,
-        "registered": {
-            "plan": plan.digest(),
-            "title": plan.title,
-            "question": plan.question,
-            "task": plan.task,
-            "arms": list(plan.arm_names),
-            "people": plan.people,
-            "photos": len(plan.photos),
-            "trials": plan.trials,
-            "exclusions": plan.exclusions.model_dump(mode="json"),
-        }
+        "registered": plan.model_dump(
+            mode="json", include={"title", "question", "task", "people", "trials", "exclusions"}
+        )
+        | {"plan": plan.digest(), "arms": list(plan.arm_names), "photos": len(plan.photos)}
         | plan.analysis.model_dump(mode="json"),
         "people": {
             "took_part": len(collected.participants),

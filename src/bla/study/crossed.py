@@ -1,8 +1,8 @@
 """People crossed with photos: a mean over both, for people like these on photos like these.
 
-A test with the person as the unit takes the photos as they are. If some photos favour an arm with everyone, more
-people make it surer of these photos and no surer of others: with 50 people, 30 photos and a photo variance of 1 it
-"finds" something in 19 of 100 studies in which there is nothing over all photos. Here photos are drawn, too.
+A test with the person as the unit treats the photos as fixed. If some photos favour an arm with everyone, more people
+make it surer of these photos and no surer of others: with 50 people, 30 photos and a photo variance of 1 it rejects in
+19 of 100 studies without an effect over all photos. Here the photos are a sample, too.
 
 With y_k the outcome of trial k, of person i(k) and photo j(k), and w_k its weight, sum(w) = 1:
 
@@ -11,8 +11,8 @@ With y_k the outcome of trial k, of person i(k) and photo j(k), and w_k its weig
 
 (Cameron, Gelbach & Miller 2011; Owen 2007), not below the larger of its first two terms, V_I and V_J. Then
 t = (mean - null) / sqrt(V) on V^2 / (V_I^2/(I-1) + V_J^2/(J-1)) degrees of freedom (Satterthwaite 1946, as in the
-quasi-F of Clark 1973). The bootstrap draws people and photos, both with replacement, and keeps the trials of who is
-drawn with what, as often (Owen 2007: it errs to the safe side).
+quasi-F of Clark 1973). The bootstrap draws people and photos, both with replacement, and weights a trial by the product
+of their counts (Owen 2007: it is conservative).
 """
 
 from __future__ import annotations

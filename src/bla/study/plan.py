@@ -74,11 +74,11 @@ class Photo(Record):
 
 
 class Catch(Record):
-    """An attention check, whose right answer is known whatever the explanations are worth.
+    """An attention check: its right answer does not depend on the quality of the explanations.
 
-    Of a preference: the arm's explanation of the photo against the same arm's explanation of another photo (`decoy`,
-    of another class), which cannot be what the program looked at in this one. Of other tasks: the question is
-    replaced by the request to give one certain answer.
+    For a preference, the arm's explanation of the photo stands against its explanation of another photo (`decoy`, of
+    another class), which the program cannot have looked at in this one. In other tasks the question is replaced by the
+    request to give a certain answer.
     """
 
     photo: Identifier
@@ -87,7 +87,7 @@ class Catch(Record):
 
 
 class Exclusions(Record):
-    """Whose answers are left out, by rules fixed beforehand."""
+    """Rules, fixed beforehand, by which people are excluded."""
 
     catches_to_pass: int = Field(default=0, ge=0, description="attention checks that must be passed")
     seconds_at_least: float = Field(default=0.0, ge=0, description="of a person's median main trial")
@@ -211,10 +211,8 @@ class Plan(Record):
             return cls.model_validate_json(text)
         except ValidationError as error:
             problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
-            raise StudyError(
-                f"expected a study's plan, got one whose {where or 'parts'} say: {problem['msg']}"
-            ) from error
+            said = ".".join(map(str, problem["loc"])) + f" {problem['msg']}"
+            raise StudyError(f"expected a study's plan, got one that says: {said.strip()}") from error
 
     def save(self, path: Path) -> Path:
         """Write it, all or nothing."""

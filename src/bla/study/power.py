@@ -1,6 +1,6 @@
 """How many people a study needs: the registered test itself, on simulated studies.
 
-Power is the share of studies, in which the stated effect holds, whose registered test finds it. Exact tests of counts
+Power is the share of studies with the stated effect in which the registered test finds it. Exact tests of counts
 have a power that rises and falls with the number of people (199 people can have more than 200), and simulated power
 fluctuates, too. So the number is chosen in two steps. First, bisection between a number that falls short and one that
 does not, and a few larger numbers, give the smallest n tried above all that fell short. Then new studies of n people,
@@ -98,10 +98,8 @@ def people_needed(
 ) -> Needed:
     """The people to recruit so that the study finds the effect with the wanted power."""
     if effect.share == effect.null:
-        raise AnalysisError(
-            f"expected an effect to find, got {effect.share} against {effect.null}: no number of people finds what is "
-            "not there"
-        )
+        shares = f"{effect.share} against {effect.null}"
+        raise AnalysisError(f"expected an effect to find, got {shares}: no number of people finds what is not there")
     if not 0 < power < 1:
         raise AnalysisError(f"expected a power between 0 and 1, got {power}")
     tried: dict[int, float] = {}

@@ -215,9 +215,8 @@ def _read(saved: Path) -> dict[str, tuple[Path, Explanation]]:
             raise StudyError(f"expected an explanation in {where}, got: {error}") from error
         photo = Path(explanation.image)
         if not photo.is_file():
-            raise StudyError(
-                f"expected the photo {photo} of {where}, got no such file: work in the folder where bla explain worked"
-            )
+            remedy = "work in the folder where bla explain worked"
+            raise StudyError(f"expected the photo {photo} of {where}, got no such file: {remedy}")
         found[hashlib.sha256(photo.read_bytes()).hexdigest()] = photo, explanation
     if not found:
         raise StudyError(f"expected explanations as bla explain --out or bla compare write them, got none in {saved}")

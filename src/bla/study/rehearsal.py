@@ -75,7 +75,7 @@ def rehearse(
 
 @dataclass(frozen=True)
 class Seen:
-    """What a person sees in a trial: the photo, whose explanations stand where, the answers, a request to give one."""
+    """What a person sees in a trial; `asked` is the answer that an attention check requests."""
 
     photo: str
     shown: tuple[tuple[str, str], ...]

@@ -13,12 +13,11 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from bla.files import write_atomically
-from bla.study.errors import StudyError
 from bla.study.plan import Record, Task
 
 Kind = Literal["main", "repeat", "catch", "practice"]
@@ -40,7 +39,7 @@ class Response(Record):
         default=None, description='preference: the arm on the left; "decoy": a catch\'s wrong picture'
     )
     right: str | None = Field(default=None, description="preference: the arm on the right")
-    arm: str | None = Field(default=None, description="prediction, agreement: the arm whose explanation was shown")
+    arm: str | None = Field(default=None, description="prediction, agreement: the arm that explained")
     options: tuple[str, ...] = Field(
         description="what could be answered, in the order shown: left and right; or labels; or yes and no (the program "
         "is right, is wrong)"
@@ -97,7 +96,7 @@ class Participant(Record):
     )
     withdrawn_at: datetime | None = Field(
         default=None,
-        description="when the person took the answers back (UTC), which are then not exported; null: did not",
+        description="when the person withdrew (UTC), whose answers are then deleted; null: did not",
     )
     simulated: bool = Field(default=False, description="true: no person, a program")
 
@@ -108,18 +107,31 @@ class Participant(Record):
 
     @property
     def withdrawn(self) -> bool:
-        """Whether the answers were taken back."""
+        """Whether the person withdrew."""
         return self.withdrawn_at is not None
 
 
+def codebook() -> dict[str, dict[str, str]]:
+    """What each column of each table means.
+
+    >>> codebook()["responses"]["choice"]
+    'the answer, one of the options'
+    """
+    return {
+        name: {column: field.description or "" for column, field in record.model_fields.items()}
+        for name, record in (("participants", Participant), ("responses", Response))
+    }
+
+
 class Collected(Record):
-    """All that a study has collected, under the plan whose digest it names."""
+    """All that a study has collected, with the digest of its plan."""
 
     schema_version: Literal[1] = 1
     plan: str = Field(description="the plan's digest")
     simulated: bool = Field(description="true: all of it comes from programs")
     participants: tuple[Participant, ...]
     responses: tuple[Response, ...]
+    codebook: dict[str, dict[str, str]] = Field(default_factory=codebook)
 
     @model_validator(mode="after")
     def _consistent(self) -> Collected:
@@ -136,19 +148,8 @@ class Collected(Record):
         return self
 
     def to_json(self) -> str:
-        """As one JSON object, its codebook in it."""
-        return json.dumps(self.model_dump(mode="json") | {"codebook": codebook()}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """The inverse of `to_json`."""
-        try:
-            record = json.loads(text)
-            if isinstance(record, dict):
-                record.pop("codebook", None)
-            return cls.model_validate(record)
-        except (ValidationError, ValueError) as error:
-            raise StudyError(f"expected responses as exported, got: {' '.join(str(error).split())}") from error
+        """As one JSON object; `model_validate_json` reads it."""
+        return json.dumps(self.model_dump(mode="json"), indent=1)
 
     def files(self) -> dict[str, bytes]:
         """Two tables, the codebook, and the JSON that holds all three; the names of simulated files say so."""
@@ -172,18 +173,6 @@ class Collected(Record):
             for name, data in self.files().items():
                 archive.writestr(name, data)
         return content.getvalue()
-
-
-def codebook() -> dict[str, dict[str, str]]:
-    """What each column of each table means.
-
-    >>> codebook()["responses"]["choice"]
-    'the answer, one of the options'
-    """
-    return {
-        name: {column: field.description or "" for column, field in record.model_fields.items()}
-        for name, record in (("participants", Participant), ("responses", Response))
-    }
 
 
 def table(record: type[Record], rows: Iterable[Record]) -> bytes:

@@ -1,4 +1,4 @@
-"""Which trials a person meets, in which order, what on which side: a pure function of the plan and the person's number.
+"""A person's trials, their order and sides: a pure function of the plan and the person's number.
 
 Within a person each arm, and each pair of arms, stands on the left as often as on the right, within 1, and pairs (or,
 in tasks that show one arm, arms) come equally often, within 1. Over people, a block of consecutive numbers shares its
@@ -31,7 +31,7 @@ class Trial:
     right: str | None = None
     arm: str | None = None
     decoy: str | None = None
-    """The photo whose explanation stands on the decoy's side."""
+    """The photo of the explanation on the decoy's side."""
     options: tuple[str, ...] = LEFT_RIGHT
     expected: str | None = None
     repeats: int | None = None

@@ -16,16 +16,11 @@ from bla.study.errors import StudyError
 
 def listening(host: str, port: int) -> socket.socket:
     """A bound socket; port 0 takes a free one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    server = socket.socket(family, socket.SOCK_STREAM)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        server.bind((host, port))
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        server.close()
         problem = f"expected a free port at {host}:{port}, got: {error.strerror}; choose another --port"
         raise StudyError(problem) from error
-    return server
 
 
 def configured(app: FastAPI, *, proxy: str | None = None) -> uvicorn.Config:

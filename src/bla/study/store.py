@@ -145,10 +145,8 @@ class Store:
             row = connection.execute(sa.select(studies)).one()
         self._check(row, plan, simulated=simulated)
         if row.joined and row.texts != texts:
-            raise StudyError(
-                "expected the texts that the first participants read, got changed ones: put the old texts.toml back, "
-                "or begin a new study"
-            )
+            remedy = "put the old texts.toml back, or begin a new study"
+            raise StudyError(f"expected the texts that the first participants read, got changed ones: {remedy}")
         if row.texts != texts:
             with self._write() as connection:
                 connection.execute(sa.update(studies).values(texts=texts))
@@ -228,7 +226,7 @@ class Store:
         return self._asked(given)
 
     def withdraw(self, person: Person) -> None:
-        """Take a person's answers back: they are deleted; that someone was there stays."""
+        """Delete a person's answers; the record of the participation stays."""
         with self._write() as connection:
             _lock(connection, person.id)
             connection.execute(sa.delete(answers).where(answers.c.participant == person.id))
@@ -364,7 +362,7 @@ def _engine(url: str) -> Engine:
 
 
 def _lock(connection: Connection, person: int) -> int | None:
-    """Hold a participant's row until the transaction ends; when the answers were taken back, if they were."""
+    """Hold a participant's row until the transaction ends; the time of the withdrawal, if any."""
     found: int | None = connection.execute(
         sa.select(participants.c.withdrawn_ms).where(participants.c.id == person).with_for_update()
     ).scalar_one()
