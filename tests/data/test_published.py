@@ -16,12 +16,13 @@ from bla.data import published as datasets
 from bla.data.image_sets import Splits
 from bla.data.photo import DataError
 from bla.data.published import PUBLISHED, layout, read_images
-from bla.model.classifier import ExplainableClassifier
+from bla.model.classifier import explainable
 from bla.progress import silent
 from bla.runs import run
 from bla.runs.record import RunError
 from bla.training.cache import cached_features
 from bla.training.settings import Settings
+from small import Tiny
 
 DOGS = ("n02085620-Chihuahua", "n02085782-Japanese_spaniel", "n02085936-Maltese_dog")
 
@@ -102,7 +103,7 @@ def read(data: str | Path | Splits, tmp_path: Path, **options: object) -> tuple[
 # --- layouts
 
 
-def test_cats_and_dogs_with_what_is_broken_in_it(tmp_path: Path, lite0: ExplainableClassifier) -> None:
+def test_cats_and_dogs_with_what_is_broken_in_it(tmp_path: Path) -> None:
     root = write_cats_vs_dogs(tmp_path / "pets")
     splits, source = read(root, tmp_path, seed=3)
     assert source == str(root)
@@ -115,7 +116,7 @@ def test_cats_and_dogs_with_what_is_broken_in_it(tmp_path: Path, lite0: Explaina
     again, _ = read(root, tmp_path, seed=3)
     other, _ = read(root, tmp_path, seed=4)
     assert again.test.names == splits.test.names != other.test.names
-    features = cached_features(lite0, whole, root=tmp_path / "features")
+    features = cached_features(explainable(Tiny()), whole, root=tmp_path / "features")
     assert sorted(image for image, _ in features.failures) == [
         f"{kind}/{number}.jpg" for kind in ("Cat", "Dog") for number in (10404, 11702, 666)
     ], "CMYK is read, the others are told"

@@ -1,4 +1,4 @@
-"""Photos, whatever they are stored as, and how they become a classifier's input."""
+"""Photos from any source, and how they become a classifier's input."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ MAX_SIDE = 65_535
 
 
 class DataError(BlaError):
-    """A user's mistake about data: what was expected, what came, the remedy."""
+    """A mistake about data: what was expected, what came, the remedy."""
 
 
 def open_photo(source: PhotoSource) -> Image.Image:
-    """Open a photo upright and in RGB, whatever it was stored as.
+    """Open a photo upright and in RGB.
 
     The EXIF orientation is applied. Transparency is composited on white. Of an animation the first frame counts.
     16-bit grey is scaled by 255/65535; wider integers and floats by the smallest of the ranges [0, 1] (floats
@@ -85,15 +85,14 @@ def _open_upright(
     try:
         with _PILLOW_QUIET, contextlib.ExitStack() as files:
             if isinstance(source, np.ndarray):
-                return _decode(name, _from_array(source), None, most_pixels)
+                source = _from_array(source)
             if isinstance(source, Image.Image):
                 return _decode(name, source, None, most_pixels)  # drafting would change the caller's image
-            if isinstance(source, bytes):
-                file: BinaryIO = io.BytesIO(source)
-            elif isinstance(source, str | os.PathLike):
-                file = files.enter_context(Path(source).open("rb"))
+            if isinstance(source, str | os.PathLike):
+                file: BinaryIO = files.enter_context(Path(source).open("rb"))
             else:
-                file = source if source.seekable() else io.BytesIO(source.read())
+                content = source if isinstance(source, bytes) else None if source.seekable() else source.read()
+                file = source if content is None else io.BytesIO(content)  # type: ignore[assignment]
             file.seek(0)
             if not file.read(1):
                 raise DataError(f"{name}: expected a photo, got an empty file; fetch it again")
@@ -150,15 +149,10 @@ def _decode(name: str, photo: Image.Image, enough: Enough | None, most_pixels: i
     return _Upright(rgb, (width, height), scale, (left, top))
 
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = dict(enumerate((
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+), start=2))  # fmt: skip
 
 
 def _orientation(photo: Image.Image) -> int:
@@ -215,8 +209,7 @@ def _name(source: object) -> str:
 class _PillowQuiet:
     """Ignore Pillow's warnings while any thread is inside.
 
-    ``warnings.catch_warnings`` alone is not safe here: of two threads, the one that entered second and leaves last
-    would restore the first one's filters, and leave the warnings off for good.
+    ``warnings.catch_warnings`` by itself is not safe with threads: the last to leave could restore another's filters.
     """
 
     def __init__(self) -> None:
@@ -243,7 +236,7 @@ _PILLOW_QUIET = _PillowQuiet()
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Photo:
-    """A photo as a classifier is to see it, before normalisation.
+    """A photo as the classifier's input, before normalisation.
 
     Attributes
     ----------
@@ -301,7 +294,7 @@ class Transform:
         size = _numbers("size", self.size, 2)
         if min(size) < 1 or any(side != int(side) for side in size):
             raise DataError(f"expected size as two positive integers (height, width), got {self.size}")
-        object.__setattr__(self, "size", tuple(int(side) for side in size))
+        object.__setattr__(self, "size", tuple(map(int, size)))
         for name in ("mean", "std"):
             object.__setattr__(self, name, _numbers(name, getattr(self, name), 3))
         if min(self.std) <= 0:
@@ -327,7 +320,7 @@ class Transform:
 
         Parameters
         ----------
-        name: what an error calls the photo; by default its path, or what kind of source it is.
+        name: the photo's name in errors; by default its path or kind.
         most_pixels: a limit below :data:`MAX_PIXELS`, checked before any pixel is decoded.
 
         Raises
@@ -345,16 +338,11 @@ class Transform:
 
     def region(self, photo_size: tuple[int, int]) -> Box:
         """What the input covers of a photo of ``(width, height)``: left, top, right, bottom in its pixels."""
-        height, width = self.size
-        photo_width, photo_height = photo_size
-        whole_width, whole_height = self._whole(photo_size)
-        left, top = round((whole_width - width) / 2), round((whole_height - height) / 2)
-        return (
-            left * photo_width / whole_width,
-            top * photo_height / whole_height,
-            (left + width) * photo_width / whole_width,
-            (top + height) * photo_height / whole_height,
-        )
+        box: list[float] = []
+        for side, whole, photo in zip(self.size[::-1], self._whole(photo_size), photo_size, strict=True):
+            start = round((whole - side) / 2)
+            box += start * photo / whole, (start + side) * photo / whole
+        return box[0], box[2], box[1], box[3]
 
     def _whole(self, photo_size: tuple[int, int]) -> tuple[int, int]:
         """The size, (width, height), to which the whole photo is resized, of which the input is the centre."""
