@@ -59,12 +59,17 @@ def sectioned(*given: Any) -> None:
 
 
 def fronted(app: object, page: str, source: list[str]) -> None:
-    """Intervals stay on one line; the front page is the README, its links those of a page here, and its own text."""
+    """The front page is the README, with links as of a page here, and then its own text."""
     if page == "index":
         text = CARD.sub(r"](reference/explainers/\1.md)", README.read_text(encoding="utf-8"))
         text = re.sub(r"\]\((?!\w+:|#|docs/|reference/)", "](../", text).replace("](docs/", "](")
         source[0] = text + source[0]
-    source[0] = source[0].replace(" \u00b1 ", "\u00a0\u00b1\u00a0")
+
+
+def kept_together(app: object, page: nodes.document) -> None:
+    """A figure and its interval stay on one line, in text and in tables."""
+    for text in [text for text in page.findall(nodes.Text) if " \u00b1 " in text]:
+        text.parent.replace(text, nodes.Text(text.replace(" \u00b1 ", "\u00a0\u00b1\u00a0")))
 
 
 def mathml(writer: Any, node: nodes.Node, *, block: bool) -> None:
@@ -77,5 +82,6 @@ def setup(app: Any) -> dict[str, bool]:
     """What Sphinx calls first."""
     app.connect("autodoc-process-docstring", sectioned)
     app.connect("source-read", fronted)
+    app.connect("doctree-read", kept_together)
     app.add_html_math_renderer("mathml", (partial(mathml, block=False), None), (partial(mathml, block=True), None))
     return {"parallel_read_safe": True}
