@@ -21,7 +21,7 @@ from bla.progress import Progress, silent
 from bla.training import distributed
 from bla.training.checkpoint import Checkpoint, Position, checkpoints
 from bla.training.mean_size import SizeControl
-from bla.training.networks import Examples, Networks
+from bla.training.networks import Examples, Networks, restored_modes
 from bla.training.settings import Settings, TrainingError
 from bla.training.stages import Stage, stages_of
 
@@ -72,18 +72,11 @@ def train_networks(
     if validation is not None and not len(validation):
         raise TrainingError("expected at least one validation image, got none: add images or set validation=0")
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    modes = {module: module.training for module in networks.modules()}
-    gradients = {parameter: parameter.requires_grad for parameter in networks.parameters()}
     # a frozen trunk's features train in seconds: the first process does that alone
     processes = distributed.alone() if settings.trunk is None else nullcontext()
-    with processes, torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
-        try:
-            return _Loop(networks, settings, train, validation, folder, identity or {}, report).run()
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            for parameter, required in gradients.items():
-                parameter.requires_grad_(required)
+    draws = torch.random.fork_rng(devices)
+    with processes, restored_modes(networks), draws, torch.inference_mode(False), torch.enable_grad():
+        return _Loop(networks, settings, train, validation, folder, identity or {}, report).run()
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ import torch
 from bla.metrics import decided, scorer, size_summary
 from bla.model.heads import read
 from bla.progress import Progress, silent
-from bla.training.networks import Examples, Networks
+from bla.training.networks import Examples, Networks, restored_modes
 from bla.training.settings import TrainingError
 
 
@@ -33,43 +33,35 @@ def measure(
     """
     if not len(examples):
         raise TrainingError("expected at least one image to measure on, got none")
-    modes = {module: module.training for module in networks.modules()}
-    networks.eval()
-    try:
-        return _measured(networks, examples, report, several)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _measured(networks: Networks, examples: Examples, report: Progress, several: bool) -> dict[str, Any]:
     names = ("baseline", "baseline_continued", "soft", "soft_renormalised", "hard")
     accuracies = {name: scorer(several=several) for name in names}
     counts: list[int] = []
     cells = measured = agreed = 0
     decisions = 0.0
-    for batch in examples.batches():
-        features = networks.features(batch)
-        selection = networks.attention(features)
-        renormalised = selection.soft / selection.soft.sum(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-        logits = {
-            "baseline": networks.baseline(networks.pooled(batch, "head")),
-            "baseline_continued": networks.continued(networks.pooled(batch, "continued")),
-            "soft": read(networks.head, features, selection.soft),
-            "soft_renormalised": read(networks.head, features, renormalised),
-            "hard": read(networks.head, features, selection.hard),
-        }
-        predicted = decided(logits["baseline"], several=several)
-        labels = predicted if batch.labels is None else torch.from_numpy(batch.labels).to(networks.device)
-        for name, accuracy in accuracies.items():
-            accuracy.update(logits[name], labels)
-        alike = (decided(logits["hard"], several=several) == predicted).reshape(len(batch), -1)
-        agreed += int(alike.all(dim=1).sum())
-        decisions += float(alike.double().mean(dim=1).sum())
-        cells = selection.hard[0].numel()
-        counts += (selection.hard > 0).sum(dim=(1, 2)).tolist()
-        measured += len(batch)
-        report("evaluating", measured, len(examples))
+    with restored_modes(networks):
+        networks.eval()
+        for batch in examples.batches():
+            features = networks.features(batch)
+            selection = networks.attention(features)
+            renormalised = selection.soft / selection.soft.sum(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+            logits = {
+                "baseline": networks.baseline(networks.pooled(batch, "head")),
+                "baseline_continued": networks.continued(networks.pooled(batch, "continued")),
+                "soft": read(networks.head, features, selection.soft),
+                "soft_renormalised": read(networks.head, features, renormalised),
+                "hard": read(networks.head, features, selection.hard),
+            }
+            predicted = decided(logits["baseline"], several=several)
+            labels = predicted if batch.labels is None else torch.from_numpy(batch.labels).to(networks.device)
+            for name, accuracy in accuracies.items():
+                accuracy.update(logits[name], labels)
+            alike = (decided(logits["hard"], several=several) == predicted).reshape(len(batch), -1)
+            agreed += int(alike.all(dim=1).sum())
+            decisions += float(alike.double().mean(dim=1).sum())
+            cells = selection.hard[0].numel()
+            counts += (selection.hard > 0).sum(dim=(1, 2)).tolist()
+            measured += len(batch)
+            report("evaluating", measured, len(examples))
     return {
         **{name: accuracy.result() for name, accuracy in accuracies.items()},
         "agreement": agreed / len(examples),
