@@ -342,7 +342,7 @@ def uninterrupted(images: ImageSet, classifier: ExplainableClassifier, tmp_path:
 
 
 @pytest.mark.parametrize("calls", range(7))
-def test_a_build_that_was_interrupted_goes_on_after_its_last_whole_chunk(
+def test_an_interrupted_build_resumes_after_its_last_whole_chunk(
     calls: int, images: ImageSet, classifier: ExplainableClassifier, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     left = (22, 22, 22, 14, 14, 6, 6)[calls]
@@ -447,7 +447,7 @@ def test_a_build_that_lost_bytes_says_so(images: ImageSet, classifier: Explainab
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills and forks as POSIX does")
-def test_a_killed_process_is_gone_on_from(
+def test_a_killed_process_is_resumed(
     images: ImageSet,
     classifier: ExplainableClassifier,
     uninterrupted: dict[str, Any],

@@ -95,7 +95,7 @@ def test_the_cache_of_several_is_that_of_one(start: Starter, place: Path, tmp_pa
     assert manifests[0] == manifests[1] == manifests[2]
 
 
-def test_a_cache_build_of_two_is_killed_and_gone_on_with(start: Starter, place: Path, tmp_path: Path) -> None:
+def test_a_cache_build_of_two_is_killed_and_resumed(start: Starter, place: Path, tmp_path: Path) -> None:
     program = CACHE.format(place=str(place), data=str(place / "data"), root=str(tmp_path / "caches"))
 
     def begun() -> bool:
