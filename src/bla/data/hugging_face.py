@@ -1,6 +1,6 @@
-"""Data sets of Hugging Face's library ``datasets``: local folders or names of the Hub, read row by row into files.
+"""Data sets of Hugging Face's library ``datasets``, from local folders or the Hub, copied row by row into files.
 
-What names one is ``hf:SOURCE``, with options after a question mark, ``hf:SOURCE?label=fine_label&test=validation``:
+Their name is ``hf:SOURCE``, with options after a question mark, ``hf:SOURCE?label=fine_label&test=validation``:
 
 - SOURCE: a folder (of ``save_to_disk``; of images, with or without ``metadata.csv``; of Parquet files, ...) or a name
   on the Hub.
@@ -10,7 +10,7 @@ What names one is ``hf:SOURCE``, with options after a question mark, ``hf:SOURCE
 - ``train``, ``test``: the splits; by default ``train``, and ``test`` or else ``validation``, ``val``, ``valid``, the
   first in which images have a class. Without one, images are divided at random by the seed.
 
-Files go as they are, undecoded, into the cache, once; then they are read like any image folder. Memory holds one row.
+Files go undecoded into the cache, once, and are read like any image folder. Memory holds one row.
 """
 
 from __future__ import annotations
@@ -83,15 +83,10 @@ def _loaded(name: str, source: str, config: str | None) -> dict[str, Any]:
     try:
         found: Any = datasets.load_from_disk(source) if saved else datasets.load_dataset(source, config)
     except Exception as error:  # whatever the library, or the network under it, raises
-        reason = " ".join(str(error).split())[:300]
-        remedy = (
-            "check what is in the folder"
-            if folder.is_dir()
-            else "without internet, pass a folder: one of Dataset.save_to_disk, of Parquet files, or of images"
-        )
-        raise DataError(
-            f"{name}: expected a data set, got {type(error).__name__}: {reason.rstrip('.')}; {remedy}"
-        ) from error
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        remedy = "without internet, pass a folder: one of Dataset.save_to_disk, of Parquet files, or of images"
+        remedy = "check what is in the folder" if folder.is_dir() else remedy
+        raise DataError(f"{name}: expected a data set, got {type(error).__name__}: {reason}; {remedy}") from error
     return dict(found) if isinstance(found, dict) else {"train": found}
 
 
@@ -145,16 +140,10 @@ def _classes(chosen: dict[str, Any], label: str | None) -> list[str]:
 
 
 def _write(
-    folder: Path,
-    chosen: dict[str, Any],
-    *,
-    image: str,
-    label: str | None,
-    classes: list[str],
-    name: str,
+    folder: Path, chosen: dict[str, Any], *, image: str, label: str | None, classes: list[str], name: str,
     report: Progress,
-) -> None:
-    """Every image as a file, all or nothing; interrupted, the next call goes on."""
+) -> None:  # fmt: skip
+    """Every image as a file, all or nothing; an interrupted call is resumed by the next."""
     import datasets
 
     partial = folder.with_name(f".{folder.name}.partial")
@@ -198,10 +187,8 @@ def _write_one(folder: Path, row: int, record: dict[str, Any]) -> str:
 
 def _image_set(root: Path, rows: list[tuple[str, int]], classes: list[str]) -> ImageSet:
     rows = sorted((name, label) for name, label in rows)
-    names = tuple(name for name, _ in rows)
-    if not classes:
-        return ImageSet(root, names)
-    return ImageSet(root, names, np.array([label for _, label in rows], np.int64), tuple(classes))
+    labels = np.array([label for _, label in rows], np.int64) if classes else None
+    return ImageSet(root, tuple(name for name, _ in rows), labels, tuple(classes))
 
 
 def _locked(folder: Path) -> FileLock:

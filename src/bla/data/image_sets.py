@@ -122,8 +122,8 @@ class ImageSet:
 
         Parameters
         ----------
-        region: what the grid covers, as :attr:`bla.Explanation.region` or
-            :meth:`bla.data.photo.Transform.region` tell it: the whole photo when squashed, the centre when cropped.
+        region: the part that the grid covers, from :attr:`bla.Explanation.region` or
+            :meth:`bla.data.photo.Transform.region`: the whole photo when squashed, the centre when cropped.
         grid: rows and columns.
 
         Returns
@@ -160,15 +160,7 @@ class ImageSet:
         """
         if not 2 <= count <= len(self):
             raise DataError(f"expected from 2 folds to {len(self)}, an image each, got {count}")
-        if not 0 <= seed < 2**32:
-            raise DataError(f"expected a seed with 0 <= seed < 2**32, got {seed}")
-        labels = np.zeros(len(self), np.int64) if self.labels is None else strata(self.labels)
-        order = np.concatenate(
-            [
-                members[np.random.RandomState([seed, place]).permutation(len(members))]
-                for place, members in enumerate(np.nonzero(labels == label)[0] for label in np.unique(labels))
-            ]
-        )
+        order = np.concatenate(_shuffled(self.labels, len(self), seed))
         fold_of = np.empty(len(self), np.int64)
         fold_of[order] = np.arange(len(self)) % count  # each class goes on dealing where the last one stopped
         return tuple(
@@ -178,7 +170,7 @@ class ImageSet:
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of names and contents: a copy of the folder elsewhere has the same.
 
-        A file that cannot be read counts as such. Labels count where there may be several: names do not tell them.
+        A file that cannot be read counts as such. Several labels an image count too, since names do not give them.
         """
         total = hashlib.sha256()
         if self.several and self.labels is not None:
@@ -332,9 +324,9 @@ def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: flo
 
 
 def strata(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """The class that each image counts as when images are divided: its own; of several the rarest.
+    """The class by which an image is divided: its only one, or the rarest of several; K if it has none.
 
-    >>> strata([[1, 0], [1, 1], [0, 0], [1, 0]]).tolist()  # the last number: none
+    >>> strata([[1, 0], [1, 1], [0, 0], [1, 0]]).tolist()
     [0, 1, 2, 0]
     """
     labels = np.asarray(labels, np.int64)
@@ -355,7 +347,7 @@ def stratified_split(
 
     Parameters
     ----------
-    labels: the class of each image, or which it has, as of :class:`ImageSet`; None: all are of one class.
+    labels: as of :class:`ImageSet`; None: all images are of one class.
     share: of the images to hold out, 0 < share < 1.
     seed: 0 <= seed < 2**32.
 
@@ -372,19 +364,23 @@ def stratified_split(
     """
     if not 0 < share < 1:
         raise DataError(f"expected a share to hold out with 0 < share < 1, got {share}")
+    held_out = np.zeros(n, np.bool_)
+    for members in _shuffled(labels, n, seed):
+        count = min(max(math.floor(len(members) * share + 0.5), 1), len(members) - 1)
+        held_out[members[:count]] = True
+    return np.nonzero(~held_out)[0], np.nonzero(held_out)[0]
+
+
+def _shuffled(labels: npt.ArrayLike | None, n: int, seed: int) -> list[npt.NDArray[np.int64]]:
+    """The images of each class of :func:`strata`, in random order."""
     if not 0 <= seed < 2**32:
         raise DataError(f"expected a seed with 0 <= seed < 2**32, got {seed}")
     classes = np.zeros(n, np.int64) if labels is None else strata(labels)
     if classes.shape != (n,):
         raise DataError(f"expected {n} labels, an image each, got shape {classes.shape}")
-    held_out = np.zeros(n, np.bool_)
-    for place, label in enumerate(np.unique(classes)):
-        (members,) = np.nonzero(classes == label)
-        count = min(max(math.floor(len(members) * share + 0.5), 1), len(members) - 1)
-        # RandomState's stream is frozen; default_rng's may change with NumPy
-        order = np.random.RandomState([seed, place]).permutation(len(members))
-        held_out[members[order[:count]]] = True
-    return np.nonzero(~held_out)[0], np.nonzero(held_out)[0]
+    members = [np.nonzero(classes == label)[0] for label in np.unique(classes)]
+    # RandomState's stream is frozen; default_rng's may change with NumPy
+    return [each[np.random.RandomState([seed, place]).permutation(len(each))] for place, each in enumerate(members)]
 
 
 def list_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
