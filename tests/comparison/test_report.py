@@ -15,7 +15,7 @@ from playwright.sync_api import Browser
 
 from bla.cli import run_command
 from bla.comparison.report import ReportError, write_report
-from bla.comparison.report.gallery import choose, exhibits
+from bla.comparison.report.gallery import choose
 from bla.comparison.report.saved import Comparison, Difference, read_comparison
 from bla.comparison.report.verdict import findings, summary
 from bla.explanations.explanation import Explanation, Prediction
@@ -211,20 +211,23 @@ def test_half_are_drawn_and_the_extremes_are_shown(tmp_path: Path) -> None:
 
 
 def test_cells_are_drawn_where_they_are_and_told_in_words(tmp_path: Path) -> None:
-    comparison = saved(tmp_path, record_of(tmp_path))
-    _, (shown,) = exhibits(comparison, [(1, "why")])
-    assert [cut.title for cut in shown.cuts] == ["the photo", "BLA", "CAM, Grad-CAM", "random cells"]
-    own = str(shown.cuts[1].picture)
-    # two cells of 20 x 20 pixels, the first two of the upper row
-    assert re.findall(r"M([\d.]+) ([\d.]+)h20.00v20.00", own)[:2] == [("0.00", "0.00"), ("20.00", "0.00")]
-    assert 'aria-label="BLA: 2 of 6 cells, around the top' in own
-    assert 'aria-label="CAM, Grad-CAM: 2 of 6 cells, around the bottom right"' in str(shown.cuts[2].picture)
+    saved(tmp_path, record_of(tmp_path, photos=2))
+    page = write_report(tmp_path, photos=2).path.read_text()
+    shown = page[page.index('id="gallery"') :].partition("</article>")[2]  # the second photo
+    captions = re.findall("<figcaption>(.*?)</figcaption>", shown.partition("</article>")[0])
+    assert captions == ["the photo", "BLA", "CAM, Grad-CAM", "random cells"]
+    # cells of 20 x 20 pixels, two of them selected: the first two of the upper row
+    assert 'transform="translate(0.00 0.00) scale(20.0000 20.0000)"' in shown
+    assert re.findall(r'class="edge" d="(.*?)"', shown)[0] == "M0 0h1v1h-1ZM1 0h1v1h-1Z"
+    assert 'aria-label="BLA: 2 of 6 cells, around the top' in shown
+    assert 'aria-label="CAM, Grad-CAM: 2 of 6 cells, around the bottom right"' in shown
 
 
 def test_a_map_of_pixels_is_drawn_as_a_picture(tmp_path: Path) -> None:
-    _, (shown,) = exhibits(saved(tmp_path, record_of(tmp_path, photos=1, grid=(40, 60))), [(0, "why")])
-    assert "data:image/png" in str(shown.cuts[1].picture)
-    assert "M0.00" not in str(shown.cuts[1].picture).split("data:image/png")[0]
+    saved(tmp_path, record_of(tmp_path, photos=1, grid=(40, 60)))
+    page = write_report(tmp_path, photos=1).path.read_text()
+    assert "data:image/png" in page
+    assert 'class="edge"' not in page
 
 
 def test_one_photo_without_labels_objects_or_leakage(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 from bla.comparison.report.saved import Comparison, ReportError
@@ -31,23 +30,34 @@ _ORDER = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cut:
-    """The photo with the cells of one method, or of several that select the same."""
+    """The cells of one method in a photo, or of several that select the same; the page draws them.
+
+    ``region`` is what the grid covers, in the page's pixels; ``cells`` is an SVG path in units of cells, ``shade`` in
+    its place, if there are many cells, a picture that darkens those left out.
+    """
 
     title: str
-    picture: Markup
+    words: str
+    region: tuple[float, ...]
+    grid: tuple[int, int]
+    cells: str
+    shade: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exhibit:
-    """A photo, why it was chosen, and every method's cells on it; ``otherwise`` is the prediction from all cells."""
+    """A photo at the page's size, why it was chosen, the run's explanation, and every method's cells.
+
+    ``label`` is None if it is unknown; ``otherwise`` is the prediction from all cells.
+    """
 
     name: str
     why: str
     label: str | None
-    predicted: str
-    probability: float
     otherwise: str
-    size: int
+    own: Explanation
+    photo: str
+    size: tuple[int, int]
     cuts: tuple[Cut, ...]
 
 
@@ -67,50 +77,34 @@ def choose(comparison: Comparison, count: int, seed: int) -> list[tuple[int, str
     return [(index, "drawn at random") for index in sorted(drawn)] + chosen
 
 
-def exhibits(
-    comparison: Comparison, chosen: Sequence[tuple[int, str]], methods: int = 7
-) -> tuple[Markup, list[Exhibit]]:
-    """The photos as definitions for the page, once each, and the exhibits that use them.
-
-    Methods that select the same cells in all these photos share a column.
+def exhibits(comparison: Comparison, chosen: Sequence[tuple[int, str]], methods: int = 7) -> list[Exhibit]:
+    """What the page shows of the chosen photos; methods that select the same cells in all of them share a column.
 
     Raises
     ------
     ReportError
         If a photo has moved, or the explanations are missing.
     """
-    indices = [index for index, _ in chosen]
-    columns = _columns(comparison, indices, methods)
-    photos, found = [], []
+    columns = _columns(comparison, [index for index, _ in chosen], methods)
+    found = []
     for place, (index, why) in enumerate(chosen):
         image = comparison.record["images"][index]
         photo = _opened(Path(image["image"]))
-        scale = min(1.0, LONGEST / max(photo.size))
-        width, height = (max(1, round(side * scale)) for side in photo.size)
-        small = photo.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
-        photos.append(
-            Markup('<image id="photo-{}" width="{}" height="{}" href="{}"/>').format(
-                place, width, height, _embedded(small, "jpeg", quality=80)
-            )
-        )
-        cuts = [Cut("the photo", _cut((width, height), place, "the photo"))]
-        for title, explanations in columns:
-            layers = _layers(explanations[place], (width, height), photo.size)
-            cuts.append(Cut(title, _cut((width, height), place, _in_words(explanations[place], title), layers)))
-        own = columns[0][1][place]
+        small = photo.copy()
+        small.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS, reducing_gap=3)
         found.append(
             Exhibit(
                 name=Path(image["image"]).name,
                 why=why,
                 label=image["label"],
-                predicted=own.prediction.label,
-                probability=own.prediction.probability,
                 otherwise=image["predicted"],
-                size=own.size,
-                cuts=tuple(cuts),
+                own=columns[0][1][place],
+                photo=_embedded(small, "jpeg", quality=80),
+                size=small.size,
+                cuts=tuple(_cut(title, each[place], small.width / photo.width) for title, each in columns),
             )
         )
-    return Markup().join(photos), found
+    return found
 
 
 def _columns(comparison: Comparison, indices: Sequence[int], methods: int) -> list[tuple[str, list[Explanation]]]:
@@ -140,42 +134,16 @@ def _embedded(picture: Image.Image, kind: str, **options: Any) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def _cut(size: tuple[int, int], place: int, words: str, layers: Markup | str = "") -> Markup:
-    return Markup(
-        '<svg class="cut" viewBox="0 0 {} {}" role="img" aria-label="{}"><use href="#photo-{}"/>{}</svg>'
-    ).format(*size, words, place, layers)
-
-
-def _layers(explanation: Explanation, shown: tuple[int, int], photo: tuple[int, int]) -> Markup:
-    """Shapes that darken the cells left out, and darken more what the model did not see."""
-    width, height = shown
-    left, top, right, bottom = (
-        side * shown[axis % 2] / photo[axis % 2] for axis, side in enumerate(explanation.region)
-    )
-    rows, columns = explanation.grid
-    tall, wide = (bottom - top) / rows, (right - left) / columns
-    region = f"M{left:.2f} {top:.2f}H{right:.2f}V{bottom:.2f}H{left:.2f}Z"
-    if explanation.selected.size > _DRAWN:
-        dark = Markup('<image x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" preserveAspectRatio="none" '
-            'style="image-rendering:pixelated" href="{}"/>'
-        ).format(left, top, right - left, bottom - top, _shade(explanation))  # fmt: skip
-        outline = Markup()
+def _cut(title: str, explanation: Explanation, scale: float) -> Cut:
+    cells, shade = "", ""
+    if explanation.selected.size <= _DRAWN:
+        cells = "".join(f"M{column} {row}h1v1h-1Z" for row, column in np.argwhere(explanation.selected).tolist())
     else:
-        cells = "".join(
-            f"M{left + column * wide:.2f} {top + row * tall:.2f}h{wide:.2f}v{tall:.2f}h{-wide:.2f}Z"
-            for row, column in np.argwhere(explanation.selected).tolist()
-        )
-        dark = Markup('<path class="dark" fill-rule="evenodd" d="{}"/>').format(region + cells)
-        outline = Markup('<path class="edge" d="{}"/>').format(cells)
-    unseen = Markup('<path class="unseen" fill-rule="evenodd" d="M0 0H{}V{}H0Z{}"/>').format(width, height, region)
-    return dark + unseen + outline
-
-
-def _shade(explanation: Explanation) -> str:
-    """A picture that darkens the cells left out."""
-    pixels = np.zeros((*explanation.grid, 4), np.uint8)
-    pixels[..., 3] = np.where(explanation.selected, 0, 166)
-    return _embedded(Image.fromarray(pixels), "png", optimize=True)
+        pixels = np.zeros((*explanation.grid, 4), np.uint8)
+        pixels[..., 3] = np.where(explanation.selected, 0, 166)
+        shade = _embedded(Image.fromarray(pixels), "png", optimize=True)
+    region = tuple(side * scale for side in explanation.region)
+    return Cut(title, _in_words(explanation, title), region, explanation.grid, cells, shade)
 
 
 def _in_words(explanation: Explanation, title: str) -> str:

@@ -70,7 +70,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
     if target.is_dir():
         raise ReportError(f"expected a file to write the page to, got the folder {target}: add a name")
     found = findings(comparison)
-    definitions, shown = exhibits(comparison, choose(comparison, photos, seed))
+    shown = exhibits(comparison, choose(comparison, photos, seed))
     environment = Environment(
         loader=PackageLoader("bla.comparison.report", "templates"),
         autoescape=True,
@@ -83,7 +83,6 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
         record=comparison.record,
         summary=summary(found),
         findings=found,
-        definitions=definitions,
         exhibits=shown,
         seed=seed,
         curve=_curve(comparison),
