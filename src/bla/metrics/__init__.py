@@ -21,13 +21,11 @@ _HOMES = {
     "judge_methods": "judging",
     "localise": "localisation",
     "mask_probe": "leakage",
-    "masks_by_size": "ranking",
     "places": "ranking",
     "read_cells": "cells",
     "retrained": "leakage",
     "scorer": "several",
     "size_summary": "size",
-    "together": "several",
     "top_cells": "ranking",
     "train_evaluator": "leakage",
 }

@@ -10,11 +10,9 @@ from bla.metrics.leakage import retrained as retrained
 from bla.metrics.leakage import train_evaluator as train_evaluator
 from bla.metrics.localisation import localise as localise
 from bla.metrics.metric import Metric as Metric
-from bla.metrics.ranking import masks_by_size as masks_by_size
 from bla.metrics.ranking import places as places
 from bla.metrics.ranking import top_cells as top_cells
 from bla.metrics.several import SeveralLabels as SeveralLabels
 from bla.metrics.several import decided as decided
 from bla.metrics.several import scorer as scorer
-from bla.metrics.several import together as together
 from bla.metrics.size import size_summary as size_summary

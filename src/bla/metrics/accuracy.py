@@ -44,11 +44,6 @@ class Accuracy:
         self._top5 += int((better < 5).sum())
         self.images += len(targets)
 
-    def __add__(self, other: Accuracy) -> Accuracy:
-        """What both have counted."""
-        mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Accuracy(*(one + two for one, two in zip(mine, others, strict=True)))
-
     def result(self) -> dict[str, Any]:
         """``loss`` (nats an image), ``top1`` and ``top5`` (shares).
 

@@ -7,7 +7,7 @@ the device, the photo's shape and the batches.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from scipy import ndimage
@@ -99,20 +99,12 @@ def kept_pixels(
 
 
 @torch.no_grad()
-def road(
-    network: Network,
-    pixels: Tensor,
-    maps: Tensor,
-    classes: Tensor,
-    *,
-    shares: Sequence[float] = ROAD_SHARES,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """ROAD with ``shares`` of the pixels imputed: ``road_most`` and ``road_least``, (B,) each."""
+def road(network: Network, pixels: Tensor, maps: Tensor, classes: Tensor, *, seed: int = 0) -> dict[str, Tensor]:
+    """ROAD with a quarter and a half of the pixels imputed: ``road_most`` and ``road_least``, (B,) each."""
     place = _pixel_places(maps, pixels)
 
     def confidence(missing: Callable[[float], Tensor]) -> Tensor:
-        filled = [imputed(pixels, missing(share), seed=seed) for share in shares]
+        filled = [imputed(pixels, missing(share), seed=seed) for share in ROAD_SHARES]
         return torch.stack([_p(network, photos, classes).cpu() for photos in filled]).mean(dim=0)
 
     return {
@@ -137,7 +129,7 @@ def imputed(pixels: Tensor, missing: Tensor, *, noise: float = _ROAD_NOISE, seed
 def infidelity(
     network: Network, pixels: Tensor, maps: Tensor, classes: Tensor, *, draws: int = 8, seed: int = 0
 ) -> Tensor:
-    """Captum's infidelity, normalised, of maps (B, H, W) spread over pixels and colours; (B,)."""
+    """Captum's infidelity, normalised, of maps (B, H, W) enlarged to pixels and colours; (B,)."""
     from captum.metrics import infidelity as captums
 
     attributions = (spread(maps, pixels)[:, None] / 3).expand_as(pixels)

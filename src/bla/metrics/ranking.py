@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -49,11 +47,6 @@ def places(ranking: Tensor) -> Tensor:
     _check_finite(ranking)
     order = ranking.flatten(1).argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1).reshape(ranking.shape)
-
-
-def masks_by_size(ranking: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The best cells at each of several sizes: (B, H, W) to booleans (B, S, H, W)."""
-    return torch.stack([top_cells(ranking, size) for size in sizes], dim=1)
 
 
 def _check_finite(ranking: Tensor) -> None:

@@ -1,11 +1,8 @@
-"""Labels of which an image may have several or none: cross entropy, and how well each is told from its absence."""
+"""Several labels per image, or none: cross entropy, and how well the scores separate each label from its absence."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import operator
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,9 @@ from torch.nn import functional
 
 from bla.metrics.accuracy import Accuracy
 
+Scores = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
+
 
 @dataclasses.dataclass
 class SeveralLabels:
@@ -23,8 +23,8 @@ class SeveralLabels:
 
     .. math:: \mathrm{loss} = -\tfrac1{nK} \sum_{ik} y_{ik} \log \sigma(l_{ik}) + (1 - y_{ik}) \log(1 - \sigma(l_{ik}))
 
-    As :class:`bla.metrics.Accuracy`, batch by batch. What is asked about each label by itself has no answer where
-    every image has it or none; the mean over the others is the macro average.
+    Counts batch by batch, as :class:`bla.metrics.Accuracy` does. A label that all images have, or none, has neither
+    average precision nor area; the mean over the other labels is the macro average.
 
     Examples
     --------
@@ -35,23 +35,19 @@ class SeveralLabels:
     ([1.0, 0.5], 0.75, 0.6666666666666666)
     """
 
-    logits: list[npt.NDArray[np.float64]] = dataclasses.field(default_factory=list)
-    labels: list[npt.NDArray[np.int64]] = dataclasses.field(default_factory=list)
+    logits: list[Scores] = dataclasses.field(default_factory=list)
+    labels: list[Labels] = dataclasses.field(default_factory=list)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Count a batch: logits (B, K), and 0 or 1 of the same shape."""
         self.logits.append(logits.double().cpu().numpy())
         self.labels.append(targets.long().cpu().numpy())
 
-    def __add__(self, other: SeveralLabels) -> SeveralLabels:
-        """What both have counted."""
-        return SeveralLabels(self.logits + other.logits, self.labels + other.labels)
-
     def result(self) -> dict[str, Any]:
         """``loss``; ``average_precision`` and ``auc``, macro; ``exact``, ``by_label``.
 
-        ``exact`` is the share of images whose labels above one half are all of theirs and no other. A macro average is
-        None where no label has an answer.
+        ``exact`` is the share of images whose predicted labels, those above one half, are exactly their own. A macro
+        average is None if no label has a value.
 
         Raises
         ------
@@ -75,47 +71,43 @@ class SeveralLabels:
         return {"loss": loss.item(), **means, "exact": exact, "by_label": by_label}
 
 
-def average_precision(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float | None:
-    r"""The mean over the positives of the precision where each is reached; scores that tie are reached together.
+def average_precision(scores: Scores, labels: Labels) -> float | None:
+    r"""The mean over the positives of the precision where each is reached; tied scores are reached together.
 
     >>> average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
     0.8333333333333333
     """
-    positives = int(labels.sum())
-    if not 0 < positives < len(labels):
+    found, missed = _reached(scores, labels)
+    if not found[-1] or not missed[-1]:
         return None
-    order = np.argsort(-scores, kind="stable")
-    found = np.cumsum(labels[order])
-    last = np.append(np.diff(scores[order]) != 0, True)  # of each group of ties
-    found, reached = found[last], np.arange(1, len(labels) + 1)[last]
-    return float((np.diff(found, prepend=0) * found / reached).sum() / positives)
+    return float((np.diff(found) * found[1:] / (found + missed)[1:]).sum() / found[-1])
 
 
-def area_under_curve(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float | None:
-    """The share of pairs, a positive and a negative, of which the positive scores higher; ties count half.
+def area_under_curve(scores: Scores, labels: Labels) -> float | None:
+    """The share of pairs of a positive and a negative in which the positive scores higher; ties count half.
 
     >>> area_under_curve(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
     0.75
     """
-    positives = int(labels.sum())
-    if not 0 < positives < len(labels):
+    found, missed = _reached(scores, labels)
+    if not found[-1] or not missed[-1]:
         return None
-    negatives = np.sort(scores[labels == 0])
-    below = np.searchsorted(negatives, scores[labels == 1], "left")
-    upto = np.searchsorted(negatives, scores[labels == 1], "right")
-    return float((below + upto).sum() / (2 * positives * len(negatives)))
+    return float((np.diff(missed) * (found[1:] + found[:-1])).sum() / (2 * found[-1] * missed[-1]))
+
+
+def _reached(scores: Scores, labels: Labels) -> tuple[Labels, Labels]:
+    """How many positives and negatives score at least as high as each distinct score, from the top."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each group of ties
+    found = np.append(0, np.cumsum(labels[order])[last])
+    return found, np.append(0, last + 1) - found
 
 
 def decided(logits: Tensor, *, several: bool) -> Tensor:
-    """What logits (B, K) say: the best class (B,); of several labels those above one half, 0 or 1, (B, K)."""
+    """The predictions of logits (B, K): the best class (B,), or with ``several`` labels 0 or 1 for each, (B, K)."""
     return (logits > 0).long() if several else logits.argmax(-1)
 
 
 def scorer(*, several: bool) -> Accuracy | SeveralLabels:
-    """What counts how good predictions are."""
+    """An empty count of how good predictions are."""
     return SeveralLabels() if several else Accuracy()
-
-
-def together(parts: Sequence[Accuracy | SeveralLabels]) -> Accuracy | SeveralLabels:
-    """What all of one kind have counted."""
-    return functools.reduce(operator.add, parts)
