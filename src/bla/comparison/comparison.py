@@ -19,7 +19,6 @@ from bla.comparison.leakage import evaluator_of, measure_leakage
 from bla.comparison.methods import RUN, ComparisonError
 from bla.comparison.photos import Photos, find_photos, training_photos
 from bla.comparison.pixels import measure_pixels
-from bla.comparison.sample import Sample
 from bla.comparison.sanity import measure_sanity
 from bla.data.image_sets import Splits
 from bla.files import timestamp, write_json
@@ -92,12 +91,12 @@ def compare(
     evaluator = evaluator_of(setting) if leakage else None
     _judge(setting, explained, evaluator)
     leaks = None if evaluator is None else measure_leakage(setting, explained, evaluator)
-    sample = Sample(setting, pixels or SANE) if pixels or sanity else None
-    sane = measure_sanity(sample, explained) if sample and sanity else None
-    if sample and pixels:
-        measure_pixels(sample, explained, out / "pixels")
+    sample = np.sort(np.random.RandomState([seed, 7]).permutation(len(photos))[: pixels or SANE])
+    sane = measure_sanity(setting, sample, explained) if sanity else None
+    if pixels:
+        measure_pixels(setting, sample, explained, out / "pixels")
 
-    changed = {"images": sample.rows.tolist()} if sample else {}
+    changed = {"images": sample.tolist()}
     record = _record(setting, explained) | {
         "judge": "evaluator" if evaluator else "baseline",
         "leakage": leaks,

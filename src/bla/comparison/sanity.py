@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bla.comparison.catalogue import METHODS
+from bla.comparison.catalogue import METHODS, Setting
 from bla.comparison.explanations import Explained
-from bla.comparison.methods import Method
-from bla.comparison.sample import Sample
+from bla.comparison.methods import Batch, Method
+from bla.comparison.photos import Rows
 from bla.metrics.sanity import rank_correlation, stability
 from bla.runs.run import Run
 
+_BATCH = 8
 
-def measure_sanity(sample: Sample, explained: Mapping[str, Explained]) -> dict[str, dict[str, dict[str, float]]]:
+
+def measure_sanity(
+    setting: Setting, sample: Rows, explained: Mapping[str, Explained]
+) -> dict[str, dict[str, dict[str, float]]]:
     """By method ``stability`` (by change of the photo) and ``cascade`` (by stage), mean rank correlations.
 
     The cascade randomises the heads, then the run's module, then the trunk's convolutions from the top: a third, two
     thirds, all of them. Normalisation layers stay as they are; methods trained for the comparison have no cascade.
     """
-    setting, seed = sample.setting, sample.setting.seed
+    photos, seed, trunk = setting.photos, setting.seed, setting.run.classifier.trunk
+    parts = [sample[start : start + _BATCH] for start in range(0, len(sample), _BATCH)]
+    batches = [photos.batch(part, photos.pixels(part)) for part in parts]
     methods = {name: one.method for name, one in explained.items()}
     cheap = {name: method for name, method in methods.items() if method.reads_photo and not method.needs_pixels}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, method in cheap.items():
-        parts = [stability(sample.explainer(method, part), sample.pixels[part], seed=seed) for part in sample.parts()]
-        means = {change: float(torch.cat([part[change] for part in parts]).mean()) for change in parts[0]}
+        stable = [stability(method.on_pixels(batch, trunk), batch.seen(), seed=seed) for batch in batches]
+        means = {change: float(torch.cat([each[change] for each in stable]).mean()) for change in stable[0]}
         found[name] = {"stability": means}
         setting.report("flipping, shifting, adding noise", len(found), len(cheap))
-    original = {name: _maps(sample, method) for name, method in cheap.items() if METHODS[name].rebuilds}
+    original = {name: _maps(method, batches, trunk) for name, method in cheap.items() if METHODS[name].rebuilds}
     found |= {name: {**found[name], "cascade": {}} for name in original}
     randomised = copy.deepcopy(setting.run)
     with torch.random.fork_rng([]):
@@ -40,16 +46,16 @@ def measure_sanity(sample: Sample, explained: Mapping[str, Explained]) -> dict[s
         for stage, change in _stages(randomised).items():
             setting.report(f"randomising: {stage}", 0, 0)
             change()
-            other = dataclasses.replace(setting, photos=dataclasses.replace(setting.photos, run=randomised))
+            other = dataclasses.replace(setting, photos=dataclasses.replace(photos, run=randomised))
             for name, maps in original.items():
-                others = _maps(sample, METHODS[name].build(other), randomised.classifier.trunk)
+                others = _maps(METHODS[name].build(other), batches, randomised.classifier.trunk)
                 likeness = rank_correlation(maps, torch.nan_to_num(others, posinf=0, neginf=0))
                 found[name]["cascade"][stage] = float(likeness.mean())
     return found
 
 
-def _maps(sample: Sample, method: Method, trunk: nn.Module | None = None) -> Tensor:
-    return torch.cat([sample.explainer(method, part, trunk)(sample.pixels[part]).cpu() for part in sample.parts()])
+def _maps(method: Method, batches: Sequence[Batch], trunk: nn.Module) -> Tensor:
+    return torch.cat([method.on_pixels(batch, trunk)(batch.seen()).cpu() for batch in batches])
 
 
 def _stages(run: Run) -> dict[str, Callable[[], None]]:

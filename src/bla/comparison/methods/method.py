@@ -124,6 +124,18 @@ class Method:
     head: nn.Module | None = None
     select: Callable[[Batch], Cells] | None = None
 
+    def on_pixels(self, batch: Batch, trunk: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Pixels to maps, for the targets of a batch of photos, also for several copies of each photo in place."""
+
+        def maps(pixels: Tensor) -> Tensor:
+            copies = len(pixels) // len(batch.rows)
+            with torch.no_grad():
+                features = trunk(pixels)
+            rows, targets = (values.repeat_interleave(copies) for values in (batch.rows, batch.targets))
+            return self.maps(Batch(features, targets, rows, pixels)).float()
+
+        return maps
+
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +86,11 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
         seed=seed,
         curve=_curve(comparison),
         sizes=_sizes(comparison),
-        groups=[{"title": title, "name": name, "pictures": [*_pictures(comparison, metrics)]}
-                for title, name, metrics in _GROUPS if set(metrics) & set(comparison.metrics)],
+        groups=[
+            {"title": title, "name": name, "pictures": _pictures(comparison, names)} for title, name, names in _GROUPS
+        ],
         metrics=_table(comparison),
-    )  # fmt: skip
+    )
     write_atomically(target, html.encode())
     return Report(target, summary(found), tuple(found))
 
@@ -147,8 +147,9 @@ def _sizes(comparison: Comparison) -> dict[str, Any]:
     return {"picture": Markup(charts.bars(counts, label="cells selected", words=words)), **size}
 
 
-def _pictures(comparison: Comparison, metrics: tuple[str, ...]) -> Iterator[tuple[str, str, Markup]]:
+def _pictures(comparison: Comparison, metrics: tuple[str, ...]) -> list[tuple[str, str, Markup]]:
     """For each metric that was measured its title, the better direction, and all methods' means with intervals."""
+    found = []
     for metric in metrics:
         rows = [
             charts.Row(comparison.title(key), (), (charts.Interval(
@@ -166,7 +167,8 @@ def _pictures(comparison: Comparison, metrics: tuple[str, ...]) -> Iterator[tupl
             mark=(comparison.record["leakage"]["chance"], "chance") if metric == "mask_only" else None,
         )
         picture = charts.rows(rows, axis, words=f"{meaning['title']}, {better}. {values}.", names=152)
-        yield meaning["title"], better, Markup(picture)
+        found.append((meaning["title"], better, Markup(picture)))
+    return found
 
 
 def _tick(share: float) -> str:
