@@ -30,12 +30,6 @@ class Parts:
     test: Examples
     failures: Failures
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many examples each part has."""
-        validation = len(self.validation) if self.validation else 0
-        return {"train": len(self.train), "validation": validation, "test": len(self.test)}
-
 
 def read_parts(read: Callable[[ImageSet], Examples], splits: Splits, settings: Settings, report: Progress) -> Parts:
     """The examples of both splits, with a share of the training images held out if the settings say so."""

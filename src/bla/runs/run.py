@@ -93,11 +93,16 @@ def train(
     splits, source = read_images(data, seed=settings.seed, data_root=data_root, cache=cache, report=report)
     settings = settings.replace(several_labels=settings.several_labels or splits.train.several)
     view = {"mode": mode} | ({"size": (image_size, image_size)} if image_size is not None else {})
-    wrapped = _classifier(model, weights, splits.train, settings, view).to(place)
+    name = model if isinstance(model, str) else None
+    if weights not in (None, "random"):
+        weights = Path(str(weights)).resolve()
+    built = load_backbone(model, weights) if isinstance(model, str) else model
+    wrapped = _wrapped(built, name, splits.train, settings, view).to(place)
     classes = wrapped.classes if settings.own_head else splits.train.classes
     _check_float32(wrapped)
+    file = str(weights) if name and weights else None
     identity: dict[str, Any] = {
-        "backbone": {**_origin(model, weights), "digest": weights_digest(wrapped.trunk)},
+        "backbone": {"name": name, "weights": file, "digest": weights_digest(wrapped.trunk)},
         "transform": wrapped.transform.to_dict(),
         "data": {"train": splits.train.digest(), "test": splits.test.digest()},
         "classes": list(classes),
@@ -113,7 +118,8 @@ def train(
             parts = read_parts(read, splits, settings, report)
             outcome = _trained(networks, settings, parts, out=out, identity=identity, report=report)
             if first:
-                identity["data"] |= {"root": source, "images": parts.counts}
+                counts = {part: len(getattr(parts, part) or ()) for part in ("train", "validation", "test")}
+                identity["data"] |= {"root": source, "images": counts}
                 record = new_record(setup=settings.name, model=wrapped.name, **identity, **outcome)
                 write_run(out, record, {WEIGHTS: tensor_bytes(networks.saved())})
             distributed.together()
@@ -320,8 +326,8 @@ def _check_float32(wrapped: ExplainableClassifier) -> None:
         raise ClassifierError(f"expected a classifier in float32 to train on, got {dtype}: convert it afterwards")
 
 
-def _classifier(
-    model: str | nn.Module, weights: str | Path | None, images: ImageSet, settings: Settings, view: Mapping[str, Any]
+def _wrapped(
+    model: nn.Module, name: str | None, images: ImageSet, settings: Settings, view: Mapping[str, Any]
 ) -> ExplainableClassifier:
     """The classifier to train on, with its own head or a new one for the classes of the images."""
     if not settings.own_head and images.labels is None:
@@ -329,21 +335,12 @@ def _classifier(
             f"{images.root}: expected class folders to train a new head on, got images without classes; for the "
             "classifier's own classes use head='own' and targets='predictions'"
         )
-    built = load_backbone(model, weights) if isinstance(model, str) else model
-    transform = dataclasses.replace(transform_of(built), **view)
-    head, name = None if settings.own_head else len(images.classes), model if isinstance(model, str) else None
-    wrapped = explainable(built, name=name, head=head, transform=transform)
+    transform = dataclasses.replace(transform_of(model), **view)
+    head = None if settings.own_head else len(images.classes)
+    wrapped = explainable(model, name=name, head=head, transform=transform)
     if settings.trunk is not None:
         wrapped.name += ", end to end"  # what explains is not what was loaded
     return wrapped
-
-
-def _origin(model: str | nn.Module, weights: str | Path | None) -> dict[str, str | None]:
-    """Where to load the classifier from: a file by its absolute path."""
-    if not isinstance(model, str):
-        return {"name": None, "weights": None}
-    in_file = weights not in (None, "random")
-    return {"name": model, "weights": str(Path(str(weights)).resolve()) if in_file else weights}  # type: ignore[dict-item]
 
 
 def _assembled(
