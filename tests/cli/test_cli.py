@@ -301,7 +301,7 @@ def test_help_is_light_and_describes_every_command() -> None:
 
 def commands(group: App, *above: str) -> Iterator[tuple[str, ...]]:
     for name in group:
-        if not name.startswith("-") and name != "study":
+        if not name.startswith("-"):
             yield (*above, name)
             yield from commands(group[name], *above, name)
 

@@ -29,7 +29,8 @@ app = App(
 app.command(train, config=recommended)
 for command in (evaluate, explain, compare, report, export, batch, serve, caches):
     app.command(command)
-app.command("bla.cli.studies:studies", name="study", help="Ask people: a blind study of explanations.")  # an extra
+about_study = "Ask people: a blind study of explanations.\n\nExample: `bla study init look --arms why-bla why-cam`"
+app.command("bla.cli.studies:studies", name="study", help=about_study)  # loaded when used: it needs an extra
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ with needs_extra("study"):
     from bla.study.simulation import Behaviour, RehearsalBehaviour
     from bla.study.store import Store
 
-studies = App(name="study", help="Ask people: a blind study of explanations.", help_format="plaintext")
+studies = App(name="study", help_format="plaintext")
 
 Folder = Annotated[Path, Parameter(help="The study's folder.")]
 Database = Annotated[
@@ -49,17 +49,13 @@ def init(
 
     Work in the folder in which the explanations were made. The researcher's secret is printed once and not stored.
 
-    Parameters
-    ----------
-    folder
-        The study's folder to make.
-    arms
-        Folders of explanations, as bla explain --out writes them, or .jsonl files, as bla compare writes them; or
-        NAME=FOLDER. Results are stated for the first.
-    truth
-        A CSV file with the columns image and label. By default a photo's class is its folder's name.
-    texts
-        A file of all texts, for another language. By default English.
+    Example: `bla study init look --arms why-bla why-cam --trials 20 --people 30`
+
+    :param folder: The study's folder to make.
+    :param arms: Folders of explanations, as bla explain --out writes them, or .jsonl files, as bla compare writes them;
+        or NAME=FOLDER. Results are stated for the first.
+    :param truth: A CSV file with the columns image and label. By default a photo's class is its folder's name.
+    :param texts: A file of all texts, for another language. By default English.
     """
     from bla.study.preparing import prepare
 
@@ -92,14 +88,11 @@ def serve(
 ) -> None:
     """Serve a study's pages until interrupted. Answers are stored at once; after a restart participants continue.
 
-    Parameters
-    ----------
-    host
-        Address to listen on; 0.0.0.0 accepts connections from everywhere.
-    port
-        The port; 0 takes a free one.
-    proxy
-        The address of your reverse proxy (which brings HTTPS), so that rate limits apply to its clients.
+    Example: `bla study serve look --port 8000`
+
+    :param host: Address to listen on; 0.0.0.0 accepts connections from everywhere.
+    :param port: The port; 0 takes a free one.
+    :param proxy: The address of your reverse proxy (which brings HTTPS), so that rate limits apply to its clients.
     """
     from bla.study.app import create_app
     from bla.study.serving import listening, serve
@@ -131,16 +124,13 @@ def rehearse(
 ) -> None:
     """Let simulated people take part over HTTP: everything they leave is marked simulated, in STUDY/rehearsal.db.
 
-    Parameters
-    ----------
-    people
-        How many. By default as many as the plan says.
-    share
-        Mean share of choices that fall on the first arm; in tasks with right answers, of right answers with it.
-    against
-        In tasks with right answers, their share with the other arms. By default the same.
-    keep
-        Refuse to replace an earlier rehearsal.
+    Example: `bla study rehearse look --people 30 --share 0.6`
+
+    :param people: How many. By default as many as the plan says.
+    :param share: Mean share of choices that fall on the first arm; in tasks with right answers, of right answers with
+        it.
+    :param against: In tasks with right answers, their share with the other arms. By default the same.
+    :param keep: Refuse to replace an earlier rehearsal.
     """
     from bla.study.rehearsal import behaviour_for, rehearse
 
@@ -162,7 +152,10 @@ def rehearse(
 
 @studies.command
 def secret(folder: Folder, /) -> None:
-    """Replace the researcher's secret; the old one stops working."""
+    """Replace the researcher's secret; the old one stops working.
+
+    Example: `bla study secret look`
+    """
     from bla.study.keys import Keys
 
     print(f"The researcher's secret, shown only now: {Keys.renewed(folder)}")
@@ -174,10 +167,9 @@ def export(
 ) -> None:
     """Write everything a study has collected: two tables (CSV), all of it as JSON, and a codebook.
 
-    Parameters
-    ----------
-    out
-        The folder to write into.
+    Example: `bla study export look --out tables`
+
+    :param out: The folder to write into.
     """
     with Store.of(folder, db, rehearsal=rehearsal, new=False) as store:
         collected = store.collected(Plan.load(folder))
@@ -202,10 +194,9 @@ def results(
 ) -> None:
     """Analyse a study as registered: a page with figures and a methods paragraph, and all numbers as JSON.
 
-    Parameters
-    ----------
-    out
-        The page to write, with its numbers as JSON beside it. By default STUDY/results.html, or
+    Example: `bla study results look --rehearsal`
+
+    :param out: The page to write, with its numbers as JSON beside it. By default STUDY/results.html, or
         STUDY/simulated-results.html.
     """
     from bla.study.analysis import analyse
@@ -238,17 +229,13 @@ def power(
 ) -> None:
     """How many people a study needs, or the power of a given number: the registered test on simulated studies.
 
-    Parameters
-    ----------
-    study
-        A study's folder; its plan gives photos, trials, arms, alpha, population and exclusions. Without one: 30
-        photos, each shown to everyone, and 2 arms.
-    people
-        Report the power of this many recruited people in place of the number needed.
-    wanted
-        The power to reach.
-    simulations
-        Simulated studies for each number of people tried.
+    Example: `bla study power --share 0.6 --people 40`
+
+    :param study: A study's folder; its plan gives photos, trials, arms, alpha, population and exclusions. Without one:
+        30 photos, each shown to everyone, and 2 arms.
+    :param people: Report the power of this many recruited people in place of the number needed.
+    :param wanted: The power to reach.
+    :param simulations: Simulated studies for each number of people tried.
     """
     from bla.study.power import people_needed, power_of
 
