@@ -14,7 +14,7 @@ caches = App(name="cache", help=about, help_format="plaintext")
 
 
 @caches.command(name="list")
-def list_caches(*, cache: CacheFolder = None, json_: Json = False) -> int:
+def list_caches(*, cache: CacheFolder = None, json_: Json = False) -> None:
     """List the cached features.
 
     Example: `bla cache list --json`
@@ -25,7 +25,7 @@ def list_caches(*, cache: CacheFolder = None, json_: Json = False) -> int:
     entries, root = listed(cache), cache or cache_root()
     if json_:
         print(json.dumps({"root": str(root), "caches": entries}))
-        return DONE
+        return
     for entry in entries:
         state = "" if entry["complete"] else f"  incomplete, {entry['done']} done"
         print(
@@ -33,7 +33,6 @@ def list_caches(*, cache: CacheFolder = None, json_: Json = False) -> int:
             f"{entry['classifier']}  {entry['data']}  {entry['created']}{state}"
         )
     print(f"{len(entries)} in {root}, {sum(entry['bytes'] for entry in entries) / 1e6:.1f} MB")
-    return DONE
 
 
 @caches.command(name="remove")
@@ -43,7 +42,7 @@ def remove_caches(
     *,
     all_: Flag = False,
     cache: CacheFolder = None,
-) -> int:
+) -> None:
     """Remove caches by their keys, or by the first characters of these.
 
     Example: `bla cache remove 0c4f665f`
@@ -58,7 +57,6 @@ def remove_caches(
         raise CacheError("expected keys of caches to remove, or --all, got neither: `bla cache list` shows them")
     for key in remove(chosen, cache):
         print(f"removed {key[:12]}")
-    return DONE
 
 
 @caches.command(name="check")

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from bla import needs_extra
-from bla.cli.sharing import DONE, Json
+from bla.cli.sharing import Json
 
 
-def report(run: Path, /, *, out: Path | None = None, photos: int = 12, seed: int = 0, json_: Json = False) -> int:
+def report(run: Path, /, *, out: Path | None = None, photos: int = 12, seed: int = 0, json_: Json = False) -> None:
     """Write the result of `bla compare` as one self-contained HTML page: verdict, curves, photos, figures.
 
     Example: `bla report run --out report.html`
@@ -25,10 +25,9 @@ def report(run: Path, /, *, out: Path | None = None, photos: int = 12, seed: int
     written = write_report(run, out, photos=photos, seed=seed)
     if json_:
         print(json.dumps(written.to_dict()))
-        return DONE
+        return
     marks = {"for": "+", "against": "-", "open": "?"}
     print(written.summary)
     for finding in written.findings:
         print(f"{marks[finding.answer]} {finding.question} {finding.words}")
     print(f"The page is {written.path}.")
-    return DONE

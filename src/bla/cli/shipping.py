@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bla import needs_extra
-from bla.cli.sharing import DONE, Json
+from bla.cli.sharing import Json
 
 
 def export(
@@ -19,7 +19,7 @@ def export(
     to: Literal["onnx", "torch"] = "onnx",
     entry: Literal["pixels", "photos"] = "pixels",
     json_: Json = False,
-) -> int:
+) -> None:
     """Export a trained explainer as one graph that runs without torch, checked against the module.
 
     Example: `bla export run --out explainer.onnx`
@@ -35,11 +35,10 @@ def export(
     exported = write(run, out, to=to, entry=entry)
     if json_:
         print(json.dumps(exported.to_dict()))
-        return DONE
+        return
     card, worst = exported.card, max(exported.misses.items(), key=lambda item: item[1])
     print(f"{out}: {card.setup} on {card.model}, {out.stat().st_size / 1e6:.1f} MB, takes {card.entry}.")
     print(f"Checked against the module: the largest difference is {worst[1]:.1e}, in {worst[0]}.")
-    return DONE
 
 
 def serve(
@@ -55,7 +54,7 @@ def serve(
     megabytes: float = 32.0,
     megapixels: float = 50.0,
     timeout: float = 30.0,
-) -> int:
+) -> None:
     """Serve explanations: an API (/openapi.json) and a page (/).
 
     When stopped, it first answers the requests that it has accepted.
@@ -86,4 +85,3 @@ def serve(
     limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
     print(f"{engine.card.setup} on {engine.card.model}: http://{host}:{port}/", file=sys.stderr, flush=True)
     run(engine, host=host, port=port, limits=limits, most=batch_size, deadline=deadline / 1000, room=queue)
-    return DONE
