@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
@@ -340,7 +341,13 @@ def test_a_run_is_exported_once_and_kept(plain: Pair, monkeypatch: pytest.Monkey
     kept_path(SHIPPED).unlink()
 
 
-def test_a_run_that_cannot_be_exported_says_why(tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_this_process(command: list[str], **_: Any) -> Any:
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            code = run_command(command[3:])
+        return subprocess.CompletedProcess(command, code, stderr=errors.getvalue())
+
+    monkeypatch.setattr(subprocess, "run", in_this_process)
     for name in ("run.json", "model.safetensors"):
         (tmp_path / name).write_bytes((SHIPPED / name).read_bytes()[:100])
     with pytest.raises(EngineError, match=f"{tmp_path}: .*expected"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import bla
+import bla.runs.run
 from bla.data.image_sets import image_folder
 from bla.deploy.pictures import explain_files, output_names
 from bla.explanations.explanation import Explanation, ExplanationError, Unexplained
@@ -36,6 +39,14 @@ def test_names_never_collide(paths: list[list[str]]) -> None:
 
 def test_names_are_short_where_they_can_be() -> None:
     assert list(output_names([Path("some/folder/cat.jpg"), Path("/tmp/dog.png")]).values()) == ["cat", "dog"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """Every test reads the same classifier."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bla.runs.run, "load", functools.cache(bla.runs.run.load))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +123,7 @@ def test_photos_of_one_name_in_two_calls_have_two_explanations(photographs: list
 
 
 def test_the_size_dial_nests(photographs: list[Path]) -> None:
-    classifier = bla.load("tf_efficientnet_lite0")
+    classifier = bla.runs.run.load("tf_efficientnet_lite0", device="auto")
     smaller = np.zeros((7, 7), bool)
     for size in (1, 4, 12, 49):
         explanation = classifier.explain(photographs[0], size=size)[0]
