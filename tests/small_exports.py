@@ -1,9 +1,10 @@
-"""A tiny classifier of five classes on a grid of 4 x 5, to be exported."""
+"""Tiny classifiers of five classes, to be exported."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
+import timm
 import torch
 from torch import nn
 
@@ -16,16 +17,34 @@ from bla.model.classifier import ExplainableClassifier
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 
 
-def wrapped(attention: Attention | None = None, transform: Transform | None = None) -> ExplainableClassifier:
-    """The classifier, with an attention on 8 channels that counts as fitted."""
-    torch.manual_seed(0)
+def averaging() -> nn.Module:
+    """A linear head on the mean of the cells, 4 x 5 for a photo of 64 x 80."""
     stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=16, padding=4), nn.ReLU())
-    net = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+def flattening() -> nn.Module:
+    """A head that flattens its 4 x 4 cells, as VGG's does."""
+    return nn.Sequential(nn.Conv2d(3, 8, 16, stride=16), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
+
+
+def of_tokens() -> nn.Module:
+    """A class token that reads 4 x 4 patch tokens."""
+    tiny = {"img_size": 64, "depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
+    return timm.create_model("vit_tiny_patch16_224", **tiny)
+
+
+def wrapped(
+    attention: Attention | None = None,
+    transform: Transform | None = None,
+    network: Callable[[], nn.Module] = averaging,
+) -> ExplainableClassifier:
+    """A classifier of five classes, with an attention that counts as fitted."""
+    torch.manual_seed(0)
     transform = transform or Transform((64, 80), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bilinear")
     attention = attention or BoundedLogitAttention(8)
-    classifier = bla.explainable(net, attention=attention, transform=transform, classes=CLASSES)
-    calibrate: Any = getattr(attention, "calibrate", lambda features: None)
-    calibrate(classifier.trunk(torch.randn(4, 3, 64, 80)))
+    classifier = bla.explainable(network(), attention=attention, transform=transform, classes=CLASSES)
+    attention.calibrate(classifier.trunk(torch.randn(4, 3, *transform.size)))
     classifier.fitted = True
     return classifier
 
