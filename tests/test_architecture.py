@@ -170,7 +170,8 @@ sys.modules |= dict.fromkeys(
     "pytorch_grad_cam ray scipy skimage sklearn sqlalchemy statsmodels transformers uvicorn".split()
 )
 from bla.cli import run_command
-assert run_command(["train", "embedded", "--out", "run"]) == 2
+for command in ("train embedded --out run", "compare run", "report run", "study results study", "batch in out"):
+    assert run_command(command.split()) == 2, command
 sys.exit(run_command(["explain", "photo.png", "--json"]))
 """
 
@@ -181,4 +182,6 @@ def test_bla_explain_needs_no_extra(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["method"]
-    assert "bla: expected the package skimage, got none: pip install 'bounded-logit-attention[demo]'\n" in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("bla: expected the package ")]
+    assert said[0] == "bla: expected the package skimage, got none: pip install 'bounded-logit-attention[demo]'"
+    assert [line.partition("[")[2] for line in said[1:]] == ["compare]'", "compare]'", "study]'", "batch,export]'"]
