@@ -391,5 +391,5 @@ def test_from_scratch_by_the_command(data: Path, tmp_path: Path, capsys: pytest.
     assert trained.record["trunk"] in (shared / "README.md").read_text()
     again = bla.from_pretrained(shared, device="cpu")
     assert weights_digest(again.trunk) == trained.record["trunk"]
-    with pytest.raises(ComparisonError, match="each was trained end to end with a trunk of its own"):
+    with pytest.raises(ComparisonError, match="each was trained end to end with its own trunk"):
         compare(tmp_path / "run", out=tmp_path / "compared", device="cpu")

@@ -25,13 +25,14 @@ from torch import Tensor
 
 from bla import BlaError
 from bla.data.image_sets import ImageSet
-from bla.data.photo import DataError, Photo, Transform
+from bla.data.photo import Photo
 from bla.data.prefetching import cores, prefetch
 from bla.files import cache_root, read_json, timestamp, write_json
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
 from bla.training import distributed
+from bla.training.photos import try_read
 
 FORMAT = 1
 BATCH = 16
@@ -224,7 +225,7 @@ def _build(
         # a core is left to the trunk, whose threads wait for one another
         pool = stack.enter_context(ThreadPoolExecutor(max(1, cores() - 1)))
         todo = range(record["done"], len(images))
-        read = prefetch(pool, lambda row: _try_read(images, row, classifier.transform), todo, ahead=4 * BATCH)
+        read = prefetch(pool, lambda row: try_read(images, row, classifier.transform), todo, ahead=4 * BATCH)
         while record["done"] < len(images):
             stop = min(record["done"] + CHUNK, len(images))
             sums = dict.fromkeys(files, 0)
@@ -339,13 +340,6 @@ def _features(
         else:
             rows["features"][index], rows["pooled"][index] = cells, mean
     return rows
-
-
-def _try_read(images: ImageSet, row: int, transform: Transform) -> Photo | str:
-    try:
-        return transform.read(images.path(row))
-    except DataError as error:
-        return str(error)
 
 
 def _opened(folder: Path) -> FeatureCache:

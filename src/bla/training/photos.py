@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bla.data.image_sets import ImageSet
-from bla.data.photo import DataError, Interpolation, Transform
+from bla.data.photo import DataError, Interpolation, Photo, Transform
 from bla.data.prefetching import cores, prefetch
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
@@ -95,20 +95,13 @@ class StreamedFeatures:
 def readable_photos(images: ImageSet, transform: Transform, report: Progress = silent) -> Photos:
     """The photos of a set, with ``failures`` found by reading every one; a DataError if none can be read."""
     failures: list[tuple[str, str]] = []
-
-    def read(row: int) -> str | None:
-        try:
-            transform.read(images.path(row))
-        except DataError as error:
-            return str(error)
-        return None
-
     title = f"reading {len(images)} images"
     mine = distributed.share(len(images))
     with ThreadPoolExecutor(cores()) as pool:
-        for row, error in zip(mine, prefetch(pool, read, mine, ahead=64), strict=True):
-            if error is not None:
-                failures.append((images.names[row], error))
+        photos = prefetch(pool, lambda row: try_read(images, row, transform), mine, ahead=64)
+        for row, photo in zip(mine, photos, strict=True):
+            if isinstance(photo, str):
+                failures.append((images.names[row], photo))
             if (row + 1) % 64 == 0 or row + 1 == mine.stop:
                 report(title, row + 1, mine.stop)
     failures = [failure for found in distributed.gathered(failures) for failure in found]
@@ -116,6 +109,14 @@ def readable_photos(images: ImageSet, transform: Transform, report: Progress = s
         reason = failures[0][1] if failures else "no image"
         raise DataError(f"{images.root}: expected images that can be read, got none of {len(images)}: {reason}")
     return Photos(images, transform, tuple(failures))
+
+
+def try_read(images: ImageSet, row: int, transform: Transform) -> Photo | str:
+    """The photo of a row, or the reason why it cannot be read."""
+    try:
+        return transform.read(images.path(row))
+    except DataError as error:
+        return str(error)
 
 
 def augmentation(size: tuple[int, int], interpolation: Interpolation) -> nn.Module:
