@@ -114,20 +114,13 @@ class Card:
 class Outputs(NamedTuple):
     """What the graph says of B photos, or, without their first dimension, of one."""
 
-    logits: Pixels
-    """(B, K), from the selected cells alone."""
-    scores: Pixels
-    """z, (B, H, W)."""
-    soft: Pixels
-    """The relaxed weights, (B, H, W)."""
-    selected: npt.NDArray[np.bool_]
-    """The explanation, (B, H, W)."""
-    unbounded: Pixels
-    """-u, (B, H, W): ranks the cells."""
-    answers: Pixels
-    """(B, M, K): the logits from each subset in ``masks``."""
-    explained: npt.NDArray[np.int64]
-    """The class that each explanation is about, (B,); -1 where the explainer is class-agnostic."""
+    logits: Pixels  # (B, K), from the selected cells alone
+    scores: Pixels  # z, (B, H, W)
+    soft: Pixels  # the relaxed weights, (B, H, W)
+    selected: npt.NDArray[np.bool_]  # the explanation, (B, H, W)
+    unbounded: Pixels  # -u, (B, H, W): ranks the cells
+    answers: Pixels  # (B, M, K): the logits from each subset in ``masks``
+    explained: npt.NDArray[np.int64]  # the class of each explanation, (B,); -1 where the explainer is class-agnostic
 
     def rows(self) -> list[Outputs]:
         """What the graph says of each photo."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import shutil
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from typing import Any, Literal
 
 from bla.data.prefetching import cores, prefetch
 from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, Shard, Task, make_plan, read_plan
-from bla.deploy.batch.rows import BATCH, SCHEMA, counts_of, explain_rows, part_name, pictures_of, unpacked, write_part
+from bla.deploy.batch.rows import SCHEMA, counts_of, explain_rows, part_name, unpacked, write_part
 from bla.deploy.batch.sources import Reader, Row
 from bla.deploy.engine import Engine
 from bla.files import read_json, reading, sole_writer, timestamp, write_atomically, write_json
@@ -117,20 +116,15 @@ def explain_all(
 def run_locally(plan: Plan, shards: Sequence[Shard], graph: Engine, *, out: Path, workers: int) -> Iterator[int]:
     """Explain shards in order; every thread decodes and runs the graph, on its own core. Yields the rows done."""
     reader = Reader(plan)
-
-    def batches() -> Iterator[tuple[Shard, list[Row]]]:
-        for shard in shards:
-            rows = reader.rows(shard)
-            while batch := list(itertools.islice(rows, BATCH)):
-                yield shard, batch
+    batches = ((shard, rows) for shard in shards for rows in reader.batches(shard))
 
     def explained(item: tuple[Shard, list[Row]]) -> tuple[Shard, list[dict[str, Any]]]:
         shard, rows = item
-        return shard, explain_rows(graph, rows, size=plan.size, pictures=pictures_of(plan, out))
+        return shard, explain_rows(graph, rows, plan, out)
 
     results: list[dict[str, Any]] = []
     with ThreadPoolExecutor(workers) as pool:
-        for shard, some in prefetch(pool, explained, batches(), ahead=2 * workers):
+        for shard, some in prefetch(pool, explained, batches, ahead=2 * workers):
             results += some
             if len(results) == shard.count:
                 write_part(out, shard, results)

@@ -10,7 +10,7 @@ from typing import Any
 
 from bla import needs_extra
 from bla.deploy.batch.plan import BATCH_FOLDER, PLAN, BatchError, Plan, Shard
-from bla.deploy.batch.rows import BATCH, explain_rows, pictures_of, write_part
+from bla.deploy.batch.rows import explain_rows, write_part
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine
 
@@ -27,11 +27,9 @@ class Worker:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Explain the shard with these fields, batch by batch, and write it."""
-        shard, plan = Shard(**item), self.reader.plan
-        rows, results = self.reader.rows(shard), list[dict[str, Any]]()
-        while batch := list(itertools.islice(rows, BATCH)):
-            results += explain_rows(self.graph, batch, size=plan.size, pictures=pictures_of(plan, self.out))
-        write_part(self.out, shard, results)
+        shard = Shard(**item)
+        explained = (explain_rows(self.graph, rows, self.reader.plan, self.out) for rows in self.reader.batches(shard))
+        write_part(self.out, shard, [*itertools.chain.from_iterable(explained)])
         return {"count": shard.count}
 
 

@@ -23,8 +23,6 @@ from bla.explanations.explanation import Unexplained
 from bla.files import write_atomically
 
 SCHEMA_VERSION = 1
-BATCH = 16
-"""Photos in one run of the graph."""
 SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -42,34 +40,24 @@ SCHEMA = pa.schema(
 )
 
 
-def explain_rows(
-    graph: Engine, rows: Sequence[Row], *, size: int | None = None, pictures: Path | None = None
-) -> list[dict[str, Any]]:
-    """A result for each row, in order; a failed one holds the reason. Panels go to ``pictures``."""
+def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> list[dict[str, Any]]:
+    """A result for each row, in order; a failed one holds the reason. Panels, if wanted, go to ``out/pictures``."""
     names = [row.name for row in rows]
     photos = [
         Unexplained(row.name, row.error) if row.photo is None else graph.read(row.name, row.photo) for row in rows
     ]
     results = []
-    for row, photo, found in zip(rows, photos, graph.explanations(names, photos, sizes=size), strict=True):
+    for row, photo, found in zip(rows, photos, graph.explanations(names, photos, sizes=plan.size), strict=True):
         result = dict.fromkeys(SCHEMA.names) | {"row": row.number, "path": row.name}
         if isinstance(found, Unexplained):
             status = "unreadable" if isinstance(photo, Unexplained) else "not finite"
             results.append(result | {"status": status, "error": found.error})
             continue
-        results.append(
-            result
-            | dataclasses.asdict(found.prediction)
-            | {
-                "status": "ok",
-                "size": found.size,
-                "mask": np.packbits(found.selected).tobytes(),
-                "grid": found.grid,
-                "region": found.region,
-            }
-        )
-        if pictures is not None and row.photo is not None:
-            write_atomically(pictures / f"{row.number:09}.png", picture(row.photo, found))
+        cells = {"size": found.size, "mask": np.packbits(found.selected).tobytes(), "grid": found.grid}
+        result |= {"status": "ok", **dataclasses.asdict(found.prediction), **cells, "region": found.region}
+        results.append(result)
+        if plan.pictures and row.photo is not None:
+            write_atomically(out / "pictures" / f"{row.number:09}.png", picture(row.photo, found))
     return results
 
 
@@ -81,11 +69,6 @@ def unpacked(mask: bytes, grid: Sequence[int]) -> npt.NDArray[np.bool_]:
     """
     height, width = grid
     return np.unpackbits(np.frombuffer(mask, np.uint8), count=height * width).reshape(height, width).astype(bool)
-
-
-def pictures_of(plan: Plan, out: Path) -> Path | None:
-    """The folder for the panels, if any are wanted."""
-    return out / "pictures" if plan.pictures else None
 
 
 def part_name(index: int) -> str:

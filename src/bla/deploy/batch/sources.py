@@ -16,6 +16,8 @@ from bla.deploy.batch.plan import Plan, Shard, one_line
 
 READ = 64
 """Rows read from a Parquet file at once."""
+BATCH = 16
+"""Photos in one run of the graph."""
 
 
 class Row(NamedTuple):
@@ -54,6 +56,12 @@ class Reader:
             reason = f"expected rows in {self.plan.files[shard.file][0]}, got a damaged file: {one_line(error)}"
             for missing in range(number, shard.number + shard.count):
                 yield Row(missing, self._called(shard, missing), None, reason)
+
+    def batches(self, shard: Shard) -> Iterator[list[Row]]:
+        """The same, as many rows at once as the graph explains in one run."""
+        rows = self.rows(shard)
+        while batch := list(itertools.islice(rows, BATCH)):
+            yield batch
 
     def _values_from(self, file: int, first: int) -> Iterator[tuple[Any, Any]]:
         """Contents and names from a row of a file on."""

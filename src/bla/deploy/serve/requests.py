@@ -24,13 +24,7 @@ Photos = list[tuple[str, bytes]]
 
 
 async def received(request: Request, limits: Limits) -> tuple[Photos, Any]:
-    """The photos of a request, still encoded, and its masks, if any, as :func:`masks_of` reads them.
-
-    Raises
-    ------
-    HTTPException
-        400, 413, 415 or 422, with the reason.
-    """
+    """The photos of a request, still encoded, and its masks, if any, as :func:`masks_of` reads them."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     body = await _body(request, limits)
     masks = None
@@ -49,15 +43,7 @@ async def received(request: Request, limits: Limits) -> tuple[Photos, Any]:
 
 
 def masks_of(value: Any, card: Card, limits: Limits) -> npt.NDArray[np.bool_]:
-    """Subsets of cells (M, H, W) from lists, or from their JSON text.
-
-    Raises
-    ------
-    HTTPException
-        422, if they are no lists of rows, or too many.
-    EngineError
-        If they do not lie on the grid.
-    """
+    """Subsets of cells (M, H, W) from lists, or from their JSON text."""
     try:
         array = np.array(json.loads(value) if isinstance(value, str) else value)
     except (ValueError, RecursionError, OverflowError):
