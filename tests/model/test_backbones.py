@@ -41,14 +41,14 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 
 def test_lite0_is_right_about_three_photos_in_four(shared_data: Path, lite0: ExplainableClassifier) -> None:
-    photos = sorted((shared_data / "imagenet500").glob("*.jpg"))[::10][:48]
-    assert len(photos) == 48
+    photos = sorted((shared_data / "imagenet500").glob("*.jpg"))[::20][:24]
+    assert len(photos) == 24
     pixels = torch.cat([lite0.pixels(lite0.transform.read(photo).pixels[None]) for photo in photos])
     with torch.inference_mode():
         features = lite0.trunk(pixels.contiguous(memory_format=torch.channels_last))
-        predicted = lite0.classify(features, torch.full((48, 7, 7), 1 / 49)).argmax(-1)
+        predicted = lite0.classify(features, torch.full((24, 7, 7), 1 / 49)).argmax(-1)
     right = [index == int(photo.name[:4]) for index, photo in zip(predicted.tolist(), photos, strict=True)]
-    assert sum(right) / 48 >= 0.75
+    assert sum(right) / 24 >= 0.75
 
 
 def test_lite0_loads_the_whole_file(lite0: ExplainableClassifier) -> None:

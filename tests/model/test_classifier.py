@@ -18,6 +18,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig
 
 from bla.data.photo import DataError, Transform
 from bla.explanations.explanation import Explanation, Unexplained
@@ -109,6 +110,13 @@ def alexnet() -> nn.Module:
         return no_gigabyte(torchvision.models.alexnet(), 256 * 6 * 6)
 
 
+def residual(classes: int = 3) -> nn.Module:
+    model: nn.Module = torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=classes
+    )
+    return model
+
+
 def vit(size: int = 64) -> nn.Module:
     sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16, "num_classes": 5}
     model: nn.Module = torchvision.models.VisionTransformer(image_size=size, patch_size=16, **sizes)
@@ -118,7 +126,7 @@ def vit(size: int = 64) -> nn.Module:
 # One contract, whatever the family.
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
-    "timm resnet18": lambda: timm.create_model("resnet18", num_classes=7),
+    "timm resnet10t": lambda: timm.create_model("resnet10t", num_classes=7),
     "timm tf_efficientnet_lite0": lambda: timm.create_model("tf_efficientnet_lite0", num_classes=7),
     "timm efficientnet_b0": lambda: timm.create_model("efficientnet_b0", num_classes=7),
     "timm mobilenetv3_small_100": lambda: timm.create_model("mobilenetv3_small_100", num_classes=7),
@@ -127,16 +135,20 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         "densenet121", num_classes=7, growth_rate=8, block_config=(2, 2, 2, 2)
     ),
     "timm regnetx_002": lambda: timm.create_model("regnetx_002", num_classes=7),
-    "timm swin_tiny": lambda: timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, img_size=96),
+    "timm swin_tiny": lambda: timm.create_model(
+        "swin_tiny_patch4_window7_224", num_classes=7, img_size=96, depths=(1, 1, 1, 1), embed_dim=24
+    ),
     "timm vit_tiny, averaging": lambda: timm.create_model(
         "vit_tiny_patch16_224", num_classes=7, img_size=96, depth=2, global_pool="avg"
     ),
     "timm vit_relpos": lambda: timm.create_model("test_vit_relpos", num_classes=7, img_size=96),
-    "torchvision resnet18": lambda: torchvision.models.resnet18(num_classes=7),
+    "torchvision resnet": lambda: residual(7),
     "torchvision efficientnet_b0": lambda: torchvision.models.efficientnet_b0(num_classes=7),
     "torchvision mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=7),
     "torchvision mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=7),
-    "torchvision convnext_tiny": lambda: torchvision.models.convnext_tiny(num_classes=7),
+    "torchvision convnext": lambda: torchvision.models.ConvNeXt(
+        [CNBlockConfig(16, 32, 1), CNBlockConfig(32, 64, 1), CNBlockConfig(64, None, 1)], num_classes=7
+    ),
     "torchvision densenet121": lambda: torchvision.models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=7),
     "sequential": lambda: plain(7),
     # heads that read maps
@@ -391,7 +403,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "timm, one cell": (timm_resnet, 32, "resnet10t: expected a feature map of several cells, got one of 1x1 "),
     "timm, one colour": (lambda: timm_resnet(in_chans=1), 64, r"resnet10t: .*pixels \(2, 3, 64, 64\), .*transform="),
     "timm, all-zero head": (lambda: without_head(timm_resnet()), 96, "resnet10t: expected logits that depend on "),
-    "torchvision, one cell": (torchvision.models.resnet18, 32, r"ResNet: expected .* several cells .*\(32, 32\)"),
+    "torchvision, one cell": (residual, 32, r"ResNet: expected .* several cells .*\(32, 32\)"),
     "all-zero head": (lambda: without_head(plain()), 48, "Sequential: expected logits that depend on .*all zero"),
     "map": (lambda: Cut(lambda net, x: net.stem(x)), 32, r"Cut: expected logits of shape .*, got \(2, 4, 8, 8\)"),
     "another branch": (lambda: Cut(reads_a_branch), 32, "Cut: .* one feature map alone, .* also reads"),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
@@ -362,6 +362,7 @@ batches = hnp.arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(1, 12)
 temperatures = st.sampled_from([0.01, 0.1, 1.0, 5.0])
 
 
+@settings(max_examples=40)
 @given(batches, temperatures)
 def test_soft_weights_are_positive_and_sum_to_one(batch: np.ndarray, temperature: float) -> None:
     weights = bounded_soft(bound(torch.from_numpy(batch)), temperature=temperature)
@@ -369,6 +370,7 @@ def test_soft_weights_are_positive_and_sum_to_one(batch: np.ndarray, temperature
     torch.testing.assert_close(weights.sum(-1), torch.ones(len(batch), dtype=torch.float64))
 
 
+@settings(max_examples=40)
 @given(batches, temperatures, st.floats(1e-4, 0.5))
 def test_the_threshold_takes_off_what_it_says(batch: np.ndarray, temperature: float, threshold: float) -> None:
     scores = bound(torch.from_numpy(batch))
@@ -377,6 +379,7 @@ def test_the_threshold_takes_off_what_it_says(batch: np.ndarray, temperature: fl
     torch.testing.assert_close(weights, (plain - threshold).clamp(min=0))
 
 
+@settings(max_examples=40)
 @given(batches)
 def test_hard_weights_lie_evenly_on_the_cells_at_the_maximum(batch: np.ndarray) -> None:
     scores = bound(torch.from_numpy(batch))
@@ -390,6 +393,7 @@ def test_hard_weights_lie_evenly_on_the_cells_at_the_maximum(batch: np.ndarray) 
     assert torch.equal(selected[reaches.any(-1)], reaches[reaches.any(-1)])
 
 
+@settings(max_examples=40)
 @given(batches)
 def test_bound_has_no_negative_zero_and_no_positive_value(batch: np.ndarray) -> None:
     logits = torch.from_numpy(batch)
@@ -399,6 +403,7 @@ def test_bound_has_no_negative_zero_and_no_positive_value(batch: np.ndarray) -> 
         assert not scores[scores == 0].signbit().any()
 
 
+@settings(max_examples=40)
 @given(batches, st.randoms(use_true_random=False), temperatures)
 def test_cells_are_treated_alike(batch: np.ndarray, random: Any, temperature: float) -> None:
     logits = torch.from_numpy(batch)
@@ -416,6 +421,7 @@ def test_cells_are_treated_alike(batch: np.ndarray, random: Any, temperature: fl
             torch.testing.assert_close(again, soft[:, order])
 
 
+@settings(max_examples=40)
 @given(batches, temperatures, st.data())
 def test_more_relevant_is_never_less_weight(batch: np.ndarray, temperature: float, data: st.DataObject) -> None:
     logits = torch.from_numpy(batch)
@@ -431,6 +437,7 @@ def test_more_relevant_is_never_less_weight(batch: np.ndarray, temperature: floa
         assert (before[0, order].diff() >= -1e-12).all()
 
 
+@settings(max_examples=40)
 @given(batches)
 def test_the_size_dial(batch: np.ndarray) -> None:
     logits = torch.from_numpy(batch)
@@ -452,6 +459,7 @@ def test_the_size_dial(batch: np.ndarray) -> None:
         previous = chosen
 
 
+@settings(max_examples=40)
 @given(batches, st.data())
 def test_sizes_that_differ_from_row_to_row(batch: np.ndarray, data: st.DataObject) -> None:
     logits = torch.from_numpy(batch).round()  # with ties
@@ -461,6 +469,7 @@ def test_sizes_that_differ_from_row_to_row(batch: np.ndarray, data: st.DataObjec
         assert torch.equal(together, torch.stack([operator(row, k) for row, k in zip(logits, sizes, strict=True)]))
 
 
+@settings(max_examples=40)
 @given(batches, st.sampled_from(["official", "corrected"]), st.integers(0, 99))
 def test_gumbel_weights_sum_to_between_one_and_size(batch: np.ndarray, variant: Any, seed: int) -> None:
     logits = torch.from_numpy(batch)

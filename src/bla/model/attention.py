@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bla import BlaError, operators
-from bla.operators.weights import check_positive, check_threshold
+from bla.operators.weights import check_positive, check_threshold, gumbel_noise
 
 
 class AttentionError(BlaError):
@@ -403,8 +403,8 @@ class L2XAttention(Attention):
 
     def freeze_draws(self, cells: int) -> None:
         """Make the draws of evaluation mode a constant for maps of so many cells, so that the module can be traced."""
-        draws = torch.empty(1, min(self.size, cells), cells).exponential_(generator=torch.Generator().manual_seed(0))
-        self.draws = draws.log_().neg_()
+        shape = (1, min(self.size, cells), cells)
+        self.draws = gumbel_noise(shape, torch.empty(0), torch.Generator().manual_seed(0))
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -26,24 +26,7 @@ from bla.operators.weights import (
 )
 
 __all__ = [
-    "AUTO_THRESHOLD_MASS",
-    "BoundedLogits",
-    "Entmax15",
-    "GumbelMaximum",
-    "GumbelVariant",
-    "HardConcrete",
-    "RelaxedTopK",
-    "Sparsemax",
-    "StraightThroughTopK",
-    "SubsetOperator",
-    "best",
-    "bound",
-    "bound_at_size",
-    "bounded_hard",
-    "bounded_soft",
-    "gumbel_soft",
-    "memberships",
-    "normalised",
-    "straight_through",
-    "top_hard",
-]
+    "AUTO_THRESHOLD_MASS", "BoundedLogits", "Entmax15", "GumbelMaximum", "GumbelVariant", "HardConcrete",
+    "RelaxedTopK", "Sparsemax", "StraightThroughTopK", "SubsetOperator", "best", "bound", "bound_at_size",
+    "bounded_hard", "bounded_soft", "gumbel_soft", "memberships", "normalised", "straight_through", "top_hard",
+]  # fmt: skip

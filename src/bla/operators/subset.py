@@ -25,28 +25,17 @@ class SubsetOperator(ABC):
     the whole row. Noise comes from ``generator``, or from torch's global one.
 
     Memberships are relative to 1, "in the subset", and do not sum to 1: :func:`bla.operators.normalised` turns them
-    into weights for a mean over the subset, which for bounded logits are the paper's.
+    into weights for a mean over the subset, which for bounded logits are the paper's. Every method raises a ValueError
+    if there is no item, the mask is not boolean, or the mask leaves a row without an item.
     """
 
     def soft(self, scores: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Relaxed memberships >= 0 for training, (..., N): of a straight-through operator, 0 or 1 with a gradient.
-
-        Raises
-        ------
-        ValueError
-            If there is no item, the mask is not boolean, or the mask leaves a row without an item.
-        """
+        """Relaxed memberships >= 0 for training, (..., N): of a straight-through operator, 0 or 1 with a gradient."""
         wide, mask = _prepared(scores, mask)
         return _finished(self._soft(wide, mask, generator), wide, mask, scores.dtype)
 
     def hard(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Memberships 0 or 1, (..., N), without noise: the subset to use at test time. Never empty.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`soft`.
-        """
+        """Memberships 0 or 1, (..., N), without noise: the subset to use at test time. Never empty."""
         wide, mask = _prepared(scores.detach(), mask)
         return _finished(self._hard(wide, mask).to(wide.dtype), wide, mask, scores.dtype)
 
@@ -55,13 +44,7 @@ class SubsetOperator(ABC):
         return self.hard(scores, mask).sum(dim=-1)
 
     def expected_size(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """A differentiable stand-in for the size, (...): what a price on size is put on.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`soft`.
-        """
+        """A differentiable stand-in for the size, (...), on which a price can be put."""
         wide, mask = _prepared(scores, mask)
         return self._expected_size(wide, mask).to(scores.dtype)
 

@@ -8,6 +8,7 @@ throughout, so that nothing computed from it can pass for a result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -55,11 +56,6 @@ def best(logits: Tensor, size: int | Tensor) -> Tensor:
 
     >>> best(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
     tensor([False,  True,  True, False])
-
-    Raises
-    ------
-    ValueError
-        As :func:`bound_at_size`.
     """
     least = _kth_largest(logits, size)
     above, tied = logits > least, logits == least
@@ -128,11 +124,6 @@ def top_hard(logits: Tensor, size: int | Tensor) -> Tensor:
 
     >>> top_hard(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
     tensor([0.0000, 0.5000, 0.5000, 0.0000])
-
-    Raises
-    ------
-    ValueError
-        As :func:`bound_at_size`.
     """
     weights = best(logits, size).to(logits.dtype) / size
     return weights.masked_fill(logits.isnan().any(dim=-1, keepdim=True), torch.nan).to(logits.dtype)
@@ -177,9 +168,14 @@ def gumbel_soft(
     wide = at_least_float32(logits)
     if noise is None:
         batch = (1,) * (wide.ndim - 1) if shared_noise else wide.shape[:-1]
-        noise = wide.new_empty((*batch, size, wide.shape[-1])).exponential_(generator=generator).log_().neg_()
+        noise = gumbel_noise((*batch, size, wide.shape[-1]), wide, generator)
     scale = temperature if variant == "official" else 1 / temperature
     return torch.softmax(scale * (wide.unsqueeze(-2) + noise), dim=-1).amax(dim=-2).to(logits.dtype)
+
+
+def gumbel_noise(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard Gumbel noise: -log of exponential noise."""
+    return like.new_empty(shape).exponential_(generator=generator).log_().neg_()
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
