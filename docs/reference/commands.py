@@ -26,15 +26,15 @@ def reference() -> str:
     text = re.sub(r"^\*\*Commands\*\*:\n\n(?:\* .*\n|    .*\n)+\n?", "", text, flags=re.M)
     text = re.sub(r"^\*\*(?:Arguments|Parameters)\*\*:\n\n", "", text, flags=re.M)
     text = re.sub(r"^(#+) bla .*\n\n```console\n(.*)\n```", r"\1 `\2`", text, flags=re.M).replace(" [OPTIONS]", "")
-    text = re.sub(r" \*\[default: (?:False|\(\))\]\*", "", text)
+    text = re.sub(r" \*\[default: (?:False|\(\))\]\*| \*\*\[required\]\*\*", "", text)
     text = OPTION.sub(lambda option: _brief(option[0]), text)
     common = [option for option, count in Counter(OPTION.findall(text)).items() if count >= COMMON]
     for option in common:
         text = text.replace(option, f"* {option.split('`')[1]}\n")
     text = re.sub(r"^(?:\* --.*\n)+", _named, text, flags=re.M)
     head, rest = text.split("\n## ", 1)
-    many = "Many commands have these options:\n\n" + "".join(common)
-    text = f"{head.strip()} Defaults stand in brackets.\n\n{many}\n## {rest}"
+    many = "Several commands share these options:\n\n" + "".join(common)
+    text = f"{head.strip()} What a heading names is required; defaults stand in brackets.\n\n{many}\n## {rest}"
     return re.sub(r"\n{3,}", "\n\n", text).strip().replace("# bla\n", "# Commands\n", 1) + "\n"
 
 
