@@ -83,6 +83,16 @@ def store(place: tuple[Path, str]) -> Iterator[Store]:
         yield found
 
 
+def test_routes_are_found_by_name(place: tuple[Path, str], store: Store) -> None:
+    app = create_app(place[0], store)
+    participant = {"consent": "/", "begin": "/begin", "trial": "/trial", "answer": "/answer", "pause": "/pause"}
+    researcher = {"overview": "/researcher", "responses": "/researcher/responses.zip", "codes": "/researcher/codes.csv"}
+    for name, address in (participant | researcher | {"health": "/health"}).items():
+        assert app.url_path_for(name) == address
+    assert app.url_path_for("come_back", token="x") == "/p/x"
+    assert Visitor(app).get(app.url_path_for("health")) == "ok\n"
+
+
 @of_every_task
 def test_a_participation(place: tuple[Path, str], store: Store) -> None:
     study, secret = place

@@ -13,9 +13,8 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from bla.study import store as store_module
 from bla.study.errors import StudyError
-from bla.study.store import Store, metadata, now_ms
+from bla.study.store import Store, answers, engine_of, metadata, now_ms
 from small_study import plan
 
 POSTGRESQL = os.environ.get("BLA_TEST_POSTGRESQL")
@@ -69,12 +68,12 @@ def test_an_answer_is_written_once(store: Store) -> None:
 def test_the_database_itself_refuses_to_change_an_answer(store: Store, url: str) -> None:
     store.join(plan(), "a")
     given(store, "a", 1)
-    engine = store_module._engine(url)
+    engine = engine_of(url)
     with pytest.raises(sa.exc.DatabaseError, match="never changed"), engine.begin() as connection:
         connection.execute(sa.text("update answers set choice = 'right'"))
     with pytest.raises(sa.exc.IntegrityError), engine.begin() as connection:
         connection.execute(
-            sa.insert(store_module.answers).values(
+            sa.insert(answers).values(
                 participant=99, position=1, choice="left", milliseconds=1, clock="server", shown_ms=1, answered_ms=1
             )
         )
@@ -155,7 +154,7 @@ def test_the_migrations_make_the_tables_of_the_code(store: Store, url: str) -> N
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    engine = store_module._engine(url)
+    engine = engine_of(url)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()

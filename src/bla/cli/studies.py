@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from bla import needs_extra
-from bla.cli.sharing import Json
+from bla.cli.sharing import Flag, Json
 from bla.progress import shown_progress
 
 with needs_extra("study"):
@@ -29,8 +29,7 @@ Database = Annotated[
     Parameter(name="--db", help="A URL, sqlite:/// or postgresql://. By default a file in the study's folder."),
 ]
 Seed = Annotated[int, Parameter(help="Seed of everything random.")]
-Rehearsal = Annotated[bool, Parameter(help="Read the simulated answers of the rehearsal.")]
-AsJson = Annotated[Json, Parameter(name="--json")]
+Rehearsal = Annotated[Flag, Parameter(help="Read the simulated answers of the rehearsal.")]
 Flat = Parameter(name="*")
 
 
@@ -43,7 +42,7 @@ def init(
     wishes: Annotated[Wishes | None, Flat] = None,
     truth: Path | None = None,
     texts: Path | None = None,
-    json_: AsJson = False,
+    json_: Json = False,
 ) -> None:
     """Make a study from saved explanations of the same photos: draw photos, render pictures, freeze the plan.
 
@@ -119,8 +118,8 @@ def rehearse(
     behaviour: Annotated[RehearsalBehaviour | None, Flat] = None,
     seed: Seed = 0,
     db: Database = None,
-    keep: bool = False,
-    json_: AsJson = False,
+    keep: Flag = False,
+    json_: Json = False,
 ) -> None:
     """Let simulated people take part over HTTP: everything they leave is marked simulated, in STUDY/rehearsal.db.
 
@@ -163,7 +162,7 @@ def secret(folder: Folder, /) -> None:
 
 @studies.command
 def export(
-    folder: Folder, /, *, out: Path, db: Database = None, rehearsal: Rehearsal = False, json_: AsJson = False
+    folder: Folder, /, *, out: Path, db: Database = None, rehearsal: Rehearsal = False, json_: Json = False
 ) -> None:
     """Write everything a study has collected: two tables (CSV), all of it as JSON, and a codebook.
 
@@ -190,7 +189,7 @@ def results(
     rehearsal: Rehearsal = False,
     out: Path | None = None,
     db: Database = None,
-    json_: AsJson = False,
+    json_: Json = False,
 ) -> None:
     """Analyse a study as registered: a page with figures and a methods paragraph, and all numbers as JSON.
 
@@ -225,7 +224,7 @@ def power(
     behaviour: Annotated[Behaviour | None, Flat] = None,
     simulations: int = 2_000,
     seed: Seed = 0,
-    json_: AsJson = False,
+    json_: Json = False,
 ) -> None:
     """How many people a study needs, or the power of a given number: the registered test on simulated studies.
 

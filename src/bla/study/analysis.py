@@ -32,9 +32,7 @@ def analyse(plan: Plan, collected: Collected) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "simulated": collected.simulated,
-        "registered": plan.model_dump(
-            mode="json", include={"title", "question", "task", "people", "trials", "exclusions"}
-        )
+        "registered": plan.model_dump(mode="json", include=_REGISTERED)
         | {"plan": plan.digest(), "arms": list(plan.arm_names), "photos": len(plan.photos)}
         | plan.analysis.model_dump(mode="json"),
         "people": {

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from bla.study.plan import Photo, Plan
 from bla.study.responses import DECOY
-from bla.study.schedule import LEFT_RIGHT, Trial, trials_of
+from bla.study.schedule import Trial, trials_of
 from bla.study.texts import Texts, filled
 
 
@@ -55,7 +55,8 @@ class Pages:
             question=self._question(trial, photo),
             photo=None if self.plan.task == "prediction" else photo.plain.token,
             single=None if trial.arm is None else photo.explained[trial.arm].token,
-            answers=self._answers(trial, photo),
+            beside=self._beside(trial, photo),
+            answers=[self._words(option) for option in trial.options],
             practice=trial.kind == "practice",
             first_that_counts=position == len(self.plan.practice) + 1 > 1,
             feedback=feedback,
@@ -76,23 +77,16 @@ class Pages:
             return self.texts.say("trial.check", option=self._words(str(trial.expected)))
         return filled(self.plan.question, prediction=photo.prediction)
 
-    def _answers(self, trial: Trial, photo: Photo) -> list[dict[str, str | None]]:
-        """For each answer the words on its button; side by side also its picture, and what a screen reader says."""
+    def _beside(self, trial: Trial, photo: Photo) -> list[str]:
+        """The two pictures of a preference, from the left; in other tasks none."""
         if self.plan.task != "preference":
-            return [{"words": self._words(option), "picture": None} for option in trial.options]
+            return []
         arms = (str(trial.left), str(trial.right))
-        explained = dict.fromkeys(arms, photo.explained)
-        if DECOY in arms:
-            (own,) = set(arms) - {DECOY}
-            explained[DECOY] = {DECOY: self._photos[str(trial.decoy)].explained[own]}
-        return [
-            {
-                "words": self.texts[f"trial.choose_{side}"],
-                "picture": explained[arm][arm].token,
-                "alt": self.texts[f"trial.alt_{side}"],
-            }
-            for side, arm in zip(LEFT_RIGHT, arms, strict=True)
-        ]
+        own = next(arm for arm in arms if arm != DECOY)
+        decoy = self._photos.get(str(trial.decoy), photo).explained[own]
+        return [(decoy if arm == DECOY else photo.explained[arm]).token for arm in arms]
 
     def _words(self, option: str) -> str:
-        return self.texts[f"trial.{option}"] if self.plan.task == "agreement" else option
+        """What stands on the button of an answer."""
+        names = {"preference": f"trial.choose_{option}", "agreement": f"trial.{option}"}
+        return self.texts[names[self.plan.task]] if self.plan.task in names else option

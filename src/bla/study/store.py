@@ -103,7 +103,7 @@ class Store:
         self.url = url
         self._writing: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         try:
-            self._engine = _engine(url)
+            self._engine = engine_of(url)
             if self._engine.dialect.name == "sqlite":
                 # SQLite lets one write at a time and makes the others poll; in one process they can queue instead.
                 self._writing = threading.Lock()
@@ -331,7 +331,8 @@ def migrate(engine: Engine) -> None:
         raise StudyError(f"expected a store that this version of bla can read, got: {error}") from error
 
 
-def _engine(url: str) -> Engine:
+def engine_of(url: str) -> Engine:
+    """SQLAlchemy's engine for a database's URL, with the settings that the store relies on."""
     try:
         parsed = make_url(url)
     except sa.exc.ArgumentError as error:
