@@ -55,8 +55,9 @@ def test_a_task_that_begins_again_counts_from_there(
 ) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
+    show = progress.Display()
     for done in (40, 90, 0, 10):
-        progress.show("epoch", done, 100)
+        show("epoch", done, 100)
         now += 20
     assert capsys.readouterr().err.splitlines() == [
         "epoch: 40 of 100",
