@@ -27,7 +27,7 @@ from PIL import Image
 from bla.cli import run_command
 from bla.deploy.batch import SCHEMA, BatchError, explain_all, sources, unpacked
 from bla.deploy.batch import plan as planning
-from bla.deploy.batch.plan import Task, make_plan
+from bla.deploy.batch.plan import Plan, Task, make_plan
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine, EngineError
 from small_exports import Pair
@@ -64,6 +64,10 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 # --- the plan
 
 
+def planned(source: Path, work: Path, **options: Any) -> Plan:
+    return make_plan(source, Task(source=str(source), graph="g"), work, **options)
+
+
 def tables(folder: Path, groups: Sequence[Sequence[int]]) -> Path:
     """Parquet files with so many rows in each row group; row n's photo is the number n as text."""
     folder.mkdir()
@@ -82,7 +86,7 @@ def tables(folder: Path, groups: Sequence[Sequence[int]]) -> Path:
 def test_every_row_is_read_once_in_any_order(shard: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "READ", 4)
     source = tables(tmp_path / "tables", [(5, 1, 13), (), (0, 2), (9,)])
-    plan = make_plan(Task(source=str(source), graph="g"), tmp_path / "work", shard=shard)
+    plan = planned(source, tmp_path / "work", shard=shard)
     assert planning.read_plan(tmp_path / "work") == plan
     assert plan.rows == 30
     shards = list(plan.shards())
@@ -115,7 +119,7 @@ def test_paths_of_any_bytes(tmp_path: Path) -> None:
     for odd in (".hidden.png", "notes.txt"):
         (folder / odd).write_bytes(b"x")
     (folder / "again").symlink_to(folder)
-    plan = make_plan(Task(source=str(folder), graph="g"), tmp_path / "work", shard=4)
+    plan = planned(folder, tmp_path / "work", shard=4)
     rows = [row for shard in plan.shards() for row in Reader(plan).rows(shard)]
     assert {os.fsencode(row.photo.name) for row in rows if isinstance(row.photo, Path)} == set(names)
     assert len(rows) == len(names)
@@ -128,7 +132,7 @@ def test_lists_name_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     names = ["a.png", "missing.png", "pipe.png", "loop.png", "", "a.png", "..", "/dev/zero", "nul\0.png", "x" * 5000]
     (tmp_path / "list.txt").write_bytes(b"\r\n".join(os.fsencode(tmp_path / name if name else "") for name in names))
-    plan = make_plan(Task(source=str(tmp_path / "list.txt"), graph="g"), tmp_path / "work")
+    plan = planned(tmp_path / "list.txt", tmp_path / "work")
     (shard,) = plan.shards()
     rows = list(Reader(plan).rows(shard))
     assert [row.photo is not None for row in rows] == [True, False, False, False, True, False, False, False, False]
@@ -140,9 +144,9 @@ def test_lists_name_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_columns_are_found_or_asked_for(tmp_path: Path) -> None:
-    def plan_of(columns: dict[str, Any], **options: Any) -> planning.Plan:
+    def plan_of(columns: dict[str, Any], **options: Any) -> Plan:
         pq.write_table(pa.table(columns), tmp_path / "t.parquet")
-        return make_plan(Task(source=str(tmp_path / "t.parquet"), graph="g"), tmp_path / "work", **options)
+        return planned(tmp_path / "t.parquet", tmp_path / "work", **options)
 
     assert plan_of({"jpg": [b"x"], "key": ["a"], "label": [1]}).content == "jpg"
     assert plan_of({"jpg": [b"x"], "key": ["a"], "label": [1]}).name == "key"
@@ -175,7 +179,7 @@ def test_a_damaged_table_loses_no_other_row(tmp_path: Path) -> None:
     start = pq.read_metadata(tmp_path / "t.parquet").row_group(1).column(0).data_page_offset
     content[start + 1000 : start + 9000] = bytes(8000)
     (tmp_path / "t.parquet").write_bytes(content)
-    plan = make_plan(Task(source=str(tmp_path / "t.parquet"), graph="g"), tmp_path / "work", shard=50)
+    plan = planned(tmp_path / "t.parquet", tmp_path / "work", shard=50)
     reader = Reader(plan)
     rows = [row for shard in plan.shards() for row in reader.rows(shard)]
     assert [row.number for row in rows] == list(range(400))
@@ -476,6 +480,7 @@ def test_the_command(
     command = ["batch", "photos", "out", "--run", str(graph)]
     assert run_command(command) == 0
     assert "23 rows in 1 files in out" in capsys.readouterr().out
+    assert all(row["path"].startswith("photos/folder") for row in rows_of(tmp_path / "out"))
     assert run_command([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["statuses"] == {"ok": 23}
     (photos / "broken.png").write_bytes(b"broken")

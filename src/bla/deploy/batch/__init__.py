@@ -89,7 +89,7 @@ def explain_all(
         if (record := _finished(task, out)) is not None:
             report(f"{out} already holds this batch, begun {record['begun']}, without photos added since", 0, 0)
             return record
-        plan = _plan(task, out, shard, column)
+        plan = _begun(task, out) or make_plan(Path(source), task, out / BATCH_FOLDER, shard=shard, column=column)
         for unfinished in out.glob(".part-*"):  # its writer was killed
             unfinished.unlink()
         done = {part.name for part in out.glob("part-*")}
@@ -144,14 +144,14 @@ def _finished(task: Task, out: Path) -> dict[str, Any] | None:
     return record
 
 
-def _plan(task: Task, out: Path, shard: int, column: str | None) -> Plan:
-    """The plan of this batch, which may have begun."""
+def _begun(task: Task, out: Path) -> Plan | None:
+    """The plan of this batch, if it has begun."""
     plan = read_plan(out / BATCH_FOLDER)
     if plan is not None:
         _check_same(task, dataclasses.asdict(plan), out)
     elif any(out.glob("part-*")):
         raise BatchError(f"expected a new folder, or one of this batch, got {out} with parts of other work")
-    return plan or make_plan(task, out / BATCH_FOLDER, shard=shard, column=column)
+    return plan
 
 
 def _check_same(task: Task, kept: Mapping[str, Any], out: Path) -> None:

@@ -77,13 +77,12 @@ class Plan(Task):
                 number += count
 
 
-def make_plan(task: Task, work: Path, *, shard: int = SHARD, column: str | None = None) -> Plan:
-    """Find the photos of a task's source and write the plan into ``work``; a resumed batch reads it from there.
+def make_plan(source: Path, task: Task, work: Path, *, shard: int = SHARD, column: str | None = None) -> Plan:
+    """Find the photos of a source and write the plan of a task into ``work``; a resumed batch reads it from there.
 
     The source is a folder of photos at any depth, a text file with a path a line, a photo, a Parquet file or a folder
-    of them; ``column`` (by default the only one that fits) holds the photos' bytes, dotted for a struct's field.
+    of them. ``column`` (by default the only one that fits) holds the photos' bytes, dotted for a struct's field.
     """
-    source = Path(task.source)
     if shard < 1:
         raise BatchError(f"expected shards of at least 1 row, got {shard}")
     if not source.exists():
