@@ -218,10 +218,10 @@ def test_controls() -> None:
 
 def test_rivals_find_the_cell_that_tells_and_leave_the_classifier_alone() -> None:
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(480) % CLASSES
-    features = torch.randn(480, CHANNELS, 3, 5, generator=generator).abs()
-    where = torch.randint(15, (480,), generator=generator)
-    for row in range(480):
+    labels = torch.arange(240) % CLASSES
+    features = torch.randn(240, CHANNELS, 3, 5, generator=generator).abs()
+    where = torch.randint(15, (240,), generator=generator)
+    for row in range(240):
         features[row, :, where[row] // 5, where[row] % 5] = 0
         features[row, labels[row], where[row] // 5, where[row] % 5] = 20
         features[row, CHANNELS - 1, where[row] // 5, where[row] % 5] = 20
@@ -236,10 +236,10 @@ def test_rivals_find_the_cell_that_tells_and_leave_the_classifier_alone() -> Non
         learned_mask(net, lambda rows: features[rows], labels, epochs=15),
     ]
     for rival in rivals:
-        maps = rival.maps(Batch(features, labels, torch.arange(480)))
+        maps = rival.maps(Batch(features, labels, torch.arange(240)))
         found = (maps.flatten(1).argmax(dim=1) == where).double().mean()
         assert found > 0.9, rival.name
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     again = softmax_attention(net, lambda rows: features[rows], labels, epochs=15)
-    asked = Batch(features, labels, torch.arange(480))
+    asked = Batch(features, labels, torch.arange(240))
     assert torch.equal(again.maps(asked), rivals[0].maps(asked)), "the seed alone decides"

@@ -41,7 +41,7 @@ def code(labels: Tensor) -> Tensor:
 
 
 def test_an_honest_selection_is_believed_and_a_code_is_not(sets, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("bla.metrics.leakage.STEPS", 600)
+    monkeypatch.setattr("bla.metrics.leakage.STEPS", 400)
     (features, labels, masks), (test_features, test_labels, test_masks) = sets
     judge = train_evaluator(features, labels)
     assert judge.accuracy(test_features, test_masks, test_labels) > 0.9
@@ -115,11 +115,14 @@ judge = train_evaluator(features[train], labels[train], steps=200)
 masks = features.norm(dim=1) > features.norm(dim=1).flatten(1).median(1).values[:, None, None]  # your selector
 print(judge.accuracy(features[test], masks[test], labels[test]))
 print(mask_probe(masks[train], labels[train], masks[test], labels[test], classes=3).double().mean())
-import sys; assert not {"timm", "torchvision", "bla.model.classifier"} & set(sys.modules)
 """
 
 
-def test_anyones_selector_in_ten_lines() -> None:
-    assert len(TEN_LINES.strip().splitlines()) <= 10
-    done = subprocess.run([sys.executable, "-c", TEN_LINES], check=True, capture_output=True, text=True)
-    assert float(done.stdout.splitlines()[0]) > 0.8
+def test_anyones_selector_in_ten_lines(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert len(TEN_LINES.strip().splitlines()) <= 9
+    monkeypatch.setattr("bla.metrics.leakage.STEPS", 100)
+    exec(TEN_LINES, {})
+    assert float(capsys.readouterr().out.splitlines()[0]) > 0.8
+    imports = "from bla.metrics import mask_probe, train_evaluator\nimport sys\n"
+    heavy = 'assert not {"timm", "torchvision", "bla.model.classifier"} & set(sys.modules)'
+    subprocess.run([sys.executable, "-c", imports + heavy], check=True)

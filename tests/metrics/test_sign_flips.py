@@ -1,4 +1,4 @@
-"""The mean by sign flips against exact arithmetic, hand-computed cases, scipy and statsmodels."""
+"""The mean by sign flips against exact arithmetic, hand-computed cases and scipy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from bla.metrics import statistics
-from bla.metrics.statistics import holm, mean_by_sign_flips, sign_flips
+from bla.metrics.statistics import mean_by_sign_flips, sign_flips
 
 SHARE = {"null": 0.5, "bounds": (0.0, 1.0), "seed": 0}
 shares = st.lists(st.fractions(0, 1, max_denominator=12), min_size=1, max_size=8)
@@ -118,9 +117,3 @@ def test_order_does_not_matter_to_random_subsets() -> None:
 def test_what_cannot_be_averaged_is_refused(values: list[float], level: float) -> None:
     with pytest.raises(ValueError, match="expected"):
         mean_by_sign_flips(values, level=level, **SHARE)
-
-
-@pytest.mark.parametrize("count", range(1, 9))
-def test_holm_is_statsmodels(count: int) -> None:
-    p = np.round(np.random.default_rng(count).random(count) ** 2, 1).tolist()  # with ties, 0 and 1
-    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 Explainer = Callable[[Tensor], Tensor]
@@ -25,10 +24,14 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     >>> rank_correlation(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[0.1, 0.2, 0.3]]])).tolist()
     [1.0]
     """
-    one, other = (torch.from_numpy(stats.rankdata(maps.flatten(1).cpu(), axis=1)) for maps in (first, second))
-    one, other = (ranks - ranks.mean(dim=1, keepdim=True) for ranks in (one, other))
+    one, other = (_centred_ranks(maps.flatten(1)) for maps in (first, second))
     scale = (one.square().sum(1) * other.square().sum(1)).sqrt()
     return torch.where(scale > 0, (one * other).sum(1) / scale.clamp(min=1e-30), 0.0)
+
+
+def _centred_ranks(values: Tensor) -> Tensor:
+    ranks = (values[:, None] < values[:, :, None]).sum(2) + (values[:, None] <= values[:, :, None]).sum(2).double()
+    return ranks - ranks.mean(dim=1, keepdim=True)
 
 
 def stability(explain: Explainer, pixels: Tensor, *, noise: float = 0.1, seed: int = 0) -> dict[str, Tensor]:
