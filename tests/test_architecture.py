@@ -170,7 +170,8 @@ sys.modules |= dict.fromkeys(
     "pytorch_grad_cam ray scipy skimage sklearn sqlalchemy statsmodels transformers uvicorn".split()
 )
 from bla.cli import run_command
-for command in ("train embedded --out run", "compare run", "report run", "study results study", "batch in out"):
+commands = "train embedded --out run,compare run,report run,study results study,batch in out,serve run"
+for command in commands.split(","):
     assert run_command(command.split()) == 2, command
 sys.exit(run_command(["explain", "photo.png", "--json"]))
 """
@@ -184,4 +185,5 @@ def test_bla_explain_needs_no_extra(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["method"]
     said = [line for line in done.stderr.splitlines() if line.startswith("bla: expected the package ")]
     assert said[0] == "bla: expected the package skimage, got none: pip install 'bounded-logit-attention[demo]'"
-    assert [line.partition("[")[2] for line in said[1:]] == ["compare]'", "compare]'", "study]'", "batch,export]'"]
+    extras = [line.partition("[")[2] for line in said[1:]]
+    assert extras == ["compare]'", "compare]'", "study]'", "batch,export]'", "serve]'"]

@@ -313,23 +313,6 @@ def test_every_command_shows_an_example(command: tuple[str, ...], capsys: pytest
     assert f"Example: `bla {' '.join(command)}" in text
 
 
-@pytest.mark.parametrize(
-    ("command", "package", "extra"),
-    [
-        ("batch data out", "onnxruntime", "batch,export"),
-        ("batch data out", "pyarrow", "batch,export"),
-        ("serve run", "fastapi", "serve"),
-        ("study power 0.6", "scipy", "study"),
-    ],
-)
-def test_a_missing_extra_is_one_line(command: str, package: str, extra: str) -> None:
-    program = f"import sys; sys.modules[{package!r}] = None; from bla.cli import main; main({command.split()})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    remedy = f"pip install 'bounded-logit-attention[{extra}]'"
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"bla: expected the package {package}, got none: {remedy}\n"
-
-
 def test_a_closed_pipe_is_no_fault() -> None:
     program = """
 from bla.cli import app, main
