@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from bla.data.photo import DataError, Photo, PhotoSource, Transform
 from bla.explanations.explanation import Explanation, Prediction, Unexplained, likeliest
 from bla.files import cache_root
 from bla.runs.record import content_digest, run_folder
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 KEY = "bla"
 """Where a file keeps its card: an ONNX file's metadata under this key, a torch file's extra file ``bla.json``."""
@@ -148,18 +151,11 @@ class Engine:
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
-        # A thread that spins while it waits takes the core from decoding.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.path = Path(path)
         if not self.path.is_file():
             raise EngineError(f"expected a file that `bla export` wrote, got {self.path}, which is no file")
         try:
-            self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+            self._session = session(self.path, threads=threads)
         except Exception as error:  # ONNX Runtime's errors share no class
             reason = str(error).partition("\n")[0][:200]
             raise EngineError(f"expected an ONNX file that `bla export` wrote, got {self.path}: {reason}") from error
@@ -281,6 +277,18 @@ class Engine:
             model=card.model,
             setup=card.setup,
         )
+
+
+def session(model: Path | bytes, *, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU, without its warnings."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    # A thread that spins while it waits takes the core from decoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:

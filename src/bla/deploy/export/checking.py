@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bla import BlaError
-from bla.deploy.engine import Card
+from bla.deploy.engine import Card, session
 from bla.deploy.export.graph import FEATURES, OUTPUTS
 from bla.model.attention import Attention, Selection
 from bla.model.classifier import ExplainableClassifier
@@ -221,8 +221,7 @@ def _photos(rows: int, wrapped: ExplainableClassifier) -> npt.NDArray[np.uint8]:
 def _part(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> Callable[..., Outputs]:
     """The part of a graph between some of its tensors, as a function."""
     import onnx
-    import onnxruntime
 
     part = onnx.utils.Extractor(model).extract_model([*inputs], [*outputs])
-    session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda **feeds: dict(zip(outputs, session.run([*outputs], feeds), strict=True))
+    run = session(part.SerializeToString()).run
+    return lambda **feeds: dict(zip(outputs, run([*outputs], feeds), strict=True))
