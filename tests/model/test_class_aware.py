@@ -219,12 +219,13 @@ def test_the_cells_left_out_are_not_read(tmp_path: Path) -> None:
 
 
 def test_a_timm_head_judges_each_cell(lite0: ExplainableClassifier) -> None:
-    attention = ClassAwareAttention(1280, lite0.head)
+    attention = ClassAwareAttention(1280, lite0.head, hidden=())
     features = torch.rand(2, 1280, 3, 3, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
+    with torch.no_grad():
+        attention.score.weight.copy_(torch.tensor([0.0, -1.0, 0.0]).reshape(1, 3, 1, 1))  # type: ignore[operator]
+        attention.score.bias.zero_()  # type: ignore[operator, union-attr]
         selection = attention(features, target=torch.tensor([3, 5]))
         one = lite0.head(features[1, :, 2, 0][None])[0].log_softmax(-1)[5]
-        clues = attention._clues(features, torch.tensor([3, 5]))
         every = torch.stack(
             [
                 lite0.head(features[1, :, row, column][None])[0].log_softmax(-1)[5]
@@ -233,7 +234,7 @@ def test_a_timm_head_judges_each_cell(lite0: ExplainableClassifier) -> None:
             ]
         )
     expected = (one - every.mean()) / every.std(correction=0)
-    torch.testing.assert_close(clues[1, 1, 2, 0], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(selection.unbounded[1, 2, 0], expected, rtol=1e-3, atol=1e-3)
     assert selection.hard.shape == (2, 3, 3)
 
 

@@ -21,9 +21,6 @@ class AttentionError(BlaError):
 _START_SPREAD = 0.1
 """Standard deviation of u at the start: the best of 0.1, 1 and 2 on validation splits of birds100's training images."""
 
-_CLUES = 3
-"""Inputs a cell of the class-conditional score."""
-
 
 class Selection(NamedTuple):
     """Scores and weights of a feature map's cells, each of shape (B, H, W)."""
@@ -55,6 +52,7 @@ class Attention(nn.Module):
     method: ClassVar[str]
     bounded: ClassVar[bool] = False
     class_conditional: ClassVar[bool] = False
+    _arguments: ClassVar[tuple[str, ...]]
     gate = False
     temperature: float
     post_hoc_setup: str
@@ -81,16 +79,10 @@ class Attention(nn.Module):
         nn.init.ones_(bias)
 
     def forward(self, features: Tensor, *, size: int | None = None, target: Tensor | None = None) -> Selection:
-        """Weights for features of shape (B, C, H, W), any grid.
+        """Weights for features of shape (B, C, H, W), any grid; with ``size`` exactly the so many best cells.
 
-        With ``size`` exactly that many cells are selected: those that score best.
-
-        Raises
-        ------
-        ValueError
-            If the features are not (B, C, H, W), or ``size`` is not in 1..H*W.
-        AttentionError
-            If there is a ``target``, class indices (B,), for an attention that is not class-conditional.
+        A class-conditional attention takes class indices (B,) as ``target``; for others that is an AttentionError.
+        Features of another shape and sizes outside of 1..H*W are a ValueError.
         """
         return self.weigh(self._unbounded(features, target), size)
 
@@ -119,13 +111,13 @@ class Attention(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keyword arguments that build an attention like this one, by the names of ``Settings``."""
-        return {"hidden": self.hidden, "context": self.context is not None}
+        """The arguments that build an attention like this one, by the names of ``Settings``."""
+        own = {name: getattr(self, name) for name in self._arguments}
+        return own | {"hidden": self.hidden, "context": self.context is not None}
 
     def extra_repr(self) -> str:
         """The settings, for ``repr``."""
-        own = {name: value for name, value in self.settings.items() if name not in ("hidden", "context")}
-        return ", ".join(f"{name}={value!r}" for name, value in own.items())
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._arguments)
 
     def _unbounded(self, features: Tensor, target: Tensor | None) -> Tensor:
         """-u of every cell, (B, H, W)."""
@@ -187,6 +179,7 @@ class BoundedLogitAttention(Attention):
 
     method = "BLA"
     bounded = True
+    _arguments = ("temperature", "threshold", "gate")
 
     def __init__(
         self,
@@ -226,14 +219,8 @@ class BoundedLogitAttention(Attention):
     def calibrate(self, features: Tensor) -> None:
         """Start at the scale of these features (B, C, H, W): u of median 0 and spread 0.1, half the cells at the bound.
 
-        Half of the cells then pass gradients, and the soft weights are nearly those of mean pooling. Meant for a
-        first batch, before training. Where features do not differ from cell to cell, every cell starts off the
-        bound.
-
-        Raises
-        ------
-        ValueError
-            If the features are not finite.
+        Half of the cells then pass gradients, and the soft weights are nearly those of mean pooling. Where features do
+        not differ from cell to cell, every cell starts off the bound. Meant for a first batch, before training.
         """
         weight, bias = self._last_layer()
         u = -self(features).unbounded.flatten(1).double()
@@ -247,11 +234,6 @@ class BoundedLogitAttention(Attention):
             bias.copy_((bias - middle) * (_START_SPREAD / spread))
         else:
             bias.add_(_START_SPREAD - middle)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The keyword arguments that build an attention like this one."""
-        return {"temperature": self.temperature, "threshold": self.threshold, "gate": self.gate} | super().settings
 
 
 class ClassAwareAttention(BoundedLogitAttention):
@@ -298,7 +280,7 @@ class ClassAwareAttention(BoundedLogitAttention):
         hidden: Sequence[int] = (64,),
         gate: bool = False,
     ) -> None:
-        super().__init__(_CLUES, temperature=temperature, threshold=threshold, hidden=hidden, gate=gate)
+        super().__init__(3, temperature=temperature, threshold=threshold, hidden=hidden, gate=gate)
         self.in_channels = in_channels
         self.judge = judge
 
@@ -317,31 +299,26 @@ class ClassAwareAttention(BoundedLogitAttention):
     def predicted(self, features: Tensor) -> Tensor:
         """The classes (B,) that the judge predicts from all cells of features (B, C, H, W)."""
         self._check(features)
-        classes: Tensor = self._judged()(features.mean(dim=(2, 3))).argmax(-1)
-        return classes
+        return self._judged(features.mean(dim=(2, 3))).argmax(-1)
 
     def _unbounded(self, features: Tensor, target: Tensor | None) -> Tensor:
-        unbounded: Tensor = -self.score(self._clues(features, target))[:, 0]
-        return unbounded
-
-    def _judged(self) -> nn.Module:
-        if self.judge is None:
-            raise AttentionError("expected a judge to ask about each cell, got none: pass one, or wrap a classifier")
-        return self.judge
-
-    def _clues(self, features: Tensor, target: Tensor | None) -> Tensor:
-        """The three inputs, standardised, (B, 3, H, W)."""
         self._check(features)
         features = features.detach()
-        cells = features.permute(0, 2, 3, 1).flatten(0, 2)
-        logits = self._judged()(cells).detach()
+        logits = self._judged(features.permute(0, 2, 3, 1).flatten(0, 2)).detach()
         logits = logits.reshape(features.shape[0], -1, logits.shape[-1])  # (B, N, K)
         target = self.predicted(features) if target is None else target
         own = logits.gather(-1, target[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(-1)
         clues = torch.stack([own, own - logits.logsumexp(-1), features.flatten(2).norm(dim=1)], dim=1)
         clues = clues - clues.mean(dim=-1, keepdim=True)
         clues = clues / (clues.square().mean(dim=-1, keepdim=True).sqrt() + 1e-6)
-        return clues.reshape(features.shape[0], _CLUES, *features.shape[2:])
+        unbounded: Tensor = -self.score(clues.reshape(*clues.shape[:2], *features.shape[2:]))[:, 0]
+        return unbounded
+
+    def _judged(self, pooled: Tensor) -> Tensor:
+        if self.judge is None:
+            raise AttentionError("expected a judge to ask about each cell, got none: pass one, or wrap a classifier")
+        logits: Tensor = self.judge(pooled)
+        return logits
 
 
 class L2XAttention(Attention):
@@ -363,6 +340,7 @@ class L2XAttention(Attention):
 
     method = "L2X"
     post_hoc_setup = "L2X-F"
+    _arguments = ("size", "temperature", "variant")
     draws: Tensor | None
 
     def __init__(
@@ -405,11 +383,6 @@ class L2XAttention(Attention):
         """Make the draws of evaluation mode a constant for maps of so many cells, so that the module can be traced."""
         shape = (1, min(self.size, cells), cells)
         self.draws = gumbel_noise(shape, torch.empty(0), torch.Generator().manual_seed(0))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The keyword arguments that build an attention like this one."""
-        return {"size": self.size, "temperature": self.temperature, "variant": self.variant} | super().settings
 
 
 def signed(

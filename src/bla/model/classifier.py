@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,6 @@ from bla.model.splitting import ClassifierError, drop_hooks, split, split_for
 from bla.model.votes import votes
 
 __all__ = ["ClassifierError", "ExplainableClassifier", "ImageLike", "explainable"]
-
-
-class _Question(NamedTuple):
-    """What an explanation is to answer: the size, the class explained, and the class that it is held against."""
-
-    size: int | None
-    target: int | None
-    against: int | None
 
 
 class ExplainableClassifier(nn.Module):
@@ -182,10 +174,17 @@ class ExplainableClassifier(nn.Module):
             raise ClassifierError("expected evaluation mode, got training mode: call .eval() before .explain()")
         if against is not None and target is None:
             raise ClassifierError("expected a target, to be held against another class, got none")
-        question = _Question(size, self._class_index(target), self._class_index(against))
-        if question.target is not None and question.target == question.against:
+        about, other = self._class_index(target), self._class_index(against)
+        if about is not None and about == other:
             raise ClassifierError(f"expected two classes, got {target!r} against itself")
-        yield from self._explain_each(images, question, batch_size)
+        with ThreadPoolExecutor(2) as pool:
+            numbered = enumerate(each(images))
+            loaded = prefetch(pool, lambda item: read_image(self.transform, *item), numbered, ahead=2 * batch_size)
+            for batch in batched(loaded, batch_size):
+                readable = [item for item in batch if isinstance(item, Input)]
+                explained = iter(self._explanations(readable, size, about, other) if readable else ())
+                for item in batch:
+                    yield next(explained) if isinstance(item, Input) else item
 
     def _class_index(self, target: int | str | None) -> int | None:
         if target is None:
@@ -200,21 +199,9 @@ class ExplainableClassifier(nn.Module):
         )
 
     @torch.inference_mode()
-    def _explain_each(
-        self, images: ImageLike | Iterable[ImageLike], question: _Question, batch_size: int
-    ) -> Iterator[Explanation | Unexplained]:
-        def load(item: tuple[int, ImageLike]) -> Input | Unexplained:
-            return read_image(self.transform, *item)
-
-        with ThreadPoolExecutor(2) as pool:
-            loaded = prefetch(pool, load, enumerate(each(images)), ahead=2 * batch_size)
-            for batch in batched(loaded, batch_size):
-                readable = [item for item in batch if isinstance(item, Input)]
-                explained = self._explanations(readable, question) if readable else iter(())
-                for item in batch:
-                    yield next(explained) if isinstance(item, Input) else item
-
-    def _explanations(self, inputs: Sequence[Input], question: _Question) -> Iterator[Explanation | Unexplained]:
+    def _explanations(
+        self, inputs: Sequence[Input], size: int | None, target: int | None, against: int | None
+    ) -> list[Explanation | Unexplained]:
         like = next(self.attention.parameters())
         pixels = [
             item.pixels[None].to(like) if isinstance(item.pixels, Tensor) else self.pixels(item.pixels[None])
@@ -222,22 +209,24 @@ class ExplainableClassifier(nn.Module):
         ]
         features = self.trunk(torch.cat(pixels).contiguous(memory_format=torch.channels_last))
         cells = features.shape[2] * features.shape[3]
-        if question.size is not None and question.size > cells:
-            raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {question.size}")
+        if size is not None and size > cells:
+            raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
         targets = self.attention.predicted(features)
-        if targets is not None and question.target is not None:
-            targets = torch.full_like(targets, question.target)
-        selection = self.attention(features, size=question.size, target=targets)
+        if targets is not None and target is not None:
+            targets = torch.full_like(targets, target)
+        selection = self.attention(features, size=size, target=targets)
         logits = self.classify(features, selection.hard).float()
         probabilities = (logits.sigmoid() if self.several_labels else logits.softmax(-1)).cpu().numpy()
-        asked = self._votes(features, selection.hard, question.target, question.against)
+        asked = self._votes(features, selection.hard, target, against)
         present = self._present(features, selection.hard, logits)
         unbounded, scores, soft, hard = (values.float().cpu().numpy() for values in selection)
+        found: list[Explanation | Unexplained] = []
         for row, (name, _, region) in enumerate(inputs):
             if not (np.isfinite(unbounded[row]).all() and np.isfinite(probabilities[row]).all()):
-                yield Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {self.name}")
+                reason = f"{name}: expected finite features, got NaN or infinity from {self.name}"
+                found.append(Unexplained(name, reason))
                 continue
-            yield Explanation.from_arrays(
+            explanation = Explanation.from_arrays(
                 name,
                 probabilities[row],
                 self.classes,
@@ -254,6 +243,8 @@ class ExplainableClassifier(nn.Module):
                 votes=asked[row] if asked else None,
                 present=present[row] if self.several_labels else None,
             )
+            found.append(explanation)
+        return found
 
     def _votes(self, features: Tensor, weights: Tensor, target: int | None, against: int | None) -> list[Votes]:
         """For each image what its cells say for a class, or for it rather than another."""
