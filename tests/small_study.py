@@ -59,11 +59,13 @@ def explained(folder: Path, arms: Sequence[str] = ARMS, *, each: int = 4, classe
                 unbounded = np.round(rng.normal(size=(7, 7)), 4)
                 selected = unbounded >= np.sort(unbounded.ravel())[-(5 + 3 * arm + number)]
                 guess = Prediction(classes.index(said), said, 0.9)
-                Explanation(
+                why = Explanation(
                     image=os.fspath(path), prediction=guess, top=(guess,), method=method, grid=(7, 7),
                     unbounded=unbounded, scores=np.minimum(unbounded, 0), soft=None, selected=selected,
                     region=(0, 0, 128, 96), model="secret-model", setup=f"setup-{method}",
-                ).save(folder / method / f"{name}-{number}.json")  # fmt: skip
+                )  # fmt: skip
+                (folder / method).mkdir(exist_ok=True)
+                (folder / method / f"{name}-{number}.json").write_text(json.dumps(why.to_dict()))
 
 
 def small_study(folder: Path, arms: Sequence[str] = ARMS, **wishes: Any) -> tuple[Path, str]:

@@ -314,10 +314,9 @@ def test_no_byte_before_the_answer_names_an_arm(place: tuple[Path, str], store: 
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_pages_are_the_same_when_arms_change_places(task: str, tmp_path: Path) -> None:
+def test_pages_are_the_same_when_arms_change_places(task: str, prepared: Prepared) -> None:
     """Only the random names of the pictures differ."""
-    study, _ = small_study(tmp_path, task=task, repeats=2)
-    plan = Plan.load(study)
+    plan = Plan.load(prepared(task)[0])
     pages = Pages(plan, Texts.english())
     exchanged: dict[str, str] = dict(zip(plan.arm_names, reversed(plan.arm_names), strict=True)) | {DECOY: DECOY}
     for number in range(8):

@@ -146,14 +146,14 @@ def test_people_alone_are_not_photos() -> None:
 def test_what_power_promises_holds(population: str) -> None:
     behaviour = Behaviour(person_sd=1.0, photo_sd=0.5, noise=0.05, drop_out=0.1)
     effect = Effect(0.65, behaviour, Trials(30, 20, complete=0.5), population=population)  # type: ignore[arg-type]
-    needed = people_needed(effect, 0.8, studies=400, seed=0)
+    needed = people_needed(effect, 0.8, studies=250, seed=0)
     assert needed.promised.power >= 0.8
     assert needed.promised.low < needed.promised.power < needed.promised.high
     again = power_of(effect, needed.promised.people, studies=500, seed=77)
     assert again.power == pytest.approx(needed.promised.power, abs=0.06)
     record = needed.to_dict()
     assert record["simulated"] is True
-    assert people_needed(effect, 0.8, studies=400, seed=0) == needed, "seeded"
+    assert people_needed(effect, 0.8, studies=250, seed=0) == needed, "seeded"
     short = {entry["people"]: entry["power"] for entry in record["tried"]}
     assert all(power >= 0.8 for people, power in short.items() if people >= record["people"])
     assert any(power < 0.8 for people, power in short.items() if people < record["people"])
@@ -170,10 +170,10 @@ def test_power_without_variance_is_that_of_an_exact_sign_test_of_people() -> Non
 
 
 def test_smaller_effects_and_more_comparisons_need_more_people() -> None:
-    few = people_needed(Effect(0.7, QUIET, Trials(20, 20)), studies=200).promised.people
-    assert people_needed(Effect(0.65, QUIET, Trials(20, 20)), studies=200).promised.people > few
-    assert people_needed(Effect(0.7, QUIET, Trials(20, 20), comparisons=6), studies=200).promised.people > few
-    mirrored = people_needed(Effect(0.3, QUIET, Trials(20, 20)), studies=200).promised.people
+    few = people_needed(Effect(0.7, QUIET, Trials(20, 20)), studies=100).promised.people
+    assert people_needed(Effect(0.65, QUIET, Trials(20, 20)), studies=100).promised.people > few
+    assert people_needed(Effect(0.7, QUIET, Trials(20, 20), comparisons=6), studies=100).promised.people > few
+    mirrored = people_needed(Effect(0.3, QUIET, Trials(20, 20)), studies=100).promised.people
     assert mirrored == pytest.approx(few, abs=3)
 
 

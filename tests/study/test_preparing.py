@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bla.explanations.explanation import Explanation, Prediction
 from bla.study.pictures import cut_to, encoded, filled_up
 from bla.study.plan import Plan
 from bla.study.preparing import Wishes, prepare
-from small_study import ARMS, explained, small_study
+from small_study import ARMS, explained
 
 GUESS = Prediction(0, "cat", 0.5)
 
@@ -30,8 +31,8 @@ def made(folder: Path, name: str = "study", **wishes: Any) -> Plan:
     return prepare(folder / name, arms, Wishes(**values))[0]
 
 
-def test_every_file_is_alike(tmp_path: Path) -> None:
-    study, _ = small_study(tmp_path)
+def test_every_file_is_alike(prepared: Callable[[str], tuple[Path, str]]) -> None:
+    study, _ = prepared("preference")
     plan = Plan.load(study)
     files = sorted((study / "pictures").iterdir())
     assert len(files) == 6 * 3

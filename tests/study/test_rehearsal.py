@@ -51,9 +51,11 @@ def test_pages_and_memory_agree_answer_by_answer(task: str, tmp_path: Path, prep
     store.close()
 
 
-def test_a_lost_connection_loses_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_connection_loses_and_doubles_nothing(
+    tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every fifth response to a simulated person is lost on its way: the simulated people ask again."""
-    study, _ = small_study(tmp_path)
+    study = shutil.copytree(prepared("preference")[0], tmp_path / "study")
     plan = Plan.load(study)
     given: Counter[int] = Counter()
     getresponse = http.client.HTTPConnection.getresponse
@@ -89,8 +91,8 @@ def test_the_analysis_recovers_what_was_put_in(tmp_path: Path) -> None:
     assert found["quality"]["side"]["mean"] > 0.55
 
 
-def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study, _ = small_study(tmp_path)
+def test_from_the_command_line(tmp_path: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    study = shutil.copytree(prepared("preference")[0], tmp_path / "study")
     for _ in range(2):
         assert run_command(["study", "rehearse", str(study), "--people", "3", "--drop-out", "0"]) == 0
     assert "Simulated: 3 people took part, 3 to the end, 21 responses" in capsys.readouterr().out
