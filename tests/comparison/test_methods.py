@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -101,6 +103,24 @@ def test_cam_is_hires_cam_is_unrectified_grad_cam_at_the_last_map_with_a_linear_
 def test_cam_needs_a_linear_head() -> None:
     with pytest.raises(ComparisonError, match="linear head for cam"):
         cam(network(linear=False))
+
+
+@pytest.mark.parametrize(
+    ("build", "module"),
+    [
+        (lambda net: grad_cam_family(net, "grad-cam"), "pytorch_grad_cam"),
+        (score_cam, "pytorch_grad_cam"),
+        (integrated_gradients, "captum.attr"),
+        (occlusion, "captum.attr"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    build: Callable[[PooledClassifier], Method], module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    package = module.partition(".")[0]
+    with pytest.raises(ComparisonError, match=rf"expected the package {package}, got none: pip install .*\[compare\]"):
+        build(network())
 
 
 def test_score_cam_is_the_librarys_where_no_channel_is_left_out() -> None:

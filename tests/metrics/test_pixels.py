@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from bla import BlaError
 from bla.metrics.metric import METRICS
 from bla.metrics.pixels import (
     blurred,
@@ -165,3 +169,20 @@ def test_max_sensitivity_of_what_does_not_move_is_none() -> None:
     assert still.tolist() == [0, 0, 0]
     moving = max_sensitivity(lambda given: 100 * given.mean(dim=1)[:, ::2, ::2], pixels)
     assert (moving > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("module", "measure"),
+    [
+        ("pytorch_grad_cam.metrics.road", lambda pixels: imputed(pixels, pixels[:, 0] > 0)),
+        ("captum.metrics", lambda pixels: infidelity(nn.Flatten(), pixels, pixels[:, 0], torch.zeros(2).long())),
+        ("captum.metrics", lambda pixels: max_sensitivity(lambda inputs: inputs[:, 0], pixels)),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    module: str, measure: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    package = module.partition(".")[0]
+    with pytest.raises(BlaError, match=rf"expected the package {package}, got none: pip install .*\[compare\]"):
+        measure(torch.zeros(2, 3, 4, 4))

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bla import needs_extra
 from bla.comparison.catalogue import CHEAP, METHODS, Setting, method_names
 from bla.comparison.explanations import Explained, explain_photos, wait
 from bla.comparison.leakage import evaluator_of, measure_leakage
@@ -131,8 +130,7 @@ def _explain(setting: Setting, names: Sequence[str], folder: Path) -> dict[str, 
         sizes = found[RUN].sizes if found else torch.empty(0)
         if METHODS[name].trained:
             setting.report(f"training {name} for comparison", 0, 0)
-        with needs_extra("compare", ComparisonError):
-            method = METHODS[name].build(setting)
+        method = METHODS[name].build(setting)
         found[name] = explain_photos(method, setting, sizes, folder)
         setting = dataclasses.replace(setting, ranking=found[RUN].ranking)
     return found

@@ -14,6 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from bla import needs_extra
 from bla.metrics.cells import probability
 from bla.metrics.ranking import places
 
@@ -115,7 +116,8 @@ def road(network: Network, pixels: Tensor, maps: Tensor, classes: Tensor, *, see
 
 def imputed(pixels: Tensor, missing: Tensor, *, noise: float = _ROAD_NOISE, seed: int = 0) -> Tensor:
     """Missing pixels, booleans (B, h, w), as the weighted mean of their neighbours plus noise, by grad-cam."""
-    from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+    with needs_extra("compare"):
+        from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 
     fill, found = NoisyLinearImputer(noise=noise), []
     for photo, gap in zip(pixels.float().cpu(), missing.cpu(), strict=True):
@@ -130,7 +132,8 @@ def infidelity(
     network: Network, pixels: Tensor, maps: Tensor, classes: Tensor, *, draws: int = 8, seed: int = 0
 ) -> Tensor:
     """Captum's infidelity, normalised, of maps (B, H, W) enlarged to pixels and colours; (B,)."""
-    from captum.metrics import infidelity as captums
+    with needs_extra("compare"):
+        from captum.metrics import infidelity as captums
 
     attributions = (spread(maps, pixels)[:, None] / 3).expand_as(pixels)
 
@@ -150,7 +153,8 @@ def max_sensitivity(
     explain: Callable[[Tensor], Tensor], pixels: Tensor, *, draws: int = 4, radius: float = 0.02, seed: int = 0
 ) -> Tensor:
     """Captum's max-sensitivity of an explainer (pixels to maps (B, H, W)); (B,)."""
-    from captum.metrics import sensitivity_max
+    with needs_extra("compare"):
+        from captum.metrics import sensitivity_max
 
     def attributed(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (explain(inputs[0] if isinstance(inputs, tuple) else inputs),)

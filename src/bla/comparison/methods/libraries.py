@@ -11,10 +11,12 @@ import importlib.metadata
 import io
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bla import needs_extra
 from bla.comparison.methods.method import Batch, ComparisonError, Method, PooledClassifier, untouched
 from bla.metrics import is_affine
 
@@ -58,8 +60,9 @@ def cam(classifier: PooledClassifier) -> Method:
 
 def grad_cam_family(classifier: PooledClassifier, name: CamName) -> Method:
     """Grad-CAM, Grad-CAM++, LayerCAM or HiResCAM at the last map, by grad-cam, from features alone."""
-    import pytorch_grad_cam
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    with needs_extra("compare", ComparisonError):
+        import pytorch_grad_cam
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     kind, title = _CAMS[name]
     network = nn.Sequential(classifier.cells, nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier.head)
@@ -88,9 +91,9 @@ def grad_cam_family(classifier: PooledClassifier, name: CamName) -> Method:
 
 def score_cam(classifier: PooledClassifier, channels: int = SCORE_CAM_CHANNELS) -> Method:
     """Score-CAM (Wang et al. 2020) by grad-cam, on the ``channels`` channels with the largest mean in each photo."""
-    import numpy as np
-    from pytorch_grad_cam import ScoreCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    with needs_extra("compare", ComparisonError):
+        from pytorch_grad_cam import ScoreCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     def maps(batch: Batch) -> Tensor:
         with untouched(classifier), torch.no_grad():
@@ -114,7 +117,8 @@ def score_cam(classifier: PooledClassifier, channels: int = SCORE_CAM_CHANNELS) 
 
 def integrated_gradients(classifier: PooledClassifier, steps: int = GRADIENT_STEPS) -> Method:
     """Integrated gradients (Sundararajan et al. 2017) by captum, from the mean colour, summed over cells."""
-    from captum.attr import IntegratedGradients
+    with needs_extra("compare", ComparisonError):
+        from captum.attr import IntegratedGradients
 
     def maps(batch: Batch) -> Tensor:
         with untouched(classifier):
@@ -130,7 +134,8 @@ def integrated_gradients(classifier: PooledClassifier, steps: int = GRADIENT_STE
 
 def occlusion(classifier: PooledClassifier) -> Method:
     """Occlusion (Zeiler & Fergus 2014) by captum: how far the logit drops when a cell is set to the mean colour."""
-    from captum.attr import Occlusion
+    with needs_extra("compare", ComparisonError):
+        from captum.attr import Occlusion
 
     def maps(batch: Batch) -> Tensor:
         pixels, (height, width) = batch.seen(), batch.features.shape[2:]
