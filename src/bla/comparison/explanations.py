@@ -14,9 +14,10 @@ from torch import Tensor
 from bla.comparison.catalogue import Setting
 from bla.comparison.lines import JsonLines
 from bla.comparison.methods import Cells, Method
-from bla.comparison.photos import Rows, size_of
+from bla.comparison.photos import size_of
 from bla.explanations.explanation import Explanation
 from bla.metrics import Curve, top_cells
+from bla.metrics.fitting import Rows
 
 _BATCH = 16
 

@@ -7,7 +7,6 @@ import functools
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import ExifTags, Image
 from torch import Tensor
@@ -17,11 +16,10 @@ from bla.data.image_sets import ImageSet, Splits, list_images
 from bla.data.photo import DataError
 from bla.data.published import named, read_images
 from bla.files import cache_root
+from bla.metrics.fitting import Rows
 from bla.progress import Progress
 from bla.runs import run as runs
 from bla.training.cache import FeatureCache, cached_features
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ import torch
 from bla.comparison.catalogue import Setting
 from bla.comparison.explanations import Explained
 from bla.comparison.lines import JsonLines
-from bla.comparison.photos import Rows
 from bla.metrics import pixels as metrics
+from bla.metrics.fitting import Rows
 
 _BATCH = 8
 

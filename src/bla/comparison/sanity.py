@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bla.comparison.catalogue import METHODS, Setting
 from bla.comparison.explanations import Explained
 from bla.comparison.methods import Batch, Method
-from bla.comparison.photos import Rows
+from bla.metrics.fitting import Rows
 from bla.metrics.sanity import rank_correlation, stability
 from bla.runs.run import Run
 

@@ -9,28 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from bla.metrics.fitting import Rows
 
 Head = Callable[[Tensor], Tensor]
 """Pooled features (B, C) to logits (B, K)."""
 
-Features = Tensor | Callable[[npt.NDArray[np.int64]], Tensor]
+Features = Tensor | Callable[[Rows], Tensor]
 """Features (N, C, H, W), or a callable from row numbers to those rows, such as a feature cache's ``batch``."""
 
 SIZES = tuple(range(1, 13))
 """The sizes of the curve of accuracy against size."""
 
 
-def batches(features: Features, count: int, size: int) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+def batches(features: Features, count: int, size: int) -> Iterator[tuple[Rows, Tensor]]:
     """Row numbers and features of ``count`` images in order, ``size`` at a time."""
     for start in range(0, count, size):
         rows = np.arange(start, min(start + size, count))
         yield rows, rows_of(features, rows)
 
 
-def rows_of(features: Features, rows: npt.NDArray[np.int64]) -> Tensor:
+def rows_of(features: Features, rows: Rows) -> Tensor:
     """The features (B, C, H, W) of some rows."""
     return features[rows] if isinstance(features, Tensor) else features(rows)
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -177,7 +176,7 @@ def mean_of_selected(features: Features, masks: Tensor) -> Tensor:
     return means[:, 0] if masks.ndim == 3 else means
 
 
-def _orders(count: int, generator: torch.Generator, steps: int | None = None) -> Iterator[npt.NDArray[np.int64]]:
+def _orders(count: int, generator: torch.Generator, steps: int | None = None) -> Iterator[Rows]:
     """A permutation of the images an epoch, for at least as many epochs as the batches need."""
     for _ in range(max(EPOCHS, -(-(STEPS if steps is None else steps) // -(-count // BATCH)))):
         yield torch.randperm(count, generator=generator).numpy()

@@ -9,11 +9,24 @@ from bla.comparison.report.saved import Comparison, Difference
 
 Answer = Literal["for", "against", "open"]
 
-_CONTROLS = {
-    "random": "random cells",
-    "centre": "cells nearest to the centre",
-    "norm": "cells with the longest feature vectors",
-}
+_TELL_MORE = "Do the selected cells tell more about the class than as many"
+_LIE_ON_IT = "Do the selected cells lie on the object more often than"
+_QUESTIONS: tuple[tuple[str, str, str, Literal[1, -1]], ...] = (
+    ("evaluator", "random", f"{_TELL_MORE} random cells?", 1),
+    ("evaluator", "centre", f"{_TELL_MORE} cells nearest to the centre?", 1),
+    ("evaluator", "norm", f"{_TELL_MORE} cells with the longest feature vectors?", 1),
+    ("area", "cam", "Do the best 1 to 12 cells tell more about the class than CAM's?", 1),
+    ("evaluator_left", "cam", "Do the cells left out tell less about the class than those that CAM leaves out?", -1),
+    ("on_object", "cam", f"{_LIE_ON_IT} CAM's?", 1),
+    (
+        "on_object",
+        "centre",
+        f"{_LIE_ON_IT} as many cells nearest to the centre?",
+        1,
+    ),
+    ("on_object", "norm", f"{_LIE_ON_IT} as many cells with the longest feature vectors?", 1),
+)
+"""Metric, rival, question, and whether more or less of the metric is wanted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,23 +48,8 @@ def findings(comparison: Comparison) -> list[Finding]:
     An answer is "for" or "against" only if the sign of the difference is significant at 5% after the correction for
     several comparisons, else "open".
     """
-    asked = [_enough(comparison)]
-    for control, cells in _CONTROLS.items():
-        metric = "evaluator" if comparison.figure(control, "evaluator") else "area"
-        question = f"Do the selected cells tell more about the class than as many {cells}?"
-        asked.append(_against(comparison, metric, control, question))
-    reading = ", which reads every cell to choose"
-    for metric, question, wanted in (
-        ("area", "Do the best 1 to 12 cells tell more about the class than CAM's?", 1),
-        ("evaluator_left", "Do the cells left out tell less about the class than those that CAM leaves out?", -1),
-        ("on_object", "Do the selected cells lie on the object more often than CAM's?", 1),
-    ):
-        asked.append(_against(comparison, metric, "cam", question, wanted=wanted, aside=reading))
-    for control in ("centre", "norm"):  # untrained, yet often on the object, which is mostly in the middle
-        question = f"Do the selected cells lie on the object more often than as many {_CONTROLS[control]}?"
-        asked.append(_against(comparison, "on_object", control, question))
-    asked.append(_shape(comparison))
-    return [finding for finding in asked if finding is not None]
+    found = [_enough(comparison), *(_against(comparison, *question) for question in _QUESTIONS), _shape(comparison)]
+    return [finding for finding in found if finding is not None]
 
 
 def summary(found: list[Finding]) -> str:
@@ -108,10 +106,10 @@ def _enough(comparison: Comparison) -> Finding | None:
     )
 
 
-def _against(
-    comparison: Comparison, metric: str, rival: str, question: str, *, wanted: int = 1, aside: str = ""
-) -> Finding | None:
+def _against(comparison: Comparison, metric: str, rival: str, question: str, wanted: int) -> Finding | None:
     """The difference from a rival in a metric of which more (1) or less (-1) is wanted; None if it was not measured."""
+    if metric == "evaluator" and comparison.figure(rival, metric) is None:
+        metric = "area"  # by the baseline, where no evaluator was trained
     difference, own = comparison.difference(metric, rival), comparison.figure(comparison.own, metric)
     if difference is None or own is None:
         return None
@@ -120,7 +118,8 @@ def _against(
         question,
         _answer(difference.sign * wanted),
         f"{title[:1].upper()}{title[1:]}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for "
-        f"{comparison.title(rival)}{aside}: {points(difference)}.",
+        f"{comparison.title(rival)}{', which reads every cell to choose' if rival == 'cam' else ''}: "
+        f"{points(difference)}.",
     )
 
 
