@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -41,11 +41,58 @@ CHUNK = 128
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
 """The record of a complete cache, and of one that is being built."""
 
+FILES = ("features", "pooled")
+
 CacheType = Literal["float16", "float32"]
 
 
 class CacheError(BlaError):
     """A cache that cannot be built or is damaged."""
+
+
+@dataclasses.dataclass
+class _Record:
+    """The content of manifest.json and progress.json."""
+
+    classifier: str
+    data: str
+    images: int
+    kind: CacheType
+    format: int = FORMAT
+    created: str = dataclasses.field(default_factory=timestamp)
+    done: int = 0
+    """Rows that are on disk."""
+    shape: list[int] | None = None
+    """(H, W, C), known after the first batch."""
+    failures: list[list[str]] = dataclasses.field(default_factory=list)
+    checksums: dict[str, list[int]] = dataclasses.field(default_factory=lambda: {file: [] for file in FILES})
+    """CRC-32 of every chunk, by file."""
+
+    @classmethod
+    def read(cls, path: Path) -> _Record:
+        try:
+            return cls(**read_json(path))
+        except (ValueError, TypeError) as error:
+            remedy = f"`bla cache remove {path.parent.name[:12]}`"
+            raise CacheError(f"expected the record of a cache in {path}, got another file: {remedy}") from error
+
+    def layout(self, file: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+        """Type, shape and bytes of the rows that are done."""
+        height, width, channels = self.shape or (0, 0, 0)
+        shape = (self.done, height, width, channels) if file == "features" else (self.done, channels)
+        dtype = np.dtype(self.kind if file == "features" else "float32")
+        return dtype, shape, dtype.itemsize * math.prod(shape)
+
+    def rows(self, folder: Path, file: str, *, every: bool) -> npt.NDArray[Any] | None:
+        """A file, memory-mapped; None if its size, or the checksum of its first, last or ``every`` chunk is wrong."""
+        dtype, shape, size = self.layout(file)
+        if not (folder / file).exists() or (folder / file).stat().st_size != size:
+            return None
+        rows, starts = np.memmap(folder / file, dtype, "r", shape=shape), range(0, self.done, CHUNK)
+        for start in starts if every else (starts[0], starts[-1]):
+            if zlib.crc32(rows[start : start + CHUNK].data) != self.checksums[file][start // CHUNK]:
+                return None
+        return rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,11 +150,7 @@ def cached_features(
     if distributed.agreed(not (folder / MANIFEST).exists()):
         with _only_builder(folder, report) if distributed.rank() == 0 else contextlib.nullcontext():
             if distributed.agreed(not (folder / MANIFEST).exists()):
-                build = _build if distributed.world() == 1 else _build_together
-                record = build(folder, classifier, images, kind, report)
-                if distributed.rank() == 0:
-                    _complete(folder, record)
-                distributed.together()
+                _build(folder, classifier, images, kind, report)
     cache = _opened(folder)
     _probe(cache, classifier, images)
     return cache
@@ -127,9 +170,10 @@ def _entry(folder: Path) -> dict[str, Any] | None:
             size = sum(file.stat().st_size for file in folder.rglob("[!.]*") if file.is_file())
             entry = {"key": folder.name, "bytes": size, "complete": name == MANIFEST}
             try:
-                return entry | _read(folder / name)
+                return entry | dataclasses.asdict(_Record.read(folder / name))
             except CacheError:
-                return entry | {"complete": False} | _record("?", "?", 0, "float16") | {"created": "damaged"}
+                unknown = _Record("?", "?", 0, "float16", created="damaged")
+                return entry | {"complete": False} | dataclasses.asdict(unknown)
     return None
 
 
@@ -167,26 +211,14 @@ def remove(keys: Sequence[str], root: Path | None = None) -> list[str]:
 
 def damaged(folder: Path) -> list[str]:
     """The files of a complete cache that differ from their checksums; reads all of them."""
-    manifest = _read(folder / MANIFEST)
-    bad = []
-    for file, (dtype, shape) in _layout(manifest).items():
-        whole = _size(folder / file) == _bytes(dtype, shape)
-        rows = np.memmap(folder / file, dtype, "r", shape=shape) if whole else np.empty(0)
-        if [_checksum(rows, start) for start in range(0, len(rows), CHUNK)] != manifest["checksums"][file]:
-            bad.append(file)
-    return bad
+    record = _Record.read(folder / MANIFEST)
+    return [file for file in FILES if record.rows(folder, file, every=True) is None]
 
 
 def _key(classifier: ExplainableClassifier, images: ImageSet, kind: CacheType) -> str:
     weights, transform = weights_digest(classifier.trunk), classifier.transform.to_dict()
     parts = [FORMAT, kind, classifier.name, weights, transform, images.digest()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _layout(record: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of the rows that are done, by file."""
-    done, (height, width, channels) = record["done"], record["shape"] or (0, 0, 0)
-    return {"features": (record["kind"], (done, height, width, channels)), "pooled": ("float32", (done, channels))}
 
 
 @contextlib.contextmanager
@@ -213,104 +245,93 @@ def _only_builder(folder: Path, report: Progress) -> Iterator[None]:
 
 def _build(
     folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
-) -> dict[str, Any]:
-    """Write the rows of all images, and after every chunk how many are done; resumes after the last whole chunk."""
-    folder.mkdir(exist_ok=True)
-    record = _resumable(folder, _record(classifier.name, images.root.name, len(images), kind))
-    write_json(folder / PROGRESS, record)
-    title = f"caching features of {len(images)} images"
-    report(title, record["done"], len(images))
+) -> None:
+    """Let each process cache a share; the first one, which writes to ``folder`` itself, appends those of the others."""
+    first, world = distributed.rank() == 0, distributed.world()
+    parts = [folder, *(folder / f"part-{index}-of-{world}" for index in range(1, world))]
+    own = _build_share(parts[distributed.rank()], classifier, images, kind, report)
+    record, *others = distributed.gathered(own)
+    for part, other in zip(parts[1:], others, strict=True):
+        record.done += other.done
+        record.shape = record.shape or other.shape
+        record.failures += other.failures
+        for file in FILES:
+            record.checksums[file] += other.checksums[file]
+            if first:
+                with (folder / file).open("ab") as target, (part / file).open("rb") as source:
+                    shutil.copyfileobj(source, target, 1 << 22)
+                    target.flush()
+                    os.fsync(target.fileno())
+    if len(record.failures) == len(images):
+        if first:
+            shutil.rmtree(folder)
+        reason = record.failures[0][1]
+        raise CacheError(f"expected images that can be read, got none of {len(images)}: {reason}")
+    if first:
+        write_json(folder / MANIFEST, dataclasses.asdict(record), indent=1)
+        (folder / PROGRESS).unlink()
+        for part in folder.glob("part-*/"):  # also those of another number of processes
+            shutil.rmtree(part)
+    distributed.together()
+
+
+def _build_share(
+    folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
+) -> _Record:
+    """Write this process's share of whole chunks, and the record after each; resumes after the last whole one."""
+    chunks = distributed.share(-(-len(images) // CHUNK))
+    rows = range(len(images))[chunks.start * CHUNK : chunks.stop * CHUNK]
+    record = _resumed(folder, _Record(classifier.name, images.root.name, len(images), kind), len(rows))
+    title = f"caching features of {len(rows)} images"
+    if rows:
+        report(title, record.done, len(rows))
     with contextlib.ExitStack() as stack:
-        files = {file: stack.enter_context((folder / file).open("ab")) for file in _layout(record)}
+        files = {file: stack.enter_context((folder / file).open("ab")) for file in FILES}
         # a core is left to the trunk, whose threads wait for one another
         pool = stack.enter_context(ThreadPoolExecutor(max(1, cores() - 1)))
-        todo = range(record["done"], len(images))
+        todo = rows[record.done :]
         read = prefetch(pool, lambda row: try_read(images, row, classifier.transform), todo, ahead=4 * BATCH)
-        while record["done"] < len(images):
-            stop = min(record["done"] + CHUNK, len(images))
-            sums = dict.fromkeys(files, 0)
-            for start in range(record["done"], stop, BATCH):
-                rows = range(start, min(start + BATCH, stop))
-                photos = list(itertools.islice(read, len(rows)))
-                arrays = _features(classifier, photos, kind)
-                record["shape"] = list(arrays["features"].shape[1:])
-                record["failures"] += [
+        while record.done < len(rows):
+            chunk = rows[record.done : record.done + CHUNK]
+            sums = dict.fromkeys(FILES, 0)
+            for start in range(0, len(chunk), BATCH):
+                batch = chunk[start : start + BATCH]
+                photos = list(itertools.islice(read, len(batch)))
+                arrays = _features(classifier, photos, record.kind)
+                record.shape = list(arrays["features"].shape[1:])
+                record.failures += [
                     [images.names[row], photo]
-                    for row, photo in zip(rows, photos, strict=True)
+                    for row, photo in zip(batch, photos, strict=True)
                     if isinstance(photo, str)
                 ]
                 for file, array in arrays.items():
                     files[file].write(array.data)
                     sums[file] = zlib.crc32(array.data, sums[file])
-                report(title, rows.stop, len(images))
+                report(title, batch.stop - rows.start, len(rows))
             for file, handle in files.items():
                 handle.flush()
                 os.fsync(handle.fileno())
-                record["checksums"][file].append(sums[file])
-            record["done"] = stop  # which the record says only when the rows are on disk
-            write_json(folder / PROGRESS, record)
+                record.checksums[file].append(sums[file])
+            record.done += len(chunk)  # which the record says only when the rows are on disk
+            write_json(folder / PROGRESS, dataclasses.asdict(record))
     return record
 
 
-def _build_together(
-    folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
-) -> dict[str, Any]:
-    """Each process builds a part, of whole chunks; the first one joins them.
-
-    Another number of processes than those that were interrupted starts over.
-    """
-    parts = [folder / f"part-{index}-of-{distributed.world()}" for index in range(distributed.world())]
-    record = _record(classifier.name, images.root.name, len(images), kind)
-    if distributed.rank() == 0:
-        folder.mkdir(exist_ok=True)
-        for stale in set(folder.iterdir()) - set(parts):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        write_json(folder / PROGRESS, record)
-    distributed.together()
-    chunks = distributed.share(-(-len(images) // CHUNK))
-    rows = np.arange(chunks.start * CHUNK, min(chunks.stop * CHUNK, len(images)))
-    built = _build(parts[distributed.rank()], classifier, images.subset(rows), kind, report) if len(rows) else None
-    records = [each for each in distributed.gathered(built) if each is not None]
-    record |= {"done": len(images), "shape": records[0]["shape"]}
-    record["failures"] = [failure for each in records for failure in each["failures"]]
-    for file, checksums in record["checksums"].items():
-        checksums += [checksum for each in records for checksum in each["checksums"][file]]
-        if distributed.rank() == 0:
-            with (folder / file).open("wb") as target:
-                for part in filter(Path.exists, parts):
-                    with (part / file).open("rb") as source:
-                        shutil.copyfileobj(source, target, 1 << 22)
-                target.flush()
-                os.fsync(target.fileno())
-    return record
-
-
-def _complete(folder: Path, record: dict[str, Any]) -> None:
-    """Let the folder be a cache, if any image could be read."""
-    if len(record["failures"]) == record["images"]:
-        shutil.rmtree(folder)
-        reason = record["failures"][0][1]
-        raise CacheError(f"expected images that can be read, got none of {record['images']}: {reason}")
-    write_json(folder / MANIFEST, record, indent=1)
-    (folder / PROGRESS).unlink()
-    for part in folder.glob("part-*/"):
-        shutil.rmtree(part)
-
-
-def _resumable(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """The record of an interrupted build, its files cut back to the last whole chunk; or the new record."""
+def _resumed(folder: Path, record: _Record, rows: int) -> _Record:
+    """The record of an interrupted build, with the files cut back to the last whole chunk; or else the new record."""
+    folder.mkdir(parents=True, exist_ok=True)
     if (folder / PROGRESS).exists():
-        record = _read(folder / PROGRESS)
+        saved = _Record.read(folder / PROGRESS)
+        record = saved if saved.done <= rows else record  # else fewer processes wrote it, and this share is smaller
+    write_json(folder / PROGRESS, dataclasses.asdict(record))
     for stale in folder.glob(".*"):  # a record whose writer was killed
         stale.unlink()
-    for part in folder.glob("part-*/"):  # of an interrupted build by several processes
-        shutil.rmtree(part)
-    for file, layout in _layout(record).items():
-        path = folder / file
+    for file in FILES:
+        path, (_, _, size) = folder / file, record.layout(file)
         path.touch()
-        if _size(path) < _bytes(*layout):
-            raise CacheError(f"expected {_bytes(*layout)} bytes in {path}, got {_size(path)}: {_remedy(folder)}")
-        os.truncate(path, _bytes(*layout))
+        if path.stat().st_size < size:
+            raise CacheError(f"expected {size} bytes in {path}, got {path.stat().st_size}: {_remedy(folder)}")
+        os.truncate(path, size)
     return record
 
 
@@ -318,18 +339,17 @@ def _features(
     classifier: ExplainableClassifier, photos: list[Photo | str], kind: CacheType
 ) -> dict[str, npt.NDArray[Any]]:
     """Rows for the two files; zeros for a photo that could not be read or whose features are not finite."""
-    readable = [index for index, photo in enumerate(photos) if not isinstance(photo, str)]
-    pixels = [photo.pixels for photo in photos if not isinstance(photo, str)]
+    readable = {index: photo.pixels for index, photo in enumerate(photos) if not isinstance(photo, str)}
     # if all are broken, a grey photo tells the shape of the features
-    pixels = pixels or [np.full((*classifier.transform.size, 3), 127, np.uint8)]
+    pixels = list(readable.values()) or [np.full((*classifier.transform.size, 3), 127, np.uint8)]
     with torch.inference_mode():
         features = classifier.trunk(classifier.pixels(np.stack(pixels))).float()
         largest = features.abs().amax(dim=(1, 2, 3)).tolist()
         pooled = features.mean(dim=(2, 3)).cpu().numpy()
         maps = features.permute(0, 2, 3, 1).to(getattr(torch, kind)).cpu().numpy()
     rows = {
-        "features": np.zeros((len(photos), *maps.shape[1:]), kind),
-        "pooled": np.zeros((len(photos), pooled.shape[1]), np.float32),
+        file: np.zeros((len(photos), *made.shape[1:]), made.dtype)
+        for file, made in (("features", maps), ("pooled", pooled))
     }
     limit = float(np.finfo(kind).max)
     for index, value, cells, mean in zip(readable, largest, maps, pooled, strict=False):
@@ -343,24 +363,19 @@ def _features(
 
 
 def _opened(folder: Path) -> FeatureCache:
-    manifest = _read(folder / MANIFEST)
-    if manifest["format"] != FORMAT:
-        raise CacheError(
-            f"expected a cache of format {FORMAT}, got {manifest['format']} in {folder}: {_remedy(folder)}"
-        )
-    maps = {}
-    for file, (dtype, shape) in _layout(manifest).items():
-        expected, size = _bytes(dtype, shape), _size(folder / file)
-        if size != expected:
-            raise CacheError(f"expected {expected} bytes in {folder / file}, got {size}: {_remedy(folder)}")
-        maps[file] = np.memmap(folder / file, dtype, "r", shape=shape)
-        checksums = manifest["checksums"][file]
-        if any(_checksum(maps[file], chunk * CHUNK) != checksums[chunk] for chunk in (0, len(checksums) - 1)):
+    record = _Record.read(folder / MANIFEST)
+    if record.format != FORMAT:
+        raise CacheError(f"expected a cache of format {FORMAT}, got {record.format} in {folder}: {_remedy(folder)}")
+    maps = []
+    for file in FILES:
+        rows = record.rows(folder, file, every=False)
+        if rows is None:
             raise CacheError(
                 f"expected the features that were written, got a damaged {folder / file}: {_remedy(folder)}"
             )
-    failures = tuple((image, reason) for image, reason in manifest["failures"])
-    return FeatureCache(folder, maps["features"], maps["pooled"], failures)
+        maps.append(rows)
+    features, pooled = maps
+    return FeatureCache(folder, features, pooled, tuple((image, reason) for image, reason in record.failures))
 
 
 def _probe(cache: FeatureCache, classifier: ExplainableClassifier, images: ImageSet) -> None:
@@ -380,43 +395,3 @@ def _probe(cache: FeatureCache, classifier: ExplainableClassifier, images: Image
 
 def _remedy(folder: Path) -> str:
     return f"remove it with `bla cache remove {folder.name[:12]}` and run again"
-
-
-def _checksum(rows: npt.NDArray[Any], start: int) -> int:
-    return zlib.crc32(np.ascontiguousarray(rows[start : start + CHUNK]).data)
-
-
-def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return np.dtype(dtype).itemsize * math.prod(shape)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _record(classifier: str, data: str, images: int, kind: CacheType) -> dict[str, Any]:
-    """The record of a cache at the start of its build."""
-    return {
-        "format": FORMAT,
-        "created": timestamp(),
-        "classifier": classifier,
-        "data": data,
-        "images": images,
-        "kind": kind,
-        "done": 0,
-        "shape": None,
-        "failures": [],
-        "checksums": {"features": [], "pooled": []},
-    }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = read_json(path)
-        if not set(_record("", "", 0, "float16")) <= set(record):
-            raise ValueError("keys are missing")
-    except (ValueError, TypeError) as error:
-        raise CacheError(
-            f"expected the record of a cache in {path}, got another file: `bla cache remove {path.parent.name[:12]}`"
-        ) from error
-    return record
