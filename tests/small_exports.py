@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import timm
 import torch
 from torch import nn
@@ -50,3 +52,7 @@ def wrapped(
 
 
 Pair = tuple[ExplainableClassifier, Exported]
+
+
+def photos(rows: int, height: int = 64, width: int = 80, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(seed).integers(0, 256, (rows, height, width, 3), np.uint8)

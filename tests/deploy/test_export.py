@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import bla
 from bla.cli import run_command
 from bla.data.photo import Transform
-from bla.deploy.engine import KEY, Card, Engine, EngineError, kept_path, open_engine
+from bla.deploy.engine import KEY, Card, Engine, EngineError
 from bla.deploy.export import ExportError, export
 from bla.deploy.export.checking import check_onnx, maps_to_check
 from bla.deploy.export.graph import OUTPUTS
 from bla.explanations.explanation import Unexplained
 from bla.model.attention import BoundedLogitAttention, L2XAttention
-from bla.runs.record import RunError
-from small_exports import CLASSES, Pair, flattening, of_tokens, wrapped
+from small_exports import CLASSES, Pair, flattening, of_tokens, photos, wrapped
 
 HALF = (0.5, 0.5, 0.5)
-SHIPPED = Path(bla.__file__).parent / "runs" / "explainers" / "tf_efficientnet_lite0"
-
-
-def photos(rows: int, height: int = 64, width: int = 80, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.random.default_rng(seed).integers(0, 256, (rows, height, width, 3), np.uint8)
 
 
 def test_the_contract_of_the_file(plain: Pair) -> None:
@@ -78,12 +67,12 @@ def test_every_attention_says_what_the_module_says(each: Pair) -> None:
     assert max(miss for name, miss in exported.misses.items() if name != "photos") < 1e-4
     engine = Engine(exported.path)
     images = list(photos(5))
-    asked: list[dict[str, Any]] = [{}]
+    questions: list[dict[str, Any]] = [{}]
     if engine.card.sizes:
-        asked += [{"size": size} for size in (1, 7, engine.card.cells)]
+        questions += [{"size": size} for size in (1, 7, engine.card.cells)]
     if engine.card.targets:
-        asked += [{"target": 3}, {"target": 0, "size": 4}]
-    for arguments in asked:
+        questions += [{"target": 3}, {"target": 0, "size": 4}]
+    for arguments in questions:
         for ours, theirs in zip(
             engine.explain_each(images, batch_size=3, **arguments), classifier.explain(images, **arguments), strict=True
         ):
@@ -107,25 +96,6 @@ def test_every_attention_says_what_the_module_says(each: Pair) -> None:
     if engine.card.entry == "photos":
         outputs = engine.run(photos(2, 150, 210), sizes=3)
         assert outputs.selected.sum(axis=(1, 2)).tolist() == [3, 3]
-
-
-def test_a_size_and_a_subset_for_each_photo_of_a_batch(plain: Pair) -> None:
-    classifier, path = plain[0], plain[1].path
-    engine = Engine(path)
-    batch = photos(4)
-    own = engine.run(batch)
-    outputs = engine.run(batch, sizes=[0, 1, 6, 20])
-    assert outputs.selected.sum(axis=(1, 2)).tolist() == [own.selected[0].sum(), 1, 6, 20]
-    masks = np.stack([own.selected, np.ones_like(own.selected)], axis=1)
-    answers = engine.run(batch, masks=masks).answers
-    np.testing.assert_allclose(answers[:, 0], own.logits, atol=1e-5)
-    with torch.inference_mode():
-        features = classifier.trunk(classifier.pixels(batch))
-        np.testing.assert_allclose(answers[:, 1], classifier.head(features.mean(dim=(2, 3))), atol=1e-5)
-        # the other cells are unread: the same logits from features that have anything there
-        spoilt = features.masked_fill(~torch.from_numpy(own.selected)[:, None], 1e6)
-        weights = torch.from_numpy(own.selected / own.selected.sum(axis=(1, 2), keepdims=True)).float()
-        np.testing.assert_allclose(classifier.classify(spoilt, weights), own.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_answers_are_those_of_the_head(each: Pair) -> None:
@@ -244,142 +214,6 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
         export(odd, tmp_path / "x.pt2", to="torch")
 
 
-def test_files_that_are_not_ours(plain: Pair, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="is no file"):
-        Engine(tmp_path / "nothing.onnx")
-    (tmp_path / "text.onnx").write_text("no graph")
-    with pytest.raises(EngineError, match="expected an ONNX file"):
-        Engine(tmp_path / "text.onnx")
-    model = onnx.load(plain[1].path)
-    record = json.loads(model.metadata_props[0].value)
-    for value, message in (
-        (json.dumps(record | {"schema_version": 99}), "expected schema_version 1, got 99"),
-        (json.dumps(record | {"transform": {}}), "a transform's keys"),
-    ):
-        model.metadata_props[0].value = value
-        (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
-        with pytest.raises(EngineError, match=message):
-            Engine(tmp_path / "other.onnx")
-    del model.metadata_props[:]
-    (tmp_path / "other.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(EngineError, match="of another's"):
-        Engine(tmp_path / "other.onnx")
-    with pytest.raises(RunError, match="a run folder or a shipped explainer"):
-        open_engine("nowhere")
-    with pytest.raises(RunError, match="expected a complete run"):
-        open_engine(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"sizes": 21}, "expected a size from 1 to 20, got 21"),
-        ({"sizes": -1}, "expected a size"),
-        ({"sizes": 2.5}, "expected a size"),
-        ({"masks": np.zeros((1, 4, 5))}, "at least one cell"),
-        ({"masks": np.full((1, 4, 5), 0.5)}, "of 0 and 1"),
-        ({"masks": np.ones((1, 5, 4))}, "expected masks of shape"),
-    ],
-)
-def test_wrong_questions(plain: Pair, arguments: Any, message: str) -> None:
-    with pytest.raises(EngineError, match=message):
-        Engine(plain[1].path).run(photos(1), **arguments)
-
-
-def test_photos_that_cannot_be_read_and_numbers_that_are_none(plain: Pair) -> None:
-    engine = Engine(plain[1].path)
-    found = list(engine.explain_each(["nowhere.jpg", photos(1)[0], b"no photo"], batch_size=2))
-    assert [isinstance(result, Unexplained) for result in found] == [True, False, True]
-    assert "no such file" in found[0].to_dict()["error"]
-    broken = io.BytesIO()
-    model = onnx.load(plain[1].path)
-    for tensor in model.graph.initializer:
-        if tensor.name.endswith("head.graph.3.bias") or (tensor.dims == [5] and tensor.data_type == 1):
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(5, np.nan, np.float32), tensor.name))
-    broken.write(model.SerializeToString())
-    path = plain[1].path.with_name("nan.onnx")
-    path.write_bytes(broken.getvalue())
-    (result,) = Engine(path).explain_each([photos(1)[0]])
-    assert isinstance(result, Unexplained)
-    assert "NaN" in result.error
-
-
 def test_the_command(plain: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["export", "nowhere", "--out", str(tmp_path / "x.onnx")]) == 2
     assert "expected a run folder" in capsys.readouterr().err
-
-
-def test_a_run_is_exported_once_and_kept(plain: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def exporting(command: list[str], **_: Any) -> Any:
-        calls.append(command)
-        Path(command[-1]).parent.mkdir(parents=True, exist_ok=True)
-        Path(command[-1]).write_bytes(plain[1].path.read_bytes())
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", exporting)
-    for _ in range(2):
-        assert open_engine("tf_efficientnet_lite0").path == kept_path(SHIPPED)
-    assert [command[1:5] for command in calls] == [["-m", "bla", "export", str(SHIPPED)]]
-    kept_path(SHIPPED).unlink()
-
-
-def test_a_run_that_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def in_this_process(command: list[str], **_: Any) -> Any:
-        with contextlib.redirect_stderr(io.StringIO()) as errors:
-            code = run_command(command[3:])
-        return subprocess.CompletedProcess(command, code, stderr=errors.getvalue())
-
-    monkeypatch.setattr(subprocess, "run", in_this_process)
-    for name in ("run.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((SHIPPED / name).read_bytes()[:100])
-    with pytest.raises(EngineError, match=f"{tmp_path}: .*expected"):
-        open_engine(tmp_path)
-
-
-WITHOUT_TORCH = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "timm", "torchvision", "onnx"):
-            raise ImportError(name + " is blocked")
-sys.meta_path.insert(0, Blocked())
-sys.argv = sys.argv[1:]
-import runpy
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_the_documented_program_needs_no_torch(plain: Pair, tmp_path: Path) -> None:
-    """examples/explain_onnx.py, of 20 lines, explains a photograph with onnxruntime, numpy and Pillow alone."""
-    classifier, path = plain[0], plain[1].path
-    from PIL import Image
-    from skimage.data import chelsea
-
-    program = Path(__file__).parents[2] / "examples" / "explain_onnx.py"
-    photo = tmp_path / "cat.png"
-    Image.fromarray(chelsea()).save(photo)
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(program), str(path), str(photo)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    (expected,) = classifier.explain(photo)
-    assert len([line for line in program.read_text().splitlines() if line]) <= 20
-    assert done.stdout.splitlines()[0].startswith(f"{expected.prediction.label} {expected.prediction.probability:.1%}")
-    drawn = [[character == "#" for character in line.split()] for line in done.stdout.splitlines()[1:5]]
-    assert drawn == expected.selected.tolist()
-
-
-def test_the_answers_to_cells_by_themselves_are_their_votes(plain: Pair) -> None:
-    classifier, path = plain[0], plain[1].path
-    photo = photos(1)[0]
-    (why,) = classifier.explain(photo, size=4, target="cat", against="ant")
-    assert why.votes is not None
-    cells = np.argwhere(why.selected)
-    masks = np.zeros((1, len(cells), *why.grid))
-    masks[0, range(len(cells)), cells[:, 0], cells[:, 1]] = 1
-    engine = Engine(path)
-    answers = engine.run(photo[None], masks=masks).answers[0]
-    margins = answers[:, 2] - answers[:, 0]
-    assert margins.mean() == pytest.approx(why.votes.logit, abs=1e-4)
-    votes = (margins - why.votes.offset) / len(cells)
-    assert votes == pytest.approx(why.votes.cells[why.selected], abs=1e-4)

@@ -53,11 +53,11 @@ def photo(seed: int = 0, size: tuple[int, int] = (90, 70), form: str = "PNG", mo
 def test_one_or_many_in_every_form(client: TestClient, engine: Engine) -> None:
     sent = [photo(0), photo(1, form="JPEG")]
     expected = [result.to_dict() | {"image": ""} for result in engine.explain_each(sent, size=3, target=1)]
-    asked = "/v1/explain?size=3&target=bee"
+    route = "/v1/explain?size=3&target=bee"
     encoded = [base64.b64encode(content).decode() for content in sent]
     answers = [
-        client.post(asked, files=[("photo", ("../a/x.png", sent[0])), ("photo", ("y\\z.jpg", sent[1]))]),
-        client.post(asked, json={"photos": [encoded[0], f"data:image/jpeg;base64,{encoded[1]}"]}),
+        client.post(route, files=[("photo", ("../a/x.png", sent[0])), ("photo", ("y\\z.jpg", sent[1]))]),
+        client.post(route, json={"photos": [encoded[0], f"data:image/jpeg;base64,{encoded[1]}"]}),
     ]
     names = (["x.png", "z.jpg"], ["photo 0", "photo 1"])
     for answer, own in zip(answers, names, strict=True):
@@ -67,7 +67,7 @@ def test_one_or_many_in_every_form(client: TestClient, engine: Engine) -> None:
             assert result["selected"] == reference["selected"]
             assert result["target"] == 1
             np.testing.assert_allclose(result["unbounded"], reference["unbounded"], atol=1e-5)
-    raw = client.post(asked, content=sent[0], headers={"content-type": "image/png"}).json()["explanations"][0]
+    raw = client.post(route, content=sent[0], headers={"content-type": "image/png"}).json()["explanations"][0]
     assert raw["selected"] == expected[0]["selected"]
 
 
@@ -83,11 +83,11 @@ def test_a_picture(client: TestClient) -> None:
 def test_answers_of_subsets(client: TestClient, engine: Engine) -> None:
     (why,) = client.post("/v1/explain", files={"photo": photo()}).json()["explanations"]
     masks = [why["selected"], np.ones(engine.grid, int).tolist()]
-    asked: list[dict[str, Any]] = [
+    requests: list[dict[str, Any]] = [
         {"files": {"photo": photo()}, "data": {"masks": json.dumps(masks)}},
         {"json": {"photos": [base64.b64encode(photo()).decode()], "masks": masks}},
     ]
-    for form in asked:
+    for form in requests:
         own, whole = client.post("/v1/answers", **form).json()["answers"]
         assert own["size"] == why["size"]
         assert own["prediction"]["index"] == why["prediction"]["index"]
@@ -170,17 +170,17 @@ def bad_requests() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def test_two_hundred_kinds_of_bad_input(client: TestClient) -> None:
-    """Every one gets a reason, none a fault; afterwards the server is well, and nobody is left in the house."""
-    asked = list(bad_requests())
+    """Each is refused with a reason; afterwards the server is up and no photo is under way."""
+    requests = list(bad_requests())
     for name, content in BAD_PHOTOS.items():
         form = {"content": content, "headers": {"content-type": "application/octet-stream"}}
-        asked.append((name, "/v1/explain", form))
-        asked.append((f"{name} in a form", "/v1/explain", {"files": {"photo": (f"../../{name}\x00", content)}}))
-    asked += [
+        requests.append((name, "/v1/explain", form))
+        requests.append((f"{name} in a form", "/v1/explain", {"files": {"photo": (f"../../{name}\x00", content)}}))
+    requests += [
         (path, path, {"content": b"x"}) for path in ("/../etc/passwd", "/v1/explain/../..", "/%2e%2e/x", "/static/x")
     ]
-    assert len(asked) >= 200
-    for name, path, form in asked:
+    assert len(requests) >= 200
+    for name, path, form in requests:
         answer = client.post(path, **form)
         # what is left of a photo may still be one, of fewer rows
         assert answer.status_code in (404, 405, 413, 415, 422) or (" cut at " in name and answer.status_code == 200), (
@@ -240,10 +240,10 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def run(self, photos: Any, **asked: Any) -> Outputs:
+    def run(self, photos: Any, **question: Any) -> Outputs:
         self.sizes.append(len(photos))
         time.sleep(self.seconds)
-        return self.engine.run(photos, **asked)
+        return self.engine.run(photos, **question)
 
 
 def test_requests_are_run_together(engine: Engine) -> None:
@@ -270,8 +270,8 @@ def test_overload_is_refused_and_all_that_was_accepted_is_answered(engine: Engin
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             headers = {"content-type": "image/png"}
-            asked = (client.post("/v1/explain", content=photo(), headers=headers) for _ in range(60))
-            return await asyncio.gather(*asked)
+            requests = (client.post("/v1/explain", content=photo(), headers=headers) for _ in range(60))
+            return await asyncio.gather(*requests)
 
     answers = asyncio.run(storm())
     statuses = [answer.status_code for answer in answers]
@@ -339,13 +339,13 @@ def test_the_page_in_a_browser(phone: bool, browser: Browser, engine: Engine, tm
     (tmp_path / "photo.png").write_bytes(photo(size=(300, 200)))
     (tmp_path / "text.png").write_bytes(b"no photo")
     faults: list[str] = []
-    asked: list[str] = []
+    requests: list[str] = []
     try:
         size = {"width": 390, "height": 844} if phone else {"width": 1200, "height": 850}
         context = browser.new_context(viewport=size, color_scheme="dark" if phone else "light", has_touch=phone)  # type: ignore[arg-type]
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("request", lambda request: requests.append(request.url))
         page.goto(f"http://127.0.0.1:{port}/")
         page.set_input_files("#choose", tmp_path / "text.png")
         page.wait_for_selector("#error:visible")
@@ -375,4 +375,4 @@ def test_the_page_in_a_browser(phone: bool, browser: Browser, engine: Engine, tm
         server.should_exit = True
         thread.join()
     assert faults == []
-    assert all(url.startswith((f"http://127.0.0.1:{port}/", "blob:", "data:")) for url in asked)
+    assert all(url.startswith((f"http://127.0.0.1:{port}/", "blob:", "data:")) for url in requests)

@@ -58,7 +58,7 @@ class ExplainedGraph(nn.Module):
             return (read(self.head, features, hard), *maps, *last)
         if not self.attention.gate:
             masks = masks / masks.sum(dim=(2, 3), keepdim=True)
-        # the selection and the subsets asked about go through the head together
+        # The head reads the selection and the other subsets together.
         logits = read_each(self.head, features, torch.cat([hard[:, None], masks], dim=1))
         return logits[:, 0], *maps, logits[:, 1:], *last
 
