@@ -94,9 +94,6 @@ class Attention(nn.Module):
         """The classes (B,) that are explained by default; None where the selection depends on no class."""
         return None
 
-    def default_judge(self, head: nn.Module) -> None:
-        """Let a class-conditional score ask this head about each cell, unless it has one to ask."""
-
     def calibrate(self, features: Tensor) -> None:
         """Start at the scale of these features (B, C, H, W); a kind without a bound starts anywhere."""
 
@@ -290,11 +287,6 @@ class ClassAwareAttention(BoundedLogitAttention):
         if self.judge is not None:
             self.judge.eval()
         return self
-
-    def default_judge(self, head: nn.Module) -> None:
-        """Let the score ask this head about each cell, unless it has one to ask."""
-        if self.judge is None:
-            self.judge = head
 
     def predicted(self, features: Tensor) -> Tensor:
         """The classes (B,) that the judge predicts from all cells of features (B, C, H, W)."""

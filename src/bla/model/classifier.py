@@ -30,7 +30,7 @@ class ExplainableClassifier(nn.Module):
     """A classifier whose prediction is made from a selected subset of its feature map alone.
 
     ``logits = head(sum_n g_n trunk(pixels)_n)`` with g the hard selection in evaluation mode and the soft one in
-    training mode. Made by :func:`explainable`; trained by :func:`bla.fit`, or in any loop of your own (then set
+    training mode. Made by :func:`explainable`; trained by :func:`bla.fit`, or in your training loop (then set
     ``fitted = True``). The trunk is frozen and stays in evaluation mode; so does the head while ``frozen_head``.
 
     Attributes
@@ -351,7 +351,8 @@ def explainable(
             f"{name}: expected a class-agnostic attention with several_labels, got a class-aware one, which explains "
             "one class: an image has one selection for all; explanation.present has each label's votes"
         )
-    attention.default_judge(found.head)
+    if getattr(attention, "judge", found.head) is None:  # of a class-conditional one
+        attention.judge = found.head
     return ExplainableClassifier(
         found.trunk,
         attention,

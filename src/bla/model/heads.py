@@ -1,7 +1,7 @@
 """Heads: what reads the selected cells of a feature map and gives logits.
 
-A head is called by :func:`read`, with features (B, C, H, W) and weights (B, H, W). Most heads read one pooled vector,
-the weighted sum of the cells: any module that takes (B, C), or one of the classes below that call the rest of a
+A head is called by :func:`read`, with features (B, C, H, W) and weights (B, H, W). Most read one pooled vector, the
+weighted sum of the cells: any module that takes (B, C), or one of the classes below, which call the rest of a
 classifier. A :class:`MapHead` reads the map itself and is given what is kept of each cell.
 """
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from bla.model.heads import MapHead
-from bla.model.tracing import token_grid
+from bla.model.tracing import TracingError, token_grid
 
 _LEAST = 1e-6
 """Below this, what is kept of a cell in training changes its logits no more."""
@@ -81,8 +81,7 @@ class _Replacing(TorchFunctionMode):
             key = args[1]  # (N, B, C)
             bias = self._bias_of(key.shape[0], 2)
             if bias is not None:
-                heads, queries = args[4], args[0].shape[0]
-                mask = bias[:, None, None].expand(-1, heads, queries, -1).flatten(0, 1)
+                mask = bias[:, None, None].expand(-1, args[4], args[0].shape[0], -1).flatten(0, 1)  # heads, queries
                 own = kwargs.get("attn_mask")
                 kwargs |= {"attn_mask": mask if own is None else mask + own, "is_causal": False}
         elif func in _SOFTMAXES and isinstance(args[0], Tensor) and args[0].ndim >= 3:
@@ -123,9 +122,8 @@ class JoinedTrunk(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, h, w) to features (B, 2D, H, W)."""
         height, width = pixels.shape[2] // self.cell[0], pixels.shape[3] // self.cell[1]
-        with _Watching(
-            lambda parts: parts[-1].shape[1] == height * width and _length(parts[:-1]) == self.prefix
-        ) as seen:
+        counts = (self.prefix, height * width)
+        with _Watching(lambda parts: (_length(parts[:-1]), parts[-1].shape[1]) == counts) as seen:
             self.model(pixels)
         assert seen.patches is not None
         tokens = torch.cat([seen.patches, seen.last[:, -seen.patches.shape[1] :]], dim=2)
@@ -151,14 +149,14 @@ class JoinedHead(MapHead):
         return logits
 
 
-def split_at_join(own: nn.Module, pixels: Tensor) -> tuple[JoinedTrunk, JoinedHead] | None:
-    """Cut where the first class token joins patch tokens; None where none does."""
+def split_at_join(own: nn.Module, pixels: Tensor) -> tuple[nn.Module, nn.Module]:
+    """Cut where the first class token joins patch tokens."""
     size = (pixels.shape[2], pixels.shape[3])
     with _Watching(lambda parts: token_grid(parts[-1].shape[1], size) is not None and _constant(parts[:-1])) as seen:
         own(pixels)
     grid = None if seen.patches is None else token_grid(seen.patches.shape[1], size)
     if seen.patches is None or grid is None:
-        return None
+        raise TracingError("expected a class token that joins patch tokens, found none")
     prefix, cell = seen.joined.shape[1] - seen.patches.shape[1], (size[0] // grid[0], size[1] // grid[1])
     return JoinedTrunk(own, prefix, cell), JoinedHead(own, prefix, cell)
 

@@ -241,28 +241,14 @@ def _cut_timm_map(own: nn.Module, pixels: Tensor) -> Parts:
     return trunk, TimmMapHead(own, trunk.channels_last)
 
 
-def _cut_joined(own: nn.Module, pixels: Tensor) -> Parts:
-    """Where a class token joins the patch tokens."""
-    parts = split_at_join(own, pixels)
-    if parts is None:
-        raise TracingError("expected a class token that joins patch tokens, found none")
-    return parts
-
-
 Cut = Callable[[nn.Module, Tensor], Parts]
 
 
-def _cut_exported(own: nn.Module, pixels: Tensor) -> Parts:
-    return split_at_average(exported(own, pixels))
-
-
-_TIMM_WAYS: tuple[Cut, ...] = (_cut_timm, _cut_joined, _cut_exported, _cut_timm_map)
-_OTHER_WAYS: tuple[Cut, ...] = (
-    lambda own, pixels: split_at_average(traced(own, pixels)),
-    _cut_joined,
-    lambda own, pixels: split_at_map(traced(own, pixels)),
-    _cut_exported,
-)
+_cut_traced: Cut = lambda own, pixels: split_at_average(traced(own, pixels))  # noqa: E731
+_cut_traced_map: Cut = lambda own, pixels: split_at_map(traced(own, pixels))  # noqa: E731
+_cut_exported: Cut = lambda own, pixels: split_at_average(exported(own, pixels))  # noqa: E731
+_TIMM_WAYS = (_cut_timm, split_at_join, _cut_exported, _cut_timm_map)
+_OTHER_WAYS = (_cut_traced, split_at_join, _cut_traced_map, _cut_exported)
 
 
 def _traced_trunk(own: nn.Module, pixels: Tensor) -> nn.Module:

@@ -64,7 +64,6 @@ class BoundedLogits(SubsetOperator):
     gate: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse settings that contradict one another."""
         check_positive("temperature", self.temperature)
         if self.k is not None:
             check_positive("k", self.k)

@@ -23,7 +23,6 @@ class FixedSize(SubsetOperator):
     k: int
 
     def __post_init__(self) -> None:
-        """Refuse a size below 1."""
         check_positive("k", self.k)
 
     def _hard(self, scores: Tensor, mask: Tensor) -> Tensor:

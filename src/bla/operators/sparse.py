@@ -27,7 +27,6 @@ class Sparsemax(SubsetOperator):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a temperature that is not positive."""
         check_positive("temperature", self.temperature)
 
     def _weights(self, scores: Tensor) -> Tensor:
@@ -85,7 +84,6 @@ class HardConcrete(SubsetOperator):
     beta: float = 2 / 3
 
     def __post_init__(self) -> None:
-        """Refuse a beta that is not positive."""
         check_positive("beta", self.beta)
 
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
