@@ -111,9 +111,7 @@ def measured(data: Splits, out: Path, kind: str, name: str, seed: int) -> dict[s
         seeded=False,
     )
     with torch.enable_grad():
-        opened = bla.runs.run.train(
-            splits, out / f"run-{kind}-{name}-{seed}", dataclasses.replace(SETTINGS[name], seed=seed)
-        )
+        opened = bla.runs.run.train(splits, out / f"run-{kind}-{name}-{seed}", SETTINGS[name].replace(seed=seed))
     subjects = find_photos(opened, splits, limit=None, seed=seed, cache=None, report=show)
     batch, predicted = subjects.batch(np.arange(len(subjects))), subjects.predicted
     setting = catalogue.Setting(subjects, seed=seed, report=show)
