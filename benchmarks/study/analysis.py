@@ -24,12 +24,13 @@ from benchmarks.results import parser_of
 from benchmarks.study.memory import without_pages
 from bla.progress import Progress, shown_progress
 from bla.study.analysis import analyse
+from bla.study.behaviour import Behaviour
 from bla.study.effect import Effect, Trials
 from bla.study.plan import Plan, Population
 from bla.study.power import people_needed, power_of
 from bla.study.rehearsal import behaviour_for, rehearse
 from bla.study.responses import Collected
-from bla.study.simulation import Behaviour, strengths_for
+from bla.study.simulation import strengths_for
 from bla.study.store import Store
 
 PEOPLE = Behaviour(person_sd=1.0, photo_sd=0.5, noise=0.05, side=0.3, drop_out=0.05, careless=0.05)

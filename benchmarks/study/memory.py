@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from bla.study.behaviour import Behaviour
 from bla.study.plan import Plan
 from bla.study.rehearsal import Seen, actor_of
 from bla.study.responses import DECOY, Collected, Participant
 from bla.study.schedule import Trial, trials_of
-from bla.study.simulation import Behaviour
 
 
 def without_pages(plan: Plan, behaviour: Behaviour, people: int, *, seed: int = 0) -> Collected:

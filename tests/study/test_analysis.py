@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bla.study.analysis import analyse
+from bla.study.behaviour import Behaviour
 from bla.study.errors import AnalysisError
 from bla.study.plan import Plan
 from bla.study.responses import Collected, Participant, Response
 from bla.study.results import as_json, cautions, methods, page, verdicts
-from bla.study.simulation import Behaviour, Person, Reply, strengths_for
+from bla.study.simulation import Person, Reply, strengths_for
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 

@@ -10,10 +10,11 @@ import pytest
 from scipy import integrate, stats
 
 from bla.cli import run_command
-from bla.study.effect import Effect, Trials, simulated_studies
+from bla.study.behaviour import Behaviour
+from bla.study.effect import Effect, Trials
 from bla.study.errors import AnalysisError
 from bla.study.power import p_values, people_needed, power_of
-from bla.study.simulation import Behaviour, Person, centre, photo_leanings, strengths_for, strengths_on
+from bla.study.simulation import Person, centre, photo_leanings, simulated_studies, strengths_for, strengths_on
 
 QUIET = Behaviour(person_sd=1.0, photo_sd=0.5)
 

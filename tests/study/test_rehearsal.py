@@ -15,11 +15,11 @@ import pytest
 from benchmarks.study.memory import without_pages
 from bla.cli import run_command
 from bla.study.analysis import analyse
+from bla.study.behaviour import Behaviour
 from bla.study.errors import StudyError
 from bla.study.plan import Plan
 from bla.study.rehearsal import behaviour_for, rehearse
 from bla.study.responses import Collected
-from bla.study.simulation import Behaviour
 from bla.study.store import Store
 from small_study import small_study
 

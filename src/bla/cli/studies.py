@@ -14,12 +14,11 @@ from bla.cli.sharing import Flag, Json
 from bla.progress import shown_progress
 
 with needs_extra("study"):
+    from bla.study.behaviour import Behaviour, RehearsalBehaviour
     from bla.study.effect import EffectSize
     from bla.study.guard import Limits
     from bla.study.plan import Plan
     from bla.study.preparing import Wishes
-    from bla.study.simulation import Behaviour, RehearsalBehaviour
-    from bla.study.store import Store
 
 studies = App(name="study", help_format="plaintext")
 
@@ -93,9 +92,11 @@ def serve(
     :param port: The port; 0 takes a free one.
     :param proxy: The address of your reverse proxy (which brings HTTPS), so that rate limits apply to its clients.
     """
-    from bla.study.app import create_app
-    from bla.study.serving import listening, serve
-    from bla.study.texts import Texts
+    with needs_extra("study"):
+        from bla.study.app import create_app
+        from bla.study.serving import listening, serve
+        from bla.study.store import Store
+        from bla.study.texts import Texts
 
     with Store.of(folder, db) as store:
         app = create_app(folder, store, limits=limits)
@@ -131,7 +132,9 @@ def rehearse(
     :param against: In tasks with right answers, their share with the other arms. By default the same.
     :param keep: Refuse to replace an earlier rehearsal.
     """
-    from bla.study.rehearsal import behaviour_for, rehearse
+    with needs_extra("study"):
+        from bla.study.rehearsal import behaviour_for, rehearse
+        from bla.study.store import Store
 
     plan = Plan.load(folder)
     people = plan.people if people is None else people
@@ -170,6 +173,8 @@ def export(
 
     :param out: The folder to write into.
     """
+    with needs_extra("study"):
+        from bla.study.store import Store
     with Store.of(folder, db, rehearsal=rehearsal, new=False) as store:
         collected = store.collected(Plan.load(folder))
     written = collected.save(out)
@@ -198,8 +203,10 @@ def results(
     :param out: The page to write, with its numbers as JSON beside it. By default STUDY/results.html, or
         STUDY/simulated-results.html.
     """
-    from bla.study.analysis import analyse
-    from bla.study.results import as_json, cautions, save, verdicts
+    with needs_extra("study"):
+        from bla.study.analysis import analyse
+        from bla.study.results import as_json, cautions, save, verdicts
+        from bla.study.store import Store
 
     plan = Plan.load(folder)
     with Store.of(folder, db, rehearsal=rehearsal, new=False) as store:
@@ -236,7 +243,8 @@ def power(
     :param wanted: The power to reach.
     :param simulations: Simulated studies for each number of people tried.
     """
-    from bla.study.power import people_needed, power_of
+    with needs_extra("study"):
+        from bla.study.power import people_needed, power_of
 
     plan = None if study is None else Plan.load(study)
     wished = (effect or EffectSize()).between_two_arms(behaviour or Behaviour(), plan)

@@ -1,20 +1,14 @@
-"""What a study is to find, and simulated studies in which it holds, as arrays."""
+"""What a study is to find: the size of an effect, the layout of its trials, and the test."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-from scipy.special import expit
-
+from bla.study.behaviour import Behaviour
 from bla.study.errors import AnalysisError
 from bla.study.plan import Analysis, Plan, Population
-from bla.study.simulation import Behaviour, centre, centres
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Number = TypeVar("Number", int, float)
 
 
@@ -135,47 +129,3 @@ class EffectSize:
 
 def _stated(value: Number | None, otherwise: Number) -> Number:
     return otherwise if value is None else value
-
-
-def simulated_studies(effect: Effect, people: int, studies: int, rng: np.random.Generator) -> tuple[Floats, Bools]:
-    """(S, I, J) outcomes of many studies of two arms, nan: not asked or excluded; (S, I, J) whether of the second arm.
-
-    Side by side an outcome is 1 where the first arm is chosen, and all are of the first arm. With `against` it is 1
-    where the answer is right, and half of a person's photos are shown with the second arm, where the mask is True. For
-    the population of people the photos are fixed: the shares hold on each study's own photos. For people and photos
-    the photos are drawn, too, and move a study's shares.
-    """
-    b, trials, shape = effect.behaviour, effect.trials, (studies, people, effect.trials.photos)
-    # The place of each photo in each person's own random order. Every second one has the first arm on the left, or is
-    # shown with the second arm.
-    place = rng.random(shape, np.float32).argsort(axis=2)
-    odd = place % 2 == 1
-    first = _logits(effect, effect.share, shape, rng)
-    if effect.against is None:
-        second = np.zeros(shape, bool)
-        logit = first + np.where(odd, -b.side, b.side)
-    else:
-        second = odd
-        logit = np.where(odd, _logits(effect, effect.against, shape, rng), first)
-    careless = rng.random((studies, people, 1)) < b.careless
-    coin = careless | (rng.random(shape) < b.noise)
-    outcomes = (rng.random(shape) < np.where(coin, 0.5, expit(logit))).astype(np.float64)
-    leaves = np.where(
-        rng.random((studies, people)) < b.drop_out, rng.integers(0, trials.each, (studies, people)), trials.each
-    )
-    outcomes[place >= leaves[:, :, None]] = np.nan  # at most `each` are asked
-    passed = rng.binomial(trials.catches, np.where(careless[:, :, 0], 0.5, b.attention))
-    out = (passed < trials.passes) | (leaves < trials.complete * trials.each) | (leaves == 0)
-    outcomes[out] = np.nan
-    return outcomes, second
-
-
-def _logits(effect: Effect, share: float, shape: tuple[int, int, int], rng: np.random.Generator) -> Floats:
-    """(S, I, J) logits of newly drawn people and photos."""
-    b, (studies, people, photos) = effect.behaviour, shape
-    photo = rng.normal(0, b.photo_sd, (studies, 1, photos))
-    if effect.population == "people":
-        middle = centres(share, photo[:, 0], b.person_sd)
-    else:
-        middle = np.full(studies, centre(share, float(np.hypot(b.person_sd, b.photo_sd))))
-    return np.asarray(middle[:, None, None] + photo + rng.normal(0, b.person_sd, (studies, people, 1)), np.float64)

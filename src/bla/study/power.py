@@ -21,8 +21,9 @@ from scipy import stats
 from bla.metrics.statistics import sign_flips
 from bla.progress import Progress, silent
 from bla.study import crossed
-from bla.study.effect import Effect, simulated_studies
+from bla.study.effect import Effect
 from bla.study.errors import AnalysisError
+from bla.study.simulation import simulated_studies
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

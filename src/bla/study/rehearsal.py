@@ -19,13 +19,14 @@ from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 
 from bla.progress import Progress, silent
 from bla.study.app import create_app
+from bla.study.behaviour import Behaviour
 from bla.study.errors import StudyError
 from bla.study.guard import Limits
 from bla.study.plan import Plan
 from bla.study.responses import Collected
 from bla.study.schedule import LEFT_RIGHT, YES_NO, trials_of
 from bla.study.serving import served
-from bla.study.simulation import Behaviour, Person, Reply, strengths_for, strengths_on
+from bla.study.simulation import Person, Reply, strengths_for, strengths_on
 from bla.study.store import Store
 from bla.study.texts import Texts
 

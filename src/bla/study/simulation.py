@@ -16,72 +16,26 @@ Nothing that comes from here may be shown without the word "simulated".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from cyclopts import Parameter
 from scipy import optimize
 from scipy.special import expit
 
+from bla.study.behaviour import Behaviour
+from bla.study.effect import Effect
 from bla.study.errors import AnalysisError
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 _FAR = 100.0
 _LOGITS = np.linspace(-_FAR, _FAR, 8_001)  # where mean shares are computed; between them they are interpolated
 _Z = np.linspace(-8, 8, 321)
 _DENSITY = np.exp(-(_Z**2) / 2) / np.exp(-(_Z**2) / 2).sum()
 _PHOTOS, _PERSON, _ANSWER = 1, 2, 3  # streams of random numbers
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """How simulated people answer; the model is in the module's docstring. The command line sets all but three."""
-
-    strengths: Annotated[tuple[float, ...], Parameter(parse=False)] = (0.0, 0.0)
-    """Logits, one per arm."""
-    person_sd: float = 1.0
-    """Standard deviation between people in what they prefer, in logits."""
-    photo_sd: float = 0.5
-    """Standard deviation between photos in which arm they favour, in logits."""
-    noise: float = 0.0
-    """Share of answers given at random."""
-    side: float = 0.0
-    """Bias towards the left picture, in logits."""
-    drop_out: float = 0.0
-    """Share of people who leave before the end."""
-    careless: float = 0.0
-    """Share of people who answer everything at random, attention checks included."""
-    attention: Annotated[float, Parameter(parse=False)] = 1.0
-    """Probability that a careful person passes an attention check."""
-    seconds: Annotated[float, Parameter(parse=False)] = 5.0
-    """Median response time."""
-
-    def __post_init__(self) -> None:
-        """Refuse what is no behaviour."""
-        for name in ("noise", "drop_out", "careless", "attention"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise AnalysisError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
-        for name in ("person_sd", "photo_sd"):
-            if not 0 <= getattr(self, name) <= 10:
-                raise AnalysisError(f"expected {name} from 0 to 10 logits, got {getattr(self, name)}")
-        if not self.seconds > 0:
-            raise AnalysisError(f"expected seconds above 0, got {self.seconds}")
-        if not self.strengths or not np.isfinite([*self.strengths, self.side]).all():
-            raise AnalysisError(f"expected finite strengths, at least one, and side bias, got {self.strengths}")
-
-
-@dataclass(frozen=True)
-class RehearsalBehaviour(Behaviour):
-    """The behaviour of a rehearsal's people unless stated otherwise: some leave, some are careless."""
-
-    drop_out: float = 0.05
-    """Share of people who leave before the end."""
-    careless: float = 0.05
-    """Share of people who answer everything at random, attention checks included."""
 
 
 class Reply(NamedTuple):
@@ -210,3 +164,47 @@ def strengths_on(shares: Sequence[float], behaviour: Behaviour, seed: int, photo
         for arm, share in enumerate(shares)
     ]
     return (*found, 0.0)
+
+
+def simulated_studies(effect: Effect, people: int, studies: int, rng: np.random.Generator) -> tuple[Floats, Bools]:
+    """(S, I, J) outcomes of many studies of two arms, nan: not asked or excluded; (S, I, J) whether of the second arm.
+
+    Side by side an outcome is 1 where the first arm is chosen, and all are of the first arm. With `against` it is 1
+    where the answer is right, and half of a person's photos are shown with the second arm, where the mask is True. For
+    the population of people the photos are fixed: the shares hold on each study's own photos. For people and photos
+    the photos are drawn, too, and move a study's shares.
+    """
+    b, trials, shape = effect.behaviour, effect.trials, (studies, people, effect.trials.photos)
+    # The place of each photo in each person's own random order. Every second one has the first arm on the left, or is
+    # shown with the second arm.
+    place = rng.random(shape, np.float32).argsort(axis=2)
+    odd = place % 2 == 1
+    first = _logits(effect, effect.share, shape, rng)
+    if effect.against is None:
+        second = np.zeros(shape, bool)
+        logit = first + np.where(odd, -b.side, b.side)
+    else:
+        second = odd
+        logit = np.where(odd, _logits(effect, effect.against, shape, rng), first)
+    careless = rng.random((studies, people, 1)) < b.careless
+    coin = careless | (rng.random(shape) < b.noise)
+    outcomes = (rng.random(shape) < np.where(coin, 0.5, expit(logit))).astype(np.float64)
+    leaves = np.where(
+        rng.random((studies, people)) < b.drop_out, rng.integers(0, trials.each, (studies, people)), trials.each
+    )
+    outcomes[place >= leaves[:, :, None]] = np.nan  # at most `each` are asked
+    passed = rng.binomial(trials.catches, np.where(careless[:, :, 0], 0.5, b.attention))
+    out = (passed < trials.passes) | (leaves < trials.complete * trials.each) | (leaves == 0)
+    outcomes[out] = np.nan
+    return outcomes, second
+
+
+def _logits(effect: Effect, share: float, shape: tuple[int, int, int], rng: np.random.Generator) -> Floats:
+    """(S, I, J) logits of newly drawn people and photos."""
+    b, (studies, people, photos) = effect.behaviour, shape
+    photo = rng.normal(0, b.photo_sd, (studies, 1, photos))
+    if effect.population == "people":
+        middle = centres(share, photo[:, 0], b.person_sd)
+    else:
+        middle = np.full(studies, centre(share, float(np.hypot(b.person_sd, b.photo_sd))))
+    return np.asarray(middle[:, None, None] + photo + rng.normal(0, b.person_sd, (studies, people, 1)), np.float64)
