@@ -23,11 +23,7 @@ from torchvision.models.convnext import CNBlockConfig
 from bla.data.photo import DataError, Transform
 from bla.explanations.explanation import Explanation, Unexplained
 from bla.model.attention import BoundedLogitAttention, L2XAttention
-from bla.model.classifier import (
-    ClassifierError,
-    ExplainableClassifier,
-    explainable,
-)
+from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
 from bla.model.joining import _Replacing
 from bla.model.parts import tensor_in
 from bla.model.preprocessing import imagenet_classes, transform_of

@@ -93,5 +93,5 @@ def test_transforms_of_processors() -> None:
     assert mobile == Transform((224, 224), half, half, "bilinear", crop_fraction=224 / 256, source="transformers")
     convnext = transform_of_processor(transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, resample=3))
     assert (convnext.size, convnext.interpolation, convnext.crop_fraction) == ((384, 384), "bicubic", 0.875)
-    with pytest.raises(ClassifierError, match=r"expected a bla.data.photo.Transform or an image processor .*, got int"):
+    with pytest.raises(ClassifierError, match=r"expected a bla.Transform or an image processor .*, got int"):
         bla.explainable(MAKERS["resnet"][0](), transform=3)

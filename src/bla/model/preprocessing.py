@@ -63,7 +63,7 @@ def transform_of_processor(processor: Any) -> Transform:
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ClassifierError(
-            "expected a bla.data.photo.Transform or an image processor of transformers, got "
+            "expected a bla.Transform or an image processor of transformers, got "
             f"{type(processor).__name__} ({type(error).__name__}: {error})"
         ) from error
 

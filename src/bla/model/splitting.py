@@ -13,16 +13,7 @@ from bla.data.photo import Transform
 from bla.model.heads import TimmHead, TimmMapHead, kept, read, reads_maps
 from bla.model.joining import split_at_join
 from bla.model.parts import NamedPart, Part, named_parts, tensor_in
-from bla.model.tracing import (
-    TokenTrunk,
-    TracingError,
-    exported,
-    said,
-    split_at_average,
-    split_at_map,
-    traced,
-    trunk_of,
-)
+from bla.model.tracing import TokenTrunk, TracingError, exported, said, split_at_average, split_at_map, traced, trunk_of
 
 SELF_CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far uniform weights may miss the classifier's logits at wrap time, of the largest logit; half precision: 2e-2."""
