@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from bla import needs_extra
 from bla.data.photo import DataError
-from bla.data.prefetching import cores
+from bla.data.prefetching import cores, prefetch
 from bla.files import read_json, whole_folder, write_json
 from bla.progress import Progress, silent
 
@@ -46,6 +47,7 @@ _DISTRACTOR_SIDE = (0.2, 0.42)
 #   surroundings  boxes for fragments alone
 #   others        whole things of no class, above all round ones, so that a round outline alone does not mean a coin
 _PIECES: dict[str, list[dict[str, Any]]] = read_json(Path(__file__).with_name("embedded.json"))
+_REGIONS = _PIECES["textures"] + _PIECES["surroundings"]
 
 _Polygons = tuple[tuple[tuple[float, ...], ...], ...]
 
@@ -142,8 +144,7 @@ def scene(index: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> Scene:
     ground = _ground(scenery, size)
     distractors = [distractor(scenery, size) for _ in range(scenery.integers(2, 5))]
     on_top = scenery.random(len(distractors)) < 0.5
-    below = tuple(patch for patch, top in zip(distractors, on_top, strict=True) if not top)
-    above = tuple(patch for patch, top in zip(distractors, on_top, strict=True) if top)
+    below, above = (tuple(itertools.compress(distractors, chosen)) for chosen in (~on_top, on_top))
     slope = scenery.uniform(-0.4, 0.4, 2)
     x, y = (np.linspace(-0.5, 0.5, side) for side in size)
     light = (1 + slope[0] * x + slope[1] * y[:, None]).astype(np.float32)[..., None]
@@ -225,12 +226,9 @@ def write(
                 image.save(partial / photo, quality=92)
                 mask.save(partial / annotation)
 
-            pool = ThreadPoolExecutor(min(cores(), 8))
-            try:
-                for done, _ in enumerate(pool.map(write_one, places), 1):
+            with ThreadPoolExecutor(min(cores(), 8)) as pool:
+                for done, _ in enumerate(prefetch(pool, write_one, places, 16), 1):
                     report("making the embedded data set", done, len(places))
-            finally:
-                pool.shutdown(cancel_futures=True)
             versions = {name: version(name) for name in ("numpy", "pillow", "scikit-image")}
             write_json(partial / "dataset.json", record | {"versions": versions}, indent=1)
     except OSError:
@@ -279,7 +277,7 @@ def distractor(rng: np.random.Generator, size: tuple[int, int]) -> Patch:
 
 
 def _fragment(rng: np.random.Generator) -> Image.Image:
-    region = _region(rng.integers(len(_PIECES["textures"] + _PIECES["surroundings"])))
+    region = _region(rng.integers(len(_REGIONS)))
     width, height = (max(round(side * rng.uniform(0.4, 0.9)), 1) for side in region.size)
     left, top = int(rng.integers(region.width - width + 1)), int(rng.integers(region.height - height + 1))
     image = region.crop((left, top, left + width, top + height))
@@ -321,25 +319,19 @@ def _recoloured(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     return recoloured
 
 
-def _pixels(name: str) -> npt.NDArray[np.uint8]:
+@functools.cache
+def _photo(name: str) -> Image.Image:
     """A photograph of scikit-image's."""
     with needs_extra("demo", DataError):
         import skimage.data
-    pixels: npt.NDArray[np.uint8] = getattr(skimage.data, name)()
-    return pixels
-
-
-@functools.cache
-def _photo(name: str) -> Image.Image:
-    pixels = _pixels(name)
+    pixels = getattr(skimage.data, name)()
     return Image.fromarray(pixels[0] if name == "stereo_motorcycle" else pixels).convert("RGB")
 
 
 @functools.cache
 def _region(number: int) -> Image.Image:
     """One of the textures and surroundings."""
-    piece = (_PIECES["textures"] + _PIECES["surroundings"])[number]
-    region = _photo(piece["photo"]).crop(piece["box"])
+    region = _photo(_REGIONS[number]["photo"]).crop(_REGIONS[number]["box"])
     region.thumbnail((512, 512), Image.Resampling.LANCZOS)
     return region
 
@@ -354,7 +346,7 @@ def _cutouts(name: str) -> tuple[Image.Image, ...]:
     """The objects of a class."""
     if name == "horse":
         # The photo is a silhouette: one horse in plain brown, one of wood (the table under the coffee), one of stone.
-        alpha = Image.fromarray(~_pixels("horse")).convert("L")
+        alpha = ImageOps.invert(_photo("horse").convert("L"))
         wood, stone = (_region(number).resize(alpha.size) for number in (len(_PIECES["textures"]) - 1, 3))
         return tuple(_trimmed(fill, alpha) for fill in (Image.new("RGB", alpha.size, "#463228"), wood, stone))
     return tuple(_cut(piece) for piece in _PIECES["objects"] if piece["class"] == name)

@@ -64,11 +64,18 @@ def read_dataset(name: str, *, seed: int, cache: Path, report: Progress) -> tupl
     fingerprints = {split: rows._fingerprint for split, rows in chosen.items()}
     key = hashlib.sha256(json.dumps([1, fingerprints, image, label, classes]).encode()).hexdigest()
     folder = cache / "datasets" / key
-    with _locked(folder):
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"expected a cache that can be written, got {folder.parent}: {error.strerror}") from error
+    with FileLock(folder.with_name(f"{key}.lock")):
         if not folder.exists():
             _write(folder, chosen, image=image, label=label, classes=classes, name=canonical, report=report)
-    listed = read_json(folder / "manifest.json")
-    sets = {split: _image_set(folder / split, rows, classes) for split, rows in listed.items()}
+    sets = {}
+    for split, rows in read_json(folder / "manifest.json").items():
+        names, labels = zip(*sorted(rows), strict=True) if rows else ((), ())
+        known = np.array(labels, np.int64) if classes else None
+        sets[split] = ImageSet(folder / split, names, known, tuple(classes))
     if "test" in sets:
         return Splits(sets["train"], sets["test"], seeded=False), canonical
     return sets["train"].divided(0.2, seed), canonical
@@ -155,17 +162,17 @@ def _write(
         undecoded = rows.select_columns(columns).cast_column(image, datasets.Image(decode=False))
         listed[split] = []
         for row, record in enumerate(undecoded):
-            place, below = -1, "images"
+            place = -1
             if label is not None:
                 value = record[label]
                 place = value if hasattr(rows.features[label], "names") else index.get(str(value), -1)
                 if place is None or not 0 <= place < len(classes):
                     raise DataError(f"{name}: expected a class of {classes[:5]} in row {row} of {split}, got {value!r}")
-                below = safe[place]
-            listed[split].append((_write_one(partial / split / below, row, record[image] or {}), place))
+            below = "images" if label is None else safe[place]
+            file = _write_one(partial / split / below, row, record[image] or {})
+            listed[split].append((f"{below}/{file}", place))
             if (row + 1) % 64 == 0 or row + 1 == len(rows):
                 report(f"writing the images of {split}", row + 1, len(rows))
-        listed[split] = [(f"{safe[place] if label else 'images'}/{file}", place) for file, place in listed[split]]
     write_json(partial / "manifest.json", listed)
     partial.rename(folder)
 
@@ -183,17 +190,3 @@ def _write_one(folder: Path, row: int, record: dict[str, Any]) -> str:
             content = Path(path).read_bytes()
         write_atomically(target, content or b"")
     return target.name
-
-
-def _image_set(root: Path, rows: list[tuple[str, int]], classes: list[str]) -> ImageSet:
-    rows = sorted((name, label) for name, label in rows)
-    labels = np.array([label for _, label in rows], np.int64) if classes else None
-    return ImageSet(root, tuple(name for name, _ in rows), labels, tuple(classes))
-
-
-def _locked(folder: Path) -> FileLock:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"expected a cache that can be written, got {folder.parent}: {error.strerror}") from error
-    return FileLock(folder.with_name(f"{folder.name}.lock"))

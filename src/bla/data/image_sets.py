@@ -118,17 +118,10 @@ class ImageSet:
         return Splits(self.subset(kept), self.subset(held_out), seeded=True)
 
     def coverage(self, index: int, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64] | None:
-        """The share of each cell that lies on an object of image ``index``: by its mask, else by its boxes.
+        """The share, from 0 to 1, of each cell that lies on an object of image ``index``: by its mask, else its boxes.
 
-        Parameters
-        ----------
-        region: the part that the grid covers, from :attr:`bla.Explanation.region` or
-            :meth:`bla.data.photo.Transform.region`: the whole photo when squashed, the centre when cropped.
-        grid: rows and columns.
-
-        Returns
-        -------
-        ``grid``, 0 to 1; None where neither mask nor box is known of the image.
+        The grid of (rows, columns) covers ``region``, which is :attr:`bla.Explanation.region` or
+        :meth:`bla.data.photo.Transform.region`. Returns None if neither mask nor box of the image is known.
         """
         if self.masks is not None:
             path = self.root / self.masks[index]
@@ -218,10 +211,7 @@ class Splits:
 def box_coverage(boxes: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
     """The share of each cell of a grid over ``region`` that lies in the union of boxes, exactly.
 
-    Parameters
-    ----------
-    boxes: ``(K, 4)``: left, top, right, bottom; what of them lies outside the region does not count.
-    region: left, top, right, bottom of what the grid covers, in the same pixels.
+    Boxes ``(K, 4)`` and region are left, top, right, bottom in the same pixels.
 
     Examples
     --------
@@ -244,10 +234,7 @@ def box_coverage(boxes: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> np
 def mask_coverage(mask: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
     """The share of each cell of a grid over ``region`` that lies on a mask, exactly.
 
-    Parameters
-    ----------
-    mask: ``(height, width)`` of the photo, true on the object; off the photo is off the object.
-    region: left, top, right, bottom of what the grid covers, in pixels of the photo.
+    The mask ``(height, width)`` is true on the object; the region is in its pixels.
 
     Examples
     --------
@@ -397,7 +384,7 @@ def list_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     for source in map(Path, sources):
         found = _images_below(source) if source.is_dir() else [source]
         if not found:
-            raise _no_image(source)
+            raise DataError(f"{source}: expected images ({' '.join(sorted(SUFFIXES))}), got none; check the path")
         paths += found
     return paths
 
@@ -426,20 +413,16 @@ def _seen_from(root: Path, images: ImageSet) -> ImageSet:
 def _image_set(root: Path, train_classes: tuple[str, ...] | None = None) -> ImageSet:
     members = {folder.name: _images_below(folder) for folder in _folders(root)}
     if not any(members.values()):
-        loose = _images_below(root)
-        if not loose:
-            raise _no_image(root)
+        loose = list_images([root])
         if train_classes:
             raise DataError(f"{root}: expected class folders as in train/, got images without; sort them into some")
         return ImageSet(root, tuple(path.relative_to(root).as_posix() for path in loose))
-    empty = [name for name, paths in members.items() if not paths]
-    if empty:
+    if empty := [name for name, paths in members.items() if not paths]:
         raise DataError(f"{root}: expected images in every class folder, got none in {empty}; add some or remove it")
     classes = tuple(members) if train_classes is None else train_classes
     if train_classes is None and len(classes) == 1:
         raise DataError(f"{root}: expected at least two class folders, got {classes[0]!r} only; are the classes in it?")
-    unknown = [name for name in members if name not in classes]
-    if unknown:
+    if unknown := [name for name in members if name not in classes]:
         raise DataError(f"{root}: expected train's classes {list(classes)}, got also {unknown}; add them to train")
     index = {name: place for place, name in enumerate(classes)}
     labelled = sorted((path.relative_to(root).as_posix(), index[name]) for name in members for path in members[name])
@@ -459,18 +442,10 @@ def _images_below(folder: Path) -> list[Path]:
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
-            found += [Path(place, name) for name in files if _is_image(name)]
+            found += [Path(place, name) for name in files if name[0] != "." and Path(name).suffix.lower() in SUFFIXES]
         seen.add(real)
     return sorted(found, key=Path.as_posix)
 
 
 def _refuse(error: OSError) -> None:
     raise DataError(f"{error.filename}: expected a readable folder, got {error.strerror}") from error
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-
-
-def _no_image(folder: Path) -> DataError:
-    return DataError(f"{folder}: expected images ({' '.join(sorted(SUFFIXES))}), got none; check the path")

@@ -89,10 +89,10 @@ def _open_upright(
             if isinstance(source, Image.Image):
                 return _decode(name, source, None, most_pixels)  # drafting would change the caller's image
             if isinstance(source, str | os.PathLike):
-                file: BinaryIO = files.enter_context(Path(source).open("rb"))
-            else:
-                content = source if isinstance(source, bytes) else None if source.seekable() else source.read()
-                file = source if content is None else io.BytesIO(content)  # type: ignore[assignment]
+                source = files.enter_context(Path(source).open("rb"))
+            elif not isinstance(source, bytes) and not source.seekable():
+                source = source.read()
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
             file.seek(0)
             if not file.read(1):
                 raise DataError(f"{name}: expected a photo, got an empty file; fetch it again")
@@ -209,7 +209,7 @@ def _name(source: object) -> str:
 class _PillowQuiet:
     """Ignore Pillow's warnings while any thread is inside.
 
-    ``warnings.catch_warnings`` by itself is not safe with threads: the last to leave could restore another's filters.
+    ``warnings.catch_warnings`` is not safe with threads: the last to leave could restore another's filters.
     """
 
     def __init__(self) -> None:

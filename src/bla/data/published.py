@@ -32,12 +32,8 @@ EMBEDDED = "embedded"
 class Published:
     """A published data set in its original layout.
 
-    Attributes
-    ----------
-    archives: its files, with the SHA-256 of each.
-    inside: the folder that its archive makes; "" for none.
-    marks: files and folders by which the layout is known.
-    read: the folder and a seed to the splits.
+    ``inside`` is the folder that the archives make ("" for none), ``marks`` are files and folders that identify the
+    layout, and ``read`` makes the splits from the folder and a seed.
     """
 
     archives: tuple[Archive, ...]
@@ -163,7 +159,8 @@ def read_images(
         return data, ""
     name, place, cache = str(data), Path(data), cache or cache_root()
     if name == EMBEDDED:
-        return _embedded(cache / EMBEDDED, report), EMBEDDED
+        splits = image_folder(embedded.write(cache / EMBEDDED, report=report))
+        return Splits(_masked(splits.train), _masked(splits.test), seeded=False), EMBEDDED
     if name.startswith(PREFIX):
         return read_dataset(name, seed=seed, cache=cache, report=report)
     if name in PUBLISHED:
@@ -232,16 +229,10 @@ def layout(name: str) -> str:
     return ", ".join(Path(published.inside, mark).as_posix() for mark in published.marks)
 
 
-def _embedded(folder: Path, report: Progress) -> Splits:
-    """The embedded data set with its masks, made where it is not there yet."""
-    splits = image_folder(embedded.write(folder, report=report))
-
-    def masked(images: ImageSet) -> ImageSet:
-        place = f"../masks/{images.root.name}"
-        masks = tuple(f"{place}/{Path(name).with_suffix('.png').as_posix()}" for name in images.names)
-        return dataclasses.replace(images, masks=masks)
-
-    return Splits(masked(splits.train), masked(splits.test), seeded=False)
+def _masked(images: ImageSet) -> ImageSet:
+    """Part of the embedded data set with its masks."""
+    names = (Path("../masks", images.root.name, name).with_suffix(".png").as_posix() for name in images.names)
+    return dataclasses.replace(images, masks=tuple(names))
 
 
 def _table(path: Path, columns: int) -> list[tuple[int, str]]:

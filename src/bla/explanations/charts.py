@@ -7,22 +7,20 @@ readers. Colours are the page's, by class: ``grid``, ``mark``, ``tick``, ``label
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
+from typing import NamedTuple
 
 WIDTH = 440
 _EDGE, _LEFT, _TOP, _HEIGHT = 14.0, 52.0, 12.0, 290.0
-_FOOT = 46.0
-"""The height of the tick labels and the axis label below a chart."""
-_COLUMNS = 44
-"""Of stacked dots."""
+_FOOT = 46.0  # the height of the tick labels and the axis label
+_BOTTOM = _HEIGHT - _FOOT
+_COLUMNS = 44  # of stacked dots
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Axis:
+class Axis(NamedTuple):
     """From ``low`` to ``high``, with labelled ticks; ``mark`` is a value with its name (or "") at a dashed line."""
 
     low: float
@@ -57,8 +55,7 @@ def axis_of(
     return Axis(low, high, tuple((tick, write(tick)) for tick in ticks), label, mark)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A curve: its name, its class in the page's style sheet, and its points (x, y)."""
 
     name: str
@@ -66,8 +63,7 @@ class Line:
     points: Sequence[tuple[float, float]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """A mean with its interval, its class in the page's style sheet, and a label."""
 
     mean: float
@@ -77,8 +73,7 @@ class Interval:
     style: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A row of a chart: a name, a dot for each value, and means with their intervals below."""
 
     name: str
@@ -88,11 +83,10 @@ class Row:
 
 def lines(curves: Sequence[Line], x: Axis, y: Axis, *, words: str) -> str:
     """Curves over x; the first is drawn last, on top. ``words`` is the chart for those who do not see it."""
-    bottom = _HEIGHT - _FOOT
-    parts = [*_up(y, bottom), *_across(x, _LEFT, _TOP, bottom)]
+    parts = _axes(x, y)
     for curve in reversed(curves):
         points = " ".join(
-            f"{x.place(at, _LEFT, WIDTH - _EDGE)},{y.place(value, bottom, _TOP)}" for at, value in curve.points
+            f"{x.place(at, _LEFT, WIDTH - _EDGE)},{y.place(value, _BOTTOM, _TOP)}" for at, value in curve.points
         )
         title = f"<title>{escape(curve.name)}</title>"
         parts.append(f'<polyline class="line {curve.style}" points="{points}">{title}</polyline>')
@@ -106,13 +100,12 @@ def bars(counts: Sequence[int], *, label: str, words: str) -> str:
     shown = [number for number in range(1, last + 1) if number in (1, last) or (number % 5 == 0 and last - number > 2)]
     x = Axis(0.5, last + 0.5, tuple((number, str(number)) for number in shown), label)
     y = Axis(0, most, ((0, "0"), (most, str(most))))
-    bottom = _HEIGHT - _FOOT
-    parts = [*_up(y, bottom), *_across(x, _LEFT, _TOP, bottom)]
+    parts = _axes(x, y)
     width = max((WIDTH - _EDGE - _LEFT) / last - 1, 0.5)
     for number, count in enumerate(counts[:last], start=1):
-        left, top = x.place(number, _LEFT, WIDTH - _EDGE) - width / 2, y.place(count, bottom, _TOP)
+        left, top = x.place(number, _LEFT, WIDTH - _EDGE) - width / 2, y.place(count, _BOTTOM, _TOP)
         parts.append(
-            f'<rect class="bar" x="{left:.1f}" y="{top}" width="{width:.1f}" height="{bottom - top:.1f}">'
+            f'<rect class="bar" x="{left:.1f}" y="{top}" width="{width:.1f}" height="{_BOTTOM - top:.1f}">'
             f"<title>{number}: {count}</title></rect>"
         )
     return _svg(_HEIGHT, words, parts)
@@ -130,10 +123,11 @@ def rows(drawn: Sequence[Row], axis: Axis, *, words: str, names: float = 0) -> s
     top = y = 18.0 if axis.mark and axis.mark[1] else 8.0
     parts: list[str] = []
     for row in drawn:
-        if row.name and names:
-            parts.append(_text(_named(row), names - 8, y + 16, row.name, "end"))
+        style = f"name {row.intervals[0].style}".strip() if row.intervals else "name"
+        if names:
+            parts.append(_text(style, names - 8, y + 16, row.name, "end"))
         elif row.name:
-            parts.append(_text(_named(row), 2, y + 14, row.name, "start"))
+            parts.append(_text(style, 2, y + 14, row.name, "start"))
             y += 20
         if row.values:
             dots, height = _stacked(row.values, axis, left, y)
@@ -144,13 +138,8 @@ def rows(drawn: Sequence[Row], axis: Axis, *, words: str, names: float = 0) -> s
             parts += _interval(interval, axis, left, y)
             y += 8
         y += 2 if names else 8
-    bottom = y + 4
-    height = bottom + (_FOOT if axis.label else 26)
-    return _svg(height, words, [*_across(axis, left, top - 2, bottom), *parts])
-
-
-def _named(row: Row) -> str:
-    return f"name {row.intervals[0].style}".strip() if row.intervals else "name"
+    height = y + 4 + (_FOOT if axis.label else 26)
+    return _svg(height, words, [*_across(axis, left, top - 2, y + 4), *parts])
 
 
 def _interval(interval: Interval, axis: Axis, left: float, y: float) -> list[str]:
@@ -189,12 +178,9 @@ def _across(axis: Axis, left: float, top: float, bottom: float) -> list[str]:
     for at, text in axis.ticks:
         x = axis.place(at, left, right)
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{bottom:.1f}"/>')
-        if x < 2 * _EDGE:
-            parts.append(_text("tick", 2, bottom + 17, text, "start"))
-        elif x > WIDTH - 2 * _EDGE:
-            parts.append(_text("tick", WIDTH - 2, bottom + 17, text, "end"))
-        else:
-            parts.append(_text("tick", x, bottom + 17, text, "middle"))
+        near_left, near_right = x < 2 * _EDGE, x > WIDTH - 2 * _EDGE
+        anchor = "start" if near_left else "end" if near_right else "middle"
+        parts.append(_text("tick", 2 if near_left else WIDTH - 2 if near_right else x, bottom + 17, text, anchor))
     if axis.mark:
         x = axis.place(axis.mark[0], left, right)
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{top}" y2="{bottom:.1f}"/>')
@@ -202,14 +188,14 @@ def _across(axis: Axis, left: float, top: float, bottom: float) -> list[str]:
     return [*parts, _text("label", (left + right) / 2, bottom + 37, axis.label, "middle")]
 
 
-def _up(axis: Axis, bottom: float) -> list[str]:
-    """A vertical axis on the left of a chart, with a horizontal line at each tick."""
+def _axes(across: Axis, up: Axis) -> list[str]:
+    """A vertical axis with a horizontal line at each tick, and a horizontal axis."""
     parts = []
-    for at, text in axis.ticks:
-        y = axis.place(at, bottom, _TOP)
+    for at, text in up.ticks:
+        y = up.place(at, _BOTTOM, _TOP)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _EDGE}" y1="{y}" y2="{y}"/>')
         parts.append(_text("tick", _LEFT - 6, y + 4.5, text, "end"))
-    return parts
+    return [*parts, *_across(across, _LEFT, _TOP, _BOTTOM)]
 
 
 def _text(kind: str, x: float, y: float, text: str, anchor: str) -> str:

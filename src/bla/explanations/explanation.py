@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,16 +137,16 @@ class Explanation:
     present: tuple[Votes, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "top", tuple(self.top))
-        object.__setattr__(self, "region", tuple(float(side) for side in self.region))
         grid = (int(self.grid[0]), int(self.grid[1]))
-        object.__setattr__(self, "grid", grid)
-        for name in ("unbounded", "scores", "soft"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _read_only_map(name, getattr(self, name), np.float32, grid))
-        object.__setattr__(self, "selected", _read_only_map("selected", self.selected, np.bool_, grid))
+        frozen: dict[str, Any] = {"top": tuple(self.top), "region": tuple(map(float, self.region)), "grid": grid}
+        for name in ("unbounded", "scores", "soft", "selected"):
+            if (values := getattr(self, name)) is not None:
+                kind = np.bool_ if name == "selected" else np.float32
+                frozen[name] = _read_only_map(name, values, kind, grid)
         if self.present is not None:
-            object.__setattr__(self, "present", tuple(self.present))
+            frozen["present"] = tuple(self.present)
+        for name, value in frozen.items():
+            object.__setattr__(self, name, value)
         for votes in (self.votes, *(self.present or ())):
             if votes is not None and votes.cells.shape != self.grid:
                 raise ExplanationError(f"expected votes on the grid {self.grid}, got {votes.cells.shape}")
@@ -251,7 +250,7 @@ class Explanation:
         """
         try:
             record = read_json(Path(path))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ExplanationError(f"expected an explanation in {path}, got no JSON: {error}") from error
         if not isinstance(record, dict):
             raise ExplanationError(f"expected an explanation in {path}, got a JSON {type(record).__name__}")

@@ -67,8 +67,7 @@ def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) ->
         raise ValueError(f"expected a height of at least {_SMALLEST_PANEL} pixels for a panel, got {height}")
     sheet = layout(photo.size, explanation, height)
     shown = photo.convert("RGB").resize(sheet.picture, Image.Resampling.BICUBIC, reducing_gap=3)
-    pixels = np.asarray(shown)
-    cells = Cells.of(explanation, photo.size, sheet.picture)
+    pixels, cells = np.asarray(shown), sheet.cells
     within = shown if explanation.votes is None else _voted(shown, explanation.votes.cells, cells)
     pictures = (
         _hatched(pixels, pixels, cells),
@@ -89,48 +88,21 @@ def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) ->
 
 
 def overlay(photo: Image.Image, explanation: Explanation) -> Image.Image:
-    """The photo at its own size: the selected cells as they are but for an outline, the rest grey and dark.
+    """The photo at its own size: the selected cells unchanged but for an outline, the rest grey and dark.
 
     The outline, dark beside light, runs along the inside of the selected region's boundary; cells of less than
-    5 pixels are too small to carry it and have none. What the model did not see is pale and hatched.
-
-    Raises
-    ------
-    ValueError
-        If the photo cannot be the one that was explained.
-
-    Examples
-    --------
-    >>> from bla.explanations.explanation import Explanation, Prediction
-    >>> cat = Prediction(281, "tabby", 0.9)
-    >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
-    >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)
-    >>> picture = overlay(Image.new("RGB", (64, 48), (200, 160, 120)), why)
-    >>> picture.size, picture.getpixel((16, 24)), picture.getpixel((48, 24))
-    ((64, 48), (200, 160, 120), (67, 67, 67))
+    5 pixels are too small to carry it and have none. What the model did not see is pale and hatched. Raises ValueError
+    if the photo cannot be the one that was explained.
     """
-    cells = Cells.of(explanation, photo.size, photo.size)
     photo = photo.convert("RGB")
+    cells = Cells.of(explanation, photo.size, photo.size)
     return Image.fromarray(_hatched(_spotlit(photo, photo, explanation.selected, cells), np.asarray(photo), cells))
 
 
 def cutout(photo: Image.Image, explanation: Explanation) -> Image.Image:
-    """The selected cells alone, at the photo's own size: of the rest nothing is seen but faint lines between cells.
+    """The selected cells alone, at the photo's own size, on a blank ground with faint lines between cells.
 
-    Raises
-    ------
-    ValueError
-        If the photo cannot be the one that was explained.
-
-    Examples
-    --------
-    >>> from bla.explanations.explanation import Explanation, Prediction
-    >>> cat = Prediction(281, "tabby", 0.9)
-    >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
-    >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)
-    >>> picture = cutout(Image.new("RGB", (64, 48), (200, 160, 120)), why)
-    >>> picture.size, picture.getpixel((16, 24)), picture.getpixel((48, 24))
-    ((64, 48), (200, 160, 120), (216, 216, 216))
+    Raises ValueError if the photo cannot be the one that was explained.
     """
     cells = Cells.of(explanation, photo.size, photo.size)
     return Image.fromarray(_hatched(_blanked(photo.convert("RGB"), explanation.selected, cells), None, cells))
@@ -156,8 +128,14 @@ class Cells:
                 f"expected the photo that was explained, with the region {explanation.region} in it, got one of "
                 f"{photo[0]} x {photo[1]} pixels: pass it at its own size and upright (PIL.ImageOps.exif_transpose)"
             )
-        spans = (top, bottom, explanation.grid[0], 1), (left, right, explanation.grid[1], 0)
-        return cls(*(_edges(start, stop, count, photo[side], picture[side]) for start, stop, count, side in spans))
+
+        def edges(start: float, stop: float, count: int, side: int) -> tuple[int, ...]:
+            scale = picture[side] / photo[side]
+            nearest = np.floor(np.linspace(start * scale, stop * scale, count + 1) + 0.5)
+            return tuple(nearest.clip(0, picture[side]).astype(int).tolist())
+
+        rows, columns = explanation.grid
+        return cls(edges(top, bottom, rows, 1), edges(left, right, columns, 0))
 
     @property
     def region(self) -> tuple[slice, slice]:
@@ -169,16 +147,13 @@ class Cells:
         """In pixels; 0 if a cell is empty."""
         return int(min(np.diff(self.rows).min(), np.diff(self.columns).min()))
 
+    def fill(self, size: tuple[int, int]) -> bool:
+        """Whether they cover a picture of this size (width, height)."""
+        return self.region == (slice(0, size[1]), slice(0, size[0]))
+
     def box(self, row: int, column: int) -> tuple[slice, slice]:
         """Where a cell lies."""
         return slice(*self.rows[row : row + 2]), slice(*self.columns[column : column + 2])
-
-
-def _edges(start: float, stop: float, count: int, whole: int, shown: int) -> tuple[int, ...]:
-    """Edges of ``count`` cells from ``start`` to ``stop`` of a side of ``whole`` pixels, shown with ``shown``."""
-    scale = shown / whole
-    edges = np.floor(np.linspace(start * scale, stop * scale, count + 1) + 0.5)
-    return tuple(np.clip(edges, 0, shown).astype(int).tolist())
 
 
 def _scale(scores: FloatMap) -> tuple[float, float]:
@@ -207,11 +182,8 @@ def _heat(photo: Image.Image, scores: FloatMap, cells: Cells) -> Pixels:
     low, high = _scale(scores)
     share = (scores.astype(np.float64) - low) / (high - low) if high > low else np.ones(scores.shape)
     canvas = Image.fromarray(_tinted(photo, cividis(share).astype(np.float64), 0.16, cells))
-    disc = _disc(0.26 * cells.smallest_side)
     for row, column in np.argwhere(_at_bound(scores)):
-        down, across = cells.box(row, column)
-        corner = (across.start + across.stop - disc.width) // 2, (down.start + down.stop - disc.height) // 2
-        canvas.paste(_DARK, corner, disc)
+        _draw_dot(canvas, *cells.box(row, column), 0.26 * cells.smallest_side)
     return np.asarray(canvas)
 
 
@@ -257,7 +229,7 @@ def _outlined(picture: Pixels, photo: Image.Image, selected: BoolMap, cells: Cel
 def _hatched(picture: Pixels, photo: Pixels | None, cells: Cells) -> Pixels:
     """The picture within the region; outside of it hatching, on a pale ``photo`` where there is one."""
     height, width = picture.shape[:2]
-    if cells.region == (slice(0, height), slice(0, width)):
+    if cells.fill((width, height)):
         return picture
     ground = np.full_like(picture, 255) if photo is None else _PALE[photo]
     hatched = _hatch(ground, period=max(5, round(min(height, width) / 26)))
@@ -271,12 +243,13 @@ def _hatch(ground: Pixels, period: int) -> Pixels:
     return ground
 
 
-def _disc(diameter: float) -> Image.Image:
-    """A mask with soft edges: ImageDraw's own discs are ragged at this size."""
+def _draw_dot(canvas: Image.Image, down: slice, across: slice, diameter: float) -> None:
+    """A dot in the middle of a box, with soft edges: ImageDraw's own discs are ragged at this size."""
     side = 8 * max(1, round(diameter))
     disc = Image.new("L", (side, side))
     ImageDraw.Draw(disc).ellipse((0, 0, side - 1, side - 1), fill=255)
-    return disc.reduce(8)
+    left, top = ((span.start + span.stop - side // 8) // 2 for span in (across, down))
+    canvas.paste(_DARK, (left, top), disc.reduce(8))
 
 
 def cividis(share: npt.NDArray[np.float64]) -> Pixels:
@@ -302,6 +275,7 @@ class Layout(NamedTuple):
 
     size: tuple[int, int]
     picture: tuple[int, int]
+    cells: Cells
     corners: list[tuple[int, int]]
     keys: list[tuple[Image.Image, tuple[int, int]]]
     texts: list[Text]
@@ -337,7 +311,8 @@ def layout(photo: tuple[int, int], explanation: Explanation, height: int) -> Lay
     indent = swatch + space
     scored = indent + length(mark, small) + (0 if low == high else 3 * space + length(_TITLES[1], medium))
     barred = 2 * space + 4 * small + sum(length(end, small) for end in ends)
-    unseen = Cells.of(explanation, photo, picture).region != (slice(0, picture[1]), slice(0, picture[0]))
+    cells = Cells.of(explanation, photo, picture)
+    unseen = not cells.fill(picture)
     noted = indent + length(_UNSEEN, small) if unseen else 0
     column = max(picture[0], scored, barred, noted, *(length(title, medium) for title in _TITLES))
     last = column if columns == 2 else max(picture[0], length(_TITLES[-1], medium))
@@ -372,11 +347,10 @@ def layout(photo: tuple[int, int], explanation: Explanation, height: int) -> Lay
         note(x, y + drop, ends[0])
         note(stop + space, y + drop, ends[1])
     dot = Image.new("RGB", (swatch, swatch), _CIVIDIS[255])  # on its cells' colour, as in the map
-    disc = _disc(swatch / 2)
-    dot.paste(_DARK, ((swatch - disc.width) // 2,) * 2, disc)
+    _draw_dot(dot, slice(0, swatch), slice(0, swatch), swatch / 2)
     corner = (x, y + drop) if low == high else (right - length(mark, small) - bound * indent, y - lift)
     note(*corner, mark, np.asarray(dot) if bound else None)
-    return Layout(size, picture, corners, keys, texts)
+    return Layout(size, picture, cells, corners, keys, texts)
 
 
 def _header(
