@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -17,7 +18,7 @@ from bla.data.prefetching import prefetch
 from bla.explanations.explanation import Explanation, Unexplained, Votes
 from bla.model.attention import Attention, BoundedLogitAttention, Selection
 from bla.model.heads import read
-from bla.model.images import ImageLike, Input, batched, each, read_image
+from bla.model.images import ImageLike, Input, each, read_image
 from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_processor
 from bla.model.splitting import ClassifierError, drop_hooks, split, split_for
@@ -180,7 +181,7 @@ class ExplainableClassifier(nn.Module):
         with ThreadPoolExecutor(2) as pool:
             numbered = enumerate(each(images))
             loaded = prefetch(pool, lambda item: read_image(self.transform, *item), numbered, ahead=2 * batch_size)
-            for batch in batched(loaded, batch_size):
+            while batch := list(itertools.islice(loaded, batch_size)):
                 readable = [item for item in batch if isinstance(item, Input)]
                 explained = iter(self._explanations(readable, size, about, other) if readable else ())
                 for item in batch:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +15,6 @@ from bla.data.photo import DataError, Transform
 from bla.explanations.explanation import Unexplained
 
 ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | Tensor
-
-Item = TypeVar("Item")
 
 
 class Input(NamedTuple):
@@ -58,10 +55,3 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
     except DataError as error:
         return Unexplained(name, str(error) if path else f"{name}: {error}")
     return Input(name, photo.pixels, photo.region)
-
-
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of so many items, the last perhaps shorter."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
