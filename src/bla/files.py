@@ -71,15 +71,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 @contextmanager
 def sole_writer(folder: Path, busy: Exception) -> Iterator[None]:
     """Be the only process that writes to ``folder`` until the end of the block; raise ``busy`` if another one does."""
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
+        held = FileLock(folder / ".lock", timeout=0).acquire()
     except Timeout:
         raise busy from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def timestamp() -> str:

@@ -6,8 +6,8 @@ import datetime
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 
 from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
@@ -70,11 +70,6 @@ show = Display()
 """What Python calls show progress by unless they are given another callable."""
 
 
-@contextmanager
-def shown_progress() -> Iterator[Progress]:
+def shown_progress() -> closing[Display]:
     """Give a callable that shows progress, and remove its bar at the end of the block."""
-    display = Display()
-    try:
-        yield display
-    finally:
-        display.close()
+    return closing(Display())

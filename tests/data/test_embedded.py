@@ -40,8 +40,8 @@ def unlit(composed: Scene, subject: Patch) -> npt.NDArray[np.int16]:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    """The first 360 of the set, 64 x 64."""
-    return [scene(index, size=(64, 64)) for index in range(360)]
+    """The first 240 of the set, 64 x 64."""
+    return [scene(index, size=(64, 64)) for index in range(240)]
 
 
 def test_is_a_pure_function_of_seed_and_index() -> None:
@@ -133,7 +133,7 @@ def test_colours_outside_the_mask_do_not_give_the_class_away(scenes: list[Scene]
     y = np.arange(len(scenes)) % len(CLASSES)
     centroids = np.stack([x[:120][y[:120] == label].mean(axis=0) for label in range(len(CLASSES))])
     guess = np.linalg.norm(x[120:, None] - centroids, axis=-1).argmin(axis=1)
-    assert (guess == y[120:]).mean() < 0.22  # chance is 0.125, and 0.22 lies 4.4 standard deviations off
+    assert (guess == y[120:]).mean() < 0.22  # chance is 0.125, and 0.22 lies 3.1 standard deviations off
 
 
 def test_twenty_images_take_two_seconds() -> None:
@@ -148,12 +148,12 @@ def test_needs_neither_torch_nor_a_download() -> None:
         "import sys; sys.modules.update(torch=None, pooch=None)\n"
         "import hashlib\n"
         "from bla.data.embedded import make\n"
-        "for index in range(16):\n"
+        "for index in range(8):\n"
         "    image, mask, label = make(index, size=(128, 96))\n"
         "print(hashlib.sha256(image.tobytes() + mask.tobytes() + bytes([label])).hexdigest())"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == digest(15)
+    assert result.stdout.strip() == digest(7)
 
 
 def test_written_and_read_back(tmp_path: Path) -> None:

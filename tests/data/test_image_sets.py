@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bla.data.image_sets
@@ -227,6 +227,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: 
 # --- stratified_split and list_images
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 4), max_size=60), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
 def test_splits_are_stratified(labels: list[int], share: float, seed: int) -> None:
     kept, held_out = stratified_split(labels, len(labels), share, seed)
@@ -308,6 +309,7 @@ corners = st.tuples(*[st.integers(0, 20)] * 4).map(
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(corners, max_size=3), st.integers(1, 4), st.integers(1, 4), st.integers(-2, 4), st.integers(1, 5))
 def test_coverage_by_boxes_and_by_their_mask_agree(
     boxes: list[tuple[int, int, int, int]], rows: int, columns: int, left: int, width: int
@@ -391,6 +393,7 @@ def test_two_folders_become_one_set(tmp_path: Path) -> None:
     assert all(whole.path(index).exists() for index in range(3))
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=40), st.integers(2, 6), st.integers(0, 5))
 def test_folds_hold_each_image_out_once_and_deal_classes_evenly(labels: list[int], count: int, seed: int) -> None:
     images = ImageSet(Path(), tuple(f"{i:02}" for i in range(len(labels))), labels, tuple("abcd"))  # type: ignore[arg-type]

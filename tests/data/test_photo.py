@@ -369,13 +369,13 @@ def turned_exif() -> Image.Exif:
 MAGIC = [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF\0\0\0\0WEBP", b"II*\0", b"MM\0*", b"P6 "]
 
 
-@settings(derandomize=True)
+@settings(max_examples=60)
 @given(st.sampled_from([b"", *MAGIC]), st.binary(max_size=200))
 def test_random_bytes_open_or_are_refused(magic: bytes, rest: bytes) -> None:
     _rgb_or_data_error(magic + rest)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.data(), st.integers(0, 7))
 def test_damaged_photos_open_or_are_refused(data: st.DataObject, which: int) -> None:
     content = bytearray(samples()[which])
@@ -431,6 +431,7 @@ transforms = st.builds(
 photo_sizes = st.tuples(st.integers(1, 90), st.integers(1, 90))
 
 
+@settings(max_examples=40)
 @given(transforms)
 def test_transforms_survive_json(transform: Transform) -> None:
     assert Transform.from_dict(json.loads(json.dumps(transform.to_dict()))) == transform
@@ -479,6 +480,7 @@ def test_regions_by_hand(size: tuple[int, int], photo_size: tuple[int, int], reg
     assert Transform(size, HALF, HALF).region(photo_size) == (0, 0, *photo_size)
 
 
+@settings(max_examples=40)
 @given(transforms, photo_sizes)
 def test_regions_lie_in_the_photo(transform: Transform, photo_size: tuple[int, int]) -> None:
     left, top, right, bottom = transform.region(photo_size)
@@ -487,6 +489,7 @@ def test_regions_lie_in_the_photo(transform: Transform, photo_size: tuple[int, i
     assert transform.pixels(Image.new("RGB", photo_size)).shape == (*transform.size, 3)
 
 
+@settings(max_examples=40)
 @given(transforms, photo_sizes, st.integers(0, 2**32 - 1))
 def test_pixels_are_those_of_resizing_everything_and_cropping(
     transform: Transform, photo_size: tuple[int, int], seed: int
@@ -570,7 +573,7 @@ def test_reduced_decoding_keeps_the_last_part_of_a_pixel(orientation: int) -> No
 
 
 @given(transforms, st.tuples(st.integers(1, 700), st.integers(1, 700)), st.sampled_from([1, 6]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=25)
 def test_reduced_decoding_leaves_twice_what_is_needed(
     transform: Transform, photo_size: tuple[int, int], orientation: int
 ) -> None:
@@ -596,12 +599,12 @@ def test_nearest_reads_in_full(decoded: list[tuple[int, int]]) -> None:
 
 
 def test_a_large_photo(decoded: list[tuple[int, int]]) -> None:
-    large = Image.fromarray(skimage.data.coffee()).resize((6000, 4000), Image.Resampling.BILINEAR)
+    large = Image.fromarray(skimage.data.coffee()).resize((3000, 2000), Image.Resampling.BILINEAR)
     content = encoded(large, "JPEG")
-    transform = Transform((224, 224), HALF, HALF, mode="crop")
+    transform = Transform((112, 112), HALF, HALF, mode="crop")
     photo = transform.read(content)
-    assert decoded == [(1500, 1000)]
-    assert (photo.size, photo.region) == ((6000, 4000), (1250, 250, 4750, 3750))
+    assert decoded == [(750, 500)]
+    assert (photo.size, photo.region) == ((3000, 2000), (625, 125, 2375, 1875))
     assert distance(photo.pixels, transform.pixels(large)) < 1
 
 

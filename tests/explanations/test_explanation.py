@@ -36,7 +36,7 @@ def make(**changes: object) -> Explanation:
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(
     data=st.data(),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 5)),

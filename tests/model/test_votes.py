@@ -139,7 +139,7 @@ def test_votes_that_contradict_themselves_are_refused(wrapped: ExplainableClassi
     record = asked.to_dict()
     for change, message in (
         ({"method": "guessed"}, "expected votes found in one of .*, got 'guessed'"),
-        ({"labels": ["bee", "ant"]}, "expected a label for each class asked about"),
+        ({"labels": ["bee", "ant"]}, "expected a label for each class of the votes"),
         ({"cells": [[1.0]]}, r"expected votes on the grid \(4, 4\), got \(1, 1\)"),
     ):
         with pytest.raises(ExplanationError, match=message):

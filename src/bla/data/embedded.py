@@ -383,4 +383,4 @@ def _filled(size: tuple[int, int], polygons: _Polygons) -> Image.Image:
         part = Image.new("1", whole.size)
         ImageDraw.Draw(part).polygon([(3 * x, 3 * y) for x, y in points], fill=1)
         whole = ImageChops.logical_xor(whole, part)
-    return whole.convert("L").resize(size, Image.Resampling.BOX)
+    return whole.convert("L").reduce(3)

@@ -36,13 +36,13 @@ class ImageSet:
     labels: int64 ``(N,)``, indices into ``classes``; or, where an image may have several or none, ``(N, K)``, 1 where
         it has the class and else 0; None when unlabelled.
     classes: the class names; empty when unlabelled.
-    ids: int64 ``(N,)``, the numbers that the data set itself gives its images, where it does.
+    ids: int64 ``(N,)``, the numbers of the images in the published data set; None if it has none.
     boxes: for each image float64 ``(K, 4)``: left, top, right, bottom of each of its K objects, in pixels of the
         upright photo, as :attr:`bla.Explanation.region`; K may be 0. None where nothing is known of objects.
     masks: for each image the file of its object's mask, a posix path relative to ``root``, as large as the photo and
-        0 off the object; None where there are none.
+        0 off the object; None if there are no masks.
     parts: float64 ``(N, P, 3)``: x, y in pixels and whether visible (1) or not (0), of each of the P parts named in
-        ``part_names``; None where there are none.
+        ``part_names``; None if there are no parts.
 
     Raises
     ------
@@ -79,10 +79,9 @@ class ImageSet:
                 raise DataError(f"expected {field} of {len(self)} images, as many as names, got of {len(values)}")
         if self.labels is not None:
             count, shape = len(self.classes), self.labels.shape[1:]
-            bound, kind = (
-                (2, f"a row of 0 and 1 for {count}") if self.several else (count, f"below {count}, the number of")
-            )
-            if shape != ((count,) if self.several else ()) or not ((self.labels >= 0) & (self.labels < bound)).all():
+            kind = f"a row of 0 and 1 for {count}" if self.several else f"below {count}, the number of"
+            allowed = np.isin(self.labels, (0, 1) if self.several else range(count)).all()
+            if shape != ((count,) if self.several else ()) or not allowed:
                 came = f"{self.labels.shape} with values {np.unique(self.labels).tolist()}"
                 raise DataError(f"expected labels, {kind} classes, got {came}")
         if self.parts is not None and self.parts.shape[1:] != (len(self.part_names), 3):
@@ -155,7 +154,7 @@ class ImageSet:
             raise DataError(f"expected from 2 folds to {len(self)}, an image each, got {count}")
         order = np.concatenate(_shuffled(self.labels, len(self), seed))
         fold_of = np.empty(len(self), np.int64)
-        fold_of[order] = np.arange(len(self)) % count  # each class goes on dealing where the last one stopped
+        fold_of[order] = np.arange(len(self)) % count  # each class continues where the last one stopped
         return tuple(
             Splits(self.subset(fold_of != fold), self.subset(fold_of == fold), seeded=True) for fold in range(count)
         )

@@ -9,7 +9,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
@@ -33,7 +33,7 @@ MAX_SIDE = 65_535
 
 
 class DataError(BlaError):
-    """A mistake about data: what was expected, what came, the remedy."""
+    """Data that cannot be used: the message says what was expected, what came and the remedy."""
 
 
 def open_photo(source: PhotoSource) -> Image.Image:
@@ -75,11 +75,8 @@ class _Upright(NamedTuple):
     origin: tuple[float, float] = (0.0, 0.0)
 
 
-Enough = Callable[[tuple[int, int]], tuple[int, int]]  # from a photo's size to one that it may be reduced to
-
-
 def _open_upright(
-    source: PhotoSource, enough: Enough | None = None, name: str | None = None, most_pixels: int | None = None
+    source: PhotoSource, goal: Transform | None = None, name: str | None = None, most_pixels: int | None = None
 ) -> _Upright:
     name = name or _name(source)
     try:
@@ -96,7 +93,7 @@ def _open_upright(
             file.seek(0)
             if not file.read(1):
                 raise DataError(f"{name}: expected a photo, got an empty file; fetch it again")
-            return _decode(name, Image.open(file, formats=FORMATS), enough, most_pixels)
+            return _decode(name, Image.open(file, formats=FORMATS), goal, most_pixels)
     except DataError:
         raise
     except Exception as error:  # a broken file makes Pillow raise nearly anything
@@ -116,7 +113,7 @@ def _got(error: Exception) -> str:
     return f"one that cannot be read ({type(error).__name__}: {error}); replace it"
 
 
-def _decode(name: str, photo: Image.Image, enough: Enough | None, most_pixels: int | None) -> _Upright:
+def _decode(name: str, photo: Image.Image, goal: Transform | None, most_pixels: int | None) -> _Upright:
     width, height = photo.size
     if min(photo.size) < 1:
         raise DataError(f"{name}: expected a photo, got an image of {width} x {height} pixels; replace it")
@@ -127,9 +124,9 @@ def _decode(name: str, photo: Image.Image, enough: Enough | None, most_pixels: i
             f"got {width} x {height}; scale it down"
         )
     drafted = None
-    if enough is not None and photo.format in ("JPEG", "MPO"):
+    if goal is not None and goal.interpolation != "nearest" and photo.format in ("JPEG", "MPO"):
         turned = _orientation(photo) >= 5
-        wanted = enough((height, width) if turned else (width, height))
+        wanted = goal._whole((height, width) if turned else (width, height))
         # libjpeg reduces by 2, 4 or 8 while it decodes; the other half is left to the antialiased resize
         drafted = photo.draft("RGB", (2 * wanted[turned], 2 * wanted[not turned]))
     photo.load()
@@ -156,11 +153,10 @@ _TURNS = dict(enumerate((
 
 
 def _orientation(photo: Image.Image) -> int:
-    try:
-        value = photo.getexif().get(ExifTags.Base.Orientation, 1)
+    with contextlib.suppress(Exception):  # broken metadata is no reason to refuse whole pixels
+        value = photo.getexif().get(ExifTags.Base.Orientation)
         return int(value) if value in _TURNS else 1
-    except Exception:  # broken metadata is no reason to refuse whole pixels
-        return 1
+    return 1
 
 
 def _to_rgb(name: str, photo: Image.Image) -> Image.Image:
@@ -176,9 +172,8 @@ def _to_rgb(name: str, photo: Image.Image) -> Image.Image:
         scaled = (values - low) * (255.0 / (high - low or 1.0))
         return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
     if photo.has_transparency_data:
-        rgba = photo.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        white = Image.new("RGBA", photo.size, "white")
+        return Image.alpha_composite(white, photo.convert("RGBA")).convert("RGB")
     return photo.convert("RGB")
 
 
@@ -328,8 +323,7 @@ class Transform:
         DataError
             As :func:`open_photo`.
         """
-        enough = None if self.interpolation == "nearest" else self._whole
-        upright = _open_upright(source, enough, name, most_pixels)
+        upright = _open_upright(source, self, name, most_pixels)
         region = self.region(upright.size)
         x, y = upright.origin
         left, top, right, bottom = (side / upright.scale for side in region)
@@ -337,7 +331,7 @@ class Transform:
         return Photo(pixels, upright.size, region)
 
     def region(self, photo_size: tuple[int, int]) -> Box:
-        """What the input covers of a photo of ``(width, height)``: left, top, right, bottom in its pixels."""
+        """The part of a photo of ``(width, height)`` that the input covers: left, top, right, bottom in its pixels."""
         box: list[float] = []
         for side, whole, photo in zip(self.size[::-1], self._whole(photo_size), photo_size, strict=True):
             start = round((whole - side) / 2)

@@ -54,7 +54,7 @@ VoteMethod = Literal["exact", "integrated gradients", "left out one by one"]
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Votes:
-    """What each selected cell contributes to a class, or to one class over another (:mod:`bla.model.votes`).
+    """The contribution of each selected cell to a class, or to one class over another (:mod:`bla.model.votes`).
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Votes:
         if self.method not in get_args(VoteMethod):
             raise ExplanationError(f"expected votes found in one of {get_args(VoteMethod)}, got {self.method!r}")
         if len(self.labels) != 1 + (self.against is not None):
-            raise ExplanationError(f"expected a label for each class asked about, got {self.labels}")
+            raise ExplanationError(f"expected a label for each class of the votes, got {self.labels}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

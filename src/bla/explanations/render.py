@@ -26,7 +26,7 @@ _DIMMED, _PALE = (np.rint(np.arange(256) * 0.4 + lift).astype(np.uint8) for lift
 _DARK, _LIGHT = (16,) * 3, (255,) * 3  # the outline's strokes: on any photo one of them stands out
 
 _TITLES = ("input", "scores", "selected cells", "overlay")
-_FOR, _AGAINST = (0, 90, 181), (220, 100, 10)  # told apart by any eye
+_FOR, _AGAINST = (0, 90, 181), (220, 100, 10)  # distinct with any colour vision
 _BOUND = "at the bound"
 _UNSEEN = "not seen by the model"
 _SMALLEST_PANEL = 160  # pixels; below it the labels would outgrow the pictures
@@ -36,7 +36,7 @@ def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) ->
     """The paper's panel: input, bounded scores, selected cells and overlay, under a header with the result.
 
     Scores are drawn cell by cell, unsmoothed, on a linear scale from the lowest to 0, and dots mark the cells at the
-    bound. Where a class was asked about, the last picture tints each selected cell by its vote, blue for the class
+    bound. If the explanation has votes, the last picture tints each selected cell by its vote, blue for the class
     and orange against it, the stronger the larger the vote. The photo shines through faintly, without shifting the
     mean colour of a cell from the one on the colour bar. What lies outside of ``explanation.region`` is hatched and
     labelled as not seen by the model.
@@ -91,8 +91,22 @@ def overlay(photo: Image.Image, explanation: Explanation) -> Image.Image:
     """The photo at its own size: the selected cells unchanged but for an outline, the rest grey and dark.
 
     The outline, dark beside light, runs along the inside of the selected region's boundary; cells of less than
-    5 pixels are too small to carry it and have none. What the model did not see is pale and hatched. Raises ValueError
-    if the photo cannot be the one that was explained.
+    5 pixels are too small to carry it and have none. What the model did not see is pale and hatched.
+
+    Raises
+    ------
+    ValueError
+        If the photo cannot be the one that was explained.
+
+    Examples
+    --------
+    >>> from bla.explanations.explanation import Explanation, Prediction
+    >>> cat = Prediction(281, "tabby", 0.9)
+    >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
+    >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)
+    >>> picture = overlay(Image.new("RGB", (64, 48), (200, 160, 120)), why)
+    >>> picture.size, picture.getpixel((16, 24)), picture.getpixel((48, 24))
+    ((64, 48), (200, 160, 120), (67, 67, 67))
     """
     photo = photo.convert("RGB")
     cells = Cells.of(explanation, photo.size, photo.size)
@@ -227,7 +241,7 @@ def _outlined(picture: Pixels, photo: Image.Image, selected: BoolMap, cells: Cel
 
 
 def _hatched(picture: Pixels, photo: Pixels | None, cells: Cells) -> Pixels:
-    """The picture within the region; outside of it hatching, on a pale ``photo`` where there is one."""
+    """The picture within the region; outside of it hatching, on a pale ``photo`` or on white."""
     height, width = picture.shape[:2]
     if cells.fill((width, height)):
         return picture
