@@ -14,7 +14,8 @@ import json
 import multiprocessing
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,7 @@ def settings_of(name: str, seed: int, epochs: int | None, classes: int) -> Setti
 
 
 def trained(data: str, out: Path, name: str, seed: int, *, folds: int, epochs: int | None) -> dict[str, Any]:
-    """The figures of one run. Peak memory is that of this process, which does nothing else."""
+    """The figures of one run. Peak memory is that of this process, which with --jobs 1 or more does nothing else."""
     splits, _ = read_images(data, cache=cache_root(), report=show)
     if folds:
         splits = splits.folds(folds)[seed]
@@ -144,6 +145,23 @@ def _cell(key: str, value: Any) -> str:
     return f"{mean:.{digits}f}" if np.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
+def _kept(out: Path, data: str, setup: str, seed: int, arguments: Namespace) -> dict[str, Any]:
+    run = partial(trained, data, out, setup, seed, folds=arguments.folds, epochs=arguments.epochs)
+    figures: dict[str, Any] = kept(out / "figures.json", run)
+    return figures
+
+
+def _results(runs: Sequence[Callable[[], dict[str, Any]]], jobs: int) -> Iterator[dict[str, Any]]:
+    """The runs' figures in order, each run in a process, so many at a time; with no jobs, all in this process."""
+    if not jobs:
+        yield from (run() for run in runs)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked process would not count the memory of loaded libraries
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        for future in [pool.submit(run) for run in runs]:
+            yield future.result()
+
+
 def main() -> None:
     """Train what is missing, write the tables and print them."""
     parser = parser_of(__doc__)
@@ -153,23 +171,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--folds", type=int, default=0, help="divide all images anew into so many folds, a run each")
     parser.add_argument("--epochs", type=int, help="of each stage, in place of the setups' own")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a process each")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a process each; 0: all in this one")
     parser.add_argument("--json", action="store_true", help="print JSON in place of Markdown")
     arguments = parser.parse_args()
     count = arguments.folds or arguments.seeds
     # seed by seed, so that an interrupted benchmark has whole rows of fewer seeds
     jobs = [(data, setup, seed) for data in arguments.data for seed in range(count) for setup in arguments.setups]
-    context = multiprocessing.get_context("spawn")
+    runs = [
+        partial(_kept, arguments.out / Path(data).name / f"{setup}-{seed}", data, setup, seed, arguments)
+        for data, setup, seed in jobs
+    ]
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    with ProcessPoolExecutor(arguments.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = []
-        for data, setup, seed in jobs:
-            out = arguments.out / Path(data).name / f"{setup}-{seed}"
-            run = partial(trained, data, out, setup, seed, folds=arguments.folds, epochs=arguments.epochs)
-            futures.append(pool.submit(kept, out / "figures.json", run))
-        for done, ((data, setup, seed), future) in enumerate(zip(jobs, futures, strict=True), start=1):
-            found.setdefault((data, setup), []).append(future.result())
-            print(f"{done} of {len(jobs)}: {data} {setup} {seed}", file=sys.stderr, flush=True)
+    for done, ((data, setup, seed), figures) in enumerate(zip(jobs, _results(runs, arguments.jobs), strict=True), 1):
+        found.setdefault((data, setup), []).append(figures)
+        print(f"{done} of {len(jobs)}: {data} {setup} {seed}", file=sys.stderr, flush=True)
     tables = {
         Path(data).name: {setup: summary(found[data, setup]) for setup in arguments.setups} for data in arguments.data
     }

@@ -291,7 +291,8 @@ def main() -> None:
     print(json.dumps(result | {"passed": fine}, indent=None if options.json else 1))
     for problem in seen.problems[:5]:
         print(problem, file=sys.stderr)
-    sys.exit(not fine)
+    if not fine:
+        sys.exit(1)
 
 
 def percentiles(times: list[float]) -> list[float]:
