@@ -12,8 +12,10 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bla.files import read_json
+from bla.files import read_json, whole_folder
 from bla.training.settings import TrainingError
+
+TENSORS = ("networks", "best", "optimiser")
 
 
 @dataclasses.dataclass(slots=True)
@@ -47,16 +49,13 @@ class Checkpoint:
     optimiser: dict[str, Tensor]
 
     def write(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Write it under a temporary name, move it into place by one rename, and remove the others."""
-        target = folder / f"checkpoint-{self.position.total_steps}"
-        temporary = folder / f".{target.name}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name in ("networks", "best", "optimiser"):
-            (temporary / f"{name}.safetensors").write_bytes(tensor_bytes(getattr(self, name)))
-        record = {"identity": identity, "position": dataclasses.asdict(self.position), "scaler": self.scaler}
-        (temporary / "state.json").write_text(json.dumps(record), encoding="utf-8")
-        temporary.rename(target)  # no two checkpoints have the same number of steps
+        """Write it all or nothing, and remove the others."""
+        target = folder / f"checkpoint-{self.position.total_steps}"  # no two have the same number of steps
+        with whole_folder(target) as partial:
+            for name in TENSORS:
+                (partial / f"{name}.safetensors").write_bytes(tensor_bytes(getattr(self, name)))
+            record = {"identity": identity, "position": dataclasses.asdict(self.position), "scaler": self.scaler}
+            (partial / "state.json").write_text(json.dumps(record), encoding="utf-8")
         clear_checkpoints(folder, but=target)
 
     @classmethod
@@ -78,23 +77,20 @@ class Checkpoint:
         return cls(
             Position(**record["position"]),
             record["scaler"],
-            *(load_file(path / f"{name}.safetensors") for name in ("networks", "best", "optimiser")),
+            *(load_file(path / f"{name}.safetensors") for name in TENSORS),
         )
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a training, oldest first; other programs' are ignored."""
-    found = [
-        path
-        for path in folder.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdecimal() and (path / "networks.safetensors").exists()
-    ]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    found = [path for path in steps if steps[path].isdecimal() and (path / "networks.safetensors").exists()]
+    return sorted(found, key=lambda path: int(steps[path]))
 
 
 def clear_checkpoints(folder: Path, but: Path | None = None) -> None:
     """Remove a training's checkpoints, whole and partial, except one."""
-    for path in [*checkpoints(folder), *folder.glob(".checkpoint-*.partial")]:
+    for path in [*checkpoints(folder), *folder.glob(".checkpoint-*")]:
         if path != but:
             shutil.rmtree(path)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bla.model.attention import Attention
 from bla.training.networks import Examples, Networks, StageName
-from bla.training.photos import CHUNK, Photos
+from bla.training.photos import Photos
 from bla.training.settings import Settings
 
 
@@ -49,14 +49,10 @@ class TunedNetworks(Networks):
         self.trunk = trunk
         self.baseline_trunk = copy.deepcopy(trunk)
         self.continued_trunk = copy.deepcopy(trunk)
-        self.augment, self.frozen_head = settings.trunk.augment, settings.frozen_head
+        self.parts += ("trunk", "baseline_trunk", "continued_trunk")
+        self.augment = settings.trunk.augment
         self.precision: torch.dtype = getattr(torch, settings.trunk.precision)
         self._pixels = pixels
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The children that runs and checkpoints hold."""
-        return (*super().parts, "trunk", "baseline_trunk", "continued_trunk")
 
     def features(self, examples: Examples) -> Tensor:
         """The input of the module, (B, C, H, W): its trunk's features of the photos."""
@@ -64,29 +60,19 @@ class TunedNetworks(Networks):
 
     def pooled(self, examples: Examples, stage: StageName) -> Tensor:
         """The input of the baseline, or of its continuation, (B, C)."""
-        trunk = self.continued_trunk if stage == "continued" else self.baseline_trunk
-        return self._features(trunk, examples).mean(dim=(2, 3))
+        return self._features(self.of_stage(stage)[1], examples).mean(dim=(2, 3))
 
-    def trunks(self, stage: StageName) -> tuple[nn.Module, ...]:
-        """The trunk that a stage trains: none if it trains the module alone, post hoc."""
-        if stage == "module":
-            return () if self.frozen_head else (self.trunk,)
-        return (self.continued_trunk if stage == "continued" else self.baseline_trunk,)
-
-    def begin(self, stage: StageName) -> None:
-        """Start a stage's trunk and head from the first stage's."""
-        super().begin(stage)
-        if stage != "head":
-            trunk = self.trunk if stage == "module" else self.continued_trunk
-            trunk.load_state_dict(self.baseline_trunk.state_dict())
+    def of_stage(self, stage: StageName) -> tuple[nn.Module, ...]:
+        """The head of a stage, and its trunk."""
+        trunks = {"head": self.baseline_trunk, "module": self.trunk, "continued": self.continued_trunk}
+        return (*super().of_stage(stage), trunks[stage])
 
     def _features(self, trunk: nn.Module, examples: Examples) -> Tensor:
         photos, rows = cast("Photos", examples.cache), examples.rows
         if trunk.training and torch.is_grad_enabled():
             return self._run(trunk, photos.augmented(rows) if self.augment else photos.batch(rows))
         with torch.no_grad():
-            parts = range(0, len(rows), CHUNK)
-            return torch.cat([self._run(trunk, photos.batch(rows[start : start + CHUNK])) for start in parts])
+            return photos.through(lambda pixels: self._run(trunk, pixels), rows)
 
     def _run(self, trunk: nn.Module, photos: npt.NDArray[np.uint8]) -> Tensor:
         """Features in float32, whatever the trunk's precision: scores, weights and loss are exact."""

@@ -158,12 +158,8 @@ class _Loop:
             if not ended:
                 self._save()
         if self.best:
-            own = self.networks.saved()
-            with torch.no_grad():
-                for key, value in self.best.items():
-                    own[key].copy_(value)
+            self.networks.restore(self.best)
             self.report(f"{stage.name}: kept the epoch of the smallest validation loss", 0, 0)
-        stage.end()
         position.epoch = position.step = position.waited = 0
         position.best, self.best = None, {}
 
@@ -233,7 +229,8 @@ class _Loop:
 
     def _optimiser(self, stage: Stage, saved: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         """Adam, the trunk with its own learning rate; in the state that a checkpoint holds, if there is one."""
-        trunks, rate, trunk = self.networks.trunks(stage.name), self.settings.stages.learning_rate, self.settings.trunk
+        _, *trunks = self.networks.of_stage(stage.name)
+        rate, trunk = self.settings.stages.learning_rate, self.settings.trunk
         optimiser = torch.optim.Adam(
             {"params": module.parameters(), "lr": trunk.trunk_rate if trunk and module in trunks else rate}
             for module in stage.trained

@@ -35,19 +35,15 @@ def bound_of_mean_size(scores: Tensor, size: float) -> tuple[float, float]:
     (3.5, 2.0)
     """
     flat = scores.flatten().sort().values
-    low, high = 0, len(flat) - 1
-
-    def reached(place: int) -> float:
-        return float((scores <= flat[place]).sum(dim=1).clamp(min=1).double().mean())
-
-    while low < high:  # the first place whose mean size is enough
-        middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) >= size else (middle + 1, high)
-    if low and size - reached(low - 1) < reached(low) - size:
-        low -= 1
-    above = flat[flat > flat[low]]
-    score = (flat[low] + above[0]) / 2 if len(above) else flat[low] + 1
-    return float(score), reached(low)
+    best = scores.amin(dim=1).sort().values
+    without = len(best) - torch.searchsorted(best, flat, right=True)  # maps with no cell at the bound
+    reached = (torch.searchsorted(flat, flat, right=True) + without).double() / len(best)
+    place = min(int(torch.searchsorted(reached, size)), len(flat) - 1)  # the first one of enough cells
+    if place and size - reached[place - 1] < reached[place] - size:
+        place -= 1
+    above = flat[flat > flat[place]]
+    score = (flat[place] + above[0]) / 2 if len(above) else flat[place] + 1
+    return float(score), float(reached[place])
 
 
 def trained_judge(networks: Networks, settings: Settings, examples: Examples, fold: int) -> nn.Module:

@@ -78,6 +78,7 @@ class Networks(nn.Module):
         self.head = baseline if own_head else copy.deepcopy(baseline)
         self.continued = baseline if own_head else copy.deepcopy(baseline)
         self.own_head = own_head
+        self.parts: tuple[str, ...] = ("attention",) if own_head else ("attention", "baseline", "head", "continued")
         if attention.class_conditional:
             if reads_maps(baseline):
                 raise TrainingError(
@@ -85,11 +86,6 @@ class Networks(nn.Module):
                     "train without class_aware"
                 )
             attention.judge = baseline
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The children that runs and checkpoints hold."""
-        return ("attention",) if self.own_head else ("attention", "baseline", "head", "continued")
 
     def saved(self) -> dict[str, Tensor]:
         """The tensors that runs and checkpoints hold; the judge is the baseline, so it is not repeated."""
@@ -115,15 +111,15 @@ class Networks(nn.Module):
             return self.features(examples)
         return cast("FeatureCache | StreamedFeatures", examples.cache).pooled_batch(examples.rows).to(self.device)
 
-    def trunks(self, stage: StageName) -> tuple[nn.Module, ...]:
-        """The trunk that a stage fine-tunes; here none."""
-        return ()
+    def of_stage(self, stage: StageName) -> tuple[nn.Module, ...]:
+        """The head of a stage, and its trunk if that is fine-tuned."""
+        return ({"head": self.baseline, "module": self.head, "continued": self.continued}[stage],)
 
     def begin(self, stage: StageName) -> None:
-        """Start a stage's head from the first stage's."""
-        if stage != "head" and not self.own_head:
-            head = self.head if stage == "module" else self.continued
-            head.load_state_dict(self.baseline.state_dict())
+        """Start a stage's head and trunk from the first stage's."""
+        for first, module in zip(self.of_stage("head"), self.of_stage(stage), strict=True):
+            if module is not first:
+                module.load_state_dict(first.state_dict())
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Restore the tensors of :meth:`saved`; a TrainingError if they belong to other networks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -44,6 +44,10 @@ class Photos:
         """Pixels (B, h, w, 3) of these rows; a DataError if a photo can no longer be read."""
         return np.stack(_read(self.images, rows, self.transform))
 
+    def through(self, run: Callable[[npt.NDArray[np.uint8]], Tensor], rows: npt.NDArray[np.int64]) -> Tensor:
+        """What a trunk makes of these rows, a chunk at a time."""
+        return torch.cat([run(self.batch(rows[start : start + CHUNK])) for start in range(0, len(rows), CHUNK)])
+
     def augmented(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """As :meth:`batch`, each photo augmented (:func:`augmentation`) by torch's global generator."""
         height, width = self.transform.size
@@ -77,9 +81,8 @@ class StreamedFeatures:
         """Features (B, C, H, W) of these rows; a DataError if a photo can no longer be read or they are not finite."""
         key = rows.tobytes()
         if self._last is None or self._last[0] != key:  # a step reads a batch's maps and their average
-            parts = range(0, len(rows), CHUNK)
-            pixels = (self._classifier.pixels(self.photos.batch(rows[start : start + CHUNK])) for start in parts)
-            features = torch.cat([self._classifier.trunk(part).float() for part in pixels])
+            classifier = self._classifier
+            features = self.photos.through(lambda photos: classifier.trunk(classifier.pixels(photos)).float(), rows)
             finite = torch.isfinite(features).flatten(1).all(dim=1)
             if not finite.all():
                 name = self.photos.images.names[rows[int(finite.int().argmin())]]

@@ -44,15 +44,11 @@ class Stage(nn.Module):
     @property
     def trained(self) -> tuple[nn.Module, ...]:
         """The modules that this stage trains: the head, and its trunk if that is fine-tuned."""
-        head = self.networks.continued if self.name == "continued" else self.networks.baseline
-        return (head, *self.networks.trunks(self.name))
+        return self.networks.of_stage(self.name)
 
     def begin(self, train: Examples) -> None:
         """Set the weights that training starts from."""
         self.networks.begin(self.name)
-
-    def end(self) -> None:
-        """Leave the module as it will be used."""
 
     def to_train(self) -> None:
         """Turn on dropout and gradients in what is trained, and nowhere else."""
@@ -91,7 +87,7 @@ class ModuleStage(Stage):
         """The module without its judge, the head unless it is frozen, and the trunk if that is fine-tuned."""
         nets = self.networks
         learning = (child for name, child in nets.attention.named_children() if name != "judge")
-        return (*learning, *(() if self.settings.frozen_head else (nets.head,)), *nets.trunks("module"))
+        return (*learning, *(() if self.settings.frozen_head else nets.of_stage("module")))
 
     def begin(self, train: Examples) -> None:
         """Start the head from the baseline, and the bound where some cells of some images are off it."""
@@ -101,11 +97,6 @@ class ModuleStage(Stage):
             self.networks.attention.calibrate(self.networks.features(some))
             if self.size_control is not None:
                 self.size_control.meet_on(some)
-
-    def end(self) -> None:
-        """Set the final temperature."""
-        if self.settings.selection.final_temperature is not None:
-            self.networks.attention.temperature = self.settings.selection.final_temperature
 
     def to_train(self) -> None:
         """Turn on draws in the module, too."""
@@ -120,11 +111,11 @@ class ModuleStage(Stage):
     def forward(self, examples: Examples, position: Position, steps: int) -> Outputs:
         """The loss of a batch: from the soft selection, and a share of it from the hard one, straight through."""
         nets, share = self.networks, self.settings.selection.straight_through
-        if self.settings.selection.final_temperature is not None:
-            done = (position.epoch * steps + position.step) / (self.epochs * steps)
-            nets.attention.temperature = self.settings.temperature_at(done)
-        features = nets.features(examples)
+        done = (position.epoch * steps + position.step) / (self.epochs * steps)
+        features, final = nets.features(examples), nets.attention.temperature
+        nets.attention.temperature = self.settings.temperature_at(done)
         selection = nets.attention(features, size=self._dialled(features[0, 0].numel(), position))
+        nets.attention.temperature = final
         through = operators.straight_through(selection.hard, selection.soft)
         targets = self.targets(examples)
         losses = [
