@@ -95,8 +95,7 @@ class _Loop:
         settings = self.settings
         self.identity = json.loads(json.dumps({**self.identity, "settings": settings.record()}))
         self.first = distributed.rank() == 0
-        if not self.first:
-            self.report = silent
+        self.report = self.report if self.first else silent
         self.steps = -(-len(self.train) // settings.stages.batch_size)
         self.patience = settings.held_out.patience if settings.held_out else None
         self.position = Position()
@@ -236,11 +235,11 @@ class _Loop:
             for module in stage.trained
         )
         if saved:
-            state: dict[int, dict[str, Tensor]] = {}
+            record = optimiser.state_dict()
             for key, value in saved.items():
                 index, _, name = key.partition(".")
-                state.setdefault(int(index), {})[name] = value
-            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+                record["state"].setdefault(int(index), {})[name] = value
+            optimiser.load_state_dict(record)
         return optimiser
 
     def _save(self) -> None:

@@ -16,10 +16,10 @@ from bla.training.settings import Settings, TrainingError
 JUDGES = 5
 """Heads that judge images which they were not trained on, each a fifth of them."""
 
-_FOLLOWING = 0.2
+FOLLOWING = 0.2
 """How far the bound moves, at every step, towards where the batch has the mean size."""
 
-_SIZED_ON = 10_000
+SIZED_ON = 10_000
 """The bound is set on at most this many images at the end of an epoch."""
 
 
@@ -96,8 +96,7 @@ class SizeControl:
 
     def follow(self, unbounded: Tensor) -> None:
         """Move the bound a little towards where this batch's own mean size would be right."""
-        scores = -unbounded.flatten(1)
-        self.attention.move_bound(_FOLLOWING * bound_of_mean_size(scores, self._cells(scores.shape[1]))[0])
+        self.attention.move_bound(FOLLOWING * self._bound(-unbounded.flatten(1))[0])
 
     def meet(self, *, last: bool) -> float:
         """Set the bound at the end of an epoch; returns the mean size that it gives."""
@@ -110,23 +109,22 @@ class SizeControl:
         return self._meet(self._scores(examples))
 
     def _meet(self, scores: Tensor) -> float:
-        score, reached = bound_of_mean_size(scores, self._cells(scores.shape[1]))
+        score, reached = self._bound(scores)
         self.attention.move_bound(score)
         return reached
 
-    def _cells(self, cells: int) -> float:
-        """How many of a map's cells to select on average."""
-        size = self.settings.selection.mean_size
+    def _bound(self, scores: Tensor) -> tuple[float, float]:
+        size, cells = self.settings.selection.mean_size, scores.shape[1]
         assert size is not None
         if size > cells:
             raise TrainingError(f"expected a mean_size of at most {cells}, the cells of a map, got {size}")
-        return size if size >= 1 else max(1.0, size * cells)
+        return bound_of_mean_size(scores, size if size >= 1 else max(1.0, size * cells))
 
     @torch.no_grad()
     def _scores(self, examples: Examples) -> Tensor:
         """U of these images' cells, (B, N); of a random part of the images if there are too many."""
         order = np.random.RandomState([self.settings.seed, 5]).permutation(len(examples))
-        parts = examples.subset(np.sort(order[:_SIZED_ON])).batches()
+        parts = examples.subset(np.sort(order[:SIZED_ON])).batches()
         return torch.cat([-self.attention(self.networks.features(part)).unbounded.flatten(1) for part in parts])
 
     def _scores_judged_unseen(self) -> Tensor:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bla.model.attention import Attention
 from bla.model.heads import reads_maps
 from bla.training.cache import FeatureCache
-from bla.training.photos import StreamedFeatures
+from bla.training.photos import Photos, StreamedFeatures
 from bla.training.settings import TrainingError
 
 StageName = Literal["head", "module", "continued"]
@@ -25,26 +25,11 @@ StageName = Literal["head", "module", "continued"]
 EVALUATION_BATCH = 64
 
 
-class Source(Protocol):
-    """A source of examples: cached features, streamed features, or photos."""
-
-    @property
-    def at_hand(self) -> bool:
-        """Whether features are read, not computed by a trunk every time."""
-
-    @property
-    def failures(self) -> tuple[tuple[str, str], ...]:
-        """(image, reason) for each that cannot be read."""
-
-    def batch(self, rows: npt.NDArray[np.int64]) -> Any:
-        """Features (B, C, H, W) of these rows, or of photos the pixels (B, h, w, 3)."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Examples:
     """Rows of a source with their classes; without, if the classifier's own predictions are the targets."""
 
-    cache: Source
+    cache: FeatureCache | StreamedFeatures | Photos
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
 
@@ -102,8 +87,7 @@ class Networks(nn.Module):
 
     def features(self, examples: Examples) -> Tensor:
         """The input of the module, (B, C, H, W)."""
-        features: Tensor = examples.cache.batch(examples.rows)
-        return features.to(self.device)
+        return cast("FeatureCache | StreamedFeatures", examples.cache).batch(examples.rows).to(self.device)
 
     def pooled(self, examples: Examples, stage: StageName) -> Tensor:
         """The input of a stage's mean-pooled head, (B, C); the whole map if the head reads maps."""

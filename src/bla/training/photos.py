@@ -67,14 +67,9 @@ class StreamedFeatures:
     at_hand = False
 
     def __init__(self, classifier: ExplainableClassifier, photos: Photos) -> None:
-        self.photos = photos
+        self.photos, self.failures = photos, photos.failures
         self._classifier = classifier
         self._last: tuple[bytes, Tensor] | None = None
-
-    @property
-    def failures(self) -> tuple[tuple[str, str], ...]:
-        """(image, reason) for each that cannot be read."""
-        return self.photos.failures
 
     @torch.no_grad()
     def batch(self, rows: npt.NDArray[np.int64]) -> Tensor:

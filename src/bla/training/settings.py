@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from bla import BlaError
 
@@ -61,12 +51,13 @@ class Part:
     """Options that belong together; each value is checked against its field's type."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
             if isinstance(value, list):  # as JSON and the command line give a tuple
                 object.__setattr__(self, name, tuple(value))
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise TrainingError(f"expected {name} {' or '.join(map(repr, get_args(hint)))}, got {value!r}")
+            kinds = typing.get_args(hint)
+            if typing.get_origin(hint) is Literal and value not in kinds:
+                raise TrainingError(f"expected {name} {' or '.join(map(repr, kinds))}, got {value!r}")
             for valid in getattr(hint, "__metadata__", ()):
                 if value is not None and not valid.test(value):
                     raise TrainingError(f"expected {name} {valid.words}, got {value!r}")
@@ -191,6 +182,14 @@ class HeldOut(Part):
     """End a stage after this many epochs without a smaller validation loss, and keep its best epoch."""
 
 
+_WITHOUT: dict[type[Part], str] = {
+    Bounded: "with setup l2x-f, which bounds nothing: leave it out",
+    Trunk: "without trunk_rate: a frozen trunk gives features once, in float32; set trunk_rate=1e-4, say",
+    HeldOut: "without a validation share to watch: set validation=0.1, say",
+}
+"""Why the options of an absent part are refused."""
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class Settings:
     """How to train. The defaults are the paper's for fine-grained data.
@@ -223,22 +222,25 @@ class Settings:
     def __init__(self, setup: Setup = "bla", *, several_labels: bool = False, **options: Any) -> None:
         if setup not in SETUPS:
             raise TrainingError(f"expected setup one of {', '.join(SETUPS)}, got {setup!r}")
-        made: dict[str, Any] = {"setup": setup, "several_labels": several_labels}
-        made |= {"score": _part(Score, options), "head": _part(Head, options), "stages": _part(Stages, options)}
-        if setup == "l2x-f":
-            made["selection"] = _part(FixedSize, options)
-            _refuse(Bounded, options, "with setup l2x-f, which bounds nothing: leave it out")
-        else:
-            made["selection"] = _part(Bounded, options)
-            _part(FixedSize, options)  # has no effect here, so a fixed size may be given to all setups alike
-        made["trunk"] = made["held_out"] = None
+        made: dict[str, Any] = {"setup": setup, "several_labels": several_labels, "trunk": None, "held_out": None}
+        # a fixed size has no effect on a bounded selection, so it may be given to all setups alike
+        parts = {"score": Score, "fixed": FixedSize, "head": Head, "stages": Stages}
+        if setup != "l2x-f":
+            parts["selection"] = Bounded
         if options.get("trunk_rate") is not None:
-            made["trunk"] = _part(Trunk, options)
-        why = "without trunk_rate: a frozen trunk gives features once, in float32; set trunk_rate=1e-4, say"
-        _refuse(Trunk, options, why)
+            parts["trunk"] = Trunk
         if options.get("validation"):
-            made["held_out"] = _part(HeldOut, options)
-        _refuse(HeldOut, options, "without a validation share to watch: set validation=0.1, say")
+            parts["held_out"] = HeldOut
+        for name, part in parts.items():
+            fields = [field.name for field in dataclasses.fields(part) if field.name in options]
+            made[name] = part(**{field: options.pop(field) for field in fields})
+        fixed = made.pop("fixed")
+        made.setdefault("selection", fixed)
+        for absent, why in _WITHOUT.items():  # whose options may be given as their defaults
+            for field in dataclasses.fields(absent):
+                value = options.pop(field.name, None)
+                if value and value != field.default:
+                    raise TrainingError(f"expected no {field.name} {why}")
         if options:
             raise TypeError(f"expected options of Settings, got {', '.join(options)}")
         for name, value in made.items():
@@ -314,8 +316,6 @@ class Settings:
         """What explanations are labelled with: the setup, and the threshold if it is not the setup's."""
         from bla.model.attention import signed
 
-        if self.setup == "l2x-f":
-            return SETUPS[self.setup]
         return signed(SETUPS[self.setup], self.threshold, self._own_threshold, class_aware=self.selection.class_aware)
 
     @property
@@ -349,20 +349,3 @@ class Settings:
         A class-conditional one has no judge yet.
         """
         return self.selection.attention(channels, self.score, self.threshold)
-
-
-P = TypeVar("P", bound=Part)
-
-
-def _part(part: type[P], options: dict[str, Any]) -> P:
-    """A part made from its options, which are taken out of ``options``."""
-    names = [field.name for field in dataclasses.fields(part) if field.name in options]
-    return part(**{name: options.pop(name) for name in names})
-
-
-def _refuse(part: type[Part], options: dict[str, Any], why: str) -> None:
-    """Take the options of an absent part out of ``options``, where they may stand at their defaults."""
-    for field in dataclasses.fields(part):
-        value = options.pop(field.name, None)
-        if value and value != field.default:
-            raise TrainingError(f"expected no {field.name} {why}")
