@@ -25,7 +25,7 @@ from bla.data.image_sets import Splits
 from bla.data.published import read_images
 from bla.files import cache_root
 from bla.metrics import localise, top_cells
-from bla.metrics.statistics import paired
+from bla.metrics.statistics import bootstrap, sign_flips
 from bla.progress import show
 from bla.runs.run import open_run
 
@@ -100,7 +100,9 @@ def summary(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         known = np.isfinite(values[RUN]) & np.isfinite(each)
         found[name] = {"on_object": float(each[known].mean())}
         if name != RUN:
-            found[name] |= paired(values[RUN][known], each[known]).to_dict()
+            difference = values[RUN][known] - each[known]
+            interval = bootstrap(difference).to_dict()
+            found[name] |= {"difference": interval.pop("mean"), **interval, "p": float(sign_flips(difference[None])[0])}
     return found
 
 

@@ -22,7 +22,7 @@ from bla.data.image_sets import ImageSet, strata
 from bla.data.photo import DataError
 from bla.data.tables import read_table
 from bla.explanations.explanation import Explanation
-from bla.metrics.several import SeveralLabels, area_under_curve, average_precision
+from bla.metrics.several import SeveralLabels, separation
 from bla.model.attention import ClassAwareAttention
 from bla.model.classifier import ClassifierError
 from bla.progress import silent
@@ -148,7 +148,7 @@ def test_images_are_divided_by_their_rarest_label(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1)), min_size=1, max_size=30))
 def test_figures_of_one_label_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     scores, labels = np.array([pair[0] for pair in pairs], float), np.array([pair[1] for pair in pairs])
-    found = average_precision(scores, labels), area_under_curve(scores, labels)
+    found = separation(scores, labels)
     if len(set(labels.tolist())) < 2:
         assert found == (None, None)
         return

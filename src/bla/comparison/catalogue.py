@@ -12,8 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bla.comparison.methods import RUN, ComparisonError, Method, PooledClassifier, controls, libraries, trained
-from bla.comparison.methods.own import own_attention
+from bla.comparison.methods import (
+    RUN,
+    Batch,
+    Cells,
+    ComparisonError,
+    Method,
+    PooledClassifier,
+    controls,
+    libraries,
+    trained,
+)
 from bla.comparison.photos import Photos
 from bla.model.backbones import weights_digest
 from bla.progress import Progress, silent
@@ -87,9 +96,17 @@ def _cam_kind(name: libraries.CamName, **flags: Any) -> Kind:
 
 
 def _own(setting: Setting) -> Method:
-    run = setting.run
-    attention, head = run.classifier.attention, run.networks.head
-    return own_attention(attention, head, run.record["setup"], class_aware=run.settings.selection.class_aware)
+    """The run's attention with the head that reads its selection; it chooses the sizes for all other methods."""
+    run, aware = setting.run, setting.run.settings.selection.class_aware
+
+    @torch.no_grad()
+    def select(batch: Batch) -> Cells:
+        found = run.classifier.attention(batch.features, target=batch.targets if aware else None)
+        return Cells(found.unbounded, found.scores, found.soft, found.hard > 0, found.hard)
+
+    title, note = run.record["setup"], "the run's own; it chooses the sizes"
+    head = run.networks.head
+    return Method(RUN, title, "own", aware, lambda batch: select(batch).unbounded, note, head=head, select=select)
 
 
 def _shuffled(setting: Setting) -> Method:

@@ -184,7 +184,7 @@ def _record(setting: Setting, explained: Mapping[str, Explained]) -> dict[str, A
         "grid": list(own.ranking.shape[1:]),
         "equal_area": "each method's best cells, as many as the run selected in that photo",
         "explains": EXPLAINS,
-        "metrics": {key: metric.to_dict() for key, metric in METRICS.items() if key in measured},
+        "metrics": {key: dataclasses.asdict(metric) for key, metric in METRICS.items() if key in measured},
         "baseline": {
             "accuracy": None if truth is None else float((photos.predicted == truth).double().mean()),
             "forward_ms": _forward_ms(setting),

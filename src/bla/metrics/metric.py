@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,10 +33,6 @@ class Metric:
     source: str
     better: Literal["higher", "lower"] | None = None
     version: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return dataclasses.asdict(self)
 
 
 _MEANINGS = tomllib.loads(Path(__file__).with_name("meanings.toml").read_text(encoding="utf-8"))

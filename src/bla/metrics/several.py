@@ -58,49 +58,34 @@ class SeveralLabels:
             raise ValueError("expected at least one image, got none")
         logits, labels = np.concatenate(self.logits), np.concatenate(self.labels)
         loss = functional.binary_cross_entropy_with_logits(torch.from_numpy(logits), torch.from_numpy(labels).double())
-        columns = list(zip(logits.T, labels.T, strict=True))
-        by_label = {
-            "average_precision": [average_precision(*column) for column in columns],
-            "auc": [area_under_curve(*column) for column in columns],
-        }
+        separations = [separation(*column) for column in zip(logits.T, labels.T, strict=True)]
+        by_label = dict(zip(("average_precision", "auc"), map(list, zip(*separations, strict=True)), strict=True))
         means: dict[str, float | None] = {}
         for name, values in by_label.items():
-            answers = [value for value in values if value is not None]
-            means[name] = float(np.mean(answers)) if answers else None
+            known = [value for value in values if value is not None]
+            means[name] = float(np.mean(known)) if known else None
         exact = float(((logits > 0) == (labels > 0)).all(axis=1).mean())
         return {"loss": loss.item(), **means, "exact": exact, "by_label": by_label}
 
 
-def average_precision(scores: Scores, labels: Labels) -> float | None:
-    r"""The mean over the positives of the precision where each is reached; tied scores are reached together.
+def separation(scores: Scores, labels: Labels) -> tuple[float, float] | tuple[None, None]:
+    """Average precision, and the area under the ROC curve; None if all images have the label, or none.
 
-    >>> average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
-    0.8333333333333333
+    The first is the mean over the positives of the precision where each is reached, tied scores together; the second
+    the share of pairs of a positive and a negative in which the positive scores higher, ties counting half.
+
+    >>> separation(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
+    (0.8333333333333333, 0.75)
     """
-    found, missed = _reached(scores, labels)
-    if not found[-1] or not missed[-1]:
-        return None
-    return float((np.diff(found) * found[1:] / (found + missed)[1:]).sum() / found[-1])
-
-
-def area_under_curve(scores: Scores, labels: Labels) -> float | None:
-    """The share of pairs of a positive and a negative in which the positive scores higher; ties count half.
-
-    >>> area_under_curve(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
-    0.75
-    """
-    found, missed = _reached(scores, labels)
-    if not found[-1] or not missed[-1]:
-        return None
-    return float((np.diff(missed) * (found[1:] + found[:-1])).sum() / (2 * found[-1] * missed[-1]))
-
-
-def _reached(scores: Scores, labels: Labels) -> tuple[Labels, Labels]:
-    """How many positives and negatives score at least as high as each distinct score, from the top."""
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each group of ties
-    found = np.append(0, np.cumsum(labels[order])[last])
-    return found, np.append(0, last + 1) - found
+    found = np.append(0, np.cumsum(labels[order])[last])  # positives, and negatives, that score at least as high
+    missed = np.append(0, last + 1) - found
+    if not found[-1] or not missed[-1]:
+        return None, None
+    precision = (np.diff(found) * found[1:] / (found + missed)[1:]).sum() / found[-1]
+    area = (np.diff(missed) * (found[1:] + found[:-1])).sum() / (2 * found[-1] * missed[-1])
+    return float(precision), float(area)
 
 
 def decided(logits: Tensor, *, several: bool) -> Tensor:

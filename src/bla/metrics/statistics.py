@@ -48,21 +48,6 @@ class Interval:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Paired:
-    """A difference of means over the same images, its 95% interval, and the p-value of no difference."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    images: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return dataclasses.asdict(self)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class SignFlipMean:
     """A mean over people, its interval at ``level``, its two-sided p-value against ``null``, and how both were found.
 
@@ -105,21 +90,6 @@ def over_seeds(values: Values, *, seed: int = 0) -> Interval:
         means.append(drawn.mean(axis=1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Interval(float(known.mean()), float(low), float(high), images)
-
-
-def paired(first: Values, second: Values, *, seed: int = 0) -> Paired:
-    """Compare two methods on the same images, ``first - second``: the bootstrap's interval, the sign-flip test's p.
-
-    >>> paired([1.0, 1.0, 0.0], [0.0, 0.0, 0.0]).p
-    0.5
-    """
-    one, other = _finite(first, 1), _finite(second, 1)
-    if one.shape != other.shape:
-        raise ValueError(f"expected the same images of both, got {len(one)} and {len(other)}")
-    difference = one - other
-    interval = bootstrap(difference, seed=seed)
-    p = float(sign_flips(difference[None], seed=seed)[0])
-    return Paired(interval.mean, interval.low, interval.high, p, interval.images)
 
 
 def sign_flips(deviations: Values, *, draws: int = 9_999, seed: int = 0) -> Floats:

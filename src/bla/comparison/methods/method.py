@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from bla import BlaError
 from bla.model.heads import reads_maps
 
+RUN = "bla"
+"""The name of the run's own method in results, whatever its setup."""
+
 Explains = Literal["baseline", "own", "nothing"]
 """Which classifier a method's map explains: the mean-pooled one, the one with the method's own head, or none."""
 

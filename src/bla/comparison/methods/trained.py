@@ -39,18 +39,12 @@ def softmax_attention(
 
         _fit([score, head], loss, features, labels, epochs=epochs, seed=seed)
     note = f"trained with its own head, {epochs} epochs, seed {seed}; ranked by weight"
-    maps = _maps(lambda batch: score(batch.features.float())[:, 0])
+    maps = torch.no_grad()(lambda batch: score(batch.features.float())[:, 0])
     return Method("softmax-attention", "softmax attention", "own", False, maps, note, head=head)
 
 
 def l2x(
-    classifier: PooledClassifier,
-    features: Features,
-    labels: Tensor,
-    *,
-    size: int = 8,
-    epochs: int = 5,
-    seed: int = 0,
+    classifier: PooledClassifier, features: Features, labels: Tensor, *, size: int = 8, epochs: int = 5, seed: int = 0
 ) -> Method:
     """L2X-F (Chen et al. 2018; arXiv 2105.14824) with the corrected temperature, trained with its own head."""
     head = copy.deepcopy(classifier.head)
@@ -67,7 +61,7 @@ def l2x(
 
         _fit([attention, head], loss, features, labels, epochs=epochs, seed=seed)
     note = f"trained for {size} cells with its own head, {epochs} epochs, seed {seed}; corrected temperature"
-    maps = _maps(lambda batch: attention(batch.features.float()).unbounded)
+    maps = torch.no_grad()(lambda batch: attention(batch.features.float()).unbounded)
     return Method("l2x", "L2X-F", "own", False, maps, note, head=head)
 
 
@@ -96,12 +90,13 @@ def learned_mask(
 
         _fit([score], loss, features, labels, epochs=epochs, seed=seed)
     note = f"class masks on the frozen classifier, {epochs} epochs, seed {seed}, after L-CAM and TAME"
-    maps = _maps(lambda batch: score(batch.features.float())[torch.arange(len(batch.targets)), batch.targets])
+
+    @torch.no_grad()
+    def maps(batch: Batch) -> Tensor:
+        own: Tensor = score(batch.features.float())[torch.arange(len(batch.targets)), batch.targets]
+        return own
+
     return Method("learned-mask", "learned mask", "baseline", True, maps, note)
-
-
-def _maps(ranked: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
-    return torch.no_grad()(ranked)
 
 
 def _fit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import random
 from collections.abc import Sequence
@@ -28,39 +27,6 @@ _ORDER = (
 """The order of the columns; the last ones are left out if there are many."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Cut:
-    """The cells of one method in a photo, or of several that select the same; the page draws them.
-
-    ``region`` is what the grid covers, in the page's pixels; ``cells`` is an SVG path in units of cells, ``shade`` in
-    its place, if there are many cells, a picture that darkens those left out.
-    """
-
-    title: str
-    words: str
-    region: tuple[float, ...]
-    grid: tuple[int, int]
-    cells: str
-    shade: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Exhibit:
-    """A photo at the page's size, why it was chosen, the run's explanation, and every method's cells.
-
-    ``label`` is None if it is unknown; ``otherwise`` is the prediction from all cells.
-    """
-
-    name: str
-    why: str
-    label: str | None
-    otherwise: str
-    own: Explanation
-    photo: str
-    size: tuple[int, int]
-    cuts: tuple[Cut, ...]
-
-
 def choose(comparison: Comparison, count: int, seed: int) -> list[tuple[int, str]]:
     """Photos to show, by index, and why: half drawn by the seed, a quarter each the best and the worst.
 
@@ -77,8 +43,10 @@ def choose(comparison: Comparison, count: int, seed: int) -> list[tuple[int, str
     return [(index, "drawn at random") for index in sorted(drawn)] + chosen
 
 
-def exhibits(comparison: Comparison, chosen: Sequence[tuple[int, str]], methods: int = 7) -> list[Exhibit]:
+def exhibits(comparison: Comparison, chosen: Sequence[tuple[int, str]], methods: int = 7) -> list[dict[str, Any]]:
     """What the page shows of the chosen photos; methods that select the same cells in all of them share a column.
+
+    ``label`` is None if it is unknown; ``otherwise`` is the prediction from all cells.
 
     Raises
     ------
@@ -89,21 +57,18 @@ def exhibits(comparison: Comparison, chosen: Sequence[tuple[int, str]], methods:
     found = []
     for place, (index, why) in enumerate(chosen):
         image = comparison.record["images"][index]
-        photo = _opened(Path(image["image"]))
+        path = Path(image["image"])
+        try:
+            photo = open_photo(path).convert("RGB")
+        except DataError as error:
+            message = f"expected the photo of the comparison, got: {error}. Put it back, or compare again"
+            raise ReportError(message) from error
         small = photo.copy()
         small.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS, reducing_gap=3)
-        found.append(
-            Exhibit(
-                name=Path(image["image"]).name,
-                why=why,
-                label=image["label"],
-                otherwise=image["predicted"],
-                own=columns[0][1][place],
-                photo=_embedded(small, "jpeg", quality=80),
-                size=small.size,
-                cuts=tuple(_cut(title, each[place], small.width / photo.width) for title, each in columns),
-            )
-        )
+        shown = {"name": path.name, "why": why, "label": image["label"], "otherwise": image["predicted"]}
+        shown |= {"own": columns[0][1][place], "photo": _embedded(small, "jpeg", quality=80), "size": small.size}
+        shown["cuts"] = [_cut(title, each[place], small.width / photo.width) for title, each in columns]
+        found.append(shown)
     return found
 
 
@@ -119,22 +84,17 @@ def _columns(comparison: Comparison, indices: Sequence[int], methods: int) -> li
     return [(", ".join(titles), explanations) for titles, explanations in found.values()][:methods]
 
 
-def _opened(path: Path) -> Image.Image:
-    try:
-        return open_photo(path).convert("RGB")
-    except DataError as error:
-        raise ReportError(
-            f"expected the photo of the comparison, got: {error}. Put it back, or compare again"
-        ) from error
-
-
 def _embedded(picture: Image.Image, kind: str, **options: Any) -> str:
     content = io.BytesIO()
     picture.save(content, kind, **options)
     return f"data:image/{kind};base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def _cut(title: str, explanation: Explanation, scale: float) -> Cut:
+def _cut(title: str, explanation: Explanation, scale: float) -> dict[str, Any]:
+    """A method's cells: an SVG path in units of cells, or if there are many, a picture that darkens those left out.
+
+    ``region`` is what the grid covers, in the page's pixels.
+    """
     cells, shade = "", ""
     if explanation.selected.size <= _DRAWN:
         cells = "".join(f"M{column} {row}h1v1h-1Z" for row, column in np.argwhere(explanation.selected).tolist())
@@ -142,8 +102,9 @@ def _cut(title: str, explanation: Explanation, scale: float) -> Cut:
         pixels = np.zeros((*explanation.grid, 4), np.uint8)
         pixels[..., 3] = np.where(explanation.selected, 0, 166)
         shade = _embedded(Image.fromarray(pixels), "png", optimize=True)
-    region = tuple(side * scale for side in explanation.region)
-    return Cut(title, _in_words(explanation, title), region, explanation.grid, cells, shade)
+    region = [side * scale for side in explanation.region]
+    cut = {"title": title, "words": _in_words(explanation, title), "region": region, "grid": explanation.grid}
+    return cut | {"cells": cells, "shade": shade}
 
 
 def _in_words(explanation: Explanation, title: str) -> str:

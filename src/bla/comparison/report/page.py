@@ -44,8 +44,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``bla report --json``."""
-        found = [finding.to_dict() for finding in self.findings]
-        return {"report": str(self.path), "summary": self.summary, "findings": found}
+        return {
+            "report": str(self.path),
+            "summary": self.summary,
+            "findings": [*map(dataclasses.asdict, self.findings)],
+        }
 
 
 def write_report(folder: str | Path, out: str | Path | None = None, *, photos: int = 12, seed: int = 0) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from bla.comparison.report.saved import Comparison, Difference
 
@@ -18,12 +18,7 @@ _QUESTIONS: tuple[tuple[str, str, str, Literal[1, -1]], ...] = (
     ("area", "cam", "Do the best 1 to 12 cells tell more about the class than CAM's?", 1),
     ("evaluator_left", "cam", "Do the cells left out tell less about the class than those that CAM leaves out?", -1),
     ("on_object", "cam", f"{_LIE_ON_IT} CAM's?", 1),
-    (
-        "on_object",
-        "centre",
-        f"{_LIE_ON_IT} as many cells nearest to the centre?",
-        1,
-    ),
+    ("on_object", "centre", f"{_LIE_ON_IT} as many cells nearest to the centre?", 1),
     ("on_object", "norm", f"{_LIE_ON_IT} as many cells with the longest feature vectors?", 1),
 )
 """Metric, rival, question, and whether more or less of the metric is wanted."""
@@ -36,10 +31,6 @@ class Finding:
     question: str
     answer: Answer
     words: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return dataclasses.asdict(self)
 
 
 def findings(comparison: Comparison) -> list[Finding]:
