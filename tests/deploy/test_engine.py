@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from bla.cli import run_command
-from bla.deploy.engine import Engine, EngineError, kept_path, open_engine
+from bla.deploy.engine import Engine, EngineError, open_engine
 from bla.explanations.explanation import Unexplained
 from bla.runs.record import SHIPPED, RunError
 from small_exports import Pair, photos
@@ -113,10 +114,11 @@ def test_a_run_is_exported_once_and_kept(plain: Pair, monkeypatch: pytest.Monkey
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", exporting)
-    for _ in range(2):
-        assert open_engine("tf_efficientnet_lite0").path == kept_path(EXPLAINER)
+    kept, again = (open_engine("tf_efficientnet_lite0").path for _ in range(2))
+    assert kept == again
+    assert kept.is_relative_to(os.environ["BLA_CACHE"])
     assert [command[1:5] for command in calls] == [["-m", "bla", "export", str(EXPLAINER)]]
-    kept_path(EXPLAINER).unlink()
+    kept.unlink()
 
 
 def test_a_run_that_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -434,15 +434,22 @@ def _folders(root: Path) -> list[Path]:
     return [root / name for name in sorted(names) if not name.startswith(".")]
 
 
-def _images_below(folder: Path) -> list[Path]:
-    found: list[Path] = []
+def files_below(folder: Path) -> Iterator[str]:
+    """The paths of the files in a folder, at any depth, folder by folder and sorted in each; hidden ones are left out.
+
+    Links are followed, and each folder is read once.
+    """
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
-            found += [Path(place, name) for name in files if name[0] != "." and Path(name).suffix.lower() in SUFFIXES]
+            yield from (os.path.join(place, name) for name in sorted(files) if not name.startswith("."))  # noqa: PTH118
         seen.add(real)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    found = (path for path in map(Path, files_below(folder)) if path.suffix.lower() in SUFFIXES)
     return sorted(found, key=Path.as_posix)
 
 

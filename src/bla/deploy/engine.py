@@ -70,13 +70,9 @@ class Card:
         """H * W."""
         return self.grid[0] * self.grid[1]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Card:
-        """The inverse of :meth:`to_dict`, also after JSON."""
+        """The inverse of ``dataclasses.asdict``, also after JSON."""
         if (version := record.get("schema_version")) != SCHEMA_VERSION:
             raise EngineError(f"expected schema_version {SCHEMA_VERSION}, got {version}: export the run again")
         try:
@@ -165,14 +161,6 @@ class Engine:
         self.card = Card.from_dict(json.loads(text))
         self.classes, self.transform, self.grid = self.card.classes, self.card.transform, self.card.grid
 
-    def pixels(self, photos: npt.NDArray[np.uint8]) -> Pixels:
-        """Normalised pixels (B, 3, H, W) of photos' pixels (B, H, W, 3), as ``transform.read`` gives them."""
-        mean, std = (np.array(values, np.float32) for values in (self.transform.mean, self.transform.std))
-        scaled = np.ascontiguousarray(photos.transpose(0, 3, 1, 2), dtype=np.float32)
-        scaled *= (1 / (255 * std))[:, None, None]
-        scaled -= (mean / std)[:, None, None]
-        return scaled
-
     def run(
         self,
         photos: npt.NDArray[np.uint8],
@@ -198,7 +186,10 @@ class Engine:
             raise EngineError(f"expected photos of shape (B, h, w, 3), uint8, got {photos.shape}, {photos.dtype}")
         feeds: dict[str, npt.NDArray[Any]] = {self.card.entry: photos}
         if self.card.entry == "pixels":
-            feeds["pixels"] = self.pixels(photos)
+            mean, std = np.array([self.transform.mean, self.transform.std], np.float32)[:, :, None, None]
+            feeds["pixels"] = np.ascontiguousarray(photos.transpose(0, 3, 1, 2), dtype=np.float32)
+            feeds["pixels"] *= 1 / (255 * std)
+            feeds["pixels"] -= mean / std
         if sizes is not None:
             feeds["size"] = _whole_numbers("size", sizes)
             for size in np.unique(feeds["size"]).tolist():
@@ -314,7 +305,8 @@ def open_engine(explainer: str | Path, *, threads: int | None = None) -> Engine:
     if Path(explainer).is_file():
         return Engine(explainer, threads=threads)
     folder = run_folder(explainer)
-    kept = kept_path(folder)
+    digest = content_digest(folder, importlib.metadata.version("bounded-logit-attention"))
+    kept = cache_root() / "exported" / f"{digest}.onnx"
     if not kept.exists():
         command = [sys.executable, "-m", "bla", "export", str(folder), "--out", str(kept)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -322,9 +314,3 @@ def open_engine(explainer: str | Path, *, threads: int | None = None) -> Engine:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("bla: ")
             raise EngineError(f"{folder}: {reason}")
     return Engine(kept, threads=threads)
-
-
-def kept_path(folder: Path) -> Path:
-    """Where the export of a run is kept: a name made from the run's content and the version of bla."""
-    digest = content_digest(folder, importlib.metadata.version("bounded-logit-attention"))
-    return cache_root() / "exported" / f"{digest}.onnx"

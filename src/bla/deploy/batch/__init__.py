@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 import time
 from collections import Counter
@@ -16,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.parquet as pq
+
 from bla.data.prefetching import cores, prefetch
 from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, Shard, Task, make_plan, read_plan
-from bla.deploy.batch.rows import SCHEMA, counts_of, explain_rows, part_name, unpacked, write_part
+from bla.deploy.batch.rows import SCHEMA, explain_rows, part_name, unpacked, write_part
 from bla.deploy.batch.sources import Reader, Row
 from bla.deploy.engine import Engine
 from bla.files import read_json, reading, sole_writer, timestamp, write_atomically, write_json
@@ -164,9 +167,9 @@ def _check_same(task: Task, kept: Mapping[str, Any], out: Path) -> None:
 
 
 def _concluded(plan: Plan, out: Path, last_call: dict[str, Any]) -> dict[str, Any]:
-    """Count the rows in every part, and write the record."""
-    parts = [counts_of(out / part_name(shard.index)) for shard in plan.shards()]
-    counts = sum(parts, Counter[str]())
+    """Add up the statuses that the footers of all parts hold, and write the record."""
+    parts = [pq.read_schema(out / part_name(shard.index)).metadata[b"bla"] for shard in plan.shards()]
+    counts = sum((Counter(json.loads(part)["counts"]) for part in parts), Counter[str]())
     record = {
         "schema_version": 1,
         **{field.name: getattr(plan, field.name) for field in dataclasses.fields(Task)},

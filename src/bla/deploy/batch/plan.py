@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bla import BlaError
-from bla.data.image_sets import SUFFIXES
+from bla.data.image_sets import SUFFIXES, files_below
 from bla.files import read_json, reading, timestamp, write_json
 
 SHARD = 4096
@@ -142,18 +142,13 @@ def _file(path: Path, rows: int) -> File:
 
 
 def _found(folder: Path, tables: list[Path]) -> Iterator[bytes]:
-    """Photos below a folder, folder by folder, sorted; Parquet files go to ``tables``."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files) if real not in seen else ():
-            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  # a million Paths would take their time
-            if not name.startswith(".") and suffix in SUFFIXES:
-                yield os.fsencode(os.path.join(place, name))  # noqa: PTH118
-            elif not name.startswith(".") and suffix == ".parquet":
-                tables.append(Path(place, name))
-        seen.add(real)
+    """Photos below a folder; Parquet files go to ``tables``."""
+    for path in files_below(folder):
+        suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122  # a million Paths would take their time
+        if suffix in SUFFIXES:
+            yield os.fsencode(path)
+        elif suffix == ".parquet":
+            tables.append(Path(path))
 
 
 def _listed(file: Path) -> Iterator[bytes]:
@@ -206,7 +201,3 @@ def _columns(schema: pa.Schema, table: Path, wanted: str | None) -> tuple[str, s
     texts = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
     beside = f"{chosen[0].rpartition('.')[0]}.path"
     return chosen[0], next((name for name in (beside, *NAMES) if name in texts), None)
-
-
-def _refuse(error: OSError) -> None:
-    raise BatchError(f"{error.filename}: expected a readable folder, got {error.strerror}") from error

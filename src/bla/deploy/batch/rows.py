@@ -86,9 +86,3 @@ def write_part(folder: Path, shard: Shard, results: Sequence[Mapping[str, Any]])
     content = io.BytesIO()
     pq.write_table(table, content, compression="zstd")
     write_atomically(folder / part_name(shard.index), content.getvalue())
-
-
-def counts_of(part: Path) -> Counter[str]:
-    """The number of rows with each status in a part, from its footer."""
-    notes = json.loads(pq.read_schema(part).metadata[b"bla"])
-    return Counter(notes["counts"])

@@ -45,7 +45,7 @@ class Exported:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``bla export --json``."""
-        card = self.card.to_dict() | {"classes": len(self.card.classes)}
+        card = dataclasses.asdict(self.card) | {"classes": len(self.card.classes)}
         return {"path": str(self.path), "bytes": self.path.stat().st_size, "misses": dict(self.misses), "card": card}
 
 
@@ -132,7 +132,7 @@ def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[st
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
-                ExplainedGraph(wrapped).eval(),
+                ExplainedGraph(wrapped, card.cells).eval(),
                 kwargs={name: tensor for name, (tensor, _) in examples.items()},
                 input_names=[*examples],
                 output_names=[*OUTPUTS, FEATURES, *([EXPLAINED] if card.targets else [])],
@@ -152,7 +152,7 @@ def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[st
     optional_inputs(model, card)
     if card.entry == "photos":
         photos_entry(model, card.transform)
-    onnx.helper.set_model_props(model, {KEY: json.dumps(card.to_dict())})
+    onnx.helper.set_model_props(model, {KEY: json.dumps(dataclasses.asdict(card))})
     onnx.checker.check_model(model)
     return model.SerializeToString(), check_onnx(wrapped, model, card)
 
@@ -167,9 +167,9 @@ def _torch(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[s
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            graph = NamedGraph(wrapped, photos=card.entry == "photos").eval()
+            graph = NamedGraph(wrapped, card).eval()
             program = torch.export.export(graph, (example,), dynamic_shapes=(shape,))
-            torch.export.save(program, file, extra_files={f"{KEY}.json": json.dumps(card.to_dict())})
+            torch.export.save(program, file, extra_files={f"{KEY}.json": json.dumps(dataclasses.asdict(card))})
             file.seek(0)
             loaded = torch.export.load(file).module()
         except Exception as error:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bla.data.photo import Transform
+from bla.deploy.engine import Card
 from bla.model.attention import Selection
 from bla.model.classifier import ExplainableClassifier
 from bla.model.heads import read, read_each
@@ -29,12 +30,10 @@ class ExplainedGraph(nn.Module):
     masks there are no answers. With the sigmoid gate nothing is normalised, here as there.
     """
 
-    def __init__(self, wrapped: ExplainableClassifier) -> None:
+    def __init__(self, wrapped: ExplainableClassifier, cells: int) -> None:
         super().__init__()
         self.trunk, self.attention, self.head = wrapped.trunk, wrapped.attention, wrapped.head
-        with torch.no_grad():
-            height, width = wrapped.trunk(torch.zeros(1, 3, *wrapped.transform.size)).shape[2:]
-        self.attention.freeze_draws(height * width)
+        self.attention.freeze_draws(cells)
 
     def forward(
         self, pixels: Tensor, size: Tensor | None = None, masks: Tensor | None = None, target: Tensor | None = None
@@ -66,10 +65,10 @@ class ExplainedGraph(nn.Module):
 class NamedGraph(nn.Module):
     """``pixels``, or uint8 ``photos`` (B, h, w, 3), to a dictionary of the outputs: what a torch file holds."""
 
-    def __init__(self, wrapped: ExplainableClassifier, *, photos: bool) -> None:
+    def __init__(self, wrapped: ExplainableClassifier, card: Card) -> None:
         super().__init__()
-        self.whole = ExplainedGraph(wrapped)
-        self.transform: Transform | None = wrapped.transform if photos else None
+        self.whole = ExplainedGraph(wrapped, card.cells)
+        self.transform: Transform | None = card.transform if card.entry == "photos" else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs by name, without answers."""

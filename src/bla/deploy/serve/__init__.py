@@ -13,7 +13,7 @@ from bla import BlaError
 from bla.deploy.engine import Engine
 from bla.deploy.serve import documents, routes
 from bla.deploy.serve.batching import Batcher, Busy
-from bla.deploy.serve.limits import Limits
+from bla.deploy.serve.requests import Limits
 
 __all__ = ["Batcher", "Busy", "Limits", "application", "serve"]
 
@@ -35,12 +35,9 @@ def application(
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
-        exception_handlers={
-            HTTPException: routes.refused,
-            BlaError: routes.mistaken,
-            RequestValidationError: routes.invalid,
-            TimeoutError: routes.late,
-        },
+        exception_handlers=dict.fromkeys(
+            (HTTPException, RequestValidationError, TimeoutError, BlaError), routes.refused
+        ),
     )
     batcher = Batcher(engine, most=most, deadline=deadline, room=room)
     app.state.server = routes.Server(engine, limits or Limits(), batcher)

@@ -91,12 +91,10 @@ def _answered(model: type[BaseModel], **others: Any) -> dict[int | str, dict[str
 EXPLAIN: dict[str, Any] = {
     "responses": _answered(Explanations, **{"image/png": {"schema": _FILE}}),
     "openapi_extra": _body(Photos, {"photos": [_PIXEL]}, {"photo": _FILE}, **{"image/*": {"schema": _FILE}}),
-    "response_model": None,
 }
 ANSWERS: dict[str, Any] = {
     "responses": _answered(Answers),
     "openapi_extra": _body(
         PhotosAndMasks, {"photos": [_PIXEL], "masks": [[[1] * 7] * 7]}, {"photo": _FILE, "masks": {"type": "string"}}
     ),
-    "response_model": None,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import json
 import re
 from collections.abc import AsyncGenerator
@@ -17,10 +18,20 @@ from starlette.formparsers import MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from bla.deploy.engine import Card
-from bla.deploy.serve.limits import Limits
 
 Photos = list[tuple[str, bytes]]
 """Names and encoded photos."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """The bytes of a request's body, its photos, the pixels of each, its masks, and the seconds to its answer."""
+
+    bytes: int = 32 * 1024 * 1024
+    photos: int = 16
+    pixels: int = 50_000_000
+    masks: int = 256
+    seconds: float = 30.0
 
 
 async def received(request: Request, limits: Limits) -> tuple[Photos, Any]:

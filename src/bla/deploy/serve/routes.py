@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from bla import BlaError
 from bla.data.photo import DataError, Photo
 from bla.deploy.engine import Engine
 from bla.deploy.pictures import picture
 from bla.deploy.serve import documents
 from bla.deploy.serve.batching import Batcher
-from bla.deploy.serve.limits import Limits
-from bla.deploy.serve.requests import masks_of, received
+from bla.deploy.serve.requests import Limits, masks_of, received
 from bla.explanations.explanation import Explanation, Unexplained
 
 PAGE = Path(__file__).with_name("page.html")
@@ -133,29 +132,18 @@ async def page() -> HTMLResponse:
     return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
 
 
-async def refused(_: Request, error: HTTPException) -> Response:
-    """Answer with the status and its reason."""
-    return _error(error.status_code, str(error.detail), dict(error.headers or {}))
-
-
-async def mistaken(_: Request, error: BlaError) -> Response:
-    """Answer what the explainer cannot do, or a photo that cannot be read, with the reason."""
-    return _error(422, str(error))
-
-
-async def invalid(_: Request, error: Any) -> Response:
-    """Answer a query that FastAPI does not accept with what is wrong in it."""
-    first = error.errors()[0]
-    return _error(422, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
-
-
-async def late(request: Request, _: TimeoutError) -> Response:
-    """Answer a request that took too long."""
-    seconds = _server(request).limits.seconds
-    return _error(504, f"expected an answer within {seconds:g} s, got none; try again later")
-
-
-def _error(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+async def refused(request: Request, error: Exception) -> Response:
+    """Answer with the reason: a refusal, a value out of range, a photo that cannot be read, no answer in time."""
+    status, reason, headers = 422, str(error), None
+    match error:
+        case HTTPException():
+            status, reason, headers = error.status_code, error.detail, error.headers
+        case RequestValidationError():
+            first = error.errors()[0]
+            reason = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        case TimeoutError():
+            seconds = _server(request).limits.seconds
+            status, reason = 504, f"expected an answer within {seconds:g} s, got none; try again later"
     # A lone surrogate in the request must not break the answer.
     return JSONResponse({"error": reason.encode("utf-8", "replace").decode()}, status, headers)
 
