@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +50,7 @@ _DISTRACTOR_SIDE = (0.2, 0.42)
 _PIECES: dict[str, list[dict[str, Any]]] = read_json(Path(__file__).with_name("embedded.json"))
 _REGIONS = _PIECES["textures"] + _PIECES["surroundings"]
 
-_Polygons = tuple[tuple[tuple[float, ...], ...], ...]
+_Polygons = Sequence[Sequence[Sequence[float]]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -213,32 +214,31 @@ def write(
             place = Path(split, CLASSES[(first + position) % len(CLASSES)], f"{position:04d}")
             places[first + position] = place.with_suffix(".jpg"), "masks" / place.with_suffix(".png")
     files = [file for pair in places.values() for file in pair]
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        return _kept(folder, record, files)
-    try:
-        with whole_folder(folder) as partial:
-            for parent in {file.parent for file in files}:
-                (partial / parent).mkdir(parents=True)
+    if not folder.is_file() and not (folder.is_dir() and any(folder.iterdir())):
 
-            def write_one(index: int) -> None:
-                image, mask, _ = make(index, seed=seed, size=size)
-                photo, annotation = places[index]
-                image.save(partial / photo, quality=92)
-                mask.save(partial / annotation)
+        def write_one(index: int) -> None:
+            image, mask, _ = make(index, seed=seed, size=size)
+            photo, annotation = places[index]
+            image.save(partial / photo, quality=92)
+            mask.save(partial / annotation)
 
-            with ThreadPoolExecutor(min(cores(), 8)) as pool:
+        try:
+            with whole_folder(folder) as partial, ThreadPoolExecutor(min(cores(), 8)) as pool:
+                for parent in {file.parent for file in files}:
+                    (partial / parent).mkdir(parents=True)
                 for done, _ in enumerate(prefetch(pool, write_one, places, 16), 1):
                     report("making the embedded data set", done, len(places))
-            versions = {name: version(name) for name in ("numpy", "pillow", "scikit-image")}
-            write_json(partial / "dataset.json", record | {"versions": versions}, indent=1)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        return _kept(folder, record, files)  # another process has finished its set in the meantime
+                versions = {name: version(name) for name in ("numpy", "pillow", "scikit-image")}
+                write_json(partial / "dataset.json", record | {"versions": versions}, indent=1)
+        except OSError:
+            if not folder.is_dir():
+                raise  # otherwise another process has finished its set in the meantime
+    _check(folder, record, files)
     return folder
 
 
-def _kept(folder: Path, record: dict[str, Any], files: list[Path]) -> Path:
+def _check(folder: Path, record: dict[str, Any], files: list[Path]) -> None:
+    """Raise DataError unless the folder holds the whole set that the record describes."""
     try:
         found = read_json(folder / "dataset.json")
         found.pop("versions")
@@ -250,13 +250,10 @@ def _kept(folder: Path, record: dict[str, Any], files: list[Path]) -> Path:
             f"expected {folder} to be new, empty or to hold the set {json.dumps(record)}; it holds {content}; "
             "choose another folder or remove this one"
         )
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
+    if missing := [file for file in files if not (folder / file).is_file()]:
         raise DataError(
-            f"expected the whole data set in {folder}, got one without {missing[0]}; "
-            "remove the folder and write it again"
+            f"expected the whole data set in {folder}, got one without {missing[0]}; remove the folder and write again"
         )
-    return folder
 
 
 def _ground(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
@@ -270,7 +267,7 @@ def _ground(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 
 def distractor(rng: np.random.Generator, size: tuple[int, int]) -> Patch:
     """A fragment of a photo, or a whole thing of no class, somewhere in a frame of ``size``."""
-    image = _other(rng.integers(len(_PIECES["others"]))) if rng.random() < 0.25 else _fragment(rng)
+    image = _cut("others", rng.integers(len(_PIECES["others"]))) if rng.random() < 0.25 else _fragment(rng)
     image = _posed(rng, image, size, _DISTRACTOR_SIDE)
     left, top = rng.integers(size) - np.array(image.size) // 2
     return Patch(image, int(left), int(top))
@@ -286,7 +283,7 @@ def _fragment(rng: np.random.Generator) -> Image.Image:
     angles = (np.arange(corners) + rng.uniform(-0.3, 0.3, corners)) * 2 * np.pi / corners
     radii = rng.uniform(0.55, 1, corners)
     points = (0.5 + 0.5 * radii * (np.cos(angles), np.sin(angles))).T * image.size
-    image.putalpha(_filled(image.size, (tuple(map(tuple, points.tolist())),)))
+    image.putalpha(_filled(image.size, [points.tolist()]))
     return image
 
 
@@ -337,11 +334,6 @@ def _region(number: int) -> Image.Image:
 
 
 @functools.cache
-def _other(number: int) -> Image.Image:
-    return _cut(_PIECES["others"][number])
-
-
-@functools.cache
 def _cutouts(name: str) -> tuple[Image.Image, ...]:
     """The objects of a class."""
     if name == "horse":
@@ -349,10 +341,12 @@ def _cutouts(name: str) -> tuple[Image.Image, ...]:
         alpha = ImageOps.invert(_photo("horse").convert("L"))
         wood, stone = (_region(number).resize(alpha.size) for number in (len(_PIECES["textures"]) - 1, 3))
         return tuple(_trimmed(fill, alpha) for fill in (Image.new("RGB", alpha.size, "#463228"), wood, stone))
-    return tuple(_cut(piece) for piece in _PIECES["objects"] if piece["class"] == name)
+    return tuple(_cut("objects", at) for at, piece in enumerate(_PIECES["objects"]) if piece["class"] == name)
 
 
-def _cut(piece: dict[str, Any]) -> Image.Image:
+@functools.cache
+def _cut(kind: str, number: int) -> Image.Image:
+    piece = _PIECES[kind][number]
     photo = _photo(piece["photo"])
     # A soft edge, drawn in by about a pixel so that no rim of the photo's own ground comes along.
     alpha = _filled(photo.size, _outline(piece)).filter(ImageFilter.GaussianBlur(1.2))
@@ -371,9 +365,9 @@ def _outline(piece: dict[str, Any]) -> _Polygons:
     if "ellipse" in piece:
         x, y, a, b = piece["ellipse"]
         turns = (2 * math.pi * step / 90 for step in range(90))
-        return (tuple((x + a * math.cos(turn), y + b * math.sin(turn)) for turn in turns),)
-    parts = [part.split() for part in " ".join(piece["points"]).split("/")]
-    return tuple(tuple(tuple(map(float, point.split(","))) for point in part) for part in parts)
+        return [[(x + a * math.cos(turn), y + b * math.sin(turn)) for turn in turns]]
+    parts = " ".join(piece["points"]).split("/")
+    return [[[float(number) for number in point.split(",")] for point in part.split()] for part in parts]
 
 
 def _filled(size: tuple[int, int], polygons: _Polygons) -> Image.Image:

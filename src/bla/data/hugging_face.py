@@ -47,10 +47,9 @@ def read_dataset(name: str, *, seed: int, cache: Path, report: Progress) -> tupl
     """
     source, _, query = name.removeprefix(PREFIX).partition("?")
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else [])
     except ValueError as error:
         raise DataError(f"{name}: expected options as hf:SOURCE?label=COLUMN&test=SPLIT, got {error}") from error
-    options = dict(pairs)
     if not source or not set(options) <= set(OPTIONS):
         raise DataError(f"{name}: expected hf:SOURCE with options among {', '.join(OPTIONS)}, got {query or 'nothing'}")
     if Path(source).is_dir():

@@ -227,13 +227,16 @@ def box_coverage(boxes: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> np
     covered = np.zeros((len(middle_y), len(middle_x)), np.bool_)
     for a, b, c, d in boxes:
         covered |= np.outer((middle_y > b) & (middle_y < d), (middle_x > a) & (middle_x < c))
-    return _share(covered, x, y, region, grid)
+    return mask_coverage(covered, region, grid, edges=(x, y))
 
 
-def mask_coverage(mask: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
+def mask_coverage(
+    mask: npt.ArrayLike, region: Box, grid: tuple[int, int], *, edges: tuple[_Edges, _Edges] | None = None
+) -> npt.NDArray[np.float64]:
     """The share of each cell of a grid over ``region`` that lies on a mask, exactly.
 
-    The mask ``(height, width)`` is true on the object; the region is in its pixels.
+    The mask ``(height, width)`` is true on the object; the region is in its pixels. ``edges`` are the x and y between
+    which the mask's columns and rows lie, by default whole pixels.
 
     Examples
     --------
@@ -241,20 +244,13 @@ def mask_coverage(mask: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> np
     array([[0.3333, 0.1111]])
     """
     mask = np.asarray(mask, np.bool_)
-    height, width = mask.shape
-    return _share(mask, np.arange(width + 1.0), np.arange(height + 1.0), region, grid)
-
-
-def _share(
-    covered: npt.NDArray[np.bool_], x: _Edges, y: _Edges, region: Box, grid: tuple[int, int]
-) -> npt.NDArray[np.float64]:
-    """The share of each cell that is covered by rectangles between the edges ``x`` and ``y``."""
+    x, y = edges or (np.arange(mask.shape[1] + 1.0), np.arange(mask.shape[0] + 1.0))
     left, top, right, bottom = region
     if not (left < right and top < bottom) or min(grid) < 1:
         raise DataError(f"expected a region (left, top, right, bottom) and a grid of cells, got {region} and {grid}")
     columns, rows = np.linspace(left, right, grid[1] + 1), np.linspace(top, bottom, grid[0] + 1)
     # The integral is linear between the edges, so it can be read anywhere.
-    areas = covered * np.outer(np.diff(y), np.diff(x))
+    areas = mask * np.outer(np.diff(y), np.diff(x))
     integral = np.pad(areas, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     by_row = np.stack([np.interp(rows, y, column) for column in integral.T], axis=1)
     by_cell = np.stack([np.interp(columns, x, row) for row in by_row])

@@ -69,17 +69,13 @@ def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) ->
     shown = photo.convert("RGB").resize(sheet.picture, Image.Resampling.BICUBIC, reducing_gap=3)
     pixels, cells = np.asarray(shown), sheet.cells
     within = shown if explanation.votes is None else _voted(shown, explanation.votes.cells, cells)
-    pictures = (
-        _hatched(pixels, pixels, cells),
-        _hatched(_heat(shown, explanation.scores, cells), None, cells),
-        _hatched(_blanked(shown, explanation.selected, cells), None, cells),
-        _hatched(_spotlit(shown, within, explanation.selected, cells), pixels, cells),
-    )
+    heat, selected = _heat(shown, explanation.scores, cells), explanation.selected
+    pictures = pixels, heat, _blanked(shown, selected, cells), _spotlit(shown, within, selected, cells)
     canvas = Image.new("RGB", sheet.size, _WHITE)
     draw = ImageDraw.Draw(canvas)
-    for (x, y), picture in zip(sheet.corners, pictures, strict=True):
+    for (x, y), picture, ground in zip(sheet.corners, pictures, (pixels, None, None, pixels), strict=True):
         draw.rectangle((x - 1, y - 1, x + sheet.picture[0], y + sheet.picture[1]), outline=_HAIRLINE)
-        canvas.paste(Image.fromarray(picture), (x, y))
+        canvas.paste(Image.fromarray(_hatched(picture, ground, cells)), (x, y))
     for key, corner in sheet.keys:
         canvas.paste(key, corner)
     for text in sheet.texts:
