@@ -161,7 +161,8 @@ def listed(root: Path | None = None) -> list[dict[str, Any]]:
     root = root or cache_root()
     if root.exists() and not root.is_dir():
         raise CacheError(f"expected the folder of all caches, got the file {root}")
-    return [entry for folder in _folders(root) if (entry := _entry(folder)) is not None]
+    folders = [folder for folder in sorted(root.glob("*/")) if re.fullmatch("[0-9a-f]{64}", folder.name)]
+    return [entry for folder in folders if (entry := _entry(folder)) is not None]
 
 
 def _entry(folder: Path) -> dict[str, Any] | None:
@@ -177,10 +178,6 @@ def _entry(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _folders(root: Path) -> list[Path]:
-    return [folder for folder in sorted(root.glob("*/")) if re.fullmatch("[0-9a-f]{64}", folder.name)]
-
-
 def remove(keys: Sequence[str], root: Path | None = None) -> list[str]:
     """Remove caches by key or by the beginning of one; returns the keys removed.
 
@@ -190,7 +187,7 @@ def remove(keys: Sequence[str], root: Path | None = None) -> list[str]:
         If a key matches none, or a run is building the cache; nothing is removed then.
     """
     root = root or cache_root()
-    present = [folder.name for folder in _folders(root)]
+    present = [entry["key"] for entry in listed(root)]
     chosen: list[str] = []
     for key in keys:
         matches = [known for known in present if key and known.startswith(key)]
@@ -347,10 +344,8 @@ def _features(
         largest = features.abs().amax(dim=(1, 2, 3)).tolist()
         pooled = features.mean(dim=(2, 3)).cpu().numpy()
         maps = features.permute(0, 2, 3, 1).to(getattr(torch, kind)).cpu().numpy()
-    rows = {
-        file: np.zeros((len(photos), *made.shape[1:]), made.dtype)
-        for file, made in (("features", maps), ("pooled", pooled))
-    }
+    made = {"features": maps, "pooled": pooled}
+    rows = {file: np.zeros((len(photos), *array.shape[1:]), array.dtype) for file, array in made.items()}
     limit = float(np.finfo(kind).max)
     for index, value, cells, mean in zip(readable, largest, maps, pooled, strict=False):
         if not np.isfinite(value):

@@ -60,13 +60,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path, identity: Mapping[str, Any]) -> Checkpoint:
-        """The checkpoint in a folder.
-
-        Raises
-        ------
-        TrainingError
-            If it is another training's.
-        """
+        """The checkpoint in a folder; a TrainingError if it is another training's."""
         record = read_json(path / "state.json")
         different = [key for key in identity if record["identity"].get(key) != identity[key]]
         if different:

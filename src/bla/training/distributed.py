@@ -32,7 +32,6 @@ Value = TypeVar("Value")
 _TIMEOUT = datetime.timedelta(days=7)
 """The others wait for the first process, which may wait for another run. A process that ends is noticed at once."""
 
-
 _joined = False
 
 
@@ -42,13 +41,7 @@ class ProcessError(BlaError):
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that the environment names, until the end of the block.
-
-    Raises
-    ------
-    ProcessError
-        If another process ends or does not answer.
-    """
+    """Join the processes that the environment names; a ProcessError if another one ends or does not answer."""
     global _joined  # noqa: PLW0603 - as torch's own group is global
     if _joined or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield

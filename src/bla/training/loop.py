@@ -53,19 +53,9 @@ def train_networks(
     RandomState's stream across versions). Several processes fine-tune a trunk together if all call this:
     :mod:`bla.training.distributed`.
 
-    Parameters
-    ----------
-    identity: what a checkpoint must agree on, beside the settings, to resume from it.
-
-    Returns
-    -------
-    ``{"dead": bool, "epochs": {stage: epochs run}}``. Dead: in some epoch no cell of any image passed a gradient. With
-    a mean size also ``"mean_size": {"asked", "set", "on"}``.
-
-    Raises
-    ------
-    TrainingError
-        If the loss stops being finite, there is no example, or the folder's checkpoint is another training's.
+    Returns ``{"dead": bool, "epochs": {stage: epochs run}}``, with a mean size also ``"mean_size": {"asked", "set",
+    "on"}``. Dead: in some epoch no cell of any image passed a gradient. A TrainingError says that the loss is no longer
+    finite, that there is no example, or that the folder's checkpoint has other settings or another ``identity``.
     """
     if not len(train):
         raise TrainingError("expected at least one training image, got none")

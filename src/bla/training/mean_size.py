@@ -100,15 +100,11 @@ class SizeControl:
 
     def meet(self, *, last: bool) -> float:
         """Set the bound at the end of an epoch; returns the mean size that it gives."""
-        if last and self.judged_unseen:
-            return self._meet(self._scores_judged_unseen())
-        return self.meet_on(self.validation or self.train)
+        unseen = last and self.judged_unseen
+        return self.set_bound(self._scores_judged_unseen() if unseen else self.scores(self.validation or self.train))
 
-    def meet_on(self, examples: Examples) -> float:
-        """Set the bound on these images; returns the mean size that it gives."""
-        return self._meet(self._scores(examples))
-
-    def _meet(self, scores: Tensor) -> float:
+    def set_bound(self, scores: Tensor) -> float:
+        """Set the bound by the scores of some images; returns the mean size that it gives."""
         score, reached = self._bound(scores)
         self.attention.move_bound(score)
         return reached
@@ -121,7 +117,7 @@ class SizeControl:
         return bound_of_mean_size(scores, size if size >= 1 else max(1.0, size * cells))
 
     @torch.no_grad()
-    def _scores(self, examples: Examples) -> Tensor:
+    def scores(self, examples: Examples) -> Tensor:
         """U of these images' cells, (B, N); of a random part of the images if there are too many."""
         order = np.random.RandomState([self.settings.seed, 5]).permutation(len(examples))
         parts = examples.subset(np.sort(order[:SIZED_ON])).batches()
@@ -134,7 +130,7 @@ class SizeControl:
             for fold in range(min(JUDGES, len(self.train))):
                 others = self.train.subset(np.flatnonzero(fold_of != fold))
                 self.attention.judge = trained_judge(self.networks, self.settings, others, fold)
-                scores.append(self._scores(self.train.subset(np.flatnonzero(fold_of == fold))))
+                scores.append(self.scores(self.train.subset(np.flatnonzero(fold_of == fold))))
         finally:
             self.attention.judge = self.networks.baseline
         return torch.cat(scores)

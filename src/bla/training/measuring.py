@@ -25,11 +25,6 @@ def measure(
 
     With ``several`` labels an image each is by :class:`bla.metrics.SeveralLabels`; images agree where hard and
     baseline have the same labels above one half, and ``label_agreement`` is the share of all decisions that are alike.
-
-    Raises
-    ------
-    TrainingError
-        If there is no example.
     """
     if not len(examples):
         raise TrainingError("expected at least one image to measure on, got none")

@@ -28,16 +28,12 @@ MARGIN = 8 / 7
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Photos:
-    """An image set as a classifier sees it. Row i is image i of the set; memory holds one batch.
-
-    Attributes
-    ----------
-    failures: (image, reason) for each that cannot be read.
-    """
+    """An image set as a classifier sees it. Row i is image i of the set; memory holds one batch."""
 
     images: ImageSet
     transform: Transform
     failures: tuple[tuple[str, str], ...] = ()
+    """(image, reason) for each that cannot be read."""
     at_hand: ClassVar[bool] = False
 
     def batch(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:

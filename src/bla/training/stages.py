@@ -96,7 +96,7 @@ class ModuleStage(Stage):
             some = train.subset(np.sort(np.random.RandomState([self.settings.seed, 1]).permutation(len(train))[:256]))
             self.networks.attention.calibrate(self.networks.features(some))
             if self.size_control is not None:
-                self.size_control.meet_on(some)
+                self.size_control.set_bound(self.size_control.scores(some))
 
     def to_train(self) -> None:
         """Turn on draws in the module, too."""
