@@ -137,10 +137,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not loaded & HEAVY
 
 
-def test_operators_load_torch_alone() -> None:
-    loaded = modules_after("import bla.operators")
+def test_operators_and_the_evaluator_load_torch_alone() -> None:
+    loaded = modules_after("import bla.operators; from bla.metrics import mask_probe, train_evaluator")
     assert "torch" in loaded
-    assert not loaded & {"torchvision", "timm", "PIL", "skimage"}
+    assert not loaded & {"torchvision", "timm", "PIL", "skimage", "bla.model.classifier"}
 
 
 def test_photos_explanations_and_pictures_load_no_torch() -> None:

@@ -28,9 +28,9 @@ from bla.data.photo import Transform
 
 def build():
     torch.manual_seed(0)
-    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=16, padding=4), nn.ReLU())
+    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=8, padding=4), nn.ReLU())
     net = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
-    net.transform = Transform((64, 80), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # a grid of 4 x 5
+    net.transform = Transform((32, 40), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # a grid of 4 x 5
     return net
 """
 

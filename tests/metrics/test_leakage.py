@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -123,6 +120,3 @@ def test_anyones_selector_in_ten_lines(monkeypatch, capsys) -> None:  # type: ig
     monkeypatch.setattr("bla.metrics.leakage.STEPS", 100)
     exec(TEN_LINES, {})
     assert float(capsys.readouterr().out.splitlines()[0]) > 0.8
-    imports = "from bla.metrics import mask_probe, train_evaluator\nimport sys\n"
-    heavy = 'assert not {"timm", "torchvision", "bla.model.classifier"} & set(sys.modules)'
-    subprocess.run([sys.executable, "-c", imports + heavy], check=True)
