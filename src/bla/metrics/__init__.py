@@ -9,26 +9,18 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOMES = {
-    "Accuracy": "accuracy",
-    "Curve": "judging",
-    "Evaluator": "leakage",
-    "Metric": "metric",
-    "Ranked": "judging",
-    "SeveralLabels": "several",
-    "decided": "several",
-    "is_affine": "cells",
-    "judge_methods": "judging",
-    "localise": "localisation",
-    "mask_probe": "leakage",
-    "places": "ranking",
-    "read_cells": "cells",
-    "retrained": "leakage",
-    "scorer": "several",
-    "size_summary": "size",
-    "top_cells": "ranking",
-    "train_evaluator": "leakage",
+_NAMES = {
+    "accuracy": ("Accuracy",),
+    "cells": ("is_affine", "read_cells"),
+    "judging": ("Curve", "Ranked", "judge_methods"),
+    "leakage": ("Evaluator", "mask_probe", "retrained", "train_evaluator"),
+    "localisation": ("localise",),
+    "metric": ("Metric",),
+    "ranking": ("places", "top_cells"),
+    "several": ("SeveralLabels", "decided", "scorer"),
+    "size": ("size_summary",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [*_HOMES]  # noqa: PLE0604
 
 

@@ -79,11 +79,8 @@ def grad_cam_family(classifier: PooledClassifier, name: CamName) -> Method:
                 return raw[-1]
 
             library.get_cam_image = unrectified
-            try:
-                library(features, [ClassifierOutputTarget(int(target)) for target in batch.targets])
-            finally:
-                library.activations_and_grads.release()
-                del library.get_cam_image
+            library(features, [ClassifierOutputTarget(int(target)) for target in batch.targets])
+            del library.get_cam_image  # a cycle, which would keep the features
         return torch.as_tensor(raw[0]).float().to(batch.features.device)
 
     return Method(name, title, "baseline", True, maps, f"grad-cam {_version('grad-cam')}, last map, unrectified")
@@ -98,16 +95,13 @@ def score_cam(classifier: PooledClassifier, channels: int = SCORE_CAM_CHANNELS) 
     def maps(batch: Batch) -> Tensor:
         with untouched(classifier), torch.no_grad():
             library = ScoreCAM(classifier, [classifier.cells])
-            try:
-                count = min(channels, batch.features.shape[1])
-                best = batch.features.mean(dim=(2, 3)).topk(count, dim=1).indices
-                index = best[:, :, None, None].expand(-1, -1, *batch.features.shape[2:])
-                chosen = batch.features.gather(1, index).float().cpu().numpy()
-                targets = [ClassifierOutputTarget(int(target)) for target in batch.targets]
-                with contextlib.redirect_stderr(io.StringIO()):  # the library's progress bars
-                    weights = library.get_cam_weights(batch.seen(), None, targets, chosen, None)
-            finally:
-                library.activations_and_grads.release()
+            count = min(channels, batch.features.shape[1])
+            best = batch.features.mean(dim=(2, 3)).topk(count, dim=1).indices
+            index = best[:, :, None, None].expand(-1, -1, *batch.features.shape[2:])
+            chosen = batch.features.gather(1, index).float().cpu().numpy()
+            targets = [ClassifierOutputTarget(int(target)) for target in batch.targets]
+            with contextlib.redirect_stderr(io.StringIO()):  # the library's progress bars
+                weights = library.get_cam_weights(batch.seen(), None, targets, chosen, None)
         found = (np.asarray(weights)[:, :, None, None] * chosen).sum(axis=1)
         return torch.from_numpy(found).to(batch.features)
 
