@@ -90,10 +90,7 @@ Row = tuple[str, int]
 def table(rows: dict[Row, list[dict[str, float]]]) -> str:
     """Markdown: mean and 95% interval over seeds (Student's t)."""
     names = list(next(iter(rows.values()))[0])
-    lines = [
-        f"| explainer | input | {' | '.join(names)} |",
-        f"| --- | --- |{' --- |' * len(names)}",
-    ]
+    lines = [f"| explainer | input | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
     for (setup, size), found in rows.items():
         cells = []
         for name in names:

@@ -45,10 +45,7 @@ MARK = 72
 on mean-pooled features, before any module was trained: chequers and rings, or 56 pixels, mislead less."""
 FACE = (105, 10, 355, 260)
 POISONED = 0.25
-SETTINGS = {
-    "BLA": Settings(epochs=20),
-    "recommended": Settings.recommended(epochs=20, head_epochs=20),
-}
+SETTINGS = {"BLA": Settings(epochs=20), "recommended": Settings.recommended(epochs=20, head_epochs=20)}
 METHODS = (RUN, "cam", "grad-cam++", "layer-cam", "norm", "centre", "random")
 
 

@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bla.metrics.statistics import (
-    bootstrap,
-    correlation,
-    holm,
-    mean_by_sign_flips,
-    over_seeds,
-    sign_flips,
-)
+from bla.metrics.statistics import bootstrap, correlation, holm, mean_by_sign_flips, over_seeds, sign_flips
 
 
 def test_bootstrap_is_near_the_normal_interval() -> None:

@@ -142,7 +142,7 @@ def _read(images: ImageSet, chosen: Rows, run: runs.Run, cache: Path | None, rep
     images = _labelled(images, run.classifier.classes)
     features = cached_features(run.classifier, images, root=cache, report=report)
     names = {images.names[row] for row in chosen}
-    failures = tuple((image, reason) for image, reason in features.failures if image in names)
+    failures = tuple(failure for failure in features.failures if failure[0] in names)
     rows = np.array([row for row in chosen if images.names[row] not in dict(failures)], np.int64)
     if not len(rows):
         raise DataError(f"{images.root}: expected photos that can be read, got none of {len(chosen)}")
@@ -155,9 +155,8 @@ def _coverage(images: ImageSet, rows: Rows, run: runs.Run, grid: tuple[int, int]
     if images.masks is None and images.boxes is None:
         return None
     coverage = torch.zeros(len(rows), *grid, dtype=torch.float64)
-    for index, row in enumerate(rows):
-        region = run.classifier.transform.region(size_of(images.path(int(row))))
-        covered = images.coverage(int(row), region, grid)
+    for index, row in enumerate(rows.tolist()):
+        covered = images.coverage(row, run.classifier.transform.region(size_of(images.path(row))), grid)
         if covered is not None:
             coverage[index] = torch.from_numpy(covered)
     return coverage if coverage.any() else None

@@ -2,15 +2,7 @@
 
 from bla.comparison.methods.controls import another_images, centre_disc, feature_norm, random_cells
 from bla.comparison.methods.libraries import cam, grad_cam_family, integrated_gradients, occlusion, score_cam
-from bla.comparison.methods.method import (
-    RUN,
-    Batch,
-    Cells,
-    ComparisonError,
-    Method,
-    PooledClassifier,
-    untouched,
-)
+from bla.comparison.methods.method import RUN, Batch, Cells, ComparisonError, Method, PooledClassifier, untouched
 from bla.comparison.methods.trained import l2x, learned_mask, softmax_attention
 
 __all__ = [

@@ -44,11 +44,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``bla report --json``."""
-        return {
-            "report": str(self.path),
-            "summary": self.summary,
-            "findings": [*map(dataclasses.asdict, self.findings)],
-        }
+        found = [dataclasses.asdict(finding) for finding in self.findings]
+        return {"report": str(self.path), "summary": self.summary, "findings": found}
 
 
 def write_report(folder: str | Path, out: str | Path | None = None, *, photos: int = 12, seed: int = 0) -> Report:
