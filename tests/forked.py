@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -44,6 +45,14 @@ for line in sys.stdin:  # processes a line, without importing everything each ti
 """
 
 
+def _free_port() -> int:
+    """A free port below those that the system hands out by itself, so that nobody takes it in the meantime."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", random.randrange(10_000, 30_000)))
+            return int(free.getsockname()[1])
+
+
 class Starter:
     """Runs a program in so many processes, which know of one another as under torchrun."""
 
@@ -59,10 +68,7 @@ class Starter:
         """Exit codes; with ``kill``, all are killed when it says so, the last one first."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        print(json.dumps([world, port, textwrap.dedent(program)]), file=self.process.stdin, flush=True)
+        print(json.dumps([world, _free_port(), textwrap.dedent(program)]), file=self.process.stdin, flush=True)
         children = json.loads(self.process.stdout.readline())
         deadline = time.monotonic() + 60
         while kill is not None and not kill() and time.monotonic() < deadline:
