@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bla import BlaError
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
-from bla.explanations.explanation import Explanation, Prediction, Unexplained, likeliest
+from bla.explanations.explanation import Explanation, Unexplained
 from bla.files import cache_root
 from bla.runs.record import content_digest, run_folder
 
@@ -246,10 +246,6 @@ class Engine:
             return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))  # the sigmoid, which overflows nowhere
         shifted = np.exp(logits - logits.max())
         return np.asarray(shifted / shifted.sum())
-
-    def top(self, logits: Pixels) -> tuple[Prediction, ...]:
-        """The likeliest classes for logits (K,)."""
-        return likeliest(self.probabilities(logits), self.classes, several_labels=self.card.several_labels)
 
     def explanation(self, name: str, photo: Photo, outputs: Outputs) -> Explanation | Unexplained:
         """The explanation of one photo, from its row of each output."""

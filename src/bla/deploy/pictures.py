@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -21,17 +20,20 @@ from bla.explanations.explanation import Explanation, ExplanationError, Unexplai
 from bla.explanations.render import panel
 from bla.files import write_atomically
 
-if TYPE_CHECKING:
-    from bla.model.classifier import ExplainableClassifier
-
 SIGNED = "bla"
 """The text field of a panel's PNG that holds its signature; we do not overwrite a picture without one."""
 
 
 def picture(source: PhotoSource, explanation: Explanation, signature: str | None = None) -> bytes:
     """The panel of a photo as a PNG file; for several present labels one panel each, one below another."""
-    photo = open_photo(source)
-    panels = [panel(photo, each) for each in _one_label_each(explanation)]
+    photo, parts = open_photo(source), [explanation]
+    if explanation.present and explanation.votes is None:
+        likely = {guess.index: guess for guess in explanation.top}
+        parts = [
+            dataclasses.replace(explanation, prediction=likely[votes.target], votes=votes, present=None)
+            for votes in explanation.present
+        ]
+    panels = [panel(photo, part) for part in parts]
     whole = Image.new("RGB", (max(each.width for each in panels), sum(each.height for each in panels)), "white")
     top = 0
     for each in panels:
@@ -42,17 +44,6 @@ def picture(source: PhotoSource, explanation: Explanation, signature: str | None
         text.add_text(SIGNED, signature)
     whole.save(content, "PNG", compress_level=3, pnginfo=text)
     return content.getvalue()
-
-
-def _one_label_each(explanation: Explanation) -> list[Explanation]:
-    """The explanation; for each present label one with its votes, unless ``votes`` answers for a class already."""
-    if not explanation.present or explanation.votes is not None:
-        return [explanation]
-    likely = {guess.index: guess for guess in explanation.top}
-    return [
-        dataclasses.replace(explanation, prediction=likely[votes.target], votes=votes, present=None)
-        for votes in explanation.present
-    ]
 
 
 def explain_files(
@@ -77,6 +68,7 @@ def explain_files(
     ExplanationError
         If we would overwrite a file in ``out`` that is not an explanation of ours; nothing is written then.
     """
+    from bla.model.backbones import weights_digest
     from bla.runs.run import load
 
     classifier = load(run, device=device)
@@ -86,7 +78,10 @@ def explain_files(
     if out is not None:
         if out.exists() and not out.is_dir():
             raise ExplanationError(f"expected a folder for the pictures, got the file {out}: choose another name")
-        signature = _signature(classifier, size, target, against)
+        made = (classifier.name, classifier.setup, classifier.classes, classifier.transform.to_dict())
+        labels = ["several labels"] if classifier.several_labels else []
+        parts = [weights_digest(classifier), *made, *labels, size, target, against]
+        signature = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         names = output_names(photos, out)
         kept = _kept(names, out, signature)
     others = [photo for photo in photos if photo not in kept]
@@ -129,17 +124,6 @@ def output_names(photos: Sequence[Path], out: Path | None = None) -> dict[Path, 
                 break
         taken.add(names[photo].casefold())
     return names
-
-
-def _signature(
-    classifier: ExplainableClassifier, size: int | None, target: int | str | None, against: int | str | None
-) -> str:
-    from bla.model.backbones import weights_digest
-
-    made = (classifier.name, classifier.setup, classifier.classes, classifier.transform.to_dict())
-    labels = ["several labels"] if classifier.several_labels else []
-    parts = [weights_digest(classifier), *made, *labels, size, target, against]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _kept(names: dict[Path, str], out: Path, signature: str) -> dict[Path, Explanation]:

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -97,12 +97,11 @@ def explain_all(
             unfinished.unlink()
         done = {part.name for part in out.glob("part-*")}
         todo = [one for one in plan.shards() if part_name(one.index) not in done]
-        left = sum(one.count for one in todo)
-        if left < plan.rows:
-            report(f"{plan.rows - left:,} of {plan.rows:,} photos are done already: resuming", 0, 0)
+        ready = plan.rows - (left := sum(one.count for one in todo))
+        if ready:
+            report(f"{ready:,} of {plan.rows:,} photos are done already: resuming", 0, 0)
         title, start = f"explaining {plan.rows:,} photos", time.monotonic()
-        report(title, plan.rows - left, plan.rows)
-        ready = plan.rows - left
+        report(title, ready, plan.rows)
         if engine == "local" or not todo:
             explained = run_locally(plan, todo, opened, out=out, workers=workers or cores())
         else:
@@ -141,7 +140,7 @@ def _finished(task: Task, out: Path) -> dict[str, Any] | None:
         return None
     with reading("the record of a batch", out / RECORD, BatchError):
         record: dict[str, Any] = read_json(out / RECORD)
-        kept = {field.name: record[field.name] for field in dataclasses.fields(Task)}
+        kept = Task(**{field.name: record[field.name] for field in dataclasses.fields(Task)})
     _check_same(task, kept, out)
     shutil.rmtree(out / BATCH_FOLDER, ignore_errors=True)  # a kill may have left it
     return record
@@ -151,17 +150,17 @@ def _begun(task: Task, out: Path) -> Plan | None:
     """The plan of this batch, if it has begun."""
     plan = read_plan(out / BATCH_FOLDER)
     if plan is not None:
-        _check_same(task, dataclasses.asdict(plan), out)
+        _check_same(task, plan, out)
     elif any(out.glob("part-*")):
         raise BatchError(f"expected a new folder, or one of this batch, got {out} with parts of other work")
     return plan
 
 
-def _check_same(task: Task, kept: Mapping[str, Any], out: Path) -> None:
+def _check_same(task: Task, kept: Task, out: Path) -> None:
     for name, ours in dataclasses.asdict(task).items():
-        if ours != kept[name]:
+        if ours != (theirs := getattr(kept, name)):
             raise BatchError(
-                f"expected a new folder, or one of this batch, got {out} of a batch with {name} {kept[name]}, not "
+                f"expected a new folder, or one of this batch, got {out} of a batch with {name} {theirs}, not "
                 f"{ours}: choose another folder"
             )
 

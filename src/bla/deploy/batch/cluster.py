@@ -34,10 +34,7 @@ class Worker:
 
 
 def run_on_ray(plan: Plan, shards: Sequence[Shard], graph: Path, *, out: Path, workers: int | None) -> Iterator[int]:
-    """Explain shards on the cluster that ``RAY_ADDRESS`` names, or that this process is part of, or on this machine.
-
-    Yields the numbers of rows done.
-    """
+    """Explain shards on the cluster of ``RAY_ADDRESS`` or of this process, or on this machine. Yields the rows done."""
     with needs_extra("ray", BatchError):
         import ray
         from ray.data import ActorPoolStrategy, DataContext

@@ -78,11 +78,7 @@ class Plan(Task):
 
 
 def make_plan(source: Path, task: Task, work: Path, *, shard: int = SHARD, column: str | None = None) -> Plan:
-    """Find the photos of a source and write the plan of a task into ``work``; a resumed batch reads it from there.
-
-    The source is a folder of photos at any depth, a text file with a path a line, a photo, a Parquet file or a folder
-    of them. ``column`` (by default the only one that fits) holds the photos' bytes, dotted for a struct's field.
-    """
+    """Find the photos of a source and write the plan of a task into ``work``; a resumed batch reads it from there."""
     if shard < 1:
         raise BatchError(f"expected shards of at least 1 row, got {shard}")
     if not source.exists():
@@ -95,7 +91,8 @@ def make_plan(source: Path, task: Task, work: Path, *, shard: int = SHARD, colum
     elif source.suffix.lower() == ".parquet":
         tables, photos = [source], 0
     elif source.suffix.lower() in LISTS:
-        photos = _write_paths(paths, _listed(source), shard)
+        with source.open("rb") as lines:  # relative paths are relative to where the command runs
+            photos = _write_paths(paths, filter(None, (line.strip(b"\r\n") for line in lines)), shard)
     else:
         photos = _write_paths(paths, iter([os.fsencode(source)]), shard)
     if photos and tables:
@@ -149,14 +146,6 @@ def _found(folder: Path, tables: list[Path]) -> Iterator[bytes]:
             yield os.fsencode(path)
         elif suffix == ".parquet":
             tables.append(Path(path))
-
-
-def _listed(file: Path) -> Iterator[bytes]:
-    """The lines of a list of paths; relative ones are relative to where the command runs."""
-    with file.open("rb") as lines:
-        for line in lines:
-            if path := line.strip(b"\r\n"):
-                yield path
 
 
 def _write_paths(file: Path, paths: Iterator[bytes], shard: int) -> int:

@@ -88,28 +88,23 @@ def export(
     if entry == "photos":
         check_resize(wrapped.transform, to)
     wrapped = copy.deepcopy(wrapped).cpu().eval()
-    card = _card(wrapped, entry)
-    content, misses = (_onnx if to == "onnx" else _torch)(wrapped, card)
-    return Exported(write_atomically(out, content), card, misses)
-
-
-def _card(wrapped: ExplainableClassifier, entry: Entry) -> Card:
     with torch.inference_mode():
-        features = wrapped.trunk(torch.zeros(1, 3, *wrapped.transform.size))
-    attention = wrapped.attention
-    return Card(
+        height, width = wrapped.trunk(torch.zeros(1, 3, *wrapped.transform.size)).shape[2:]
+    card = Card(
         classes=wrapped.classes,
         transform=wrapped.transform,
-        grid=(features.shape[2], features.shape[3]),
-        method=attention.method,
+        grid=(height, width),
+        method=wrapped.attention.method,
         model=wrapped.name,
         setup=wrapped.setup,
         entry=entry,
-        sizes=attention.bounded,
-        targets=attention.class_conditional,
+        sizes=wrapped.attention.bounded,
+        targets=wrapped.attention.class_conditional,
         version=importlib.metadata.version("bounded-logit-attention"),
         several_labels=wrapped.several_labels,
     )
+    content, misses = (_onnx if to == "onnx" else _torch)(wrapped, card)
+    return Exported(write_atomically(out, content), card, misses)
 
 
 def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[str, float]]:

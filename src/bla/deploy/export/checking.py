@@ -37,10 +37,7 @@ class ExportError(BlaError):
 
 
 def check_onnx(wrapped: ExplainableClassifier, model: onnx.ModelProto, card: Card) -> Mapping[str, float]:
-    """The largest miss of each output, over whole images and over maps put in place of the trunk's.
-
-    Raises :class:`ExportError` with the figures if a miss exceeds its tolerance.
-    """
+    """The largest miss of each output, over whole images and over maps put in place of the trunk's."""
     found = _Misses(wrapped)
     pixels = _noise(3, wrapped)
     images = pixels.numpy()

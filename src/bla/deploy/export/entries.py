@@ -51,12 +51,7 @@ def check_resize(transform: Transform, to: str) -> None:
 
 
 def photos_entry(model: onnx.ModelProto, transform: Transform) -> None:
-    r"""Put resizing and normalising before ``pixels``; the input is then ``photos``, uint8 (B, h, w, 3).
-
-    .. math:: \text{pixels} = (\mathrm{resize}(\text{photos}) / 255 - \text{mean}) / \text{std}
-
-    The resize is ONNX's, antialiased, on uint8, as Pillow does it.
-    """
+    """Resize (antialiased, on uint8, as Pillow does) and normalise the new input ``photos``, (B, h, w, 3), first."""
     import onnx
 
     kinds = {

@@ -25,9 +25,7 @@ class ExplainedGraph(nn.Module):
     .. math:: \text{logits} = \mathrm{head}\bigl(\textstyle\sum_n h_n F_n\bigr), \qquad
               \text{answers}_m = \mathrm{head}\bigl(\textstyle\sum_n M_{mn} F_n / |M_m|\bigr)
 
-    ``forward(pixels, size, masks, target)``: pixels (B, 3, H, W), size and target int64 (B,), masks (B, M, H, W), to
-    the outputs in the order of :data:`OUTPUTS`. A size of 0 and a target of -1 ask for the explainer's own. Without
-    masks there are no answers. With the sigmoid gate nothing is normalised, here as there.
+    A size of 0 and a target of -1 ask for the explainer's own. With the sigmoid gate nothing is normalised.
     """
 
     def __init__(self, wrapped: ExplainableClassifier, cells: int) -> None:

@@ -62,16 +62,13 @@ class PhotosAndMasks(Photos):
 
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGM4MWEuAARUAeePzIjeAAAAAElFTkSuQmCC"
 _FILE = {"type": "string", "format": "binary"}
-_REASONS = {
-    400: "A body that ends early",
-    413: "More bytes than are allowed",
-    415: "Another content type",
-    422: "A broken photo or a wrong value, with the reason",
-    429: "Busy; Retry-After says when to try again",
-    504: "No answer in time",
-}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": reason, "model": Error} for status, reason in _REASONS.items()
+    400: {"description": "A body that ends early", "model": Error},
+    413: {"description": "More bytes than are allowed", "model": Error},
+    415: {"description": "Another content type", "model": Error},
+    422: {"description": "A broken photo or a wrong value, with the reason", "model": Error},
+    429: {"description": "Busy; Retry-After says when to try again", "model": Error},
+    504: {"description": "No answer in time", "model": Error},
 }
 _ERRORS[429]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
 

@@ -65,16 +65,12 @@ def masks_of(value: Any, card: Card, limits: Limits) -> npt.NDArray[np.bool_]:
 
 
 async def _body(request: Request, limits: Limits) -> bytes:
-    too_large = HTTPException(413, f"expected at most {limits.bytes:,} bytes, got more; send a smaller photo")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and len(length) < 20 and int(length) > limits.bytes:
-        raise too_large
     body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
             if len(body) > limits.bytes:
-                raise too_large
+                raise HTTPException(413, f"expected at most {limits.bytes:,} bytes, got more; send a smaller photo")
     except ClientDisconnect:
         raise HTTPException(400, "expected a whole body, got one that ends early") from None
     if not body:

@@ -19,7 +19,7 @@ from bla.deploy.pictures import picture
 from bla.deploy.serve import documents
 from bla.deploy.serve.batching import Batcher
 from bla.deploy.serve.requests import Limits, masks_of, received
-from bla.explanations.explanation import Explanation, Unexplained
+from bla.explanations.explanation import Explanation, Unexplained, likeliest
 
 PAGE = Path(__file__).with_name("page.html")
 # The page is one file: it loads nothing else, from here or elsewhere, and no frame may show it.
@@ -72,7 +72,8 @@ async def explain(
     card = server.engine.card
     cells = 0 if size is None else card.checked_size(size)
     about = -1 if target is None else card.class_index(target)
-    drawn = format == "png" or (format is None and _prefers_png(request.headers.get("accept", "")))
+    accepted = {part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")}
+    drawn = format == "png" if format else "image/png" in accepted and "application/json" not in accepted
     async with asyncio.timeout(server.limits.seconds):
         with ExitStack() as admission:
             # Admission comes before the body is read, so that the queue bounds the memory.
@@ -104,7 +105,8 @@ async def answers(request: Request, server: Shared) -> Response:
             outputs = await server.batcher.run(await server.photo(*photos[0]), masks=subsets)
     found = []
     for subset, logits in zip(subsets, outputs.answers, strict=True):
-        top = [dataclasses.asdict(guess) for guess in engine.top(logits)]
+        guesses = likeliest(engine.probabilities(logits), engine.classes, several_labels=engine.card.several_labels)
+        top = [dataclasses.asdict(guess) for guess in guesses]
         found.append({"size": int(subset.sum()), "prediction": top[0], "top": top})
     return JSONResponse({"answers": found})
 
@@ -146,8 +148,3 @@ async def refused(request: Request, error: Exception) -> Response:
             status, reason = 504, f"expected an answer within {seconds:g} s, got none; try again later"
     # A lone surrogate in the request must not break the answer.
     return JSONResponse({"error": reason.encode("utf-8", "replace").decode()}, status, headers)
-
-
-def _prefers_png(accept: str) -> bool:
-    kinds = [part.split(";")[0].strip() for part in accept.split(",")]
-    return "image/png" in kinds and "application/json" not in kinds
