@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from bla.data.prefetching import cores, prefetch
 from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, Shard, Task, make_plan, read_plan
 from bla.deploy.batch.rows import SCHEMA, explain_rows, part_name, unpacked, write_part
-from bla.deploy.batch.sources import Reader, Row
+from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine
 from bla.files import read_json, reading, sole_writer, timestamp, write_atomically, write_json
 from bla.progress import Progress, silent
@@ -97,7 +97,8 @@ def explain_all(
             unfinished.unlink()
         done = {part.name for part in out.glob("part-*")}
         todo = [one for one in plan.shards() if part_name(one.index) not in done]
-        ready = plan.rows - (left := sum(one.count for one in todo))
+        left = sum(one.count for one in todo)
+        ready = plan.rows - left
         if ready:
             report(f"{ready:,} of {plan.rows:,} photos are done already: resuming", 0, 0)
         title, start = f"explaining {plan.rows:,} photos", time.monotonic()
@@ -120,13 +121,12 @@ def run_locally(plan: Plan, shards: Sequence[Shard], graph: Engine, *, out: Path
     reader = Reader(plan)
     batches = ((shard, rows) for shard in shards for rows in reader.batches(shard))
 
-    def explained(item: tuple[Shard, list[Row]]) -> tuple[Shard, list[dict[str, Any]]]:
-        shard, rows = item
-        return shard, explain_rows(graph, rows, plan, out)
-
     results: list[dict[str, Any]] = []
     with ThreadPoolExecutor(workers) as pool:
-        for shard, some in prefetch(pool, explained, batches, ahead=2 * workers):
+        explained = prefetch(
+            pool, lambda item: (item[0], explain_rows(graph, item[1], plan, out)), batches, ahead=2 * workers
+        )
+        for shard, some in explained:
             results += some
             if len(results) == shard.count:
                 write_part(out, shard, results)

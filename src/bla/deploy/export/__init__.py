@@ -20,7 +20,7 @@ import torch
 from bla import needs_extra
 from bla.deploy.engine import KEY, Card
 from bla.deploy.export.checking import ExportError, check_onnx, check_torch
-from bla.deploy.export.entries import check_resize, hide, optional_inputs, photos_entry
+from bla.deploy.export.entries import hide, optional_inputs, photos_entry
 from bla.deploy.export.graph import EXPLAINED, FEATURES, OUTPUTS, ExplainedGraph, NamedGraph
 from bla.files import write_atomically
 from bla.model.classifier import ExplainableClassifier
@@ -85,8 +85,12 @@ def export(
         raise ExportError(f"expected a trained attention, got {wrapped.name} with one never fitted: bla.fit trains it")
     if like.dtype != torch.float32:
         raise ExportError(f"expected a classifier in float32, got {like.dtype}: export it before you convert it")
-    if entry == "photos":
-        check_resize(wrapped.transform, to)
+    kind, mode = wrapped.transform.interpolation, wrapped.transform.mode
+    if entry == "photos" and (kind == "lanczos" or (to == "torch" and mode != "squash")):
+        raise ExportError(
+            f"expected a resize that a graph for {to} can do, got {mode}, {kind}: use the entry pixels, and let Pillow "
+            "resize"
+        )
     wrapped = copy.deepcopy(wrapped).cpu().eval()
     with torch.inference_mode():
         height, width = wrapped.trunk(torch.zeros(1, 3, *wrapped.transform.size)).shape[2:]

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from bla.data.photo import Transform
 from bla.deploy.engine import Card
-from bla.deploy.export.checking import ExportError
 
 if TYPE_CHECKING:
     import onnx
@@ -39,15 +38,6 @@ def optional_inputs(model: onnx.ModelProto, card: Card) -> None:
         shape = "masks_shape" if value.name == "masks" else "batch"
         front += f"\n each_{value.name} = Expand ({value.name}, {shape})"
     _put_first(model, front, {f"each_{name}" for name in defaults})
-
-
-def check_resize(transform: Transform, to: str) -> None:
-    """Refuse a resize that a graph cannot do as Pillow does it."""
-    if transform.interpolation == "lanczos" or (to == "torch" and transform.mode != "squash"):
-        raise ExportError(
-            f"expected a resize that a graph for {to} can do, got {transform.mode}, {transform.interpolation}: use the "
-            "entry pixels, and let Pillow resize"
-        )
 
 
 def photos_entry(model: onnx.ModelProto, transform: Transform) -> None:

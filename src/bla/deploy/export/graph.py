@@ -75,11 +75,8 @@ class NamedGraph(nn.Module):
 
 
 def _prepared(photos: Tensor, transform: Transform) -> Tensor:
-    mode = transform.interpolation
     values = photos.permute(0, 3, 1, 2).float()
-    if mode == "nearest":
-        resized = F.interpolate(values, transform.size, mode="nearest-exact")
-    else:
-        resized = F.interpolate(values, transform.size, mode=mode, antialias=True)
+    mode = transform.interpolation.replace("nearest", "nearest-exact")
+    resized = F.interpolate(values, transform.size, mode=mode, antialias=mode != "nearest-exact")
     mean, std = (values.new_tensor(numbers)[:, None, None] for numbers in (transform.mean, transform.std))
     return (resized.round().clamp(0, 255) - 255 * mean) / (255 * std)
