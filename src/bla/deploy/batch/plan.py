@@ -18,12 +18,11 @@ from bla.files import read_json, reading, timestamp, write_json
 
 SHARD = 4096
 LISTS = frozenset({".txt", ".lst", ".list"})
+# Columns that may hold a photo's name; the first one present does.
 NAMES = ("path", "file_name", "filename", "name", "id", "key", "url", "__key__")
-"""Columns that may hold a photo's name; the first one present does."""
 BATCH_FOLDER, PLAN, PATHS, GRAPH = ".batch", "plan.json", "paths.parquet", "graph.onnx"
 
-File = tuple[str, int, int, int]
-"""Path, rows, bytes, and the time of the last change."""
+File = tuple[str, int, int, int]  # path, rows, bytes, and the time of the last change
 
 
 class BatchError(BlaError):

@@ -14,10 +14,8 @@ import pyarrow.parquet as pq
 
 from bla.deploy.batch.plan import Plan, Shard, one_line
 
-READ = 64
-"""Rows read from a Parquet file at once."""
-BATCH = 16
-"""Photos in one run of the graph."""
+READ = 64  # rows read from a Parquet file at once
+BATCH = 16  # photos in one run of the graph
 
 
 class Row(NamedTuple):

@@ -20,12 +20,9 @@ from bla.model.classifier import ExplainableClassifier
 if TYPE_CHECKING:
     import onnx
 
-TOLERANCE = 1e-4
-"""The largest miss of an output, relative to that output's largest value; both sides compute in float32."""
-LOOSE = 0.05
-"""The same where torch resizes the photos, whose pixels then differ from Pillow's."""
-PHOTO_TOLERANCE = 0.5
-"""How far the graph's pixels of a photo may lie from Pillow's, on average, in levels of 255."""
+TOLERANCE = 1e-4  # the largest miss of an output, relative to that output's largest value, in float32
+LOOSE = 0.05  # the same where torch resizes the photos: their pixels then differ from Pillow's
+PHOTO_TOLERANCE = 0.5  # the mean distance of the graph's pixels of a photo from Pillow's, in levels of 255
 
 Outputs = dict[str, npt.NDArray[Any]]
 Question = dict[str, Tensor]
@@ -45,7 +42,9 @@ def check_onnx(wrapped: ExplainableClassifier, model: onnx.ModelProto, card: Car
         if card.entry == "photos":
             images = _photos(3, wrapped)
             prepared = _part(model, ["photos"], ["pixels"])(photos=images)["pixels"]
-            found.photos(prepared, images, card)
+            own = np.stack([card.transform.read(photo).pixels for photo in images]).astype(np.float64)
+            levels = 255 * (prepared.transpose(0, 2, 3, 1) * card.transform.std + card.transform.mean)
+            found.note("photos", float(np.abs(levels - own).mean()), PHOTO_TOLERANCE)
             pixels = torch.from_numpy(prepared)
         inputs = [value.name for value in model.graph.input]
         found.compare(wrapped.trunk(pixels), _part(model, inputs, OUTPUTS)(**{card.entry: images}))
@@ -119,7 +118,7 @@ class _Misses:
         for name, slack in noise.items():
             scale = (own.soft if name == "soft" else own.unbounded).abs().amax(dim=(1, 2), keepdim=True)
             miss = (_distance(got[name], getattr(own, name)) - slack) / scale.clamp(min=1e-6)
-            self._note(name, float(miss.clamp(min=0).nan_to_num(torch.inf).max()), limit)
+            self.note(name, float(miss.clamp(min=0).nan_to_num(torch.inf).max()), limit)
         # A cell within rounding of the bound may fall on either side of it. Every other cell must be where the module
         # has it, and the logits must be those of the cells that the graph says it selected.
         bound = own.unbounded.where(own.hard > 0, torch.inf).flatten(1).amin(-1)[:, None, None]
@@ -127,17 +126,10 @@ class _Misses:
             bound = bound.clamp(max=0)
         margin = limit * own.unbounded.abs().amax(dim=(1, 2), keepdim=True) + noise["unbounded"]
         wrong = (got["selected"] != (own.hard > 0)) & ((own.unbounded - bound).abs() > margin)
-        self._note("selected", wrong.sum().item(), 0.0)
-        self._note("logits", self._miss(got["logits"], features, got["selected"]), limit)
+        self.note("selected", wrong.sum().item(), 0.0)
+        self.note("logits", self._miss(got["logits"], features, got["selected"]), limit)
         for index, mask in enumerate(question["masks"].unbind(1) if "masks" in question else ()):
-            self._note("answers", self._miss(got["answers"][:, index], features, mask), limit)
-
-    def photos(self, prepared: npt.NDArray[np.float32], photos: npt.NDArray[np.uint8], card: Card) -> None:
-        """Compare the pixels that the graph makes of photos with Pillow's."""
-        own = np.stack([card.transform.read(photo).pixels for photo in photos]).astype(np.float64)
-        std, mean = (np.array(values)[:, None, None] for values in (card.transform.std, card.transform.mean))
-        levels = ((prepared * std + mean) * 255).transpose(0, 2, 3, 1)
-        self._note("photos", float(np.abs(levels - own).mean()), PHOTO_TOLERANCE)
+            self.note("answers", self._miss(got["answers"][:, index], features, mask), limit)
 
     def within_tolerance(self) -> Mapping[str, float]:
         """The misses, if none exceeds its limit."""
@@ -158,7 +150,8 @@ class _Misses:
         own = self.wrapped.classify(features, weights)
         return float((logits.double() - own.double()).abs().max() / own.abs().max().clamp(min=1e-6))
 
-    def _note(self, output: str, miss: float, limit: float) -> None:
+    def note(self, output: str, miss: float, limit: float) -> None:
+        """Keep the largest miss of an output, and its limit."""
         worst = self.worst.get(output, 0.0)
         self.worst[output] = worst if miss <= worst else miss  # a NaN is no small miss
         self.limits[output] = limit

@@ -13,10 +13,8 @@ from bla.model.classifier import ExplainableClassifier
 from bla.model.heads import read, read_each
 
 OUTPUTS = ("logits", "scores", "soft", "selected", "unbounded", "answers")
-EXPLAINED = "explained"
-"""A further output of class-aware explainers: the class (B,) that each explanation is about."""
-FEATURES = "features"
-"""What the trunk's map is called inside of the graph."""
+EXPLAINED = "explained"  # a further output of class-aware explainers: the class (B,) that each explanation is about
+FEATURES = "features"  # the trunk's map, inside of the graph
 
 
 class ExplainedGraph(nn.Module):

@@ -19,8 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from bla.deploy.engine import Card
 
-Photos = list[tuple[str, bytes]]
-"""Names and encoded photos."""
+Photos = list[tuple[str, bytes]]  # names and encoded photos
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
