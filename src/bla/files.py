@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,15 @@ def reading(what: str, path: Path, error: type[Exception], *, remedy: str = "") 
         yield
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise error(f"expected {what} in {path}, got another file ({problem!r}){remedy}") from problem
+
+
+def check_keys(
+    record: Iterable[str], required: Iterable[str], what: str, error: type[Exception], *, optional: Iterable[str] = ()
+) -> None:
+    """Raise ``error`` if keys are missing from the record or unknown, naming them."""
+    missing, unknown = sorted({*required} - {*record}), sorted({*record} - {*required, *optional})
+    if missing or unknown:
+        raise error(f"expected {what}; missing {missing}, unknown {unknown}")
 
 
 @contextmanager

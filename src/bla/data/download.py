@@ -40,12 +40,8 @@ def downloaded(name: str, archives: Sequence[Archive], folder: Path, layout: str
     """Fetch and unpack archives into ``folder``, which appears whole or not at all.
 
     Until then the files lie beside it, and a second call resumes. Of two processes one fetches and the other waits.
-    ``layout`` is the expected content of the folder, for the error message.
-
-    Raises
-    ------
-    DataError
-        If an archive cannot be fetched, naming address and layout, or is not the one that was published.
+    If an archive cannot be fetched or is not the one published, a DataError names the address and the ``layout`` that
+    the folder should have.
     """
     partial = folder.parent / f".{folder.name}.partial"
     try:

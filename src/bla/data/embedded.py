@@ -109,24 +109,10 @@ def make(index: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> tuple[Im
     from a random stream that never sees the class, so they do not give it away; distractors hide at most 40% of
     the object.
 
-    Parameters
-    ----------
-    index: which image, 0 or larger; consecutive indices take the classes in turn.
-    seed: 0 or larger; another seed is another data set of the same difficulty.
-    size: ``(width, height)`` in pixels, each at least 64.
+    The image is RGB; the mask (mode L) is 255 where the object shows with more than half of its opacity, otherwise 0.
+    Another seed is another data set of the same difficulty; ``size`` is ``(width, height)``, each 64 or more.
+    A DataError says if an argument is out of its range, or scikit-image is missing.
 
-    Returns
-    -------
-    The RGB image; the mask (mode L: 255 where the object shows with more than half of its opacity, otherwise 0);
-    the index of the class in ``CLASSES``.
-
-    Raises
-    ------
-    DataError
-        If an argument is out of its range, or scikit-image is missing.
-
-    Examples
-    --------
     >>> image, mask, label = make(1, size=(160, 128))
     >>> image.size, mask.getextrema(), CLASSES[label]
     ((160, 128), (0, 255), 'cat')
@@ -177,21 +163,11 @@ def write(
     The layout is ``folder/{train,test}/CLASS/NNNN.jpg`` with ``folder/masks/{train,test}/CLASS/NNNN.png`` (255 on
     the object, otherwise 0) and ``folder/dataset.json``. Train image ``i`` is ``make(i)`` and test image ``i`` is
     ``make(1_000_000 + i)``, so the test images do not depend on the number of train images. The classes are equally
-    frequent, to within one image.
+    frequent, to within one image; there is at least one of each in train and in test.
 
-    Parameters
-    ----------
-    folder: where the set goes; one that already holds the same set is kept and returned.
-    train, test: how many images, each at least one a class.
-    seed, size: as in :func:`make`.
+    A folder that already holds the same set is kept and returned; one that holds something else raises a DataError, and
+    so do arguments out of their range, and a missing scikit-image.
 
-    Raises
-    ------
-    DataError
-        If the folder holds something else, an argument is out of its range, or scikit-image is missing.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
     ...     folder = write(Path(parent) / "embedded", train=8, test=8, size=(64, 64))

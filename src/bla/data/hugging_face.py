@@ -40,10 +40,7 @@ LABELS = ("label", "labels", "class", "target")
 def read_dataset(name: str, *, seed: int, cache: Path, report: Progress) -> tuple[Splits, str]:
     """The splits of ``hf:SOURCE``, and what to read them by again, with an absolute path.
 
-    Raises
-    ------
-    DataError
-        If the library is not installed, there is no such data set here or on the Hub, or its columns do not serve.
+    A DataError says if the library is missing, the data set is neither here nor on the Hub, or lacks such columns.
     """
     source, _, query = name.removeprefix(PREFIX).partition("?")
     try:

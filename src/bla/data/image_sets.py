@@ -29,25 +29,18 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", 
 class ImageSet:
     """An ordered list of images below one folder.
 
+    Fields that contradict one another raise a DataError; what is not known is None.
+
     Attributes
     ----------
-    root: the folder.
-    names: posix paths relative to ``root``, sorted, each once.
+    names: posix paths relative to the folder ``root``, sorted, each once.
     labels: int64 ``(N,)``, indices into ``classes``; or, where an image may have several or none, ``(N, K)``, 1 where
-        it has the class and else 0; None when unlabelled.
-    classes: the class names; empty when unlabelled.
-    ids: int64 ``(N,)``, the numbers of the images in the published data set; None if it has none.
+        it has the class and else 0.
+    ids: int64 ``(N,)``, the numbers of the images in the published data set.
     boxes: for each image float64 ``(K, 4)``: left, top, right, bottom of each of its K objects, in pixels of the
-        upright photo, as :attr:`bla.Explanation.region`; K may be 0. None where nothing is known of objects.
-    masks: for each image the file of its object's mask, a posix path relative to ``root``, as large as the photo and
-        0 off the object; None if there are no masks.
-    parts: float64 ``(N, P, 3)``: x, y in pixels and whether visible (1) or not (0), of each of the P parts named in
-        ``part_names``; None if there are no parts.
-
-    Raises
-    ------
-    DataError
-        If the fields contradict one another.
+        upright photo, as :attr:`bla.Explanation.region`; K may be 0.
+    masks: for each image the file of its object's mask, relative to ``root``: as large as the photo, 0 off the object.
+    parts: float64 ``(N, P, 3)``: x, y in pixels and whether visible (1) or not (0), of the P parts in ``part_names``.
 
     Examples
     --------
@@ -139,13 +132,6 @@ class ImageSet:
 
         The same arguments give the same folds under every version and on every system.
 
-        Raises
-        ------
-        DataError
-            If there are fewer than 2 folds, or fewer images than folds.
-
-        Examples
-        --------
         >>> pets = ImageSet(Path(), ("1", "2", "3", "4", "5"), [0, 0, 0, 1, 1], ("cat", "dog"))
         >>> [fold.test.names for fold in pets.folds(2)]
         [('1', '2', '5'), ('3', '4')]
@@ -212,8 +198,6 @@ def box_coverage(boxes: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> np
 
     Boxes ``(K, 4)`` and region are left, top, right, bottom in the same pixels.
 
-    Examples
-    --------
     >>> box_coverage([(0, 0, 3, 2), (2, 0, 3, 2)], region=(0, 0, 4, 4), grid=(2, 2))
     array([[1. , 0.5],
            [0. , 0. ]])
@@ -238,8 +222,6 @@ def mask_coverage(
     The mask ``(height, width)`` is true on the object; the region is in its pixels. ``edges`` are the x and y between
     which the mask's columns and rows lie, by default whole pixels.
 
-    Examples
-    --------
     >>> mask_coverage([[1, 1, 0], [0, 0, 0], [0, 0, 0]], region=(0, 0, 3, 3), grid=(1, 2)).round(4)
     array([[0.3333, 0.1111]])
     """
@@ -269,15 +251,9 @@ def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: flo
     An image is a file with one of :data:`SUFFIXES`, in upper or lower case, at any depth below its class folder.
     Hidden files and folders, other suffixes, images beside class folders and folders beside ``train`` are ignored.
     Symbolic links are followed, each folder once. Classes are sorted by name, and the test set may lack some.
+    A DataError says if there is no such folder, no image, an empty class folder, one class only, a class in test that
+    train lacks, or nothing to hold out.
 
-    Raises
-    ------
-    DataError
-        If there is no such folder, no image, an empty class folder, one class only, a class in test that train
-        lacks, or nothing to hold out.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:
     ...     for name in ("cat/1.jpg", "cat/2.JPG", "dog/1.png", "dog/2.png", "dog/read.me"):
@@ -325,21 +301,9 @@ def stratified_split(
     """Divide ``n`` images at random, each class by itself, into the indices kept and those held out.
 
     Of a class of m >= 2 images, m * share are held out, rounded half up, at least 1 and at most m - 1; an only
-    image is kept. The same arguments give the same split under every version and on every system.
+    image is kept. The same arguments give the same split under every version and on every system. Without labels, all
+    images are of one class. A DataError unless 0 < share < 1, 0 <= seed < 2**32 and there are n labels.
 
-    Parameters
-    ----------
-    labels: as of :class:`ImageSet`; None: all images are of one class.
-    share: of the images to hold out, 0 < share < 1.
-    seed: 0 <= seed < 2**32.
-
-    Raises
-    ------
-    DataError
-        If share or seed is outside its range, or there are not n labels.
-
-    Examples
-    --------
     >>> kept, held_out = stratified_split([0, 0, 0, 0, 1], 5, 0.25, seed=0)
     >>> kept.tolist(), held_out.tolist()
     ([1, 2, 3, 4], [0])
@@ -368,12 +332,8 @@ def _shuffled(labels: npt.ArrayLike | None, n: int, seed: int) -> list[npt.NDArr
 def list_images(sources: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Expand folders, at any depth, to the images in them, sorted; keep the files, and their order, as given.
 
-    A path that does not exist is kept too: opening it reports it, and the others are not lost.
-
-    Raises
-    ------
-    DataError
-        If a folder has no image in it.
+    A path that does not exist is kept too: opening it reports it, and the others are not lost. A folder without images
+    raises a DataError.
     """
     paths: list[Path] = []
     for source in map(Path, sources):

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bla import BlaError
+from bla.files import check_keys
 
 PhotoSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -37,7 +38,7 @@ class DataError(BlaError):
 
 
 def open_photo(source: PhotoSource) -> Image.Image:
-    """Open a photo upright and in RGB.
+    """Open a photo upright and in RGB, as a new image without metadata: opening it again changes nothing.
 
     The EXIF orientation is applied. Transparency is composited on white. Of an animation the first frame counts.
     16-bit grey is scaled by 255/65535; wider integers and floats by the smallest of the ranges [0, 1] (floats
@@ -48,10 +49,6 @@ def open_photo(source: PhotoSource) -> Image.Image:
     ----------
     source: a path, a file's content, an open binary file (read from its start, left open), a Pillow image (left
         as it is), or a uint8 array of shape ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``.
-
-    Returns
-    -------
-    A new image of mode RGB without metadata: opening it again changes nothing.
 
     Raises
     ------
@@ -251,19 +248,13 @@ class Transform:
 
     ``squash`` resizes the whole photo to ``size``: nothing goes unseen, the aspect ratio is lost. ``crop`` keeps
     the aspect ratio, resizes the short side to ``floor(size / crop_fraction)`` and takes the centre, to the pixel
-    where timm takes it.
+    where timm takes it. A field outside its range raises a DataError.
 
     Attributes
     ----------
     size: ``(height, width)`` of the input.
     mean, std: of the colours red, green, blue, which run from 0 to 1.
-    interpolation, mode, crop_fraction: the geometry; ``crop_fraction`` counts for ``crop`` only.
     source: where mean and std came from, such as "timm" or "assumed".
-
-    Raises
-    ------
-    DataError
-        If a field is outside its range.
 
     Examples
     --------
@@ -312,16 +303,8 @@ class Transform:
 
         Like ``pixels(open_photo(source))``, but a large JPEG file is decoded at a half, a quarter or an eighth, at
         least twice as large as needed: many times faster, and nearly the same pixels. ``nearest`` reads in full.
-
-        Parameters
-        ----------
-        name: the photo's name in errors; by default its path or kind.
-        most_pixels: a limit below :data:`MAX_PIXELS`, checked before any pixel is decoded.
-
-        Raises
-        ------
-        DataError
-            As :func:`open_photo`.
+        Errors, those of :func:`open_photo`, begin with ``name``, by default the path or the kind of the source.
+        ``most_pixels``, below :data:`MAX_PIXELS`, is checked before any pixel is decoded.
         """
         upright = _open_upright(source, self, name, most_pixels)
         region = self.region(upright.size)
@@ -362,17 +345,8 @@ class Transform:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Transform:
-        """The inverse of :meth:`to_dict`, also after JSON made lists of the tuples.
-
-        Raises
-        ------
-        DataError
-            Naming the keys that are missing or unknown, or the value that is wrong.
-        """
-        keys = {field.name for field in dataclasses.fields(cls)}
-        if set(record) != keys:
-            missing, unknown = sorted(keys - set(record)), sorted(set(record) - keys)
-            raise DataError(f"expected a transform's keys; missing {missing}, unknown {unknown}")
+        """The inverse of :meth:`to_dict`, also after JSON; a DataError names wrong keys or the wrong value."""
+        check_keys(record, {field.name for field in dataclasses.fields(cls)}, "a transform's keys", DataError)
         return cls(**record)
 
 

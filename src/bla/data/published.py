@@ -135,6 +135,8 @@ def read_images(
 ) -> tuple[Splits, str]:
     """Images to train and to test on, from whatever names them, and what to read them by again.
 
+    The latter is a name or an absolute path; "" for splits that came as an object.
+
     Parameters
     ----------
     data: in this order: splits, as they are; ``"embedded"``; ``hf:SOURCE``, of Hugging Face's library
@@ -145,10 +147,6 @@ def read_images(
     seed: of the division, where the data set has none.
     data_root: by default :func:`default_data_root`.
     cache: where what is made here is kept, by default :func:`bla.files.cache_root`.
-
-    Returns
-    -------
-    The splits, and a name or an absolute path; "" for splits that came as an object.
 
     Raises
     ------
@@ -186,11 +184,9 @@ def read_images(
 def photo_splits(
     images: str | Path | ImageSet | Sequence[Any], *, seed: int, cache: Path | None, report: Progress
 ) -> Iterator[Splits]:
-    """Splits of photos; those in memory lie in a temporary folder until the end of the block.
+    """Splits of what :func:`read_images` reads, an image set, or photos: paths, Pillow images or uint8 arrays.
 
-    Parameters
-    ----------
-    images: as :func:`read_images` takes them, an image set, or photos: paths, Pillow images or uint8 arrays.
+    Photos in memory lie in a temporary folder until the end of the block.
     """
     if isinstance(images, (str, Path)):
         yield read_images(images, seed=seed, cache=cache, report=report)[0]

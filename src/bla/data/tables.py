@@ -27,14 +27,8 @@ def read_table(path: Path, *, seed: int = 0, test_share: float = 0.2) -> Splits:
     ``|`` or a comma and empty for an image without any; or a column of 0 and 1 for each label, named after it. A column
     ``split`` anywhere says train or test (or validation); without one, :func:`bla.data.image_sets.stratified_split`
     holds out a share. Labels written in cells are sorted by name; labels with a column each keep their order.
+    A DataError says if there is no such table, or which line is not as expected.
 
-    Raises
-    ------
-    DataError
-        If there is no such table, or a line is not as expected.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for name in ("1.jpg", "2.jpg", "3.jpg"):

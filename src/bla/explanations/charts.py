@@ -112,13 +112,7 @@ def bars(counts: Sequence[int], *, label: str, words: str) -> str:
 
 
 def rows(drawn: Sequence[Row], axis: Axis, *, words: str, names: float = 0) -> str:
-    """Rows below one another on one axis.
-
-    Parameters
-    ----------
-    words: the chart in words, for those who do not see it.
-    names: the width of a column of names on the left; with 0 each name stands above its row.
-    """
+    """Rows on one axis, with a column of names ``names`` wide; with 0 each name stands above its row."""
     left = max(names, _EDGE)
     top = y = 18.0 if axis.mark and axis.mark[1] else 8.0
     parts: list[str] = []

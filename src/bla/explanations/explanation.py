@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bla import BlaError
-from bla.files import read_json, write_json
+from bla.files import check_keys, read_json, write_json
 
 SCHEMA_VERSION = 1
 
@@ -87,6 +87,8 @@ class Votes:
 class Explanation:
     """A prediction with the subset of the feature map that it was made from.
 
+    An ExplanationError says if shapes, size, region, probabilities or finiteness contradict one another.
+
     Attributes
     ----------
     image: the photo's path, or a name for an image that has none.
@@ -102,11 +104,6 @@ class Explanation:
     votes: what each selected cell contributes to a class named in the request; else None.
     present: where an image may have several labels, the votes for each with a probability above one half, the likeliest
         first, and perhaps none; ``top`` has their probabilities. None where every image has one class.
-
-    Raises
-    ------
-    ExplanationError
-        If shapes, size, region, probabilities or finiteness contradict one another.
 
     Examples
     --------
@@ -202,21 +199,13 @@ class Explanation:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Explanation:
-        """The inverse of :meth:`to_dict`.
-
-        Raises
-        ------
-        ExplanationError
-            Naming the keys that are missing or unknown, or what contradicts itself.
-        """
+        """The inverse of :meth:`to_dict`; an ExplanationError names keys that are missing, unknown or contradictory."""
         if "maps" in record:
             raise ExplanationError(
                 "expected cells of one feature map, got a selection over several, which is no longer supported: for "
                 "finer cells train again with a larger --image-size, and explain the image again"
             )
-        missing, unknown = sorted(set(_KEYS) - set(record)), sorted(set(record) - {*_KEYS, *_OPTIONAL})
-        if missing or unknown:
-            raise ExplanationError(f"expected an explanation's keys; missing {missing}, unknown {unknown}")
+        check_keys(record, _KEYS, "an explanation's keys", ExplanationError, optional=_OPTIONAL)
         values = dict(record)
         size = values.pop("size")
         try:
@@ -241,13 +230,7 @@ class Explanation:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Explanation:
-        """Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        ExplanationError
-            If the file is not JSON or does not hold an explanation.
-        """
+        """Read what :meth:`save` wrote; an ExplanationError if the file is not JSON or holds no explanation."""
         try:
             record = read_json(Path(path))
         except ValueError as error:

@@ -41,18 +41,10 @@ def panel(photo: Image.Image, explanation: Explanation, *, height: int = 320) ->
     mean colour of a cell from the one on the colour bar. What lies outside of ``explanation.region`` is hatched and
     labelled as not seen by the model.
 
-    Parameters
-    ----------
-    photo: the upright photo that was explained.
-    explanation: its explanation.
-    height: of the whole panel in pixels, at least 160; text and strokes scale with it. The width follows from
-        the photo's shape and is at most about five times the height: panels of photos wider than that allows are
-        lower, those of very narrow photos higher than asked for, so that cells stay large enough to be seen.
-
-    Raises
-    ------
-    ValueError
-        If ``height`` is too small, or the photo cannot be the one that was explained.
+    The photo is upright. ``height`` is the whole panel's in pixels, at least 160; text and strokes scale with it. The
+    width follows from the photo's shape and is at most about five times the height: panels of wider photos are lower,
+    those of very narrow ones higher, so that cells stay large enough to be seen. Raises ValueError if ``height`` is too
+    small, or the photo cannot be the one that was explained.
 
     Examples
     --------
@@ -87,12 +79,8 @@ def overlay(photo: Image.Image, explanation: Explanation) -> Image.Image:
     """The photo at its own size: the selected cells unchanged but for an outline, the rest grey and dark.
 
     The outline, dark beside light, runs along the inside of the selected region's boundary; cells of less than
-    5 pixels are too small to carry it and have none. What the model did not see is pale and hatched.
-
-    Raises
-    ------
-    ValueError
-        If the photo cannot be the one that was explained.
+    5 pixels are too small to carry it and have none. What the model did not see is pale and hatched. Raises ValueError
+    if the photo cannot be the one that was explained.
 
     Examples
     --------

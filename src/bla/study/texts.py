@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from bla.files import check_keys
 from bla.study.errors import StudyError
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -37,9 +38,7 @@ class Texts:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise StudyError(f"expected texts as TOML in {path}, got: {error}") from error
         known = cls.english().words
-        if set(texts.words) != set(known):
-            missing, unknown = sorted(set(known) - set(texts.words)), sorted(set(texts.words) - set(known))
-            raise StudyError(f"expected the texts of a study in {path}; missing {missing}, unknown {unknown}")
+        check_keys(texts.words, known, f"the texts of a study in {path}", StudyError)
         for name, text in texts.words.items():
             wrong = set(_PLACEHOLDER.findall(text)) - set(_PLACEHOLDER.findall(known[name]))
             if wrong:
