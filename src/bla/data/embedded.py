@@ -30,9 +30,7 @@ from bla.files import read_json, whole_folder, write_json
 from bla.progress import Progress, silent
 
 SCHEMA_VERSION = 1
-CLASSES: tuple[str, ...] = (
-    "astronaut", "cat", "coin", "cup", "horse", "motorcycle", "photographer", "rocket",
-)  # fmt: skip
+CLASSES: tuple[str, ...] = ("astronaut", "cat", "coin", "cup", "horse", "motorcycle", "photographer", "rocket")
 SIZE = (320, 256)
 
 _FIRST_TEST_INDEX = 1_000_000  # so that the test images stay the same however many train images there are
@@ -167,12 +165,6 @@ def write(
 
     A folder that already holds the same set is kept and returned; one that holds something else raises a DataError, and
     so do arguments out of their range, and a missing scikit-image.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as parent:
-    ...     folder = write(Path(parent) / "embedded", train=8, test=8, size=(64, 64))
-    ...     sorted(path.name for path in folder.iterdir())
-    ['dataset.json', 'masks', 'test', 'train']
     """
     if not len(CLASSES) <= min(train, test) <= max(train, test) <= _FIRST_TEST_INDEX:
         raise DataError(

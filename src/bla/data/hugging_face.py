@@ -1,14 +1,9 @@
 """Data sets of Hugging Face's library ``datasets``, from local folders or the Hub, copied row by row into files.
 
-Their name is ``hf:SOURCE``, with options after a question mark, ``hf:SOURCE?label=fine_label&test=validation``:
-
-- SOURCE: a folder (of ``save_to_disk``; of images, with or without ``metadata.csv``; of Parquet files, ...) or a name
-  on the Hub.
-- ``image``, ``label``: the columns; by default the one of images, and the one of classes or else one named ``label``,
-  ``labels``, ``class`` or ``target``.
-- ``config``: of a data set that has several.
-- ``train``, ``test``: the splits; by default ``train``, and ``test`` or else ``validation``, ``val``, ``valid``, the
-  first in which images have a class. Without one, images are divided at random by the seed.
+Their name is ``hf:SOURCE``, a folder or a name on the Hub, with options as in
+``hf:SOURCE?label=fine_label&test=validation``. By default ``image`` is the column of images, and ``label`` the one of
+classes, else the first of :data:`LABELS`; ``train`` is the split of that name, and ``test`` the first of
+:data:`HELD_OUT` in which images have a class. Without one, images are divided at random by the seed.
 
 Files go undecoded into the cache, once, and are read like any image folder. Memory holds one row.
 """

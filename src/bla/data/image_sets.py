@@ -131,10 +131,6 @@ class ImageSet:
         """``count`` divisions of the images, each held out once; every class of :func:`strata` is dealt out evenly.
 
         The same arguments give the same folds under every version and on every system.
-
-        >>> pets = ImageSet(Path(), ("1", "2", "3", "4", "5"), [0, 0, 0, 1, 1], ("cat", "dog"))
-        >>> [fold.test.names for fold in pets.folds(2)]
-        [('1', '2', '5'), ('3', '4')]
         """
         if not 2 <= count <= len(self):
             raise DataError(f"expected from 2 folds to {len(self)}, an image each, got {count}")
@@ -197,10 +193,6 @@ def box_coverage(boxes: npt.ArrayLike, region: Box, grid: tuple[int, int]) -> np
     """The share of each cell of a grid over ``region`` that lies in the union of boxes, exactly.
 
     Boxes ``(K, 4)`` and region are left, top, right, bottom in the same pixels.
-
-    >>> box_coverage([(0, 0, 3, 2), (2, 0, 3, 2)], region=(0, 0, 4, 4), grid=(2, 2))
-    array([[1. , 0.5],
-           [0. , 0. ]])
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     left, top, right, bottom = region
@@ -303,10 +295,6 @@ def stratified_split(
     Of a class of m >= 2 images, m * share are held out, rounded half up, at least 1 and at most m - 1; an only
     image is kept. The same arguments give the same split under every version and on every system. Without labels, all
     images are of one class. A DataError unless 0 < share < 1, 0 <= seed < 2**32 and there are n labels.
-
-    >>> kept, held_out = stratified_split([0, 0, 0, 0, 1], 5, 0.25, seed=0)
-    >>> kept.tolist(), held_out.tolist()
-    ([1, 2, 3, 4], [0])
     """
     if not 0 < share < 1:
         raise DataError(f"expected a share to hold out with 0 < share < 1, got {share}")

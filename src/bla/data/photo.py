@@ -52,9 +52,8 @@ def open_photo(source: PhotoSource) -> Image.Image:
 
     Raises
     ------
-    DataError
-        If there is no whole photo in one of :data:`FORMATS`, or one of more than :data:`MAX_PIXELS` pixels or
-        :data:`MAX_SIDE` a side. No warning of Pillow's gets out.
+    DataError: if there is no whole photo in one of :data:`FORMATS`, or one of more than :data:`MAX_PIXELS` pixels or
+        :data:`MAX_SIDE` a side.
 
     Examples
     --------
@@ -228,13 +227,9 @@ _PILLOW_QUIET = _PillowQuiet()
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Photo:
-    """A photo as the classifier's input, before normalisation.
+    """A photo as the classifier's input, before normalisation: uint8 ``pixels`` (H, W, 3).
 
-    Attributes
-    ----------
-    pixels: uint8 ``(H, W, 3)``.
-    size: ``(width, height)`` of the upright photo.
-    region: ``(left, top, right, bottom)`` in pixels of the upright photo: what ``pixels`` cover.
+    They cover the ``region`` (left, top, right, bottom) of the upright photo of ``size`` (width, height).
     """
 
     pixels: npt.NDArray[np.uint8]

@@ -21,23 +21,13 @@ _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 
 
 def read_table(path: Path, *, seed: int = 0, test_share: float = 0.2) -> Splits:
-    r"""Images and labels from a table with a line of column names.
+    """Images and labels from a table with a line of column names.
 
     The first column holds the image's path, relative to the table. Then comes one column of labels, separated by ``;``,
     ``|`` or a comma and empty for an image without any; or a column of 0 and 1 for each label, named after it. A column
     ``split`` anywhere says train or test (or validation); without one, :func:`bla.data.image_sets.stratified_split`
     holds out a share. Labels written in cells are sorted by name; labels with a column each keep their order.
     A DataError says if there is no such table, or which line is not as expected.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for name in ("1.jpg", "2.jpg", "3.jpg"):
-    ...         Path(folder, name).touch()
-    ...     table = Path(folder, "labels.csv")
-    ...     _ = table.write_text("image,labels,split\n1.jpg,cat;dog,train\n2.jpg,,train\n3.jpg,dog,test\n")
-    ...     splits = read_table(table)
-    >>> splits.train.classes, splits.train.labels.tolist(), splits.test.labels.tolist()
-    (('cat', 'dog'), [[1, 1], [0, 0]], [[0, 1]])
     """
     header, rows = _lines(path)
     division = header.index(SPLIT) if SPLIT in header[1:] else None

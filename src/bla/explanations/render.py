@@ -81,16 +81,6 @@ def overlay(photo: Image.Image, explanation: Explanation) -> Image.Image:
     The outline, dark beside light, runs along the inside of the selected region's boundary; cells of less than
     5 pixels are too small to carry it and have none. What the model did not see is pale and hatched. Raises ValueError
     if the photo cannot be the one that was explained.
-
-    Examples
-    --------
-    >>> from bla.explanations.explanation import Explanation, Prediction
-    >>> cat = Prediction(281, "tabby", 0.9)
-    >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
-    >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)
-    >>> picture = overlay(Image.new("RGB", (64, 48), (200, 160, 120)), why)
-    >>> picture.size, picture.getpixel((16, 24)), picture.getpixel((48, 24))
-    ((64, 48), (200, 160, 120), (67, 67, 67))
     """
     photo = photo.convert("RGB")
     cells = Cells.of(explanation, photo.size, photo.size)
