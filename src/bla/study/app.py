@@ -46,13 +46,7 @@ async def failed(request: Request, error: Any) -> Response:
 
 
 def create_app(study: Path, store: Store, *, simulated: bool = False, limits: Limits | None = None) -> FastAPI:
-    """The application of a study's folder on a store, which must hold this plan's answers or none.
-
-    Raises
-    ------
-    StudyError
-        If the plan, a picture or the texts differ from those with which the study began.
-    """
+    """The application of a study's folder; StudyError unless the store is empty or holds answers to the same study."""
     limits = limits or Limits()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.site = site = Site.opened(study, store, simulated=simulated, limits=limits)

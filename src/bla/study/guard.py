@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_BODY = 8 * 1024
 LARGEST_HEADERS = 16 * 1024
+Knows = Callable[[str], bool]
+Refusal = Callable[[int, int], Response]
 
 HEADERS = {
     "content-security-policy": (
@@ -74,15 +76,7 @@ class Guard:
     from its status and the seconds to wait.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        cookie: str,
-        knows: Callable[[str], bool],
-        refusal: Callable[[int, int], Response],
-        limits: Limits,
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, cookie: str, knows: Knows, refusal: Refusal, limits: Limits) -> None:
         self.app, self.cookie, self.knows, self.refusal, self.timing = app, cookie, knows, refusal, limits.timing
         a_second = limits.requests_a_second
         self.people, self.addresses = Rate(a_second, int(10 * a_second)), Rate(5 * a_second, int(50 * a_second))
@@ -108,7 +102,9 @@ class Guard:
         connection = HTTPConnection(scope)
         headers = connection.headers
         length = headers.get("content-length", "0")
-        wait = self._wait(connection)
+        token = connection.cookies.get(self.cookie, "")
+        address = connection.client.host if connection.client else ""
+        wait = self.people.wait(token) if self.knows(token) else self.addresses.wait(address)
         if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEADERS:
             await self.refusal(431, 0)(scope, receive, sent)
         elif wait:
@@ -118,9 +114,3 @@ class Guard:
             await self.refusal(413, 0)(scope, receive, sent)
         else:
             await self.app(scope, receive, sent)
-
-    def _wait(self, connection: HTTPConnection) -> float:
-        token = connection.cookies.get(self.cookie, "")
-        if token and self.knows(token):
-            return self.people.wait(token)
-        return self.addresses.wait(connection.client.host if connection.client else "")

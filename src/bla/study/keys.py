@@ -24,14 +24,19 @@ class Keys:
     researcher: str
 
     @classmethod
-    def made(cls, study: Path) -> str:
-        """New keys for a study; the researcher's secret is returned and not kept."""
-        return _saved(study, secrets.token_hex(32))
+    def made(cls, study: Path, key: str = "") -> str:
+        """Write a study's keys, a new one without `key`; the researcher's new secret is returned and not stored."""
+        secret = secrets.token_urlsafe(18)
+        temporary = study / f".{FILE}.{secrets.token_hex(4)}"
+        temporary.touch(mode=0o600, exist_ok=False)
+        temporary.write_text(json.dumps({"key": key or secrets.token_hex(32), "researcher_sha256": hashed(secret)}))
+        temporary.replace(study / FILE)
+        return secret
 
     @classmethod
     def renewed(cls, study: Path) -> str:
-        """A new researcher's secret; the old one opens nothing any more. What the key signed stays valid."""
-        return _saved(study, cls.load(study).key.hex())
+        """Replace the researcher's secret by a new one. What the key signed stays valid."""
+        return cls.made(study, cls.load(study).key.hex())
 
     @classmethod
     def load(cls, study: Path) -> Keys:
@@ -62,21 +67,6 @@ class Keys:
         return f"{letters[:4]}-{letters[4:]}"
 
 
-def new_token() -> str:
-    """128 random bits for an address or a cookie."""
-    return secrets.token_urlsafe(16)
-
-
 def hashed(token: str) -> str:
     """What is kept of a token. It is random, so a plain hash cannot be searched."""
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _saved(study: Path, key: str) -> str:
-    secret = secrets.token_urlsafe(18)
-    content = json.dumps({"key": key, "researcher_sha256": hashed(secret)})
-    temporary = study / f".{FILE}.{secrets.token_hex(4)}"
-    temporary.touch(mode=0o600, exist_ok=False)
-    temporary.write_text(content)
-    temporary.replace(study / FILE)
-    return secret

@@ -14,12 +14,9 @@ from bla.study.texts import Texts, filled
 
 def environment() -> Environment:
     """The templates of this package: a missing value is an error, and HTML is escaped."""
+    loader = PackageLoader("bla.study")
     return Environment(
-        loader=PackageLoader("bla.study"),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
 
@@ -50,9 +47,12 @@ class Pages:
     def trial(self, trial: Trial, position: int, person_trials: int, feedback: str | None, **hidden: object) -> str:
         """The page of one trial; `feedback` says how the practice before went, `hidden` goes into the form."""
         photo = self._photos[trial.photo]
+        question = filled(self.plan.question, prediction=photo.prediction)
+        if trial.kind == "catch" and self.plan.task != "preference":
+            question = self.texts.say("trial.check", option=self._words(str(trial.expected)))
         return self.render(
             "trial",
-            question=self._question(trial, photo),
+            question=question,
             photo=None if self.plan.task == "prediction" else photo.plain.token,
             single=None if trial.arm is None else photo.explained[trial.arm].token,
             beside=self._beside(trial, photo),
@@ -71,11 +71,6 @@ class Pages:
             return None
         name = "trial.feedback_right" if choice == trial.expected else "trial.feedback_wrong"
         return self.texts.say(name, expected=self._words(trial.expected))
-
-    def _question(self, trial: Trial, photo: Photo) -> str:
-        if trial.kind == "catch" and self.plan.task != "preference":
-            return self.texts.say("trial.check", option=self._words(str(trial.expected)))
-        return filled(self.plan.question, prediction=photo.prediction)
 
     def _beside(self, trial: Trial, photo: Photo) -> list[str]:
         """The two pictures of a preference, from the left; in other tasks none."""

@@ -14,22 +14,20 @@ from fastapi import APIRouter, Cookie, Form, Request
 from fastapi.responses import HTMLResponse, Response
 
 from bla.study.errors import StudyError
-from bla.study.keys import new_token
 from bla.study.site import TOKEN, Field, OfSite, Sender, Site, Token, Visitor, go, remember
 from bla.study.store import Person, now_ms
 
 router = APIRouter()
 
-NONCE = "bla_consent"
-"""The cookie of the consent page's nonce."""
-_FOUR_WEEKS = 28 * 24  # hours
+NONCE = "bla_consent"  # the cookie of the consent page's nonce
+Nonce = Annotated[str, Cookie(alias=NONCE)]
 Number = Annotated[int, Form()]
 
 
 @router.get("/")
 def consent(request: Request, site: OfSite, token: Token = "") -> Response:
     """What the study is, and the form that begins it."""
-    nonce = new_token()
+    nonce = secrets.token_urlsafe(16)
     link = "/trial" if site.person(token) else None
     signature = site.keys.signed("csrf", nonce)
     response = site.page("consent", nonce=nonce, signature=signature, problem=None, link=link)
@@ -39,13 +37,7 @@ def consent(request: Request, site: OfSite, token: Token = "") -> Response:
 
 @router.post("/begin")
 def begin(
-    request: Request,
-    site: OfSite,
-    *,
-    nonce: Field = "",
-    signature: Field = "",
-    agree: Field = "",
-    given: Annotated[str, Cookie(alias=NONCE)] = "",
+    request: Request, site: OfSite, *, nonce: Field = "", signature: Field = "", agree: Field = "", given: Nonce = ""
 ) -> Response:
     """Take part: a new participant, unless this form was sent before."""
     if not nonce or not secrets.compare_digest(nonce.encode(), given.encode()):
@@ -61,9 +53,7 @@ def begin(
         if site.store.join(site.plan, token) is None:
             heading, text = site.texts["consent.title"], site.texts["consent.full"]
             return site.page("message", 403, heading=heading, text=text, home=False)
-    response = go("/instructions")
-    remember(response, request, TOKEN, token, _FOUR_WEEKS)
-    return response
+    return _remembered(request, token, "/instructions")
 
 
 @router.get("/p/{token}")
@@ -71,8 +61,12 @@ def come_back(request: Request, site: OfSite, token: str) -> Response:
     """The personal link: continue with the next trial, on any device."""
     if site.person(token) is None:
         return site.message(404, "error.unknown")
-    response = go("/trial")
-    remember(response, request, TOKEN, token, _FOUR_WEEKS)
+    return _remembered(request, token, "/trial")
+
+
+def _remembered(request: Request, token: str, address: str) -> Response:
+    response = go(address)
+    remember(response, request, TOKEN, token, hours=28 * 24)
     return response
 
 
@@ -108,8 +102,8 @@ def answer(
     person: Sender,
     *,
     position: Number = 0,
-    choice: Field = "",
     sent: Number = 0,
+    choice: Field = "",
     signature: Field = "",
     ms: Field = "",
 ) -> Response:
@@ -124,15 +118,9 @@ def answer(
     elapsed = max(0, now_ms() - sent)
     # No browser can have measured more than has passed; simulated people do not really wait.
     measured = ms.isascii() and ms.isdigit() and (site.simulated or int(ms) <= elapsed)
-    stored = site.store.answer(
-        person,
-        position,
-        shown.options[int(choice)],
-        milliseconds=int(ms) if measured else elapsed,
-        clock="browser" if measured else "server",
-        shown_ms=sent,
-    )
-    if stored == "early":
+    milliseconds, clock = (int(ms), "browser") if measured else (elapsed, "server")
+    option = shown.options[int(choice)]
+    if site.store.answer(person, position, option, milliseconds=milliseconds, clock=clock, shown_ms=sent) == "early":
         return site.message(409, "error.answer")
     return go("/end" if position == person.trials else "/trial")
 

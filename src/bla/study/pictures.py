@@ -1,8 +1,7 @@
 """The pictures of a study: alike in everything that is not the explanation.
 
 All have one size in pixels, one encoder with one setting, no metadata, random names, and files of one length: JPEG
-comments fill the shorter ones up. What a picture shows is for the eye to judge; nothing else about it tells arms
-apart.
+comments fill the shorter ones up. Only what a picture shows tells arms apart.
 """
 
 from __future__ import annotations
@@ -22,28 +21,17 @@ from bla.explanations.render import cutout, overlay
 from bla.study.errors import StudyError
 from bla.study.plan import Plan
 
-GREY = (128, 128, 128)
-"""Around photos of another shape."""
+GREY = (128, 128, 128)  # around photos of another shape
 LONG_SIDE = 480
-_QUALITY = 90
+_LANCZOS = Image.Resampling.LANCZOS
 _SEGMENT = 65_533  # the most that one JPEG comment holds
 
 
 def cut_to(explanation: Explanation, share: float) -> Explanation:
-    """The explanation that selects this share of the grid, the best cells by rank, at least one.
-
-    >>> from bla.explanations.explanation import Prediction
-    >>> cat = Prediction(281, "tabby", 0.9)
-    >>> maps = dict(grid=(1, 4), unbounded=[[0, 3, 1, 2]], scores=[[0, 0, 0, 0]], soft=None, selected=[[1, 1, 1, 1]])
-    >>> why = Explanation("cat.jpg", cat, (cat,), "BLA", region=(0, 0, 64, 48), **maps)
-    >>> cut_to(why, 0.5).selected.astype(int).tolist()
-    [[0, 1, 0, 1]]
-    """
+    """The explanation that selects this share of the grid, the best cells by rank, at least one."""
     ranks = explanation.unbounded.ravel()
-    count = min(max(1, round(share * ranks.size)), ranks.size)
-    best = np.argsort(-ranks, kind="stable")[:count]
     selected = np.zeros(ranks.size, np.bool_)
-    selected[best] = True
+    selected[np.argsort(-ranks, kind="stable")[: max(1, round(share * ranks.size))]] = True
     return dataclasses.replace(explanation, selected=selected.reshape(explanation.grid))
 
 
@@ -59,10 +47,7 @@ def canvas(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
 
 def drawn(photo: Image.Image, explanation: Explanation | None, size: tuple[int, int], *, alone: bool) -> Image.Image:
-    """The photo, or its explanation, in a picture of `size`.
-
-    `alone`: nothing of the photo is seen outside the selected cells.
-    """
+    """The photo, or its explanation (`alone`: without the photo around it), in a picture of `size`."""
     if explanation is None:
         picture = photo.convert("RGB")
     else:
@@ -72,12 +57,8 @@ def drawn(photo: Image.Image, explanation: Explanation | None, size: tuple[int, 
         across, down = shown.width / photo.width, shown.height / photo.height
         left, top, right, bottom = explanation.region
         region = (left * across, top * down, right * across, bottom * down)
-        scaled = dataclasses.replace(explanation, region=region)
-        picture = cutout(shown, scaled) if alone else overlay(shown, scaled)
+        picture = (cutout if alone else overlay)(shown, dataclasses.replace(explanation, region=region))
     return ImageOps.pad(picture, size, _LANCZOS, color=GREY)
-
-
-_LANCZOS = Image.Resampling.LANCZOS
 
 
 def encoded(picture: Image.Image) -> bytes:
@@ -85,7 +66,7 @@ def encoded(picture: Image.Image) -> bytes:
     clean = Image.new("RGB", picture.size)
     clean.paste(picture)
     file = io.BytesIO()
-    clean.save(file, "JPEG", quality=_QUALITY, subsampling=0, optimize=False, progressive=False)
+    clean.save(file, "JPEG", quality=90, subsampling=0, optimize=False, progressive=False)
     return file.getvalue()
 
 

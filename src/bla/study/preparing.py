@@ -192,9 +192,8 @@ def _candidates(
         if any(sha256 not in arm for arm in arms):
             left_out["not explained by every arm"] += 1
             continue
-        entries = [arm[sha256] for arm in arms]
-        explanations = tuple(explanation for _, explanation in entries)
-        path = entries[0][0]
+        path = arms[0][sha256][0]
+        explanations = tuple(arm[sha256][1] for arm in arms)
         if len({explanation.prediction.label for explanation in explanations}) > 1:
             left_out["the arms' predictions differ"] += 1
         elif len({tuple(round(side) for side in explanation.region) for explanation in explanations}) > 1:
@@ -295,40 +294,22 @@ def _written(
     made = []
     for item in drawn:
         photo = open_photo(item.path)
-        shown = [None, *(_cut(item.explanations, k, wishes) for k in range(len(names)))]
-        alone = wishes.task == "prediction"
-        made.append(
-            [
-                (pictures.encoded(pictures.drawn(photo, why, size, alone=alone)), None if why is None else why.size)
-                for why in shown
-            ]
-        )
+        first = item.explanations[0]
+        share = (wishes.cells or first.size) / first.selected.size
+        shown = [why if wishes.area == "own" else pictures.cut_to(why, share) for why in item.explanations]
+        drawings = [pictures.drawn(photo, why, size, alone=wishes.task == "prediction") for why in (None, *shown)]
+        cells = [None, *(why.size for why in shown)]
+        made.append(list(zip(map(pictures.encoded, drawings), cells, strict=True)))
     length = pictures.common_length([content for files in made for content, _ in files])
     rng = Random(f"{wishes.seed}:options")
     photos = []
-    for number, (item, files) in enumerate(zip(drawn, made, strict=True), 1):
+    for n, (item, files) in enumerate(zip(drawn, made, strict=True), 1):
         kept = [_kept(pictures.filled_up(content, length), cells, folder / "pictures") for content, cells in files]
-        photos.append(
-            Photo(
-                id=f"photo-{number:03}",
-                name=item.path.name,
-                sha256=item.sha256,
-                prediction=item.prediction,
-                truth=item.truth,
-                options=_options(item, labels, wishes.options, rng) if wishes.task == "prediction" else (),
-                plain=kept[0],
-                explained=dict(zip(names, kept[1:], strict=True)),
-            )
-        )
+        options = _options(item, labels, wishes.options, rng) if wishes.task == "prediction" else ()
+        explained = dict(zip(names, kept[1:], strict=True))
+        about = {"id": f"photo-{n:03}", "name": item.path.name, "sha256": item.sha256, "prediction": item.prediction}
+        photos.append(Photo(**about, truth=item.truth, options=options, plain=kept[0], explained=explained))
     return photos, {"width": size[0], "height": size[1], "file_size": length}
-
-
-def _cut(explanations: Sequence[Explanation], arm: int, wishes: Wishes) -> Explanation:
-    """An arm's explanation at its own size, or at the size registered, as a share of the first arm's grid."""
-    explanation, first = explanations[arm], explanations[0]
-    if wishes.area == "own":
-        return explanation
-    return pictures.cut_to(explanation, (wishes.cells or first.size) / first.selected.size)
 
 
 def _kept(content: bytes, cells: int | None, folder: Path) -> Picture:

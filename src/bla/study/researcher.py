@@ -10,8 +10,7 @@ from fastapi.responses import Response
 
 from bla.study.site import Field, Instead, OfSite, Site, go, remember
 
-SESSION = "bla_researcher"
-"""The cookie of the researcher's session."""
+SESSION = "bla_researcher"  # the cookie of the researcher's session
 _HOURS = 8
 
 

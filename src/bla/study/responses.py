@@ -95,8 +95,7 @@ class Participant(Record):
         default=None, description="when the last trial was answered (UTC); null: not finished"
     )
     withdrawn_at: datetime | None = Field(
-        default=None,
-        description="when the person withdrew (UTC), whose answers are then deleted; null: did not",
+        default=None, description="when the person withdrew (UTC), whose answers are then deleted; null: did not"
     )
     simulated: bool = Field(default=False, description="true: no person, a program")
 
@@ -112,11 +111,7 @@ class Participant(Record):
 
 
 def codebook() -> dict[str, dict[str, str]]:
-    """What each column of each table means.
-
-    >>> codebook()["responses"]["choice"]
-    'the answer, one of the options'
-    """
+    """What each column of each table means."""
     return {
         name: {column: field.description or "" for column, field in record.model_fields.items()}
         for name, record in (("participants", Participant), ("responses", Response))
@@ -141,9 +136,8 @@ class Collected(Record):
             raise ValueError(f"expected responses of the study's participants, got some of {len(strangers)} others")
         if len({(r.participant, r.position) for r in self.responses}) < len(self.responses):
             raise ValueError("expected one response to a trial, got two")
-        if {p.simulated for p in self.participants} | {r.simulated for r in self.responses} | {self.simulated} != {
-            self.simulated
-        }:
+        kinds = {person.simulated for person in self.participants} | {given.simulated for given in self.responses}
+        if kinds - {self.simulated}:
             raise ValueError("expected people who are all real or all simulated, got both")
         return self
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,17 +26,9 @@ def listening(host: str, port: int) -> socket.socket:
 
 def configured(app: FastAPI, *, proxy: str | None = None) -> uvicorn.Config:
     """How uvicorn runs it; `proxy` is the address of the reverse proxy that may say whom it speaks for."""
-    return uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=proxy is not None,
-        forwarded_allow_ips=proxy,
-        timeout_keep_alive=30,
-        limit_concurrency=2000,
-        h11_max_incomplete_event_size=32 * 1024,
-    )
+    settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    settings |= {"timeout_keep_alive": 30, "limit_concurrency": 2000, "h11_max_incomplete_event_size": 32 * 1024}
+    return uvicorn.Config(app, proxy_headers=proxy is not None, forwarded_allow_ips=proxy, **settings)
 
 
 def serve(app: FastAPI, server: socket.socket, *, proxy: str | None = None) -> None:

@@ -17,8 +17,7 @@ from bla.study.plan import Plan
 from bla.study.store import Person, Store
 from bla.study.texts import Texts
 
-TOKEN = "bla_study"
-"""The cookie of a participant's token."""
+TOKEN = "bla_study"  # the cookie of a participant's token
 _SIGNATURE = 32
 
 Token = Annotated[str, Cookie(alias=TOKEN)]

@@ -73,8 +73,7 @@ answers = sa.Table(
 
 _done = sa.select(sa.func.count(answers.c.position))
 
-LONGEST_MS = 7 * 24 * 3600 * 1000
-"""A response time is cut off here."""
+LONGEST_MS = 7 * 24 * 3600 * 1000  # a response time is cut off here
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,9 @@ class Store:
         """Make the tables if need be, and write down under which plan and texts answers are collected, for good."""
         migrate(self._engine)
         values = {"id": 1, "plan": plan.digest(), "texts": texts, "simulated": simulated, "joined": 0}
+        insert = (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert
         with self._write() as connection:
-            connection.execute(self._insert(studies).values(values).on_conflict_do_nothing())
+            connection.execute(insert(studies).values(values).on_conflict_do_nothing())
             row = connection.execute(sa.select(studies)).one()
         self._check(row, plan, simulated=simulated)
         if row.joined and row.texts != texts:
@@ -167,9 +167,8 @@ class Store:
             known = self._person(connection, token)
             if known is not None:
                 return known
-            joined: int = connection.execute(
-                sa.update(studies).values(joined=studies.c.joined + 1).returning(studies.c.joined)
-            ).scalar_one()
+            counted = sa.update(studies).values(joined=studies.c.joined + 1).returning(studies.c.joined)
+            joined: int = connection.execute(counted).scalar_one()
             if plan.places is not None and joined > plan.places:
                 connection.execute(sa.update(studies).values(joined=plan.places))
                 return None
@@ -204,7 +203,7 @@ class Store:
         So is one that comes while the person withdraws. Holding the participant's row, each waits for the other.
         """
         with self._write() as connection:
-            if _lock(connection, person.id) is not None:
+            if _lock(connection, person.id):
                 return "early"
             done: int = connection.execute(_done.where(answers.c.participant == person.id)).scalar_one()
             if position <= done:
@@ -230,11 +229,8 @@ class Store:
         with self._write() as connection:
             _lock(connection, person.id)
             connection.execute(sa.delete(answers).where(answers.c.participant == person.id))
-            connection.execute(
-                sa.update(participants)
-                .where(participants.c.id == person.id, participants.c.withdrawn_ms.is_(None))
-                .values(withdrawn_ms=now_ms(), finished_ms=None)
-            )
+            still = sa.update(participants).where(participants.c.id == person.id, participants.c.withdrawn_ms.is_(None))
+            connection.execute(still.values(withdrawn_ms=now_ms(), finished_ms=None))
 
     def counts(self) -> dict[str, int]:
         """How many began, finished and withdrew, and how many answers there are."""
@@ -284,9 +280,6 @@ class Store:
             if self._engine.dialect.name == "postgresql":  # one question needs no transaction around it
                 connection.execution_options(isolation_level="REPEATABLE READ" if whole else "AUTOCOMMIT")
             yield connection
-
-    def _insert(self, table: sa.Table) -> Any:
-        return (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(table)
 
     def _asked(self, statement: sa.Select[Any]) -> str | None:
         with self._read() as connection:
@@ -348,10 +341,8 @@ def engine_of(url: str) -> Engine:
     @sa.event.listens_for(engine, "connect")
     def _connected(connection: Any, _: object) -> None:
         connection.isolation_level = None  # BEGIN is ours to say
-        cursor = connection.cursor()
         for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"pragma {pragma}")
-        cursor.close()
+            connection.execute(f"pragma {pragma}").close()
 
     @sa.event.listens_for(engine, "begin")
     def _began(connection: Connection) -> None:
@@ -362,12 +353,10 @@ def engine_of(url: str) -> Engine:
     return engine
 
 
-def _lock(connection: Connection, person: int) -> int | None:
-    """Hold a participant's row until the transaction ends; the time of the withdrawal, if any."""
-    found: int | None = connection.execute(
-        sa.select(participants.c.withdrawn_ms).where(participants.c.id == person).with_for_update()
-    ).scalar_one()
-    return found
+def _lock(connection: Connection, person: int) -> bool:
+    """Hold a participant's row until the transaction ends; whether the participant has withdrawn."""
+    row = sa.select(participants.c.withdrawn_ms).where(participants.c.id == person).with_for_update()
+    return connection.execute(row).scalar_one() is not None
 
 
 def _loaded(text: str) -> Trial:
@@ -376,29 +365,15 @@ def _loaded(text: str) -> Trial:
 
 
 def _participant(row: Row[Any], simulated: bool) -> Participant:
-    return Participant(
-        participant=row.name,
-        number=row.number,
-        trials=row.trials,
-        started_at=_moment(row.started_ms),
-        finished_at=row.finished_ms and _moment(row.finished_ms),
-        withdrawn_at=row.withdrawn_ms and _moment(row.withdrawn_ms),
-        simulated=simulated,
-    )
+    times = {"started_at": row.started_ms, "finished_at": row.finished_ms, "withdrawn_at": row.withdrawn_ms}
+    said: dict[str, Any] = {name: _moment(time) for name, time in times.items() if time is not None}
+    return Participant(participant=row.name, number=row.number, trials=row.trials, simulated=simulated, **said)
 
 
 def _response(row: Row[Any], plan: Plan, simulated: bool) -> Response:
-    return _loaded(row.trial).answered(
-        row.choice,
-        participant=row.name,
-        position=row.position,
-        task=plan.task,
-        milliseconds=row.milliseconds,
-        clock=row.clock,
-        shown_at=_moment(row.shown_ms),
-        answered_at=_moment(row.answered_ms),
-        simulated=simulated,
-    )
+    who = {"participant": row.name, "position": row.position, "task": plan.task, "simulated": simulated}
+    times = {"milliseconds": row.milliseconds, "clock": row.clock, "shown_at": _moment(row.shown_ms)}
+    return _loaded(row.trial).answered(row.choice, **who, **times, answered_at=_moment(row.answered_ms))
 
 
 def _moment(milliseconds: int) -> datetime:
