@@ -7,7 +7,7 @@ from typing import Any
 
 from bla.study.behaviour import Behaviour
 from bla.study.plan import Plan
-from bla.study.rehearsal import Seen, actor_of
+from bla.study.rehearsal import Actor, Seen
 from bla.study.responses import DECOY, Collected, Participant
 from bla.study.schedule import Trial, trials_of
 
@@ -17,8 +17,8 @@ def without_pages(plan: Plan, behaviour: Behaviour, people: int, *, seed: int = 
     moment = datetime.fromtimestamp(0, UTC)
     takers, responses = [], []
     for number in range(people):
-        actor, planned, name = actor_of(plan, behaviour, seed, number), trials_of(plan, number), f"{number:016x}"
-        answered = [trial for position, trial in enumerate(planned, 1) if not actor.leaves(position)]
+        actor, planned, name = Actor(plan, behaviour, seed, number), trials_of(plan, number), f"{number:016x}"
+        answered = planned[: actor.answers]
         finished = moment if len(answered) == len(planned) else None
         taker: dict[str, Any] = {"participant": name, "number": number, "trials": len(planned), "simulated": True}
         takers.append(Participant(**taker, started_at=moment, finished_at=finished))

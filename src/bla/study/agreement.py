@@ -30,14 +30,7 @@ class Agreement:
 
 
 def agreement(counts: npt.ArrayLike, *, level: float = 0.95, draws: int = 2_000, seed: int) -> Agreement:
-    """(U, C) how many people gave photo u the answer c -> alpha; the interval draws photos with replacement.
-
-    Krippendorff's example of two observers and ten units:
-
-    >>> a = [[0, 2], [1, 1], [2, 0], [2, 0], [2, 0], [1, 1], [1, 1], [2, 0], [1, 1], [2, 0]]
-    >>> round(agreement(a, seed=0).alpha, 3)
-    0.095
-    """
+    """(U, C) how many people gave photo u the answer c -> alpha; the interval draws photos with replacement."""
     table = np.asarray(counts, np.float64)
     table = table[table.sum(axis=1) >= 2]
     if not len(table):

@@ -10,9 +10,6 @@ from bla.study.errors import AnalysisError
 from bla.study.plan import Plan
 from bla.study.responses import Collected, Response
 
-SCHEMA_VERSION = 1
-_REGISTERED = {"title", "question", "task", "people", "trials", "exclusions"}
-
 
 def analyse(plan: Plan, collected: Collected) -> dict[str, Any]:
     """All results, as JSON has them: registered, description only, quality, exploratory."""
@@ -28,11 +25,13 @@ def analyse(plan: Plan, collected: Collected) -> dict[str, Any]:
     kept = {who: given for who, given in by_person.items() if who not in excluded}
     main = [answer for who in sorted(kept) for answer in kept[who] if answer.kind == "main"]
     comparisons = registered.comparisons(plan, main)
-    choice = plan.task == registered.PREFERENCE
+    choice = plan.task == "preference"
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "simulated": collected.simulated,
-        "registered": plan.model_dump(mode="json", include=_REGISTERED)
+        "registered": plan.model_dump(
+            mode="json", include={"title", "question", "task", "people", "trials", "exclusions"}
+        )
         | {"plan": plan.digest(), "arms": list(plan.arm_names), "photos": len(plan.photos)}
         | plan.analysis.model_dump(mode="json"),
         "people": {

@@ -25,16 +25,10 @@ Floats = npt.NDArray[np.float64]
 
 PRIOR = 2.0
 """Standard deviation of an arm's strength before any choice, in logits."""
-_STEPS = 100
-_ENOUGH = 1e-10
 
 
 def strengths(wins: npt.ArrayLike) -> Floats:
-    """(..., K, K) times that the row's arm was chosen over the column's -> (..., K) strengths in logits, mean 0.
-
-    >>> strengths([[0, 30], [10, 0]]).round(2).tolist()  # log(30/10) / 2 = .55, but for the prior
-    [0.54, -0.54]
-    """
+    """(..., K, K) times that the row's arm was chosen over the column's -> (..., K) strengths in logits, mean 0."""
     w = np.asarray(wins, np.float64)
     if w.ndim < 2 or w.shape[-1] != w.shape[-2] or (w < 0).any() or not np.isfinite(w).all():
         raise AnalysisError(f"expected counts (..., K, K), none negative, got shape {w.shape}")
@@ -44,13 +38,13 @@ def strengths(wins: npt.ArrayLike) -> Floats:
     met = flat + flat.transpose(0, 2, 1)
     s = np.zeros(flat.shape[:2])
     current = _posterior(flat, s)
-    for _ in range(_STEPS):
+    for _ in range(100):
         chance = expit(s[:, :, None] - s[:, None, :])
         gradient = (flat - met * chance).sum(axis=2) - s / PRIOR**2
         curvature = -met * chance * (1 - chance)
         curvature[:, range(arms), range(arms)] = -curvature.sum(axis=2) + 1 / PRIOR**2
         step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
-        if np.abs(step).max(initial=0.0) < _ENOUGH:
+        if np.abs(step).max(initial=0.0) < 1e-10:
             break
         for _ in range(30):  # halve the steps that lead down
             proposed = _posterior(flat, s + step)

@@ -66,9 +66,8 @@ def mean_over_people_and_photos(
 ) -> CrossedMean:
     """The estimate, interval and test of a weighted mean of trials, people and photos both drawn.
 
-    All arrays are (N,), an entry per trial: outcome, person and photo as any labels, and weight, scaled here to the sum
-    of 1; 1 / (trials of the person) gives every person the same weight. ``against`` marks the trials that make up a
-    second mean, to be subtracted from the first, that of the others.
+    All arrays are (N,), an entry per trial; the weights 1 / (trials of the person) count every person once. ``against``
+    marks the trials of a second mean, which is subtracted from the first, that of the others.
     """
     y, w = np.asarray(outcomes, np.float64), np.asarray(weights, np.float64)
     who, i = np.unique(np.asarray(people), return_inverse=True)
@@ -86,7 +85,11 @@ def mean_over_people_and_photos(
             terms.append((sign, *cells))
     p = p_values(terms, null=null)[0]
     mean, variance, freedom, units = (float(part[0]) for part in _clustered(terms))
-    low, high = _interval(mean, variance, freedom, units, level=level, bounds=bounds)
+    if variance > _NOTHING:
+        reach = float(stdtrit(freedom, (1 + level) / 2)) * variance**0.5
+    else:  # every trial is the same: the interval of Clopper and Pearson for as many units
+        reach = (bounds[1] - bounds[0]) * (1 - ((1 - level) / 2) ** (1 / units))
+    low, high = max(mean - reach, bounds[0]), min(mean + reach, bounds[1])
     ends = np.quantile(_two_way_bootstrap(terms, draws, seed), [(1 - level) / 2, (1 + level) / 2])
     bootstrap = (float(ends[0]), float(ends[1]))
     return CrossedMean(mean, low, high, float(p), null, level, freedom, len(who), len(what), bootstrap, draws)
@@ -124,18 +127,6 @@ def _clustered(terms: list[Term]) -> tuple[Floats, Floats, Floats, Floats]:
     parts = by_person**2 / n + by_photo**2 / m
     freedom = np.where(parts > 0, variance**2 / np.where(parts > 0, parts, 1.0), np.minimum(n, m))
     return mean, variance, freedom, np.minimum(people, photos).astype(np.float64)
-
-
-def _interval(
-    mean: float, variance: float, freedom: float, units: float, *, level: float, bounds: tuple[float, float]
-) -> tuple[float, float]:
-    """Student's interval inside the bounds; where every trial is the same, Clopper and Pearson's of as many units."""
-    low, high = bounds
-    if variance > _NOTHING:
-        half = float(stdtrit(freedom, (1 + level) / 2)) * variance**0.5
-        return max(mean - half, low), min(mean + half, high)
-    reach = (high - low) * (1 - ((1 - level) / 2) ** (1 / units))
-    return max(mean - reach, low), min(mean + reach, high)
 
 
 def _two_way_bootstrap(terms: list[Term], draws: int, seed: int) -> Floats:

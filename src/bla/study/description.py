@@ -14,7 +14,7 @@ import numpy as np
 
 from bla.study.agreement import agreement
 from bla.study.plan import Plan
-from bla.study.registered import PREFERENCE, Outcome, comparisons, mean, outcomes, shares
+from bla.study.registered import Outcome, comparisons, mean, outcomes, shares
 from bla.study.responses import Response
 from bla.study.simulation import logit_sd
 
@@ -24,7 +24,7 @@ Group = tuple[dict[str, Any], list[Outcome]]
 
 def groups(plan: Plan, main: Sequence[Response]) -> list[Group]:
     """The units of description: each pair of arms side by side, or each arm that was shown alone."""
-    if plan.task == PREFERENCE:
+    if plan.task == "preference":
         return [({"first": a, "second": b}, outcomes(plan, a, b, main)) for a, b in plan.pairs]
     return [({"arm": arm}, outcomes(plan, arm, arm, main)) for arm in plan.arm_names]
 
@@ -65,7 +65,7 @@ def repeats(plan: Plan, kept: Kept) -> dict[str, Any] | None:
 
 
 def _said(answer: Response) -> str | None:
-    return answer.chosen if answer.task == PREFERENCE else answer.choice
+    return answer.chosen if answer.task == "preference" else answer.choice
 
 
 def seconds(kept: Kept) -> dict[str, Any] | None:
@@ -109,14 +109,12 @@ def photos(plan: Plan, main: Sequence[Response]) -> list[dict[str, Any]]:
 
 def spread(plan: Plan, kept: Kept) -> dict[str, Any] | None:
     """How much people and photos differ, in logits, by moments: what `bla study power` needs. Two arms alone."""
-    if plan.task != PREFERENCE or len(plan.arm_names) != 2:
+    if plan.task != "preference" or len(plan.arm_names) != 2:
         return None
     main = [answer for given in kept.values() for answer in given if answer.kind == "main"]
     compared = outcomes(plan, *plan.arm_names, main)
-    return {f"{unit}_sd": _sd_of_units(_values_by(compared, by)) for unit, by in _UNITS.items()}
-
-
-_UNITS = {"person": "participant", "photo": "photo"}
+    person, photo = (_sd_of_units(_values_by(compared, unit)) for unit in ("participant", "photo"))
+    return {"person_sd": person, "photo_sd": photo}
 
 
 def _values_by(compared: Sequence[Outcome], unit: str) -> dict[str, list[float]]:

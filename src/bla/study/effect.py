@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from bla.study.behaviour import Behaviour
 from bla.study.errors import AnalysisError
 from bla.study.plan import Analysis, Plan, Population
-
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,10 @@ class EffectSize:
         if plan is not None and (plan.task == "preference") != (self.against is None):
             no = "no " if plan.task == "preference" else ""
             raise AnalysisError(f"expected {no}share of right answers with the other arm, for the task is {plan.task}")
-        photos = _stated(self.photos, 30 if plan is None else len(plan.photos))
-        trials = _stated(self.trials, photos if plan is None else min(plan.trials, photos))
-        arms = _stated(self.arms, 2 if plan is None else len(plan.arms))
+        stated: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
+        photos = stated.get("photos", 30 if plan is None else len(plan.photos))
+        trials = stated.get("trials", photos if plan is None else min(plan.trials, photos))
+        arms = stated.get("arms", 2 if plan is None else len(plan.arms))
         if arms < 2:
             raise AnalysisError(f"expected at least 2 arms, got {arms}")
         pairs = arms * (arms - 1) // 2
@@ -123,9 +122,5 @@ class EffectSize:
         if plan is not None:
             rules, analysis = plan.exclusions, plan.analysis
             layout = Trials(photos, each, len(plan.catches), rules.catches_to_pass, rules.share_to_complete)
-        population, alpha = self.population or analysis.population, _stated(self.alpha, analysis.alpha)
+        population, alpha = self.population or analysis.population, stated.get("alpha", analysis.alpha)
         return Effect(self.share, behaviour, layout, self.against, population, alpha, comparisons=pairs)
-
-
-def _stated(value: Number | None, otherwise: Number) -> Number:
-    return otherwise if value is None else value

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bla.explanations.charts import Axis, Interval, Row, axis_of, rows
-from bla.study.registered import PREFERENCE
 
 Results = Mapping[str, Any]
 
@@ -28,7 +27,7 @@ class Figure(NamedTuple):
 
 def figures(results: Results, verdicts: Sequence[str]) -> dict[str, Figure]:
     """All figures that this study has, by name."""
-    choice = results["registered"]["task"] == PREFERENCE
+    choice = results["registered"]["task"] == "preference"
     found = {"people": _people(results, choice, verdicts)}
     if results["strengths"] is not None and results["strengths"]["arms"]:
         found["strengths"] = _strengths(results["strengths"]["arms"])

@@ -1,8 +1,6 @@
-"""The registered plan of a study: everything that must stand before the first person answers. Frozen, with a digest.
+"""The registered plan of a study: everything that must stand before the first person answers.
 
-A plan names arms, photos, pictures (each by an opaque name and the hash of its bytes), how many trials of which kind a
-person meets, who is excluded, what is tested and how. Whoever changes any of it has another digest, and a study that
-has begun refuses it.
+A frozen record: any change gives another digest, and a study that has begun refuses it.
 """
 
 from __future__ import annotations
@@ -76,9 +74,8 @@ class Photo(Record):
 class Catch(Record):
     """An attention check: its right answer does not depend on the quality of the explanations.
 
-    For a preference, the arm's explanation of the photo stands against its explanation of another photo (`decoy`, of
-    another class), which the program cannot have looked at in this one. In other tasks the question is replaced by the
-    request to give a certain answer.
+    For a preference, the arm's explanation of the photo stands against that of another photo, the `decoy`. In other
+    tasks the question is replaced by the request to give a certain answer.
     """
 
     photo: Identifier
@@ -123,9 +120,7 @@ class Plan(Record):
     seed: int = Field(default=0, ge=0, description="of photos, sides and order")
     rule: Literal["all", "correct", "wrong", "half"] = Field(default="all", description="which photos were drawn from")
     area: Literal["equal", "own"] = Field(default="equal", description="explanations cut to one size, or as they are")
-    cells: int | None = Field(
-        default=None, ge=1, description="the equal size; null: each photo's, as the first arm chose it"
-    )
+    cells: int | None = Field(default=None, ge=1, description="the equal size; null: each photo's, by the first arm")
     considered: int = Field(default=0, ge=0, description="photos that all arms explain")
     left_out: dict[str, int] = Field(default_factory=dict, description="reason -> photos that were not drawn from")
     width: int = Field(ge=16, le=2000, description="of every picture, in pixels")
@@ -137,13 +132,10 @@ class Plan(Record):
     def _consistent(self) -> Plan:
         names = self.arm_names
         known = self.every_photo
-        for what, values in (
-            ("arms", names),
-            ("photos", tuple(known)),
-            ("pictures", [picture.token for _, _, picture in self._pictures()]),
-        ):
-            twice = [value for value, count in Counter(values).items() if count > 1]
-            if twice or (what == "photos" and len(known) < len(self.photos) + len(self.practice) + len(self.spare)):
+        ids = [photo.id for photo in (*self.photos, *self.practice, *self.spare)]
+        tokens = [picture.token for _, _, picture in self._pictures()]
+        for what, values in (("arms", names), ("photos", ids), ("pictures", tokens)):
+            if twice := [value for value, count in Counter(values).items() if count > 1]:
                 raise ValueError(f"expected {what} of different names, got some twice: {', '.join(twice[:3])}")
         for photo in known.values():
             if set(photo.explained) != set(names):

@@ -10,12 +10,10 @@ power, n is raised by a twentieth and measured anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
 from bla.metrics.statistics import sign_flips
@@ -23,15 +21,10 @@ from bla.progress import Progress, silent
 from bla.study import crossed
 from bla.study.effect import Effect
 from bla.study.errors import AnalysisError
-from bla.study.simulation import simulated_studies
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from bla.study.simulation import Bools, Floats, simulated_studies
 
 DRAWS = 4_999
 """Random subsets of a simulated study's test: the same test, its p-values on a coarser grid than a real study's."""
-MOST = 2_000
-"""People, beyond which no study is searched for."""
 _CELLS, _TOGETHER = 1_500_000, 200  # simulated trials, and studies, at a time
 
 
@@ -75,7 +68,9 @@ def power_of(effect: Effect, people: int, *, studies: int = 2_000, seed: int = 0
         raise AnalysisError(f"expected at least 2 people and 1 study, got {people} and {studies}")
     found, analysed, total = 0, 0.0, 0.0
     rng = np.random.default_rng([seed, people])
-    for start, size in _portions(studies, people * effect.trials.photos):
+    portion = max(1, min(_TOGETHER, _CELLS // (people * effect.trials.photos)))
+    for start in range(0, studies, portion):
+        size = min(portion, studies - start)
         outcomes, second = simulated_studies(effect, people, size, rng)
         p = p_values(outcomes, second, effect, seed=seed + start)  # with one seed all would share one set of subsets
         found += int((p <= effect.alpha / effect.comparisons).sum())
@@ -93,7 +88,7 @@ def people_needed(
     power: float = 0.8,
     *,
     studies: int = 2_000,
-    most: int = MOST,
+    most: int = 2_000,
     seed: int = 0,
     report: Progress = silent,
 ) -> Needed:
@@ -137,10 +132,7 @@ def people_needed(
 
 
 def p_values(outcomes: Floats, second: Bools, effect: Effect, *, seed: int) -> Floats:
-    """The registered test, over the effect's population.
-
-    (S, I, J) outcomes, nan where there is none, and whether they are of the second arm -> (S,) p-values.
-    """
+    """(S, I, J) outcomes, nan where there is none, and whether of the second arm -> (S,) p of the registered test."""
     values = _values(outcomes, second, effect)
     analysed = ~np.isnan(values)
     null = 0.5 if effect.against is None else 0.0
@@ -167,10 +159,3 @@ def _values(outcomes: Floats, second: Bools, effect: Effect) -> Floats:
 
 def _arms(second: Bools, effect: Effect) -> list[tuple[float, Bools]]:
     return [(1.0, ~second)] if effect.against is None else [(1.0, ~second), (-1.0, second)]
-
-
-def _portions(studies: int, cells: int) -> Iterator[tuple[int, int]]:
-    """Start and size of portions that fit into memory."""
-    size = max(1, min(_TOGETHER, _CELLS // cells))
-    for start in range(0, studies, size):
-        yield start, min(size, studies - start)

@@ -24,9 +24,6 @@ from bla.study.crossed import mean_over_people_and_photos
 from bla.study.plan import Plan
 from bla.study.responses import Participant, Response
 
-PREFERENCE = "preference"
-"""The task in which two arms stand side by side; in the others one is shown, and answers are right or wrong."""
-
 
 class Outcome(NamedTuple):
     """A main trial in the comparison of two arms."""
@@ -40,7 +37,7 @@ class Outcome(NamedTuple):
 
 def outcomes(plan: Plan, first: str, second: str, main: Sequence[Response]) -> list[Outcome]:
     """The main trials by which a pair of arms is compared."""
-    if plan.task == PREFERENCE:
+    if plan.task == "preference":
         return [Outcome(a, float(a.chosen == first)) for a in main if {a.left, a.right} == {first, second}]
     return [Outcome(a, float(bool(a.correct)), a.arm == second) for a in main if a.arm in (first, second)]
 
@@ -92,7 +89,7 @@ def comparisons(plan: Plan, main: Sequence[Response]) -> list[dict[str, Any]]:
 
 
 def _comparison(plan: Plan, first: str, second: str, main: Sequence[Response], level: float) -> dict[str, Any]:
-    choice = plan.task == PREFERENCE
+    choice = plan.task == "preference"
     compared = outcomes(plan, first, second, main)
     of_person = _values(compared, choice)
     used = [outcome for outcome in compared if outcome.answer.participant in of_person]
@@ -140,13 +137,12 @@ def decisions(plan: Plan, comparisons: Sequence[Mapping[str, Any]]) -> list[dict
     key = plan.analysis.population.replace(" ", "_")
     decided = []
     for entry in comparisons:
-        result = entry[key]
+        result = entry[key] or {"p_corrected": None, "significant": False}
         better = None
-        if result is not None and result["significant"]:
+        if result["significant"]:
             better = entry["first"] if result["mean"] > result["null"] else entry["second"]
-        pair = {"first": entry["first"], "second": entry["second"]}
-        p = None if result is None else result["p_corrected"]
-        decided.append(pair | {"tested": result is not None, "p": p, "better": better})
+        pair = {"first": entry["first"], "second": entry["second"], "tested": entry[key] is not None}
+        decided.append(pair | {"p": result["p_corrected"], "better": better})
     return decided
 
 

@@ -26,7 +26,7 @@ from bla.study.plan import Plan
 from bla.study.responses import Collected
 from bla.study.schedule import LEFT_RIGHT, YES_NO, trials_of
 from bla.study.serving import served
-from bla.study.simulation import Person, Reply, strengths_for, strengths_on
+from bla.study.simulation import Person, strengths_for, strengths_on
 from bla.study.store import Store
 from bla.study.texts import Texts
 
@@ -54,7 +54,6 @@ def rehearse(
     *,
     store: Store,
     seed: int = 0,
-    together: int = 8,
     report: Progress = silent,
 ) -> Collected:
     """Let so many simulated people take part in a study, on an empty store; raises StudyError if it holds answers."""
@@ -65,10 +64,10 @@ def rehearse(
     if plan.places is not None and people > plan.places:
         raise StudyError(f"expected {people} places in the study, got {plan.places}")
     with served(app) as address:
-        walkers = [Walker(plan, texts, actor_of(plan, behaviour, seed, number), address) for number in range(people)]
+        walkers = [Walker(plan, texts, Actor(plan, behaviour, seed, number), address) for number in range(people)]
         for walker in walkers:
             walker.begin()
-        with ThreadPoolExecutor(together) as pool:
+        with ThreadPoolExecutor(8) as pool:
             for done, _ in enumerate(pool.map(Walker.walk, walkers), 1):
                 report("simulated people walk the pages", done, people)
     return store.collected(plan)
@@ -85,48 +84,35 @@ class Seen:
     asked: str | None = None
 
 
-@dataclass(frozen=True)
-class Actor:
-    """A simulated person who knows the plan."""
+class Actor(Person):
+    """Simulated person `number` of the study `seed`, who knows the plan."""
 
-    plan: Plan
-    person: Person
-
-    def leaves(self, position: int) -> bool:
-        """Whether the person is gone before this trial."""
-        return self.person.leaves_before is not None and position > self.person.leaves_before
+    def __init__(self, plan: Plan, behaviour: Behaviour, seed: int, number: int) -> None:
+        trials = len(trials_of(plan, number))
+        super().__init__(behaviour, seed, number, trials)
+        self.plan = plan
+        self.answers = trials if self.leaves_before is None else self.leaves_before
+        """How many trials the person answers."""
 
     def answer(self, position: int, seen: Seen) -> tuple[int, float]:
         """Which of the options, and after how many seconds."""
         photo = self.plan.every_photo[seen.photo]
         number = list(self.plan.every_photo).index(seen.photo)
-        arms = self.plan.arm_names
+        arms = [self.plan.arm_names.index(arm) for _, arm in seen.shown]
+        strange = [place for place, (of, _) in enumerate(seen.shown) if of != seen.photo]
         if seen.asked is not None:
-            return self._place(self.person.catch(position), seen, seen.asked)
-        if self.plan.task == "preference":
-            strange = [place for place, (of, _) in enumerate(seen.shown) if of != seen.photo]
-            if strange:
-                return self._place(self.person.catch(position), seen, seen.options[1 - strange[0]])
-            left, right = (arms.index(arm) for _, arm in seen.shown)
-            reply = self.person.choice(position, left=left, right=right, photo=number)
-            return (0 if reply.yes else 1), reply.seconds
-        reply = self.person.judgement(position, arm=arms.index(seen.shown[0][1]), photo=number)
-        truth = photo.prediction if self.plan.task == "prediction" else ("yes" if photo.program_is_right else "no")
-        return self._place(reply, seen, truth)
-
-    @staticmethod
-    def _place(reply: Reply, seen: Seen, right: str) -> tuple[int, float]:
-        """The right answer, or one of the others."""
+            reply, right = self.catch(position), seen.asked
+        elif strange:
+            reply, right = self.catch(position), seen.options[1 - strange[0]]
+        elif self.plan.task == "preference":
+            reply, right = self.choice(position, left=arms[0], right=arms[1], photo=number), seen.options[0]
+        else:
+            reply = self.judgement(position, arm=arms[0], photo=number)
+            right = photo.prediction if self.plan.task == "prediction" else ("yes" if photo.program_is_right else "no")
         place = seen.options.index(right)
-        if not reply.yes:
-            step = 1 + int(1e6 * reply.seconds) % (len(seen.options) - 1)
-            place = (place + step) % len(seen.options)
+        if not reply.yes:  # one of the other answers
+            place = (place + 1 + int(1e6 * reply.seconds) % (len(seen.options) - 1)) % len(seen.options)
         return place, reply.seconds
-
-
-def actor_of(plan: Plan, behaviour: Behaviour, seed: int, number: int) -> Actor:
-    """Simulated person `number` of the study `seed`."""
-    return Actor(plan, Person(behaviour, seed, number, len(trials_of(plan, number))))
 
 
 class Walker:
@@ -140,16 +126,13 @@ class Walker:
 
     def begin(self) -> None:
         """Consent."""
-        self._go("/")
+        self._page = self._load("/").decode()
         self._send("/begin", agree="yes")
 
     def walk(self) -> None:
         """Answer trial after trial until the end, or until the person leaves."""
-        for position in range(1, len(trials_of(self.plan, self.actor.person.number)) + 1):
-            if self.actor.leaves(position):
-                break
-            if position == 1:
-                self._go("/trial")
+        self._page = self._load("/trial").decode()
+        for position in range(1, self.actor.answers + 1):
             place, seconds = self.actor.answer(position, self._look())
             self._send("/answer", choice=str(place), ms=str(round(1000 * seconds)))
 
@@ -165,8 +148,7 @@ class Walker:
         photo = next((photo for photo, arm in pictures if arm is None), explained[0][0])
         if self.plan.task == "preference":
             return Seen(photo, explained, LEFT_RIGHT)
-        words = self._find(r"</kbd> (.*?)</span>")
-        options = tuple(words)
+        options = words = tuple(self._find(r"</kbd> (.*?)</span>"))
         if self.plan.task == "agreement":
             options = tuple(next(n for n in YES_NO if self.texts[f"trial.{n}"] == word) for word in words)
         spoken = {self.texts.say("trial.check", option=w): option for option, w in zip(options, words, strict=True)}
@@ -174,9 +156,6 @@ class Walker:
 
     def _find(self, pattern: str) -> list[str]:
         return [unescape(found) for found in re.findall(pattern, self._page)]
-
-    def _go(self, address: str) -> None:
-        self._page = self._load(address).decode()
 
     def _send(self, address: str, **values: str) -> None:
         """Send the page's form, and go where it leads."""

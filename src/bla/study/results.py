@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -13,7 +11,6 @@ from bla.files import write_atomically
 from bla.study.bradley_terry import PRIOR
 from bla.study.figures import Results, figures
 from bla.study.pages import environment
-from bla.study.registered import PREFERENCE
 
 
 def percent(value: float | None, digits: int = 0) -> str:
@@ -52,7 +49,7 @@ def verdicts(results: Results) -> list[str]:
     """What the registered test says of each pair of arms, a sentence each; "Simulated: " before it where it is."""
     prefix = "Simulated: " if results["simulated"] else ""
     key = results["registered"]["population"].replace(" ", "_")
-    choice = results["registered"]["task"] == PREFERENCE
+    choice = results["registered"]["task"] == "preference"
     said = []
     for entry, decision in zip(results["comparisons"], results["decision"], strict=True):
         first, second = entry["first"], entry["second"]
@@ -61,8 +58,12 @@ def verdicts(results: Results) -> list[str]:
             reason = "nobody analysed compared them" if not entry["values"] else "it takes 2 people and 2 photos"
             said.append(f"{prefix}{first} and {second} cannot be tested: {reason}.")
             continue
-        interval = _interval(found, level_of(results), first, choice=choice)
-        numbers = f"{interval}; {p_value(decision['p'])}, {_people(len(entry['values']))}"
+        mean, low, high = (percent(found[k], 1) if choice else points(found[k]) for k in ("mean", "low", "high"))
+        measure = "of a person's choices fell on" if choice else "points of right answers with"
+        numbers = (
+            f"{mean} {measure} {first} ({level_of(results)} interval {low} to {high}); {p_value(decision['p'])}, "
+            f"{_people(len(entry['values']))}"
+        )
         if decision["better"] is None:
             what = "preference" if choice else "difference"
             said.append(f"{prefix}no {what} between {first} and {second} was shown: {numbers}.")
@@ -71,14 +72,6 @@ def verdicts(results: Results) -> list[str]:
             verb = "preferred to" if choice else "more helpful than"
             said.append(f"{prefix}{decision['better']} was {verb} {other}: {numbers}.")
     return [text[:1].upper() + text[1:] for text in said]
-
-
-def _interval(found: Mapping[str, Any], level: str, first: str, *, choice: bool) -> str:
-    if choice:
-        low, high = percent(found["low"], 1), percent(found["high"], 1)
-        return f"{percent(found['mean'], 1)} of a person's choices fell on {first} ({level} interval {low} to {high})"
-    low, high = points(found["low"]), points(found["high"])
-    return f"{points(found['mean'])} points of right answers with {first} ({level} interval {low} to {high})"
 
 
 def _people(number: int) -> str:
@@ -125,7 +118,7 @@ def methods(results: Results) -> str:
         results=results,
         registered=results["registered"],
         people=results["people"],
-        choice=results["registered"]["task"] == PREFERENCE,
+        choice=results["registered"]["task"] == "preference",
         test=next(tested, None),
         prior=f"{PRIOR:g}",
         verdicts=verdicts(results),
@@ -141,7 +134,7 @@ def page(results: Results) -> str:
     drawn = figures(results, verdicts(results))
     return templates.get_template("results.html").render(
         results=results,
-        choice=results["registered"]["task"] == PREFERENCE,
+        choice=results["registered"]["task"] == "preference",
         key=results["registered"]["population"].replace(" ", "_"),
         level=level_of(results),
         verdicts=verdicts(results),

@@ -45,11 +45,7 @@ class Trial:
 
 
 def trials_of(plan: Plan, number: int) -> list[Trial]:
-    """All trials of person `number` (from 0), practice first.
-
-    Main, repeated and catch trials are mixed: catches spread over the whole, a repeat never next to its first showing
-    where there is room.
-    """
+    """All trials of person `number` (from 0), practice first; catches and repeats are spread over the main trials."""
     block, place = divmod(number, block_size(plan))
     shared, own = Random(f"{plan.seed}:{block}"), Random(f"{plan.seed}:{number}")
     photos = shared.sample(plan.photos, plan.trials)
@@ -59,9 +55,7 @@ def trials_of(plan: Plan, number: int) -> list[Trial]:
         sides = balanced_sides(pairs, Random(f"{plan.seed}:{block}:{turn}"))
         if mirrored:
             sides = [(right, left) for left, right in sides]
-        main = [
-            Trial("main", photo.id, left=left, right=right) for photo, (left, right) in zip(photos, sides, strict=True)
-        ]
+        main = [Trial("main", photo.id, left, right) for photo, (left, right) in zip(photos, sides, strict=True)]
     else:
         names = plan.arm_names
         main = [_judged(plan, photo, names[(index + place) % len(names)]) for index, photo in enumerate(photos)]
@@ -71,12 +65,9 @@ def trials_of(plan: Plan, number: int) -> list[Trial]:
     if plan.task == "prediction":
         main = _with_options(plan, main, own)
     repeats = _repeated(main, plan.repeats, own)
-    mixed = _mixed(main, repeats, catches, own)
-    firsts = {trial: len(practice) + index for index, trial in enumerate(mixed, 1) if trial.kind == "main"}
-    return practice + [
-        replace(trial, repeats=firsts[_exchanged(trial, "main")]) if trial.kind == "repeat" else trial
-        for trial in mixed
-    ]
+    trials = practice + _mixed(main, repeats, catches, own)
+    at = {trial: position for position, trial in enumerate(trials, 1)}
+    return [replace(t, repeats=at[_exchanged(t, "main")]) if t.kind == "repeat" else t for t in trials]
 
 
 def block_size(plan: Plan) -> int:
@@ -90,9 +81,6 @@ def balanced_sides(pairs: Sequence[tuple[str, str]], rng: Random) -> list[tuple[
     Of a pair's showings every second one is turned. What is left over, one of each pair that comes an odd number of
     times, is a graph on the arms; going along its edges on closed walks (an extra vertex joins the arms of odd degree)
     leaves every arm as often as it enters it.
-
-    >>> balanced_sides([("a", "b")] * 4, Random(0)).count(("a", "b"))
-    2
     """
     counts = Counter(pairs)
     left_over = {pair for pair, count in counts.items() if count % 2}
@@ -137,7 +125,7 @@ def _judged(plan: Plan, photo: Photo, arm: str) -> Trial:
 def _practice(plan: Plan, photo: Photo, rng: Random) -> Trial:
     if plan.task == "preference":
         left, right = rng.sample(rng.choice(plan.pairs), 2)
-        return Trial("practice", photo.id, left=left, right=right)
+        return Trial("practice", photo.id, left, right)
     trial = replace(_judged(plan, photo, rng.choice(plan.arm_names)), kind="practice")
     return replace(trial, options=_shuffled(trial.options, rng)) if plan.task == "prediction" else trial
 
@@ -151,12 +139,11 @@ def _catches(plan: Plan, rng: Random) -> list[Trial]:
         if plan.task == "preference":
             left, right = (catch.arm, DECOY) if first else (DECOY, catch.arm)
             expected = LEFT_RIGHT[not first]
-            trial = Trial("catch", photo.id, left=left, right=right, decoy=catch.decoy, expected=expected)
+            made.append(Trial("catch", photo.id, left=left, right=right, decoy=catch.decoy, expected=expected))
         else:
             options = _shuffled(photo.options, rng) if plan.task == "prediction" else YES_NO
             expected = rng.choice(options) if plan.task == "prediction" else YES_NO[not first]
-            trial = Trial("catch", photo.id, arm=catch.arm, options=options, expected=expected)
-        made.append(trial)
+            made.append(Trial("catch", photo.id, arm=catch.arm, options=options, expected=expected))
     return made
 
 
@@ -177,17 +164,15 @@ def _with_options(plan: Plan, main: Sequence[Trial], rng: Random) -> list[Trial]
 def _repeated(main: Sequence[Trial], count: int, rng: Random) -> list[Trial]:
     """So many of the first three quarters again, sides exchanged, all trials' sides as balanced as they can be."""
     early = list(main[: max(count, 3 * len(main) // 4)])
-    leaning = Counter[str | None]()
-    for trial in main:
-        leaning.update({trial.left: 1})
-        leaning.subtract({trial.right: 1})
+    leaning = Counter(trial.left for trial in main)
+    leaning.subtract(trial.right for trial in main)
     chosen = []
     for _ in range(count):
         rng.shuffle(early)
         trial = min(early, key=lambda t: abs(leaning[t.right] + 1) + abs(leaning[t.left] - 1))
         early.remove(trial)
-        leaning.update({trial.right: 1})
-        leaning.subtract({trial.left: 1})
+        leaning.update([trial.right])
+        leaning.subtract([trial.left])
         chosen.append(_exchanged(trial, "repeat"))
     return chosen
 
@@ -203,8 +188,7 @@ def _mixed(main: Sequence[Trial], repeats: Sequence[Trial], catches: Sequence[Tr
         apart = min(len(mixed), first + 1 + min(3, len(main) // 2))
         mixed.insert(rng.randint(max(apart, 3 * len(mixed) // 4), len(mixed)), repeat)
     for index, catch in enumerate(rng.sample(catches, len(catches))):
-        low = index * len(mixed) // len(catches)
-        high = (index + 1) * len(mixed) // len(catches)
+        low, high = (at * len(mixed) // len(catches) for at in (index, index + 1))
         mixed.insert(rng.randint(low, max(low, high - 1)), catch)
     return mixed
 

@@ -15,7 +15,7 @@ Nothing that comes from here may be shown without the word "simulated".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ class Reply(NamedTuple):
 
 
 class Person:
-    """One simulated person, who has `trials` trials to answer: determined by the seed and the person's number."""
+    """One simulated person with `trials` trials to answer, determined by the seed and the person's number."""
 
     def __init__(self, behaviour: Behaviour, seed: int, number: int, trials: int) -> None:
         self.behaviour, self.seed, self.number = behaviour, seed, number
@@ -74,21 +74,18 @@ class Person:
 
     def catch(self, trial: int) -> Reply:
         """Answer an attention check."""
-        rng = self._rng(trial)
-        passed = rng.random() < (self.behaviour.attention if self.careful else 0.5)
-        return Reply(bool(passed), self._seconds(rng))
+        return self._drawn(self._rng(trial), self.behaviour.attention if self.careful else 0.5)
 
     def _reply(self, trial: int, logit: float) -> Reply:
         rng = self._rng(trial)
         at_random = not self.careful or rng.random() < self.behaviour.noise
-        yes = bool(rng.random() < (0.5 if at_random else expit(logit)))
-        return Reply(yes, self._seconds(rng))
+        return self._drawn(rng, 0.5 if at_random else float(expit(logit)))
 
     def _rng(self, trial: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, _ANSWER, self.number, trial])
 
-    def _seconds(self, rng: np.random.Generator) -> float:
-        return float(self._pace * np.exp(0.5 * rng.standard_normal()))
+    def _drawn(self, rng: np.random.Generator, probability: float) -> Reply:
+        return Reply(bool(rng.random() < probability), float(self._pace * np.exp(0.5 * rng.standard_normal())))
 
 
 def photo_leanings(seed: int, photo: int, arms: int, sd: float) -> Floats:
@@ -97,14 +94,10 @@ def photo_leanings(seed: int, photo: int, arms: int, sd: float) -> Floats:
 
 
 def centre(share: float, sd: float) -> float:
-    """The logit m for which the mean of 1 / (1 + exp(-(m + sd Z))) over a normal Z is `share`.
-
-    >>> round(centre(0.5, 2.0), 6), round(centre(0.6, 0.0), 3)  # the second is log(.6/.4)
-    (0.0, 0.405)
-    """
+    """The logit m for which the mean of 1 / (1 + exp(-(m + sd Z))) over a normal Z is `share`."""
     if not 0 < share < 1:
         raise AnalysisError(f"expected a share between 0 and 1, got {share}")
-    return _root(lambda logit: expit(logit + sd * _Z) @ _DENSITY - share, -_FAR, _FAR)
+    return float(optimize.brentq(lambda logit: expit(logit + sd * _Z) @ _DENSITY - share, -_FAR, _FAR))
 
 
 def centres(share: float, shifts: Floats, sd: float) -> Floats:
@@ -125,45 +118,28 @@ def _mean_shares(sd: float) -> Floats:
 
 
 def logit_sd(share: float, variance: float) -> float:
-    """The standard deviation in logits, at most 10, of units with this mean share and this variance of shares.
-
-    >>> round(logit_sd(0.5, 0.0434), 2), logit_sd(0.5, 0.0)
-    (1.0, 0.0)
-    """
+    """The standard deviation in logits, at most 10, of units with this mean share and this variance of shares."""
 
     def excess(sd: float) -> float:
         return float(_DENSITY @ (expit(centre(share, sd) + sd * _Z) - share) ** 2 - variance)
 
     if not 0 < share < 1 or variance <= 0:
         return 0.0
-    return 10.0 if excess(10.0) < 0 else _root(excess, 0.0, 10.0)
-
-
-def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    return float(optimize.brentq(function, low, high))
+    return 10.0 if excess(10.0) < 0 else float(optimize.brentq(excess, 0.0, 10.0))
 
 
 def strengths_for(shares: Sequence[float], person_sd: float, photo_sd: float) -> tuple[float, ...]:
-    """Strengths with which each arm has this mean share: of right answers, or of choices over an arm of strength 0.
-
-    >>> [round(s, 2) for s in strengths_for([0.6], 0.0, 0.0)]
-    [0.41]
-    """
+    """Strengths with which each arm has this mean share: of right answers, or of choices over an arm of strength 0."""
     return tuple(centre(share, float(np.hypot(person_sd, photo_sd))) for share in shares)
 
 
 def strengths_on(shares: Sequence[float], behaviour: Behaviour, seed: int, photos: int) -> tuple[float, ...]:
-    """Strengths with which each arm has this share of choices over the last on the photos of simulated study `seed`.
-
-    The strength of the last arm is 0.
-    """
+    """Strengths with which each arm has this share of choices over one more, of strength 0, on the photos of `seed`."""
     sd, last = behaviour.photo_sd / 2**0.5, len(shares)
     leanings = np.stack([photo_leanings(seed, photo, last + 1, sd) for photo in range(photos)])
-    found = [
-        float(centres(share, (leanings[:, arm] - leanings[:, last])[None], behaviour.person_sd)[0])
-        for arm, share in enumerate(shares)
-    ]
-    return (*found, 0.0)
+    shifts = (leanings[:, :last] - leanings[:, last:]).T
+    found = [centres(share, shift[None], behaviour.person_sd) for share, shift in zip(shares, shifts, strict=True)]
+    return (*(float(strength[0]) for strength in found), 0.0)
 
 
 def simulated_studies(effect: Effect, people: int, studies: int, rng: np.random.Generator) -> tuple[Floats, Bools]:
@@ -181,17 +157,14 @@ def simulated_studies(effect: Effect, people: int, studies: int, rng: np.random.
     odd = place % 2 == 1
     first = _logits(effect, effect.share, shape, rng)
     if effect.against is None:
-        second = np.zeros(shape, bool)
-        logit = first + np.where(odd, -b.side, b.side)
+        second, logit = np.zeros(shape, bool), first + np.where(odd, -b.side, b.side)
     else:
-        second = odd
-        logit = np.where(odd, _logits(effect, effect.against, shape, rng), first)
+        second, logit = odd, np.where(odd, _logits(effect, effect.against, shape, rng), first)
     careless = rng.random((studies, people, 1)) < b.careless
     coin = careless | (rng.random(shape) < b.noise)
     outcomes = (rng.random(shape) < np.where(coin, 0.5, expit(logit))).astype(np.float64)
-    leaves = np.where(
-        rng.random((studies, people)) < b.drop_out, rng.integers(0, trials.each, (studies, people)), trials.each
-    )
+    leaving = rng.random((studies, people)) < b.drop_out
+    leaves = np.where(leaving, rng.integers(0, trials.each, (studies, people)), trials.each)
     outcomes[place >= leaves[:, :, None]] = np.nan  # at most `each` are asked
     passed = rng.binomial(trials.catches, np.where(careless[:, :, 0], 0.5, b.attention))
     out = (passed < trials.passes) | (leaves < trials.complete * trials.each) | (leaves == 0)
