@@ -30,8 +30,8 @@ from bla.comparison.methods import (
     random_cells,
     score_cam,
     softmax_attention,
-    untouched,
 )
+from bla.model.untouched import untouched
 
 CLASSES, CHANNELS = 4, 6
 PIXELS = torch.randn(5, 3, 32, 48, generator=torch.Generator().manual_seed(1))

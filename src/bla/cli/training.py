@@ -30,11 +30,6 @@ class Classifier:
     image_size: int | None = None
     """Pixels per side of the model's input, 448 say: more and finer cells. By default the model's own."""
 
-    def options(self) -> dict[str, Any]:
-        """As :func:`bla.runs.run.train` takes them."""
-        mode = "crop" if self.crop else "squash"
-        return {"model": self.model, "weights": self.weights, "mode": mode, "image_size": self.image_size}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
@@ -89,16 +84,10 @@ def train(
         settings = Settings.recommended(setup="bla-ph", **options)
     else:
         settings = Settings(setup, **options)
+    others = asdict(classifier or Classifier()) | asdict(places or Places()) | {"stream": stream}
+    others["mode"] = "crop" if others.pop("crop") else "squash"
     with distributed.joined(), shown_progress() as report:
-        trained = run.train(
-            data,
-            out,
-            settings,
-            **(classifier or Classifier()).options(),
-            **asdict(places or Places()),
-            stream=stream,
-            report=report,
-        )
+        trained = run.train(data, out, settings, **others, report=report)
         if distributed.rank():
             return DONE  # the first process prints
     record = trained.record
@@ -156,12 +145,9 @@ def _print_metrics(metrics: dict[str, Any], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    several = "label_agreement" in metrics
-    columns = (
-        {"loss": "loss", "average_precision": "mean AP", "auc": "mean AUC", "exact": "all labels right"}
-        if several
-        else {"loss": "loss", "top1": "top-1", "top5": "top-5"}
-    )
+    columns = {"loss": "loss", "top1": "top-1", "top5": "top-5"}
+    if several := "label_agreement" in metrics:
+        columns = {"loss": "loss", "average_precision": "mean AP", "auc": "mean AUC", "exact": "all labels right"}
     table = Table("predictions from", *columns.values(), title=title, title_justify="left")
     rows = {
         "mean pooling (baseline)": "baseline",
@@ -172,9 +158,8 @@ def _print_metrics(metrics: dict[str, Any], title: str) -> None:
     }
     for name, key in rows.items():
         values = metrics[key]
-        if key == "baseline_continued" and values == metrics["baseline"]:
-            continue
-        table.add_row(name, *("-" if values[column] is None else f"{values[column]:.3f}" for column in columns))
+        if key != "baseline_continued" or values != metrics["baseline"]:
+            table.add_row(name, *("-" if values[column] is None else f"{values[column]:.3f}" for column in columns))
     Console().print(table)
     size = metrics["size"]
     if several:

@@ -73,8 +73,9 @@ class _Record:
         try:
             return cls(**read_json(path))
         except (ValueError, TypeError) as error:
-            remedy = f"`bla cache remove {path.parent.name[:12]}`"
-            raise CacheError(f"expected the record of a cache in {path}, got another file: {remedy}") from error
+            raise CacheError(
+                f"expected the record of a cache in {path}, got another file: {_remedy(path.parent)}"
+            ) from error
 
     def layout(self, file: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         """Type, shape and bytes of the rows that are done."""
@@ -133,20 +134,15 @@ def cached_features(
     An interrupted build resumes; of two that start at once, one builds and the other waits for it; each process of
     :mod:`bla.training.distributed` builds a part. ``failures`` lists the images that cannot be read.
 
-    Parameters
-    ----------
-    kind: the type on disk. float16 halves the size and the reading.
-    root: the folder of all caches, by default :func:`bla.files.cache_root`.
-
-    Raises
-    ------
-    CacheError
-        If no image can be read, features do not fit ``kind``, the root cannot be written, or the cache on disk is
-        damaged.
+    ``kind`` is the type on disk: float16 halves the size and the reading. ``root`` is the folder of all caches, by
+    default :func:`bla.files.cache_root`. A CacheError says that no image can be read, that features do not fit
+    ``kind``, that the root cannot be written, or that the cache on disk is damaged.
     """
     if not len(images):
         raise CacheError("expected at least one image to cache features of, got none")
-    folder = (root or cache_root()) / _key(classifier, images, kind)
+    weights, transform = weights_digest(classifier.trunk), classifier.transform.to_dict()
+    key = json.dumps([FORMAT, kind, classifier.name, weights, transform, images.digest()], sort_keys=True)
+    folder = (root or cache_root()) / hashlib.sha256(key.encode()).hexdigest()
     if distributed.agreed(not (folder / MANIFEST).exists()):
         with _only_builder(folder, report) if distributed.rank() == 0 else contextlib.nullcontext():
             if distributed.agreed(not (folder / MANIFEST).exists()):
@@ -161,8 +157,8 @@ def listed(root: Path | None = None) -> list[dict[str, Any]]:
     root = root or cache_root()
     if root.exists() and not root.is_dir():
         raise CacheError(f"expected the folder of all caches, got the file {root}")
-    folders = [folder for folder in sorted(root.glob("*/")) if re.fullmatch("[0-9a-f]{64}", folder.name)]
-    return [entry for folder in folders if (entry := _entry(folder)) is not None]
+    entries = [_entry(folder) for folder in sorted(root.glob("*/")) if re.fullmatch("[0-9a-f]{64}", folder.name)]
+    return [entry for entry in entries if entry is not None]
 
 
 def _entry(folder: Path) -> dict[str, Any] | None:
@@ -181,19 +177,14 @@ def _entry(folder: Path) -> dict[str, Any] | None:
 def remove(keys: Sequence[str], root: Path | None = None) -> list[str]:
     """Remove caches by key or by the beginning of one; returns the keys removed.
 
-    Raises
-    ------
-    CacheError
-        If a key matches none, or a run is building the cache; nothing is removed then.
+    A CacheError says that a key matches none, or that a run is building the cache; nothing is removed then.
     """
     root = root or cache_root()
     present = [entry["key"] for entry in listed(root)]
-    chosen: list[str] = []
     for key in keys:
-        matches = [known for known in present if key and known.startswith(key)]
-        if not matches:
+        if not key or not any(known.startswith(key) for known in present):
             raise CacheError(f"expected the key of a cache in {root}, got {key!r}: `bla cache list` shows them")
-        chosen += [match for match in matches if match not in chosen]
+    chosen = list(dict.fromkeys(known for key in keys for known in present if known.startswith(key)))
     with contextlib.ExitStack() as locks:
         for key in chosen:
             try:
@@ -210,12 +201,6 @@ def damaged(folder: Path) -> list[str]:
     """The files of a complete cache that differ from their checksums; reads all of them."""
     record = _Record.read(folder / MANIFEST)
     return [file for file in FILES if record.rows(folder, file, every=True) is None]
-
-
-def _key(classifier: ExplainableClassifier, images: ImageSet, kind: CacheType) -> str:
-    weights, transform = weights_digest(classifier.trunk), classifier.transform.to_dict()
-    parts = [FORMAT, kind, classifier.name, weights, transform, images.digest()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -246,8 +231,8 @@ def _build(
     """Let each process cache a share; the first one, which writes to ``folder`` itself, appends those of the others."""
     first, world = distributed.rank() == 0, distributed.world()
     parts = [folder, *(folder / f"part-{index}-of-{world}" for index in range(1, world))]
-    own = _build_share(parts[distributed.rank()], classifier, images, kind, report)
-    record, *others = distributed.gathered(own)
+    share = _build_share(parts[distributed.rank()], classifier, images, kind, report)
+    record, *others = distributed.gathered(share)
     for part, other in zip(parts[1:], others, strict=True):
         record.done += other.done
         record.shape = record.shape or other.shape
@@ -296,11 +281,8 @@ def _build_share(
                 photos = list(itertools.islice(read, len(batch)))
                 arrays = _features(classifier, photos, record.kind)
                 record.shape = list(arrays["features"].shape[1:])
-                record.failures += [
-                    [images.names[row], photo]
-                    for row, photo in zip(batch, photos, strict=True)
-                    if isinstance(photo, str)
-                ]
+                read_rows = zip(batch, photos, strict=True)
+                record.failures += [[images.names[row], photo] for row, photo in read_rows if isinstance(photo, str)]
                 for file, array in arrays.items():
                     files[file].write(array.data)
                     sums[file] = zlib.crc32(array.data, sums[file])
@@ -365,9 +347,8 @@ def _opened(folder: Path) -> FeatureCache:
     for file in FILES:
         rows = record.rows(folder, file, every=False)
         if rows is None:
-            raise CacheError(
-                f"expected the features that were written, got a damaged {folder / file}: {_remedy(folder)}"
-            )
+            damage = f"got a damaged {folder / file}: {_remedy(folder)}"
+            raise CacheError(f"expected the features that were written, {damage}")
         maps.append(rows)
     features, pooled = maps
     return FeatureCache(folder, features, pooled, tuple((image, reason) for image, reason in record.failures))

@@ -68,11 +68,8 @@ class Checkpoint:
                 f"expected the checkpoint of this training in {path.parent}, got one that differs in "
                 f"{', '.join(different)}: train with the same settings and data, choose another folder, or remove it"
             )
-        return cls(
-            Position(**record["position"]),
-            record["scaler"],
-            *(load_file(path / f"{name}.safetensors") for name in TENSORS),
-        )
+        tensors = (load_file(path / f"{name}.safetensors") for name in TENSORS)
+        return cls(Position(**record["position"]), record["scaler"], *tensors)
 
 
 def checkpoints(folder: Path) -> list[Path]:

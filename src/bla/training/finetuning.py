@@ -27,13 +27,7 @@ from bla.training.settings import Settings
 
 
 class TunedNetworks(Networks):
-    """Networks of which each reads a trunk that is trained with it.
-
-    Attributes
-    ----------
-    trunk: the module's, T2.
-    baseline_trunk, continued_trunk: the baseline's, T1, and the control's, its continuation.
-    """
+    """Networks of which each reads a trunk that is trained with it: ``trunk``, the module's, is T2."""
 
     def __init__(
         self,
@@ -49,7 +43,7 @@ class TunedNetworks(Networks):
         self.trunk = trunk
         self.baseline_trunk = copy.deepcopy(trunk)
         self.continued_trunk = copy.deepcopy(trunk)
-        self.parts += ("trunk", "baseline_trunk", "continued_trunk")
+        self.parts += ["trunk", "baseline_trunk", "continued_trunk"]
         self.augment = settings.trunk.augment
         self.precision: torch.dtype = getattr(torch, settings.trunk.precision)
         self._pixels = pixels

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from bla.metrics import scorer
 from bla.metrics.fitting import Rows
+from bla.model.untouched import untouched
 from bla.progress import Progress, silent
 from bla.training import distributed
 from bla.training.checkpoint import Checkpoint, Position, checkpoints
 from bla.training.mean_size import SizeControl
-from bla.training.networks import Examples, Networks, restored_modes
+from bla.training.networks import Examples, Networks
 from bla.training.settings import Settings, TrainingError
 from bla.training.stages import Stage, stages_of
 
@@ -45,13 +46,10 @@ def train_networks(
 ) -> dict[str, Any]:
     """Run the stages; with a ``folder``, log there, leave checkpoints, and resume from the last one.
 
-    The last checkpoint stays until :func:`bla.training.checkpoint.clear_checkpoints`, so that a result not yet written
-    is not lost.
-
-    A training that was interrupted and resumed gives bit for bit the result of one that was not, on the same machine
-    with as many threads: batches, dropout and draws are functions of the seed and the position alone (NumPy keeps
-    RandomState's stream across versions). Several processes fine-tune a trunk together if all call this:
-    :mod:`bla.training.distributed`.
+    The last checkpoint stays until :func:`bla.training.checkpoint.clear_checkpoints`, in case the result is not yet
+    written. A resumed training gives bit for bit the result of an uninterrupted one, on the same machine with as many
+    threads: batches, dropout and draws are functions of the seed and the position alone (NumPy keeps RandomState's
+    stream across versions). Several processes fine-tune a trunk together if all call this.
 
     Returns ``{"dead": bool, "epochs": {stage: epochs run}}``, with a mean size also ``"mean_size": {"asked", "set",
     "on"}``. Dead: in some epoch no cell of any image passed a gradient. A TrainingError says that the loss is no longer
@@ -64,8 +62,7 @@ def train_networks(
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     # a frozen trunk's features train in seconds: the first process does that alone
     processes = distributed.alone() if settings.trunk is None else nullcontext()
-    draws = torch.random.fork_rng(devices)
-    with processes, restored_modes(networks), draws, torch.inference_mode(False), torch.enable_grad():
+    with processes, untouched(networks), torch.random.fork_rng(devices):
         return _Loop(networks, settings, train, validation, folder, identity or {}, report).run()
 
 
@@ -95,9 +92,8 @@ class _Loop:
         # float16 underflows without; for other precisions it does nothing
         half = settings.trunk is not None and settings.trunk.precision == "float16"
         self.scaler = torch.amp.GradScaler(self.networks.device.type, enabled=half)
-        self.size_control = None
-        if settings.selection.mean_size is not None:
-            self.size_control = SizeControl(self.networks, settings, self.train, self.validation)
+        sized = settings.selection.mean_size is not None
+        self.size_control = SizeControl(self.networks, settings, self.train, self.validation) if sized else None
         self.stages = stages_of(self.networks, settings, self.size_control)
 
     def run(self) -> dict[str, Any]:
@@ -131,7 +127,8 @@ class _Loop:
         ended = False
         while not ended:
             title = f"{stage.name}: epoch {position.epoch + 1} of {stage.epochs}"
-            order = self._random(2, position.stage, position.epoch).permutation(len(self.train))
+            key = (self.settings.seed, 2, position.stage, position.epoch)
+            order = np.random.RandomState(key).permutation(len(self.train))
             forward = distributed.parallel(stage)
             while position.step < self.steps:
                 self._step(stage, forward, order)
@@ -152,17 +149,14 @@ class _Loop:
         position.epoch = position.step = position.waited = 0
         position.best, self.best = None, {}
 
-    def _random(self, *key: int) -> np.random.RandomState:
-        return np.random.RandomState([self.settings.seed, *key])
-
     def _step(self, stage: Stage, forward: nn.Module, order: Rows) -> None:
         position, size = self.position, self.settings.stages.batch_size
         assert self.optimiser is not None
         chosen = order[position.step * size : (position.step + 1) * size]
         # Dropout and draws depend on the seed and the position alone: nothing to save, nothing to restore.
         rank, world = distributed.rank(), distributed.world()
-        key = (3, position.stage, position.epoch, position.step, *([rank] if rank else []))
-        torch.manual_seed(int(self._random(*key).randint(2**31)))
+        key = (self.settings.seed, 3, position.stage, position.epoch, position.step, *([rank] if rank else []))
+        torch.manual_seed(int(np.random.RandomState(key).randint(2**31)))
         mine = chosen[rank::world]
         batch = self.train.subset(mine if len(mine) else chosen[:1])  # without a row it takes part, at no weight
         summed, alive, unbounded = forward(batch, position, self.steps)

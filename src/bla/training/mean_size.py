@@ -47,10 +47,7 @@ def bound_of_mean_size(scores: Tensor, size: float) -> tuple[float, float]:
 
 
 def trained_judge(networks: Networks, settings: Settings, examples: Examples, fold: int) -> nn.Module:
-    """A head trained on some of the images as the first stage trains the baseline, from fresh weights.
-
-    Its randomness is a function of the seed and the fold alone.
-    """
+    """A head trained on some of the images as the baseline is, from fresh weights; random by seed and fold alone."""
     assert examples.labels is not None
     labels, stages = examples.labels, settings.stages
     judge = copy.deepcopy(networks.baseline)
@@ -74,11 +71,9 @@ def trained_judge(networks: Networks, settings: Settings, examples: Examples, fo
 class SizeControl:
     """Keeps a module's mean size during training, and meets it exactly at the end of every epoch.
 
-    It is met on the validation images, else on the training images. In the last epoch a class-conditional score
-    without validation images is judged by heads that have not seen the image: the baseline is surer of the images
-    that it was trained on than of others, and such a score reads how its logits vary over a map, so a bound set on
-    what it says of them gives other images other sizes. So each fifth of the images is judged by a head trained as
-    the baseline was, on the other four.
+    It is met on the validation images, else on the training images. The baseline is surer of the latter than of other
+    images, and a class-conditional score reads how its logits vary over a map: so in the last epoch each fifth of the
+    training images is judged by a head trained as the baseline was, on the other four.
     """
 
     def __init__(self, networks: Networks, settings: Settings, train: Examples, validation: Examples | None) -> None:
@@ -95,7 +90,7 @@ class SizeControl:
         return "validation" if self.validation else "training, judged unseen" if self.judged_unseen else "training"
 
     def follow(self, unbounded: Tensor) -> None:
-        """Move the bound a little towards where this batch's own mean size would be right."""
+        """Move the bound a little towards where this batch would have the mean size."""
         self.attention.move_bound(FOLLOWING * self._bound(-unbounded.flatten(1))[0])
 
     def meet(self, *, last: bool) -> float:

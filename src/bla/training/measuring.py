@@ -9,12 +9,12 @@ import torch
 
 from bla.metrics import decided, scorer, size_summary
 from bla.model.heads import read
+from bla.model.untouched import untouched
 from bla.progress import Progress, silent
-from bla.training.networks import Examples, Networks, restored_modes
+from bla.training.networks import Examples, Networks
 from bla.training.settings import TrainingError
 
 
-@torch.no_grad()
 def measure(
     networks: Networks, examples: Examples, report: Progress = silent, *, several: bool = False
 ) -> dict[str, Any]:
@@ -33,8 +33,7 @@ def measure(
     counts: list[int] = []
     cells = measured = agreed = 0
     decisions = 0.0
-    with restored_modes(networks):
-        networks.eval()
+    with untouched(networks), torch.no_grad():
         for batch in examples.batches():
             features = networks.features(batch)
             selection = networks.attention(features)

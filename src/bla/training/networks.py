@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Literal, cast
 
 import numpy as np
@@ -63,7 +62,7 @@ class Networks(nn.Module):
         self.head = baseline if own_head else copy.deepcopy(baseline)
         self.continued = baseline if own_head else copy.deepcopy(baseline)
         self.own_head = own_head
-        self.parts: tuple[str, ...] = ("attention",) if own_head else ("attention", "baseline", "head", "continued")
+        self.parts = ["attention"] if own_head else ["attention", "baseline", "head", "continued"]
         if attention.class_conditional:
             if reads_maps(baseline):
                 raise TrainingError(
@@ -114,20 +113,6 @@ class Networks(nn.Module):
         with torch.no_grad():
             for key, value in own.items():
                 value.copy_(saved[key])
-
-
-@contextmanager
-def restored_modes(networks: Networks) -> Iterator[None]:
-    """Restore the modes of all modules, and which parameters are trained, at the end of the block."""
-    modes = {module: module.training for module in networks.modules()}
-    gradients = {parameter: parameter.requires_grad for parameter in networks.parameters()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, required in gradients.items():
-            parameter.requires_grad_(required)
 
 
 def new_head(channels: int, classes: int, dropout: float) -> nn.Sequential:

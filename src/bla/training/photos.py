@@ -54,11 +54,7 @@ class Photos:
 
 
 class StreamedFeatures:
-    """The features that a classifier's frozen trunk gives for photos, computed again for every batch.
-
-    It stands in for a :class:`bla.training.cache.FeatureCache`, in float32, if the features of a set do not fit the
-    disk, at the price of decoding every image and running the trunk in every epoch of every stage.
-    """
+    """Features of a frozen trunk, computed again for every batch: for sets whose features do not fit the disk."""
 
     at_hand = False
 
@@ -119,14 +115,9 @@ def augmentation(size: tuple[int, int], interpolation: Interpolation) -> nn.Modu
 
     # torchvision resizes tensors so, and not by Lanczos's
     mode = InterpolationMode.BILINEAR if interpolation == "lanczos" else InterpolationMode(interpolation)
-    changes: nn.Module = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.4, 1.0), interpolation=mode, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        ]
-    )
-    return changes
+    crop = v2.RandomResizedCrop(size, scale=(0.4, 1.0), interpolation=mode, antialias=True)
+    colour = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
+    return nn.Sequential(crop, v2.RandomHorizontalFlip(), colour)
 
 
 def _read(images: ImageSet, rows: npt.NDArray[np.int64], transform: Transform) -> Sequence[npt.NDArray[np.uint8]]:

@@ -344,8 +344,5 @@ class Settings:
         return start if final is None or final == start else start * (final / start) ** progress
 
     def attention(self, channels: int) -> Attention:
-        """An attention with fresh weights from torch's global generator, at the final temperature.
-
-        A class-conditional one has no judge yet.
-        """
+        """An attention with fresh weights from torch's global generator; a class-conditional one has no judge yet."""
         return self.selection.attention(channels, self.score, self.threshold)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,16 +15,9 @@ from bla.training.mean_size import SizeControl
 from bla.training.networks import Examples, Networks, StageName
 from bla.training.settings import Settings
 
-
-class Outputs(NamedTuple):
-    """What a stage computes from a batch."""
-
-    loss: Tensor
-    """Summed over the images."""
-    alive: Tensor
-    """The number of images with a cell off the bound, which passes gradients; all if nothing is bounded."""
-    unbounded: Tensor | None = None
-    """The module's scores, (B, H, W)."""
+Outputs = tuple[Tensor, Tensor, Tensor | None]
+"""The loss, summed over the images; the number of images with a cell off the bound, which passes gradients, or all if
+nothing is bounded; and the module's scores (B, H, W)."""
 
 
 class Stage(nn.Module):
@@ -76,7 +67,7 @@ class Stage(nn.Module):
     def forward(self, examples: Examples, position: Position, steps: int) -> Outputs:
         """The loss of a batch, at a position in an epoch of so many steps."""
         loss = summed_loss(self.used(examples), self.targets(examples))
-        return Outputs(loss, loss.new_tensor(len(examples)))
+        return loss, loss.new_tensor(len(examples)), None
 
 
 class ModuleStage(Stage):
@@ -125,7 +116,7 @@ class ModuleStage(Stage):
         ]
         loss = torch.stack(losses).sum()
         off = (selection.unbounded < 0).flatten(1).any(1).sum().to(loss)
-        return Outputs(loss, off if nets.attention.bounded else loss.new_tensor(len(examples)), selection.unbounded)
+        return loss, off if nets.attention.bounded else loss.new_tensor(len(examples)), selection.unbounded
 
     def _dialled(self, cells: int, position: Position) -> int | None:
         """The size to train this batch at, or None for the module's own bound."""

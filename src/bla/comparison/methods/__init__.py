@@ -2,11 +2,11 @@
 
 from bla.comparison.methods.controls import another_images, centre_disc, feature_norm, random_cells
 from bla.comparison.methods.libraries import cam, grad_cam_family, integrated_gradients, occlusion, score_cam
-from bla.comparison.methods.method import RUN, Batch, Cells, ComparisonError, Method, PooledClassifier, untouched
+from bla.comparison.methods.method import RUN, Batch, Cells, ComparisonError, Method, PooledClassifier
 from bla.comparison.methods.trained import l2x, learned_mask, softmax_attention
 
 __all__ = [
     "RUN", "Batch", "Cells", "ComparisonError", "Method", "PooledClassifier", "another_images", "cam", "centre_disc",
     "feature_norm", "grad_cam_family", "integrated_gradients", "l2x", "learned_mask", "occlusion", "random_cells",
-    "score_cam", "softmax_attention", "untouched",
+    "score_cam", "softmax_attention",
 ]  # fmt: skip

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bla import needs_extra
-from bla.comparison.methods.method import Batch, ComparisonError, Method, PooledClassifier, untouched
+from bla.comparison.methods.method import Batch, ComparisonError, Method, PooledClassifier
 from bla.metrics import is_affine
+from bla.model.untouched import untouched
 
 SCORE_CAM_CHANNELS = 32
 GRADIENT_STEPS = 16
