@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import shutil
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 settings.register_profile("bla", deadline=None, derandomize=True)
 settings.load_profile("bla")
 
-gc.set_threshold(50_000, 20, 50)  # tracing a graph makes millions of objects, which Python would search over and over
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -65,11 +65,15 @@ def masks_of(value: Any, card: Card, limits: Limits) -> npt.NDArray[np.bool_]:
 
 async def _body(request: Request, limits: Limits) -> bytes:
     body = bytearray()
+    too_large = HTTPException(413, f"expected at most {limits.bytes:,} bytes, got more; send a smaller photo")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > limits.bytes:  # before any of it is read
+        raise too_large
     try:
         async for chunk in request.stream():
             body += chunk
             if len(body) > limits.bytes:
-                raise HTTPException(413, f"expected at most {limits.bytes:,} bytes, got more; send a smaller photo")
+                raise too_large
     except ClientDisconnect:
         raise HTTPException(400, "expected a whole body, got one that ends early") from None
     if not body:
