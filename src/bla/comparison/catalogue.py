@@ -38,7 +38,7 @@ class Setting:
 
     photos: Photos
     training: Photos | None = None
-    ranking: Tensor | None = None
+    ranking: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
     seed: int = 0
     report: Progress = silent
 
@@ -109,11 +109,6 @@ def _own(setting: Setting) -> Method:
     return Method(RUN, title, "own", aware, lambda batch: select(batch).unbounded, note, head=head, select=select)
 
 
-def _shuffled(setting: Setting) -> Method:
-    assert setting.ranking is not None
-    return controls.another_images(setting.run.record["setup"], setting.ranking)
-
-
 METHODS = {
     RUN: Kind(_own, rebuilds=True),
     "cam": Kind(lambda s: libraries.cam(s.pooled), rebuilds=True),
@@ -126,7 +121,7 @@ METHODS = {
     "random": Kind(lambda s: controls.random_cells(s.seed)),
     "centre": Kind(lambda s: controls.centre_disc()),
     "norm": Kind(lambda s: controls.feature_norm(), rebuilds=True),
-    "shuffled": Kind(_shuffled),
+    "shuffled": Kind(lambda s: controls.another_images(s.run.record["setup"], s.ranking)),
     "score-cam": Kind(lambda s: libraries.score_cam(s.pooled), costly=True),
     "integrated-gradients": Kind(lambda s: libraries.integrated_gradients(s.pooled), costly=True),
     "occlusion": Kind(lambda s: libraries.occlusion(s.pooled), costly=True),

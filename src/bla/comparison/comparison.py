@@ -216,12 +216,8 @@ def _method_record(one: Explained, coverage: Tensor | None, seed: int) -> dict[s
     if coverage is not None:
         shares = [localise(one.ranking, top_cells(one.ranking, size), coverage)["on_object"] for size in curve.sizes]
         on_object = [float(share.nanmean()) for share in shares]
-    return {
-        "title": one.method.title,
-        "explains": one.method.explains,
-        "class_specific": one.method.class_specific,
-        "needs_pixels": one.method.needs_pixels,
-        "note": one.method.note,
+    facts = ("title", "explains", "class_specific", "needs_pixels", "note")
+    return {key: getattr(one.method, key) for key in facts} | {
         "cost": one.cost,
         "values": {metric: _interval(value, seed) for metric, value in one.values.items()},
         "each": {

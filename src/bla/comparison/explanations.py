@@ -84,29 +84,17 @@ def _cut(maps: Tensor, sizes: Tensor) -> Cells:
 def _explanations(
     method: Method, setting: Setting, rows: Rows, cells: Cells, probabilities: Tensor
 ) -> list[Explanation]:
-    classifier = setting.run.classifier
-    unbounded, scores, selected = (part.float().cpu() for part in (cells.unbounded, cells.scores, cells.selected))
-    soft = None if cells.soft is None else cells.soft.float().cpu()
-    targets = setting.photos.predicted[rows].tolist()
-    found = []
+    classifier, photos, found = setting.run.classifier, setting.photos, []
+    parts = cells._replace(weights=None)._asdict()
+    maps = {name: part.float().cpu().numpy() for name, part in parts.items() if part is not None}
+    shared = {"model": classifier.name, "setup": method.title, "soft": None}
+    shared["method"] = "BLA" if method.select else method.name
     for place, row in enumerate(rows.tolist()):
-        path = setting.photos.path(row)
-        found.append(
-            Explanation.from_arrays(
-                str(path),
-                probabilities[place].numpy(),
-                classifier.classes,
-                method="BLA" if method.select else method.name,
-                target=targets[place] if method.class_specific else None,
-                unbounded=unbounded[place].numpy(),
-                scores=scores[place].numpy(),
-                soft=None if soft is None else soft[place].numpy(),
-                selected=selected[place].numpy(),
-                region=classifier.transform.region(size_of(path)),
-                model=classifier.name,
-                setup=method.title,
-            )
-        )
+        path = photos.path(row)
+        fields: dict[str, Any] = shared | {name: each[place] for name, each in maps.items()}
+        fields["target"] = int(photos.predicted[row]) if method.class_specific else None
+        fields["region"] = classifier.transform.region(size_of(path))
+        found.append(Explanation.from_arrays(str(path), probabilities[place].numpy(), classifier.classes, **fields))
     return found
 
 

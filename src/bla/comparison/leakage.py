@@ -52,6 +52,7 @@ def measure_leakage(setting: Setting, explained: Mapping[str, Explained], evalua
             known = off.flatten(1).any(1) & (photos.coverage.flatten(1).sum(1) > 0)
             correct = evaluator.correct(photos.features, off, labels).double()
             one.values["off_object"] = torch.where(known, correct, torch.nan)
+    whole = torch.ones_like(explained[RUN].selected)
     return {
         "evaluator": {
             "architecture": "dropout 0.2 and one linear layer on the mean of the cells kept",
@@ -59,9 +60,7 @@ def measure_leakage(setting: Setting, explained: Mapping[str, Explained], evalua
             "steps": f"{STEPS} batches of 32 images or {EPOCHS} epochs, whichever is more; Adam, 0.001",
             "seed": seed,
             "training_images": len(training),
-            "accuracy_from_all_cells": evaluator.accuracy(
-                photos.features, torch.ones_like(explained[RUN].selected), labels
-            ),
+            "accuracy_from_all_cells": evaluator.accuracy(photos.features, whole, labels),
         },
         "chance": 1 / classes,
         "commonest_class": float(torch.bincount(labels).max() / len(labels)),

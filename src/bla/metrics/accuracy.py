@@ -45,13 +45,7 @@ class Accuracy:
         self.images += len(targets)
 
     def result(self) -> dict[str, Any]:
-        """``loss`` (nats an image), ``top1`` and ``top5`` (shares).
-
-        Raises
-        ------
-        ValueError
-            If nothing was counted.
-        """
+        """``loss`` (nats an image), ``top1`` and ``top5`` (shares); a ValueError if nothing was counted."""
         if not self.images:
             raise ValueError("expected at least one image, got none")
         return {"loss": self._loss / self.images, "top1": self._top1 / self.images, "top5": self._top5 / self.images}

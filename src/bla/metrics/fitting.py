@@ -27,16 +27,6 @@ def fit_minibatches(
     ----------
     loss: the mean loss, a scalar, of a batch of rows.
     orders: one permutation of the rows an epoch, drawn when the epoch starts.
-
-    Examples
-    --------
-    >>> x, line = torch.linspace(-1, 1, 40)[:, None], nn.Linear(1, 1)
-    >>> orders = (np.random.RandomState(epoch).permutation(40) for epoch in range(200))
-    >>> def loss(rows: Rows) -> Tensor:
-    ...     return (line(x[rows]) - 2 * x[rows]).square().mean()
-    >>> fit_minibatches(line, loss=loss, orders=orders, learning_rate=0.05)
-    >>> round(line.weight.item(), 2)
-    2.0
     """
     for module in modules:
         module.train().requires_grad_(True)

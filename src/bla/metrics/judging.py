@@ -51,7 +51,7 @@ def judge_methods(
     batch_size: int = 64,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Values], dict[str, Curve]]:
-    """Every method's faithfulness by its own head, and its curve of accuracy against size by one common judge.
+    """By method, its faithfulness by its own head, and its curve of accuracy against size by one common judge.
 
     Parameters
     ----------
@@ -59,10 +59,6 @@ def judge_methods(
     labels: (N,); without them there is no accuracy, loss or curve.
     judge: for example an evaluator (:func:`bla.metrics.train_evaluator`); it also predicts the class from the selected
         cells (``evaluator``) and from those left out (``evaluator_left``). None: no curves.
-
-    Returns
-    -------
-    Values and curves by method.
     """
     count, height, width = next(iter(methods.values())).ranking.shape
     sizes = tuple(size for size in SIZES if size <= height * width)

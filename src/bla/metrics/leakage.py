@@ -57,7 +57,7 @@ class Evaluator(nn.Module):
         for rows, maps in batches(features, len(labels), _READING):
             logits = read_cells(self, maps.to(weight), sets[rows].to(weight.device), affine=True)
             found.append(logits.argmax(dim=2).cpu() == labels[rows, None].cpu())
-        return torch.cat(found).reshape(masks.shape[: masks.ndim - 2])
+        return torch.cat(found).reshape(masks.shape[:-2])
 
     def accuracy(self, features: Features, masks: Tensor, labels: Tensor) -> float:
         """The share of images for which the evaluator predicts the class from the cells of the masks (N, H, W)."""
@@ -122,32 +122,28 @@ def mask_probe(
     train_masks: Tensor, train_labels: Tensor, masks: Tensor, labels: Tensor, *, classes: int, seed: int = 0
 ) -> Tensor:
     """Whether a probe that sees only the masks (N, H, W) predicts each class (N,) from their shape."""
-    cells = masks[0].numel()
-    return _learnt(
-        lambda: nn.Sequential(nn.Linear(cells, _PROBE_WIDTH), nn.ReLU(), nn.Linear(_PROBE_WIDTH, classes)),
-        (train_masks.flatten(1).float(), train_labels),
-        (masks.flatten(1).float(), labels),
-        seed,
-    )
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(masks[0].numel(), _PROBE_WIDTH), nn.ReLU(), nn.Linear(_PROBE_WIDTH, classes))
+
+    return _learnt(build, train_masks.flatten(1).float(), train_labels, masks.flatten(1).float(), labels, seed=seed)
 
 
 def retrained(
     train_pooled: Tensor, train_labels: Tensor, pooled: Tensor, labels: Tensor, *, classes: int, seed: int = 0
 ) -> Tensor:
     """Whether a linear layer trained on the mean of the selected cells (N, C) predicts each class (N,) from them."""
-    return _learnt(
-        lambda: nn.Sequential(nn.Dropout(_DROPOUT), nn.Linear(pooled.shape[1], classes)),
-        (train_pooled, train_labels),
-        (pooled, labels),
-        seed,
-    )
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Dropout(_DROPOUT), nn.Linear(pooled.shape[1], classes))
+
+    return _learnt(build, train_pooled, train_labels, pooled, labels, seed=seed)
 
 
 def _learnt(
-    build: Callable[[], nn.Module], train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int
+    build: Callable[[], nn.Module], inputs: Tensor, labels: Tensor, others: Tensor, wanted: Tensor, *, seed: int
 ) -> Tensor:
-    """Whether a network trained on inputs and labels predicts each label (N,) of others."""
-    inputs, labels = train
+    """Whether a network trained on inputs and labels predicts the wanted label (N,) of each other input."""
     _check(labels)
     with torch.random.fork_rng([]), torch.inference_mode(False):
         torch.manual_seed(seed)
@@ -159,7 +155,7 @@ def _learnt(
             batch_size=BATCH,
         )
     with torch.no_grad():
-        predicted: Tensor = network(test[0]).argmax(dim=1) == test[1]
+        predicted: Tensor = network(others).argmax(dim=1) == wanted
     return predicted
 
 
@@ -167,13 +163,10 @@ def _learnt(
 def mean_of_selected(features: Features, masks: Tensor) -> Tensor:
     """The mean (N, C) of each image's selected cells (N, H, W); (N, M, C) for several sets (N, M, H, W)."""
     sets = masks[:, None] if masks.ndim == 3 else masks
-    means = torch.cat(
-        [
-            read_cells(lambda pooled: pooled, maps, sets[rows].to(maps.device)).cpu()
-            for rows, maps in batches(features, len(masks), _READING)
-        ]
-    )
-    return means[:, 0] if masks.ndim == 3 else means
+    found = []
+    for rows, maps in batches(features, len(masks), _READING):
+        found.append(read_cells(lambda pooled: pooled, maps, sets[rows].to(maps.device)).cpu())
+    return torch.cat(found).reshape(*masks.shape[:-2], -1)
 
 
 def _orders(count: int, generator: torch.Generator, steps: int | None = None) -> Iterator[Rows]:

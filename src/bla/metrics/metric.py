@@ -14,10 +14,7 @@ class Metric:
 
     Attributes
     ----------
-    name: the key in results.
-    title: for people.
     formula: what is computed for an image; the figure is the mean over images unless it says otherwise.
-    source: who proposed it.
     better: which direction is better; None where neither is.
     version: raised whenever the same input would give another figure.
 

@@ -9,21 +9,12 @@ from bla.operators import best
 
 
 def top_cells(ranking: Tensor, sizes: Tensor | int) -> Tensor:
-    """The ``sizes[i]`` best cells of map i; a tie goes to the cell that comes first.
+    """The ``sizes[i]`` best cells of map i, booleans (B, H, W); a tie goes to the cell that comes first.
 
     Parameters
     ----------
-    ranking: (B, H, W), larger is more relevant.
+    ranking: (B, H, W), finite, larger is more relevant.
     sizes: (B,) or one for all, each in 1..H*W.
-
-    Returns
-    -------
-    Booleans (B, H, W).
-
-    Raises
-    ------
-    ValueError
-        If a size is out of range, or a ranking is not finite.
 
     Examples
     --------

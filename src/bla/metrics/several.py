@@ -44,15 +44,9 @@ class SeveralLabels:
         self.labels.append(targets.long().cpu().numpy())
 
     def result(self) -> dict[str, Any]:
-        """``loss``; ``average_precision`` and ``auc``, macro; ``exact``, ``by_label``.
+        """``loss``; ``average_precision`` and ``auc``, macro, None if no label has a value; ``exact``; ``by_label``.
 
-        ``exact`` is the share of images whose predicted labels, those above one half, are exactly their own. A macro
-        average is None if no label has a value.
-
-        Raises
-        ------
-        ValueError
-            If nothing was counted.
+        ``exact`` is the share of images whose predicted labels, those above one half, are exactly their own.
         """
         if not self.logits:
             raise ValueError("expected at least one image, got none")

@@ -116,7 +116,7 @@ def sign_flips(deviations: Values, *, draws: int = 9_999, seed: int = 0) -> Floa
 def mean_by_sign_flips(
     values: Values, *, null: float, level: float = 0.95, bounds: tuple[float, float], draws: int = 99_999, seed: int
 ) -> SignFlipMean:
-    """The mean of one number per person with the sign-flip test's p-value and the interval of all means it accepts.
+    """The mean of one number per person, the sign-flip test's p-value and the interval of all means it accepts.
 
     A subset's flip leaves the sum as high or higher if and only if the subset's mean is at most mu. So one list, the
     means of all subsets, gives the test of every mu and, from its two ends, the interval (Hartigan 1969).
@@ -125,10 +125,8 @@ def mean_by_sign_flips(
     ----------
     values: (n,) finite.
     null: the mean under the hypothesis: 1/2 for a share of two arms, 0 for a difference.
-    level: of the interval.
     bounds: the smallest and largest possible mean: the interval where there are too few people to exclude any.
     draws: random subsets, where there are more than :data:`ENUMERATED` people.
-    seed: of the random subsets.
 
     Examples
     --------
@@ -145,16 +143,9 @@ def mean_by_sign_flips(
     below = 1 + len(means) - np.searchsorted(means, null - TIE, side="left")
     outside = math.floor((1 - level) / 2 * total + TIE)  # assignments to leave out at each end
     low, high = (float(means[outside - 1]), float(means[-outside])) if 1 <= outside <= len(means) else bounds
+    p = float(min(1.0, 2 * min(above, below) / total))
     return SignFlipMean(
-        mean=float(x.mean()),
-        low=low,
-        high=high,
-        p=float(min(1.0, 2 * min(above, below) / total)),
-        null=null,
-        level=level,
-        people=len(x),
-        subsets=total,
-        exact=len(x) <= ENUMERATED,
+        float(x.mean()), low, high, p, null, level, people=len(x), subsets=total, exact=len(x) <= ENUMERATED
     )
 
 

@@ -35,12 +35,7 @@ def centre_disc() -> Method:
 
 def feature_norm() -> Method:
     """The cells with the longest feature vectors first, which needs the trunk alone."""
-
-    @torch.no_grad()
-    def maps(batch: Batch) -> Tensor:
-        found: Tensor = torch.linalg.vector_norm(batch.features.float(), dim=1)
-        return found
-
+    maps = torch.no_grad()(lambda batch: torch.linalg.vector_norm(batch.features.float(), dim=1))
     return Method("norm", "feature norm", "nothing", False, maps, "the length of a cell's feature vector")
 
 

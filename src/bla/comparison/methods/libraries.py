@@ -7,8 +7,8 @@ cells before the library rectifies or scales them: what a ReLU sets to 0 would t
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
+from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -36,10 +36,7 @@ _CAMS = {
 def cam(classifier: PooledClassifier) -> Method:
     r"""Class activation maps (Zhou et al. 2016): :math:`M_n = W_c \cdot F_n`, the head's logit at each cell.
 
-    Raises
-    ------
-    ComparisonError
-        If the head is not affine: then there is no such W.
+    A ComparisonError if the head is not affine: then there is no such W.
     """
     head = classifier.head
     channels = next((module.in_features for module in head.modules() if isinstance(module, nn.Linear)), None)
@@ -84,7 +81,7 @@ def grad_cam_family(classifier: PooledClassifier, name: CamName) -> Method:
             del library.get_cam_image  # a cycle, which would keep the features
         return torch.as_tensor(raw[0]).float().to(batch.features.device)
 
-    return Method(name, title, "baseline", True, maps, f"grad-cam {_version('grad-cam')}, last map, unrectified")
+    return Method(name, title, "baseline", True, maps, f"grad-cam {version('grad-cam')}, last map, unrectified")
 
 
 def score_cam(classifier: PooledClassifier, channels: int = SCORE_CAM_CHANNELS) -> Method:
@@ -106,7 +103,7 @@ def score_cam(classifier: PooledClassifier, channels: int = SCORE_CAM_CHANNELS) 
         found = (np.asarray(weights)[:, :, None, None] * chosen).sum(axis=1)
         return torch.from_numpy(found).to(batch.features)
 
-    note = f"grad-cam {_version('grad-cam')}, capped to the {channels} channels of the largest mean"
+    note = f"grad-cam {version('grad-cam')}, capped to the {channels} channels of the largest mean"
     return Method("score-cam", "Score-CAM", "baseline", True, maps, note, needs_pixels=True)
 
 
@@ -123,7 +120,7 @@ def integrated_gradients(classifier: PooledClassifier, steps: int = GRADIENT_STE
             )
         return _on_cells(found.detach().sum(dim=1), batch)
 
-    note = f"captum {_version('captum')}, {steps} steps from the mean colour, summed over colours and the cell's pixels"
+    note = f"captum {version('captum')}, {steps} steps from the mean colour, summed over colours and the cell's pixels"
     return Method("integrated-gradients", "Integrated gradients", "baseline", True, maps, note, needs_pixels=True)
 
 
@@ -141,14 +138,10 @@ def occlusion(classifier: PooledClassifier) -> Method:
             )
         return _on_cells(found.detach().mean(dim=1), batch)
 
-    note = f"captum {_version('captum')}, one cell at a time, the mean colour in its place"
+    note = f"captum {version('captum')}, one cell at a time, the mean colour in its place"
     return Method("occlusion", "Occlusion", "baseline", True, maps, note, needs_pixels=True)
 
 
 def _on_cells(pixel_maps: Tensor, batch: Batch) -> Tensor:
     height, width = batch.features.shape[2:]
     return functional.adaptive_avg_pool2d(pixel_maps[:, None].float(), (height, width))[:, 0]
-
-
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)

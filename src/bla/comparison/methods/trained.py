@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bla.comparison.methods.method import Batch, Method, PooledClassifier
+from bla.comparison.methods.method import Method, PooledClassifier
 from bla.metrics.fitting import Rows, fit_minibatches
 from bla.model.attention import L2XAttention
 from bla.model.heads import weighted_sum
@@ -21,6 +21,7 @@ from bla.model.heads import weighted_sum
 Features = Callable[[Rows], Tensor]
 """Row numbers to those rows of the training images' features, (B, C, H, W)."""
 
+Loss = Callable[[Tensor, Tensor], Tensor]
 _AREA_PRICE, _VARIATION_PRICE = 0.3, 0.01
 
 
@@ -90,24 +91,11 @@ def learned_mask(
 
         _fit([score], loss, features, labels, epochs=epochs, seed=seed)
     note = f"class masks on the frozen classifier, {epochs} epochs, seed {seed}, after L-CAM and TAME"
-
-    @torch.no_grad()
-    def maps(batch: Batch) -> Tensor:
-        own: Tensor = score(batch.features.float())[torch.arange(len(batch.targets)), batch.targets]
-        return own
-
+    maps = torch.no_grad()(lambda batch: score(batch.features.float())[torch.arange(len(batch.rows)), batch.targets])
     return Method("learned-mask", "learned mask", "baseline", True, maps, note)
 
 
-def _fit(
-    modules: list[nn.Module],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    features: Features,
-    labels: Tensor,
-    *,
-    epochs: int,
-    seed: int,
-) -> None:
+def _fit(modules: list[nn.Module], loss: Loss, features: Features, labels: Tensor, *, epochs: int, seed: int) -> None:
     random = np.random.RandomState(seed)
     fit_minibatches(
         *modules,

@@ -33,10 +33,11 @@ def choose(comparison: Comparison, count: int, seed: int) -> list[tuple[int, str
     Best and worst are by the loss of the prediction from the selected cells; without it all are drawn by the seed.
     """
     total = len(comparison.record["images"])
-    losses = sorted(comparison.each(comparison.own, "loss").items(), key=lambda pair: (pair[1], pair[0]))
-    extremes = min(count // 4, len(losses) // 2)
-    chosen = [(index, "among the best: smallest loss") for index, _ in losses[:extremes]]
-    chosen += [(index, "among the worst: largest loss") for index, _ in losses[::-1][:extremes]]
+    losses = comparison.methods[comparison.own]["each"].get("loss", [])
+    order = [index for loss, index in sorted((loss, index) for index, loss in enumerate(losses) if loss is not None)]
+    extremes = min(count // 4, len(order) // 2)
+    chosen = [(index, "among the best: smallest loss") for index in order[:extremes]]
+    chosen += [(index, "among the worst: largest loss") for index in order[::-1][:extremes]]
     taken = {index for index, _ in chosen}
     rest = [index for index in range(total) if index not in taken]
     drawn = random.Random(seed).sample(rest, min(len(rest), count - len(chosen)))
@@ -47,11 +48,6 @@ def exhibits(comparison: Comparison, chosen: Sequence[tuple[int, str]], methods:
     """What the page shows of the chosen photos; methods that select the same cells in all of them share a column.
 
     ``label`` is None if it is unknown; ``otherwise`` is the prediction from all cells.
-
-    Raises
-    ------
-    ReportError
-        If a photo has moved, or the explanations are missing.
     """
     columns = _columns(comparison, [index for index, _ in chosen], methods)
     found = []

@@ -70,27 +70,15 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
         raise ReportError(f"expected a file to write the page to, got the folder {target}: add a name")
     found = findings(comparison)
     shown = exhibits(comparison, choose(comparison, photos, seed))
+    templates = PackageLoader("bla.comparison.report", "templates")
     environment = Environment(
-        loader=PackageLoader("bla.comparison.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = percent
-    html = environment.get_template("page.html").render(
-        record=comparison.record,
-        summary=summary(found),
-        findings=found,
-        exhibits=shown,
-        seed=seed,
-        curve=_curve(comparison),
-        sizes=_sizes(comparison),
-        groups=[
-            {"title": title, "name": name, "pictures": _pictures(comparison, names)} for title, name, names in _GROUPS
-        ],
-        metrics=_table(comparison),
-    )
+    groups = [{"title": title, "name": name, "pictures": _pictures(comparison, keys)} for title, name, keys in _GROUPS]
+    words = {"record": comparison.record, "summary": summary(found), "findings": found, "exhibits": shown, "seed": seed}
+    drawn = {"curve": _curve(comparison), "sizes": _sizes(comparison), "groups": groups, "metrics": _table(comparison)}
+    html = environment.get_template("page.html").render(words | drawn)
     write_atomically(target, html.encode())
     return Report(target, summary(found), tuple(found))
 

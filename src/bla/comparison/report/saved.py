@@ -74,11 +74,6 @@ class Comparison:
         value = self.methods.get(method, {}).get("values", {}).get(metric)
         return None if value is None else Interval(**value)
 
-    def each(self, method: str, metric: str) -> dict[int, float]:
-        """The metric's value for each photo that has one, by the photo's index."""
-        values = self.methods[method]["each"].get(metric, [])
-        return {index: value for index, value in enumerate(values) if value is not None}
-
     def difference(self, metric: str, against: str) -> Difference | None:
         """The run minus a method, on the same photos."""
         for row in self.record["comparisons"]:
@@ -87,13 +82,7 @@ class Comparison:
         return None
 
     def explanations(self, method: str, indices: Sequence[int]) -> list[Explanation]:
-        """A method's explanations of some photos, by index.
-
-        Raises
-        ------
-        ReportError
-            If the file does not hold them.
-        """
+        """A method's explanations of some photos, by index; a ReportError if the file does not hold them."""
         path = self.folder / "explanations" / f"{method}.jsonl"
         try:
             with path.open(encoding="utf-8") as file:
@@ -107,13 +96,7 @@ class Comparison:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """The comparison in a folder, or in the folder ``comparison`` of a run folder.
-
-    Raises
-    ------
-    ReportError
-        If there is none, or it has another schema.
-    """
+    """The comparison in a folder, or in the folder ``comparison`` of a run folder."""
     place = next((place for place in (folder, folder / "comparison") if (place / "compare.json").exists()), None)
     if place is None:
         raise ReportError(

@@ -105,13 +105,11 @@ def _against(comparison: Comparison, metric: str, rival: str, question: str, wan
     if difference is None or own is None:
         return None
     title = str(comparison.metrics[metric]["title"])
-    return Finding(
-        question,
-        _answer(difference.sign * wanted),
+    words = (
         f"{title[:1].upper()}{title[1:]}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for "
         f"{comparison.title(rival)}{', which reads every cell to choose' if rival == 'cam' else ''}: "
-        f"{points(difference)}.",
     )
+    return Finding(question, _answer(difference.sign * wanted), f"{words}{points(difference)}.")
 
 
 def _shape(comparison: Comparison) -> Finding | None:
