@@ -20,15 +20,8 @@ from bla.training.settings import Settings
 Failures = tuple[tuple[str, str], ...]
 """(image, reason) for each image that could not be read."""
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Parts:
-    """The examples of a training."""
-
-    train: Examples
-    validation: Examples | None
-    test: Examples
-    failures: Failures
+Parts = tuple[Examples, Examples | None, Examples, Failures]
+"""The examples of a training: train, validation, test."""
 
 
 def read_parts(read: Callable[[ImageSet], Examples], splits: Splits, settings: Settings, report: Progress) -> Parts:
@@ -38,9 +31,9 @@ def read_parts(read: Callable[[ImageSet], Examples], splits: Splits, settings: S
     if failures:
         report(f"{len(failures)} images cannot be read and take no part, the first: {failures[0][1]}", 0, 0)
     if settings.held_out is None:
-        return Parts(train, None, test, failures)
+        return train, None, test, failures
     kept, held_out = stratified_split(train.labels, len(train), settings.held_out.validation, settings.seed)
-    return Parts(train.subset(kept), train.subset(held_out), test, failures)
+    return train.subset(kept), train.subset(held_out), test, failures
 
 
 def read_examples(
@@ -82,9 +75,6 @@ def _relabelled(images: ImageSet, classes: Sequence[str], settings: Settings) ->
             f"{images.root}: expected classes of the classifier, got {unknown[:5]}; it knows {list(classes[:5])}, ..."
         )
     index = np.array([list(classes).index(name) for name in images.classes], np.int64)
-    if images.several:
-        labels = np.zeros((len(images), len(classes)), np.int64)
-        labels[:, index] = images.labels
-    else:
-        labels = index[images.labels]
+    columns = np.eye(len(classes), dtype=np.int64)[index]  # of each class in a table of several labels
+    labels = images.labels @ columns if images.several else index[images.labels]
     return dataclasses.replace(images, labels=labels, classes=tuple(classes))

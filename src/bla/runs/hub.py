@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,12 @@ def from_pretrained(
     """
     folder = Path(name)
     if not folder.is_dir():
-        folder = _downloaded(os.fspath(name), revision, token)
+        name = os.fspath(name)
+        if name.count("/") != 1 or name.startswith((".", "/")):
+            raise HubError(f"expected a folder, or user/name on the Hub, got {name!r}, which is neither")
+        files = [RECORD, WEIGHTS, CARD, CLASSIFIER]
+        with _hub_errors(f"expected a folder, or an explainer on the Hub, got {name!r}:"):
+            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, token=token, allow_patterns=files))
     elif revision is not None:
         raise HubError(f"expected a revision with a name on the Hub, got {revision!r} with the folder {folder}")
     backbone = read_record(folder)["backbone"]
@@ -166,13 +172,9 @@ def push_to_hub(
         save_pretrained(explainer, folder, **options)
         with _hub_errors(f"expected to write {repo_id} on the Hub, got"):
             repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            commit = api.upload_folder(
-                repo_id=repo,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-                delete_patterns=[CLASSIFIER],  # that of an earlier commit, if this one has none
-            )
+            upload = partial(api.upload_folder, repo_id=repo, folder_path=folder, commit_message=commit_message)
+            # An earlier commit's weights of the classifier go, if this one has none.
+            commit = upload(revision=revision, delete_patterns=[CLASSIFIER])
     return str(commit.commit_url)
 
 
@@ -201,23 +203,6 @@ def _described(
         raise HubError(f"expected a fitted classifier, got {classifier.name} before bla.fit: fit it first")
     if not classifier.frozen_head:
         raise HubError("expected a classifier with its own head, got a newly trained head: share its run folder")
-    settings = _settings_of(classifier)
-    record = new_record(
-        setup=classifier.setup,
-        model=classifier.name,
-        backbone=Backbone(name=model, weights=None, digest=weights_digest(classifier.trunk)),
-        transform=classifier.transform.to_dict(),
-        data=Data(train="", test="", root=""),
-        classes=list(classifier.classes),
-        seed=settings.seed,
-        settings=settings.record(),
-        metrics=dict(metrics),
-    )
-    return record, tensor_bytes(Networks(classifier.attention, classifier.head, own_head=True).saved())
-
-
-def _settings_of(classifier: ExplainableClassifier) -> Settings:
-    """Settings that build this attention anew."""
     attention = classifier.attention
     options: dict[str, Any] = {"setup": "bla-ph" if attention.bounded else "l2x-f", **attention.settings}
     options |= {"class_aware": attention.class_conditional, "several_labels": classifier.several_labels}
@@ -230,19 +215,24 @@ def _settings_of(classifier: ExplainableClassifier) -> Settings:
         built.judge = attention.judge
     if repr(built) != repr(attention):
         raise HubError(f"expected an attention that a run can describe, got your own kind: {attention}")
-    return settings
+    data = Data(train="", test="", root="")
+    backbone = Backbone(name=model, weights=None, digest=weights_digest(classifier.trunk))
+    view, classes = classifier.transform.to_dict(), list(classifier.classes)
+    trained = {"seed": settings.seed, "settings": settings.record(), "metrics": dict(metrics)}
+    known = {"setup": classifier.setup, "model": classifier.name, "transform": view, "classes": classes}
+    record = new_record(backbone=backbone, data=data, **known, **trained)
+    return record, tensor_bytes(Networks(attention, classifier.head, own_head=True).saved())
 
 
 def _own_weights(classifier: ExplainableClassifier) -> dict[str, Tensor]:
     """The state of the classifier before it was split: what our own modules wrap in trunk and head."""
-
-    def inside(part: nn.Module) -> nn.Module:
-        if not type(part).__module__.startswith("bla."):
-            return part
-        (only,) = part.children()  # each of our modules holds one other
-        return inside(only)
-
-    return inside(classifier.trunk).state_dict() | inside(classifier.head).state_dict()
+    tensors: dict[str, Tensor] = {}
+    for whole in (classifier.trunk, classifier.head):
+        part: nn.Module = whole
+        while type(part).__module__.startswith("bla."):
+            (part,) = part.children()  # each of our modules holds one other
+        tensors |= part.state_dict()
+    return tensors
 
 
 def _check_rebuilt(record: Record, own: Mapping[str, Tensor]) -> None:
@@ -270,14 +260,6 @@ def _portable(record: Record, with_classifier: bool) -> Record:
     name = Path(root).name
     skipped = [{key: text.replace(root, name) for key, text in entry.items()} for entry in record["skipped"] if root]
     return {**record, "backbone": backbone, "data": {**record["data"], "root": name}, "skipped": skipped}
-
-
-def _downloaded(name: str, revision: str | None, token: str | bool | None) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise HubError(f"expected a folder, or user/name on the Hub, got {name!r}, which is neither")
-    files = [RECORD, WEIGHTS, CARD, CLASSIFIER]
-    with _hub_errors(f"expected a folder, or an explainer on the Hub, got {name!r}:"):
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, token=token, allow_patterns=files))
 
 
 @contextmanager

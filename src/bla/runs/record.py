@@ -63,13 +63,7 @@ class Record(TypedDict):
 
 
 def run_folder(run: str | Path) -> Path:
-    """The folder of a run, or of a shipped explainer by name.
-
-    Raises
-    ------
-    RunError
-        If there is neither.
-    """
+    """The folder of a run, or of a shipped explainer by name; RunError if there is neither."""
     for folder in (Path(run), SHIPPED / str(run)):
         if folder.is_dir():
             return folder
@@ -78,13 +72,7 @@ def run_folder(run: str | Path) -> Path:
 
 
 def read_record(folder: Path) -> Record:
-    """The record of a complete run.
-
-    Raises
-    ------
-    RunError
-        If there is no complete run, or this version cannot read its record.
-    """
+    """The record of a complete run; RunError if there is none, or this version cannot read its record."""
     path = folder / RECORD
     if not path.exists():
         again = any(folder.glob("checkpoint-*/networks.safetensors"))
@@ -94,7 +82,12 @@ def read_record(folder: Path) -> Record:
         record: Record = read_json(path)
         version = record["schema_version"]
         if version == SCHEMA_VERSION:
-            _check(record)
+            backbone, data = record["backbone"], record["data"]
+            texts = [record["setup"], record["model"], backbone["digest"], data["root"], data["train"], data["test"]]
+            texts += [*record["classes"], backbone["name"] or "", backbone["weights"] or ""]
+            objects = [record["transform"], record["settings"], record["metrics"], data]
+            if not all(isinstance(text, str) for text in texts) or not all(isinstance(part, dict) for part in objects):
+                raise TypeError("a field has another type")
             maps = record["settings"].pop("maps", 1)
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
@@ -108,24 +101,11 @@ def read_record(folder: Path) -> Record:
     return record
 
 
-def _check(record: Record) -> None:
-    """KeyError or TypeError if a field that is read is missing or has another type, as after an edit by hand."""
-    backbone, data = record["backbone"], record["data"]
-    texts = [record["setup"], record["model"], backbone["digest"], data["root"], data["train"], data["test"]]
-    texts += [*record["classes"], backbone["name"] or "", backbone["weights"] or ""]
-    objects = [record["transform"], record["settings"], record["metrics"], data]
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(part, dict) for part in objects):
-        raise TypeError("a field has another type")
-
-
 def new_record(**fields: Any) -> Record:
     """A record with these fields, made now by these versions."""
-    now = timestamp()
-    made = {"versions": versions(), "created": now}
+    made = {"versions": versions(), "created": timestamp()}
     defaults = {"schema_version": SCHEMA_VERSION, "dead": False, "epochs": {}, "skipped": [], "seconds": 0.0}
-    record = cast("Record", defaults | fields | made)
-    _check(record)
-    return record
+    return cast("Record", defaults | fields | made)
 
 
 def write_run(folder: Path, record: Record, files: Mapping[str, bytes]) -> None:

@@ -75,8 +75,8 @@ def train(
     model: a name as :func:`bla.model.backbones.load_backbone` takes it, or a classifier.
     mode: whether the model sees the whole photo squashed, or the classifier's own resize and crop.
     image_size: height and width of the model's input in pixels; a larger input has more and finer cells.
-    data_root: where named data sets are kept, by default :func:`bla.data.published.default_data_root`.
-    cache: where features are kept, by default :func:`bla.files.cache_root`.
+    data_root, cache: where named data sets and features are kept: :func:`bla.data.published.default_data_root` and
+        :func:`bla.files.cache_root` by default.
     stream: compute the features anew for every batch instead of caching them, if they are too large for the disk.
     report: called with progress; by default remarks go to standard error. :func:`bla.progress.silent` shows none.
 
@@ -118,7 +118,8 @@ def train(
             parts = read_parts(read, splits, settings, report)
             outcome = _trained(networks, settings, parts, out=out, identity=identity, report=report)
             if first:
-                counts = {part: len(getattr(parts, part) or ()) for part in ("train", "validation", "test")}
+                train_part, validation_part, test_part, _ = parts
+                counts = {"train": len(train_part), "validation": len(validation_part or ()), "test": len(test_part)}
                 identity["data"] |= {"root": source, "images": counts}
                 record = new_record(setup=settings.name, model=wrapped.name, **identity, **outcome)
                 write_run(out, record, {WEIGHTS: tensor_bytes(networks.saved())})
@@ -176,28 +177,20 @@ def fit(
     if not wrapped.frozen_head:
         raise ClassifierError("expected a wrapped classifier with its own head, got one with a newly trained head")
     _check_float32(wrapped)
-    settings = Settings(
-        setup="bla-ph" if wrapped.attention.bounded else "l2x-f",
-        head="own",
-        targets=targets,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        validation=validation,
-        patience=patience,
-        seed=seed,
-        several_labels=wrapped.several_labels,
-    )
+    several = wrapped.several_labels
+    post_hoc = partial(Settings, setup="bla-ph" if wrapped.attention.bounded else "l2x-f", head="own", targets=targets)
+    schedule = partial(post_hoc, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
+    settings = schedule(validation=validation, patience=patience, seed=seed, several_labels=several)
     read = partial(read_examples, wrapped, wrapped.classes, settings, cache=cache, stream=stream, report=report)
     with photo_splits(images, seed=seed, cache=cache, report=report) as splits:
-        parts = read_parts(read, splits, settings, report)
+        train_part, validation_part, test_part, _ = read_parts(read, splits, settings, report)
         before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}
         try:
             with torch.random.fork_rng([]):
                 torch.manual_seed(seed)
                 wrapped.attention.reset_parameters()
             networks = Networks(wrapped.attention, wrapped.head, own_head=True)
-            if train_networks(networks, settings, parts.train, parts.validation, report=report)["dead"]:
+            if train_networks(networks, settings, train_part, validation_part, report=report)["dead"]:
                 raise TrainingError(
                     "expected a module that selects, got one that died in training (every cell selected): lower the "
                     f"learning rate ({learning_rate}) or take another seed"
@@ -206,7 +199,7 @@ def fit(
             wrapped.attention.load_state_dict(before)  # an earlier fit is kept
             raise
         wrapped.fitted = True
-        return measure(networks, parts.test, report, several=wrapped.several_labels)
+        return measure(networks, test_part, report, several=several)
 
 
 def load(run: str | Path, *, model: nn.Module | None = None, device: str = "auto") -> ExplainableClassifier:
@@ -266,16 +259,9 @@ def evaluate(
     """Measure a run on the test images of its own data, or on other data with the same classes.
 
     Of other data the test images are measured, or all images if the data come without a division: whether some of
-    them were trained on is not known then. ``stream`` caches no features.
-
-    Returns
-    -------
-    The metrics object, and (image, reason) for each image that could not be read.
-
-    Raises
-    ------
-    RunError, DataError
-        If there is no such run, its data have moved, or the data's classes are not the run's.
+    them were trained on is not known then. ``stream`` caches no features. Returns the metrics object, and (image,
+    reason) for each image that could not be read; a RunError or DataError says that there is no such run, that its
+    data have moved, or that the data's classes are not the run's.
     """
     report = report if distributed.rank() == 0 else silent
     opened = open_run(run, model=model, device=device)
@@ -357,18 +343,9 @@ def _assembled(
         networks = Networks(attention, head, own_head=settings.own_head)
     else:
         networks = TunedNetworks(attention, head, wrapped.trunk, settings=settings, pixels=wrapped.pixels)
-    classifier = ExplainableClassifier(
-        wrapped.trunk,
-        attention,
-        networks.head,
-        transform=wrapped.transform,
-        classes=classes,
-        name=wrapped.name,
-        setup=settings.name,
-        frozen_head=settings.frozen_head,
-        several_labels=settings.several_labels,
-    )
-    return classifier.to(like.device), networks
+    as_wrapped = partial(ExplainableClassifier, transform=wrapped.transform, name=wrapped.name, setup=settings.name)
+    as_set = partial(as_wrapped, frozen_head=settings.frozen_head, several_labels=settings.several_labels)
+    return as_set(wrapped.trunk, attention, networks.head, classes=classes).to(like.device), networks
 
 
 def _trained(
@@ -378,20 +355,19 @@ def _trained(
     first, started = distributed.rank() == 0, time.monotonic()
     if not first and settings.trunk is None:
         return {}  # training on cached features takes the first process seconds
-    outcome = train_networks(
-        networks, settings, parts.train, parts.validation, folder=out, identity=identity, report=report
-    )
+    training, validation, test, failures = parts
+    outcome = train_networks(networks, settings, training, validation, folder=out, identity=identity, report=report)
     if not first:
         return {}
     seconds = round(time.monotonic() - started, 1)
-    metrics = measure(networks, parts.test, report, several=settings.several_labels)
+    metrics = measure(networks, test, report, several=settings.several_labels)
     size = metrics["size"]
     outcome["dead"] |= settings.setup != "l2x-f" and size["min"] == size["cells"]  # died in the very last steps
     if "mean_size" in outcome:
         outcome["mean_size"]["test"] = size["mean"]
     if isinstance(networks, TunedNetworks):
         outcome["trunk"] = weights_digest(networks.trunk)
-    skipped = [{"image": image, "error": error} for image, error in parts.failures]
+    skipped = [{"image": image, "error": error} for image, error in failures]
     settled = {"seed": settings.seed, "settings": settings.record(), "skipped": skipped, "seconds": seconds}
     return settled | outcome | {"metrics": metrics}
 
