@@ -160,9 +160,8 @@ class BoundedLogitAttention(Attention):
 
     Notes
     -----
-    A start with every cell clipped is dead: no gradient reaches the score. The module starts with small random
-    weights (at most 1/C each) and bias 1, so that u > 0, alive, on any map whose mean magnitude is below 1;
-    :meth:`calibrate`, which training calls, makes a live start for any features.
+    A start with every cell clipped is dead: no gradient reaches the score. Small random weights (at most 1/C each) and
+    bias 1 make u > 0 on any map of mean magnitude below 1; :meth:`calibrate`, which training calls, does for any.
 
     Examples
     --------
@@ -242,17 +241,13 @@ class ClassAwareAttention(BoundedLogitAttention):
 
     c is the class to be explained, by default the one that the judge predicts from all cells. The judge is a head that
     reads pooled vectors, called for each cell alone; it is never trained here, and passes no gradient. Each input is
-    standardised over the cells of its map, so that what counts is how cells differ and not how sure the judge is: it is
-    surer of images that it was trained on, and the sizes on those would differ from the sizes on others.
-
-    A selection that agrees with the judge proves nothing, as the judge helped to make it. The cells are still all that
-    the head reads. Evidence comes from an independent evaluator, from the cells left out, and from the object's place.
+    standardised over the cells of its map, as the judge is surer of its training images. A selection that agrees with
+    the judge proves nothing, as the judge helped to make it.
 
     Parameters
     ----------
     in_channels: C, the channels of the feature map.
-    judge: pooled features (B, C) to logits (B, K). :func:`bla.explainable` puts the classifier's head here, and
-        training the head of its first stage, where it is None.
+    judge: pooled features (B, C) to logits (B, K); None for the classifier's head, or that of training's first stage.
     hidden: channels of 1x1 convolutions (each followed by a ReLU) before the score.
     temperature, threshold, gate: as of :class:`BoundedLogitAttention`.
 

@@ -28,16 +28,10 @@ def load_backbone(name: str, weights: str | Path | None = None) -> nn.Module:
     ----------
     name: a timm model, such as ``resnet50.a1_in1k``, or ``package.module:callable`` for a callable of yours that
         returns one.
-    weights: a file of a state dict, safetensors or a PyTorch file without pickled code, by itself or in a checkpoint
-        under ``state_dict``, ``model`` or ``model_state_dict``; or ``"random"`` for none: timm's initialisation, the
-        same at every call, so that a run on it can be loaded. By default the ImageNet weights: those of
-        :data:`PACKAGED` come from a package on the index, others through timm's loader; a callable of yours keeps what
-        it loaded.
-
-    Raises
-    ------
-    ClassifierError
-        If there is no such classifier, its weights cannot be had, or the file does not fit.
+    weights: a state dict as safetensors or a PyTorch file without pickled code, also in a checkpoint under
+        ``state_dict``, ``model`` or ``model_state_dict``; or ``"random"``: timm's initialisation, the same at every
+        call. By default ImageNet's: for :data:`PACKAGED` from a package on the index, else through timm's loader; a
+        callable of yours keeps what it loaded.
     """
     if ":" in name:
         model = _called(name)
@@ -94,14 +88,13 @@ def _load_packaged(model: nn.Module, name: str) -> None:
             f"bounded-logit-attention[lite], or name {name}.in1k for those that timm's loader fetches"
         ) from None
     path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    own = model.state_dict()
-    counters = [key for key in own if key.endswith("num_batches_tracked")]
-    names = [key for key in own if key not in counters]
-    values = [value for key, value in stored.items() if not key.endswith("num_batches_tracked")]
-    if [own[key].shape for key in names] != [value.shape for value in values]:
-        raise ClassifierError(f"expected the {len(names)} tensors of {name} in {path}, got {len(values)} others")
-    model.load_state_dict(dict(zip(names, values, strict=True)) | {key: own[key] for key in counters})
+    own, stored = (
+        {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+        for state in (model.state_dict(), torch.load(path, map_location="cpu", weights_only=True))
+    )
+    if [value.shape for value in own.values()] != [value.shape for value in stored.values()]:
+        raise ClassifierError(f"expected the {len(own)} tensors of {name} in {path}, got {len(stored)} others")
+    model.load_state_dict(dict(zip(own, stored.values(), strict=True)), strict=False)
 
 
 def _load_file(model: nn.Module, path: Path, name: str) -> None:

@@ -21,7 +21,7 @@ from bla.model.heads import read
 from bla.model.images import ImageLike, Input, each, read_image
 from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_processor
-from bla.model.splitting import ClassifierError, drop_hooks, split, split_for
+from bla.model.splitting import ClassifierError, split, split_for
 from bla.model.votes import votes
 
 __all__ = ["ClassifierError", "ExplainableClassifier", "ImageLike", "explainable"]
@@ -136,16 +136,11 @@ class ExplainableClassifier(nn.Module):
             floats is normalised pixels as :meth:`select` takes them, (3, h, w) or a batch.
         size: select exactly this many cells.
         target: a class by index or name. ``explanation.votes`` is then what each selected cell says for it; a
-            class-conditional explainer also selects its cells for it, by default for the class that it predicts from
-            all cells.
+            class-conditional explainer also selects its cells for it, by default for the class that it predicts.
         against: another class: votes are for ``target`` rather than this one.
 
-        Raises
-        ------
-        ClassifierError
-            If the attention was never trained, or there is no such target.
-        DataError
-            If a photo cannot be read, naming it. :meth:`explain_each` continues with the others.
+        An attention that was never trained, or an unknown class, is a ClassifierError; a photo that cannot be read a
+        DataError that names it. :meth:`explain_each` continues with the others.
         """
         found = list(self.explain_each(images, size=size, target=target, against=against, batch_size=batch_size))
         for result in found:
@@ -281,36 +276,28 @@ def explainable(
 ) -> ExplainableClassifier:
     """Wrap a classifier: split it before its global average pooling and put an attention there.
 
-    The classifier is copied, never edited; hooks of yours stay with the original (torch's own, as for weight
-    normalisation, are part of the copy). Layer, grid and preprocessing are found: by timm's
-    ``forward_features`` / ``forward_head``, or, for any module that torch.fx or torch.export can trace (torchvision's,
-    those of Hugging Face transformers, yours), at the last operation that averages a map, or patch tokens, over the
-    grid. Where a class token reads the patch tokens (ViT), the cut is where it joins them: :mod:`bla.model.joining`;
-    where the map is flattened (VGG, AlexNet), the head reads it with the unselected cells at zero. The split is checked
-    on random input before it is returned: uniform weights give the classifier's own logits, moving the weight to one
-    cell changes them, and nothing is read of cells that are left out.
+    The classifier is copied, never edited; your hooks stay with the original. It is cut by timm's
+    ``forward_features`` / ``forward_head``, or, if torch.fx or torch.export can trace it, at the last operation that
+    averages a map, or patch tokens, over the grid. Where a class token reads the patch tokens (ViT), the cut is where
+    it joins them: :mod:`bla.model.joining`; where the map is flattened (VGG), the head reads it with the unselected
+    cells at zero. The split is checked on random input: uniform weights give the classifier's own logits, moving the
+    weight to one cell changes them, and cells that are left out change nothing.
 
     Parameters
     ----------
     model: takes pixels (B, 3, h, w), returns logits (B, K), alone, as ``.logits`` or first in a tuple.
     attention: the module to insert; by default ``BoundedLogitAttention(C)``. A class-conditional one without a judge
         gets the classifier's head.
-    head: in place of the classifier's own: a module for pooled features (B, C), taken as it is, or K for a new linear
-        one of K classes, to be trained. Any classifier with a last map of several cells serves then.
+    head: instead of the classifier's: a module for pooled features (B, C), or K for a linear one, to be trained.
     parts: (trunk, head), where no cut is found: of each a submodule's name, or a callable of the classifier and a
         tensor, as in ``(lambda model, pixels: model.body(pixels)[-1], "fc")``. The trunk gives a map (B, C, H, W) or
         patch tokens (B, H*W, C), the head takes their mean (B, C). Checked as any other cut.
     transform: the preprocessing, or an image processor of Hugging Face transformers; by default timm's for the
-        model, else ImageNet's at 224 x 224 (``transform.source`` then says "assumed"). The whole photo is squashed to
-        the input size.
-    classes: K names; by default those of a transformers model's ``config.id2label``, ImageNet's for 1,000 classes, or
-        "class 0", ...
+        model, else ImageNet's at 224 x 224 (``transform.source`` then says "assumed").
+    classes: K names; by default transformers' ``config.id2label``, ImageNet's for 1,000 classes, or "class 0", ...
     several_labels: whether an image may have several classes or none; a label's probability is its logit's sigmoid.
 
-    Raises
-    ------
-    ClassifierError
-        Naming the classifier and what about it cannot be split.
+    A classifier that cannot be split is a ClassifierError that says why.
 
     Examples
     --------
@@ -368,10 +355,14 @@ def explainable(
 
 
 def _copied(model: nn.Module, name: str) -> nn.Module:
-    """A frozen copy in evaluation mode, without hooks of the user's."""
+    """A frozen copy in evaluation mode, without the user's hooks; torch's own hooks compute weights and stay."""
     try:
         own = copy.deepcopy(model)
     except Exception as error:
         raise ClassifierError(f"{name}: expected a module that can be copied, got {error}") from error
-    drop_hooks(own)
+    for module in own.modules():
+        for kind in ("forward", "forward_pre", "backward", "backward_pre"):
+            hooks = getattr(module, f"_{kind}_hooks")
+            for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.")]:
+                del hooks[key]
     return own.eval().requires_grad_(False)

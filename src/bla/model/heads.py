@@ -31,11 +31,7 @@ def reads_maps(head: nn.Module) -> bool:
 
 
 def read(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
-    """Logits (B, K) that a head gives for features (B, C, H, W) under weights (B, H, W).
-
-    >>> read(nn.Identity(), torch.ones(1, 3, 2, 2), torch.full((1, 2, 2), 0.25))
-    tensor([[1., 1., 1.]])
-    """
+    """Logits (B, K) that a head gives for features (B, C, H, W) under weights (B, H, W)."""
     logits: Tensor = head(features, kept(weights)) if reads_maps(head) else head(weighted_sum(features, weights))
     return logits
 
@@ -65,13 +61,7 @@ def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def kept(weights: Tensor) -> Tensor:
-    """What is kept of each cell, in [0, 1]: the weights (B, H, W) over the largest of each map.
-
-    Uniform weights keep all, a hard selection keeps the selected and nothing else.
-
-    >>> kept(torch.tensor([[[0.25, 0.25, 0.0, 0.125]]]))
-    tensor([[[1.0000, 1.0000, 0.0000, 0.5000]]])
-    """
+    """What is kept of each cell, in [0, 1]: weights (B, H, W) as memberships, so that uniform weights keep all."""
     return memberships(weights.flatten(1)).reshape_as(weights)
 
 

@@ -23,6 +23,7 @@ from bla.model.tracing import TracingError, token_grid
 
 _LEAST = 1e-6
 """Below this, what is kept of a cell in training changes its logits no more."""
+_ATTENTION_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 _SOFTMAXES = (torch.softmax, Tensor.softmax, functional.softmax)
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 
@@ -73,10 +74,13 @@ class _Replacing(TorchFunctionMode):
         if self.replaced is None or self.bias is None:
             return func(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
-            query, key = args[0], args[1] if len(args) > 1 else kwargs["key"]
-            bias = self._bias_of(key.shape[-2], query.ndim)
-            if bias is not None:
-                args, kwargs = _with_mask(args, kwargs, bias)
+            kwargs |= dict(zip(_ATTENTION_ARGUMENTS, args, strict=False))
+            args = ()
+            bias = self._bias_of(kwargs["key"].shape[-2], kwargs["query"].ndim)
+            own = kwargs.get("attn_mask")
+            if bias is not None and own is not None:
+                bias = torch.where(own, bias, -torch.inf) if own.dtype == torch.bool else own + bias
+            kwargs["attn_mask"] = own if bias is None else bias
         elif func is functional.multi_head_attention_forward:
             key = args[1]  # (N, B, C)
             bias = self._bias_of(key.shape[0], 2)
@@ -107,17 +111,21 @@ class _Replacing(TorchFunctionMode):
         return bias.reshape(bias.shape[0], *(1,) * (dimensions - 2), keys)
 
 
-class JoinedTrunk(nn.Module):
-    """The patch tokens that a class token joins, and what has become of them at the end, as one map.
-
-    (B, 2D, H, W): of the first D channels the head reads the selected cells, the others are for the score alone.
-    """
+class _Joined(nn.Module):
+    """A classifier with ``prefix`` tokens that patches of ``cell`` pixels, (height, width), join."""
 
     def __init__(self, model: nn.Module, prefix: int, cell: tuple[int, int]) -> None:
         super().__init__()
         self.model = model
         self.prefix = prefix
         self.cell = cell
+
+
+class JoinedTrunk(_Joined):
+    """The patch tokens that a class token joins, and what has become of them at the end, as one map.
+
+    (B, 2D, H, W): of the first D channels the head reads the selected cells, the others are for the score alone.
+    """
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, h, w) to features (B, 2D, H, W)."""
@@ -130,14 +138,8 @@ class JoinedTrunk(nn.Module):
         return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
 
 
-class JoinedHead(MapHead):
+class JoinedHead(_Joined, MapHead):
     """All of a classifier from where its class token joins the patch tokens, for the kept ones."""
-
-    def __init__(self, model: nn.Module, prefix: int, cell: tuple[int, int]) -> None:
-        super().__init__()
-        self.model = model
-        self.prefix = prefix
-        self.cell = cell
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, 2D, H, W) and what is kept of each cell (B, H, W) to logits (B, K)."""
@@ -179,13 +181,3 @@ def _length(parts: Sequence[Tensor]) -> int:
 def _constant(parts: Sequence[Tensor]) -> bool:
     """Whether tokens are the same for every image: they have read none."""
     return all(torch.equal(part, part[:1].expand_as(part)) for part in parts)
-
-
-def _with_mask(args: Sequence[Any], kwargs: dict[str, Any], bias: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
-    """Arguments of scaled_dot_product_attention with ``bias`` added to its mask."""
-    own = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-    if own is not None:
-        bias = torch.where(own, bias, -torch.inf) if own.dtype == torch.bool else own + bias
-    return (*args[:3], bias, *args[4:]) if len(args) > 3 else args, (
-        kwargs if len(args) > 3 else kwargs | {"attn_mask": bias}
-    )

@@ -24,11 +24,11 @@ class ClassifierError(BlaError):
 
 
 class _UncutError(ValueError):
-    """Why one way to cut does not serve; where ``final``, no other would."""
+    """Why one way to cut does not serve."""
 
-    def __init__(self, reason: str, *, final: bool = False) -> None:
-        super().__init__(reason)
-        self.final = final
+
+class _UncuttableError(_UncutError):
+    """Why no way to cut would serve."""
 
 
 class Split(NamedTuple):
@@ -54,24 +54,14 @@ class TimmTrunk(nn.Module):
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 
 
-def drop_hooks(own: nn.Module) -> None:
-    """Hooks that observe the original are not for the copy to call; torch's own ones compute weights."""
-    for module in own.modules():
-        for kind in ("forward", "forward_pre", "backward", "backward_pre"):
-            hooks = getattr(module, f"_{kind}_hooks")
-            for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.")]:
-                del hooks[key]
-
-
 def split(own: nn.Module, transform: Transform, name: str, parts: tuple[Part, Part] | None = None) -> Split:
     """Cut our copy before its own head, which is then checked to be what the classifier does.
 
     Ways to cut are tried in turn, the plainest first, until one passes; where none does, the first's reason is given.
     With ``parts`` theirs is the only one.
     """
-    pixels = _probe(own, transform)
+    pixels, returned = _probed(own, transform, name)
     with torch.inference_mode():
-        returned = _returned(own, pixels, name)
         logits = tensor_in(returned)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -90,10 +80,11 @@ def split(own: nn.Module, transform: Transform, name: str, parts: tuple[Part, Pa
                 _check_several_cells(features, pixels)
                 _self_check(head, features, logits)
                 return Split(trunk, head, features.shape[1], logits.shape[1])
+            except _UncuttableError as error:
+                reasons.append(error)
+                break
             except (_UncutError, TracingError, ClassifierError) as error:
                 reasons.append(error)
-                if getattr(error, "final", False):
-                    break
             except Exception as error:  # whatever a classifier's own code raises at what it was not made for
                 reasons.append(_UncutError(f"expected {_AVERAGE}, got one that fails on it ({said(error)})"))
     checked = [error for error in reasons if not isinstance(error, TracingError)]  # what was cut at all says more
@@ -109,9 +100,9 @@ def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name:
     """
     if isinstance(head, int) and head < 1:
         raise ClassifierError(f"{name}: expected a head of at least one class, got {head}")
-    pixels = _probe(own, transform)
+    pixels, returned = _probed(own, transform, name)
     with torch.inference_mode():
-        model = own if isinstance(_returned(own, pixels, name), Tensor) else NamedPart(own, nn.Module.__call__)
+        model = own if isinstance(returned, Tensor) else NamedPart(own, nn.Module.__call__)
         try:
             trunk = _cut_timm(model, pixels)[0] if speaks_timm(model) else _traced_trunk(model, pixels)
             features = trunk(pixels)
@@ -160,10 +151,9 @@ def _self_check(head: nn.Module, features: Tensor, logits: Tensor) -> None:
     first[:, 0, 0] = last[:, -1, -1] = 1
     alone = read(head, features, first)
     if not (alone - read(head, features, last)).abs().max() > 0:
-        raise _UncutError(
+        raise _UncuttableError(
             "expected logits that depend on the cells of the feature map, got the same from any cell (a head that is "
-            "all zero, or features alike everywhere): it needs a trained head",
-            final=True,
+            "all zero, or features alike everywhere): it needs a trained head"
         )
     if reads_maps(head):
         noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features)
@@ -176,16 +166,13 @@ def _self_check(head: nn.Module, features: Tensor, logits: Tensor) -> None:
             )
 
 
-def _probe(own: nn.Module, transform: Transform) -> Tensor:
-    """Noise of two pictures' size, the same at every call."""
+@torch.inference_mode()
+def _probed(own: nn.Module, transform: Transform, name: str) -> tuple[Tensor, Any]:
+    """Noise of two pictures' size, the same at every call, and whatever the classifier returns for it."""
     like = next(own.parameters(), torch.empty(0))
-    return torch.randn(2, 3, *transform.size, generator=torch.Generator().manual_seed(0)).to(like)
-
-
-def _returned(own: nn.Module, pixels: Tensor, name: str) -> Any:
-    """Whatever the classifier returns for these pixels."""
+    pixels = torch.randn(2, 3, *transform.size, generator=torch.Generator().manual_seed(0)).to(like)
     try:
-        return own(pixels)
+        return pixels, own(pixels)
     except Exception as error:
         raise ClassifierError(
             f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; pass "
@@ -197,10 +184,9 @@ def _check_several_cells(features: Tensor, pixels: Tensor) -> None:
     if features.ndim != 4:
         raise _UncutError(f"expected a feature map (batch, channels, height, width), got {tuple(features.shape)}")
     if features.shape[2] * features.shape[3] == 1:
-        raise _UncutError(
+        raise _UncuttableError(
             "expected a feature map of several cells, got one of 1x1 at input size "
-            f"{tuple(pixels.shape[2:])}: there is nothing to select; use a larger input",
-            final=True,
+            f"{tuple(pixels.shape[2:])}: there is nothing to select; use a larger input"
         )
 
 
@@ -217,9 +203,8 @@ def _cut_timm(own: nn.Module, pixels: Tensor) -> Parts:
     if isinstance(features, Tensor) and features.ndim == 3:
         prefix = int(getattr(own, "num_prefix_tokens", 0))
         return TokenTrunk(TimmTrunk(own, channels_last=False), prefix), TimmHead(own, (1, -1), prefix)
-    if not isinstance(features, Tensor) or features.ndim != 4:
-        came = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        raise _UncutError(f"expected a feature map (batch, channels, height, width), got {came}")
+    if not isinstance(features, Tensor):
+        raise _UncutError(f"expected a feature map (batch, channels, height, width), got {type(features).__name__}")
     channels_last = getattr(own, "output_fmt", "NCHW") == "NHWC"
     return TimmTrunk(own, channels_last), TimmHead(own, (1, 1, -1) if channels_last else (-1, 1, 1))
 

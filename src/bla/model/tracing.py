@@ -70,11 +70,7 @@ def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def said(error: Exception) -> str:
-    r"""An error's class and the first line of its message, if any.
-
-    >>> said(ValueError("one\ntwo")), said(NotImplementedError())
-    ('ValueError: one', 'NotImplementedError: ')
-    """
+    """An error's class and the first line of its message."""
     first, _, _ = str(error).partition("\n")
     return f"{type(error).__name__}: {first}"
 

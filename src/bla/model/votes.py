@@ -73,28 +73,24 @@ def votes(
 
         method: VoteMethod = "exact"
         slope = gradient(0.5)
+        same = torch.allclose(slope, gradient(1.0), rtol=1e-4, atol=1e-6 * float(slope.abs().max()))
         scale = torch.maximum(logit.abs(), offset.abs()).max().clamp(min=1e-12)
-        if (offset + (slope * pooled).sum(1) - logit).abs().max() > EXACT * scale or not _same(slope, gradient(1.0)):
+        if (offset + (slope * pooled).sum(1) - logit).abs().max() > EXACT * scale or not same:
             method = "integrated gradients"
             slope = torch.stack([gradient((step + 0.5) / STEPS) for step in range(STEPS)]).mean(0)
         cells = (features * slope[:, :, None, None]).sum(1) * weights
         return CellVotes(cells, offset, logit, method)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
-
-
 def _left_out(
     head: nn.Module, features: Tensor, weights: Tensor, logit: Tensor, asked: Callable[[Tensor], Tensor]
 ) -> CellVotes:
-    cells = torch.zeros_like(weights).flatten(1)
-    alone = (weights > 0).flatten(1).sum(1) == 1
-    for cell in (weights > 0).flatten(1).any(0).nonzero()[:, 0].tolist():
+    selected = (weights > 0).flatten(1)
+    lost = torch.zeros_like(weights).flatten(1)
+    for cell in selected.any(0).nonzero()[:, 0].tolist():
         fewer = weights.flatten(1).clone()
-        chosen = (fewer[:, cell] > 0) & ~alone  # of a single cell nothing would be left
-        fewer[:, cell] = torch.where(chosen, 0.0, fewer[:, cell])
-        lost = logit - asked(read(head, features, fewer.reshape(weights.shape)))
-        cells[:, cell] = torch.where(chosen, lost, 0.0)
-    cells = torch.where(alone[:, None] & (weights > 0).flatten(1), logit[:, None], cells)
+        fewer[:, cell] = 0
+        lost[:, cell] = logit - asked(read(head, features, fewer.reshape(weights.shape)))
+    alone = selected.sum(1, keepdim=True) == 1  # without a single cell nothing is left: it has the whole logit
+    cells = torch.where(selected, torch.where(alone, logit[:, None], lost), 0.0)
     return CellVotes(cells.reshape(weights.shape), torch.zeros_like(logit), logit, "left out one by one")

@@ -8,19 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bla.operators import weights
 from bla.operators.subset import SubsetOperator, fixed_size, logistic_like
-from bla.operators.weights import (
-    best,
-    bound,
-    bound_at_size,
-    bounded_hard,
-    bounded_soft,
-    check_positive,
-    check_size,
-    check_threshold,
-    memberships,
-    straight_through,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +23,14 @@ class BoundedLogits(SubsetOperator):
     no score reaches 0 the largest one is the subset, with its ties.
     O(N) in time and memory; O(N log N) with the dial. Source: arXiv 2105.14824.
 
-    An item at the bound passes no gradient. That makes its weight equal to its neighbours', and it is also why a plain
-    bound cannot be left again. Two remedies: a price on size (:meth:`expected_size`), which does reach clipped items,
-    and ``noise``, which moves each item off the bound now and then.
+    An item at the bound passes no gradient, so it cannot leave a plain bound again. Two remedies: a price on size
+    (:meth:`expected_size`), which does reach clipped items, and ``noise``, which moves items off the bound at times.
 
     Parameters
     ----------
-    temperature: tau > 0, multiplies. The paper has 0.1, for scores that grow to tens; for networks trained from
-        scratch on a few features 1 is better.
+    temperature: tau > 0, multiplies: the paper's 0.1 suits scores that grow to tens, 1 small networks from scratch.
     k: the size dial. The bound moves to the k-th largest score, so that k items are selected.
-    noise: scale of the logistic noise on the scores in training, 0 for none. An item is then at the bound with
-        probability sigmoid(a / noise).
+    noise: scale of the logistic noise in training: an item is at the bound with probability sigmoid(a / noise).
     straight_through: ``soft`` has the values 0 and 1 of the noisy subset, and the relaxed memberships' gradient.
     threshold: gamma of BLA-T: relu(softmax(tau z) - gamma), relative to the largest. ``"auto"`` is 0.98 / (items).
     gate: 2 sigmoid(tau z) in place of the exponential: each item independently. Takes no threshold.
@@ -64,32 +50,32 @@ class BoundedLogits(SubsetOperator):
     gate: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("temperature", self.temperature)
+        weights.check_positive("temperature", self.temperature)
         if self.k is not None:
-            check_positive("k", self.k)
+            weights.check_positive("k", self.k)
         if self.noise < 0:
             raise ValueError(f"expected noise >= 0, got {self.noise}")
-        check_threshold(self.threshold, self.gate)
+        weights.check_threshold(self.threshold, self.gate)
 
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.noise:
             scores = torch.where(mask, scores + self.noise * logistic_like(scores, generator), scores)
         items = mask.sum(dim=-1, keepdim=True)
         if self.k is None:
-            z = bound(scores)
+            z = weights.bound(scores)
         else:
-            check_size(self.k, scores.shape[-1])
-            z = bound_at_size(scores, items.clamp(max=self.k))
-        weights = bounded_soft(
+            weights.check_size(self.k, scores.shape[-1])
+            z = weights.bound_at_size(scores, items.clamp(max=self.k))
+        soft = weights.bounded_soft(
             z, temperature=self.temperature, threshold=self.threshold, gate=self.gate, items=items.to(z.dtype)
         )
-        relaxed = 2 * weights if self.gate else memberships(weights)
+        relaxed = 2 * soft if self.gate else weights.memberships(soft)
         if not self.straight_through:
             return relaxed
-        return straight_through(self._hard(scores, mask).to(scores.dtype), relaxed)
+        return weights.straight_through(self._hard(scores, mask).to(scores.dtype), relaxed)
 
     def _hard(self, scores: Tensor, mask: Tensor) -> Tensor:
-        return bounded_hard(bound(scores), gate=True) if self.k is None else best(scores, self.k)
+        return weights.best(scores, self.k) if self.k else weights.bounded_hard(weights.bound(scores), gate=True)
 
     def _expected_size(self, scores: Tensor, mask: Tensor) -> Tensor:
         r"""Sum of sigmoid(a / noise), the expected number at the bound; without noise, at noise 1."""

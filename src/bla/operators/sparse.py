@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,28 +26,26 @@ class Sparsemax(SubsetOperator):
     """
 
     temperature: float = 1.0
+    _mapping: ClassVar = "sparsemax"
 
     def __post_init__(self) -> None:
         check_positive("temperature", self.temperature)
 
-    def _weights(self, scores: Tensor) -> Tensor:
+    def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
         with needs_extra("operators"):
-            from entmax import sparsemax
+            import entmax
 
-        weights: Tensor = sparsemax(self.temperature * scores, dim=-1)
+        # padding just out of reach of the support, which ends at most 2 / tau under the largest score
+        lowered = torch.where(mask, scores, scores.detach().amax(dim=-1, keepdim=True) - 4 / self.temperature)
+        lowered = lowered.masked_fill(lowered.isnan().any(dim=-1, keepdim=True), 0.0)  # entmax fails on NaN
+        weights: Tensor = getattr(entmax, self._mapping)(self.temperature * lowered, dim=-1)
         return weights
 
-    def _lowered(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """Padding just out of reach of the support, which ends at most 2 / tau under the largest score."""
-        largest = scores.detach().amax(dim=-1, keepdim=True)
-        lowered = torch.where(mask, scores, largest - 4 / self.temperature)
-        return lowered.masked_fill(lowered.isnan().any(dim=-1, keepdim=True), 0.0)  # entmax fails on them; marked later
-
     def _soft(self, scores: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        return memberships(self._weights(self._lowered(scores, mask)))
+        return memberships(self._weights(scores, mask))
 
     def _hard(self, scores: Tensor, mask: Tensor) -> Tensor:
-        return self._weights(self._lowered(scores, mask)) > 0
+        return self._weights(scores, mask) > 0
 
     def _expected_size(self, scores: Tensor, mask: Tensor) -> Tensor:
         return self._soft(scores, mask, None).masked_fill(~mask, 0.0).sum(dim=-1)
@@ -61,12 +60,7 @@ class Entmax15(Sparsemax):
     Otherwise as :class:`Sparsemax`. Source: Peters, Niculae and Martins 2019 (arXiv 1905.05702).
     """
 
-    def _weights(self, scores: Tensor) -> Tensor:
-        with needs_extra("operators"):
-            from entmax import entmax15
-
-        weights: Tensor = entmax15(self.temperature * scores, dim=-1)
-        return weights
+    _mapping = "entmax15"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,17 +35,13 @@ def bound(logits: Tensor) -> Tensor:
 def bound_at_size(logits: Tensor, size: int | Tensor) -> Tensor:
     r"""Move the bound to the ``size`` largest logits: :math:`z_n = \min(a_n - t, 0)`, t the size-th largest.
 
-    The size dial: exactly the items with :math:`a_n \ge t` are at the bound, ``size`` of them unless logits tie.
+    The size dial: exactly the items with :math:`a_n \ge t` are at the bound, ``size`` of them unless logits tie. A
+    number outside 1..N is a ValueError; a tensor (..., 1), a size for each row, is not checked.
 
     >>> bound_at_size(torch.tensor([2.0, 0.0, -3.0]), 2)
     tensor([ 0.,  0., -3.])
     >>> bound_at_size(torch.tensor([2.0, 0.0, -3.0]), 1)
     tensor([ 0., -2., -5.])
-
-    Raises
-    ------
-    ValueError
-        If ``size`` is a number that is not in 1..N. A tensor (..., 1), a size for each row, is not checked.
     """
     least = _kth_largest(logits, size)
     return torch.where(logits >= least, 0.0, logits - least)  # not bound(logits - least): inf - inf is no number
@@ -150,17 +146,12 @@ def gumbel_soft(
 
     Parameters
     ----------
-    size: k, the number of draws.
+    size: k, the number of draws; outside 1..N it is a ValueError.
     generator: draws the noise; by default torch's global one.
     shared_noise: all rows of a batch get the same draws, so that a row's weights do not depend on its place in it.
     noise: Gumbel noise G (..., size, N), used in place of fresh draws.
 
     Source: Chen et al. 2018 (arXiv 1802.07814), section 3.2.
-
-    Raises
-    ------
-    ValueError
-        If ``size`` is not in 1..N, or the variant is unknown.
     """
     check_size(size, logits.shape[-1])
     if variant not in ("official", "corrected"):
