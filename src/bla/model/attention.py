@@ -44,7 +44,6 @@ class Attention(nn.Module):
     bounded: the scores have a bound, at which cells are selected; :meth:`move_bound` moves it.
     class_conditional: the selection depends on a class: ``target``, or the class that the judge predicts.
     gate: the weights are not normalised.
-    temperature: of the weights.
     post_hoc_setup: what explanations are signed with where the head is the classifier's own.
     score, context: u of every cell, a 1x1 convolution to one channel; a layer on the pooled map, or None.
     """

@@ -37,12 +37,7 @@ def read(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
 
 
 def read_each(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
-    """Logits (B, M, K) under each of M weightings (B, M, H, W) of the same features.
-
-    >>> read_each(nn.Identity(), torch.ones(1, 3, 2, 2), torch.stack([torch.ones(1, 2, 2), torch.zeros(1, 2, 2)], 1))
-    tensor([[[4., 4., 4.],
-             [0., 0., 0.]]])
-    """
+    """Logits (B, M, K) under each of M weightings (B, M, H, W) of the same features."""
     if reads_maps(head):
         each = features[:, None] + torch.zeros_like(weights[:, :, None, :1, :1]).to(features.dtype)
         logits: Tensor = head(each.flatten(0, 1), kept(weights.flatten(0, 1)))
@@ -52,11 +47,7 @@ def read_each(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
 
 
 def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
-    """What a pooled head reads: sum_n g_n F_n; features (B, C, H, W) and weights (B, H, W) to (B, C).
-
-    >>> weighted_sum(torch.ones(1, 3, 2, 2), torch.full((1, 2, 2), 0.25))
-    tensor([[1., 1., 1.]])
-    """
+    """What a pooled head reads: sum_n g_n F_n; features (B, C, H, W) and weights (B, H, W) to (B, C)."""
     return torch.bmm(features.flatten(2), weights.flatten(1).unsqueeze(-1).to(features.dtype)).squeeze(-1)
 
 

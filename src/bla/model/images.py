@@ -45,8 +45,8 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
         height, width = transform.size
         if image.shape == (3, height, width):
             return Input(name, image, (0, 0, width, height))
-        expected = f"{name}: expected normalised pixels (3, {height}, {width})"
-        return Unexplained(name, f"{expected}, got {tuple(image.shape)}")
+        came = tuple(image.shape)
+        return Unexplained(name, f"{name}: expected normalised pixels (3, {height}, {width}), got {came}")
     if isinstance(image, Tensor):
         array = image.cpu().numpy()
         image = array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 else array

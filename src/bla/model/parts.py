@@ -29,12 +29,7 @@ class NamedPart(nn.Module):
 
 
 def tensor_in(returned: Any) -> Any:
-    """The tensor meant by what a module returns: itself, ``logits``, ``last_hidden_state``, or the first of a tuple.
-
-    >>> import torch
-    >>> tensor_in({"loss": None, "logits": torch.ones(1)}), tensor_in((torch.zeros(1), 3))
-    (tensor([1.]), tensor([0.]))
-    """
+    """The tensor meant by what a module returns: itself, ``logits``, ``last_hidden_state``, or the first of a tuple."""
     for name in () if isinstance(returned, Tensor) else ("logits", "last_hidden_state"):
         found = returned.get(name) if isinstance(returned, Mapping) else getattr(returned, name, None)
         if isinstance(found, Tensor):

@@ -18,6 +18,9 @@ from bla.model.tracing import TokenTrunk, TracingError, exported, said, split_at
 SELF_CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far uniform weights may miss the classifier's logits at wrap time, of the largest logit; half precision: 2e-2."""
 
+Parts = tuple[nn.Module, nn.Module]
+Cut = Callable[[nn.Module, Tensor], Parts]
+
 
 class ClassifierError(BlaError):
     """A classifier that cannot be split, or is used before it can explain."""
@@ -194,9 +197,6 @@ def speaks_timm(model: nn.Module) -> bool:
     return all(hasattr(model, name) for name in ("forward_features", "forward_head", "num_features", "pretrained_cfg"))
 
 
-Parts = tuple[nn.Module, nn.Module]
-
-
 def _cut_timm(own: nn.Module, pixels: Tensor) -> Parts:
     """By timm's seam, where the map, or the row of tokens, is averaged."""
     features = own.forward_features(pixels)  # type: ignore[operator]
@@ -215,9 +215,6 @@ def _cut_timm_map(own: nn.Module, pixels: Tensor) -> Parts:
     if not isinstance(trunk, TimmTrunk):
         raise TracingError("expected a feature map, got tokens")
     return trunk, TimmMapHead(own, trunk.channels_last)
-
-
-Cut = Callable[[nn.Module, Tensor], Parts]
 
 
 _cut_traced: Cut = lambda own, pixels: split_at_average(traced(own, pixels))  # noqa: E731

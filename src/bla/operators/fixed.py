@@ -13,12 +13,7 @@ from bla.operators.weights import best, check_positive, check_size, gumbel_soft,
 
 @dataclasses.dataclass(frozen=True)
 class FixedSize(SubsetOperator):
-    """What operators of fixed size share: the hard subset is the k largest scores; among equal ones the first.
-
-    Parameters
-    ----------
-    k: the size; of a row with fewer items all are selected.
-    """
+    """The hard subset is the k largest scores, among equal ones the first; of a row with fewer items all."""
 
     k: int
 
