@@ -150,7 +150,7 @@ def read_images(
 
     Raises
     ------
-    DataError: if there is no such data; for a name that cannot be downloaded with the address and the layout expected.
+    DataError: if there is no such data; if a download fails, with the address and the layout expected.
     """
     if isinstance(data, Splits):
         return data, ""
