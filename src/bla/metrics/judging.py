@@ -18,14 +18,7 @@ Values = dict[str, Tensor]
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Ranked:
-    """A method's maps for the images that are judged.
-
-    Attributes
-    ----------
-    ranking: (N, H, W), larger is more relevant.
-    selected: booleans (N, H, W), its explanation.
-    head: of the classifier that it explains, pooled features (B, C) to logits (B, K).
-    """
+    """A method's ranking and selection (N, H, W) of the images judged, and the head of the classifier it explains."""
 
     ranking: Tensor
     selected: Tensor

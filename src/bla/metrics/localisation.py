@@ -10,16 +10,8 @@ from torch import Tensor
 
 
 def localise(ranking: Tensor, selected: Tensor, coverage: Tensor) -> dict[str, Tensor]:
-    """Every metric of :data:`METRICS` for each image, (B,) each; NaN for an image without an object.
+    """The metrics of each image, (B,) each, from rankings, selections and coverage (B, H, W); NaN without an object.
 
-    Parameters
-    ----------
-    ranking: (B, H, W), larger is more relevant.
-    selected: booleans (B, H, W).
-    coverage: (B, H, W) in [0, 1].
-
-    Examples
-    --------
     >>> ranking = torch.tensor([[[3.0, 2.0, 1.0]]])
     >>> values = localise(ranking, ranking > 1, torch.tensor([[[1.0, 0.5, 0.0]]]))
     >>> values["on_object"].item(), values["recall"].item(), values["pointing"].item()

@@ -17,11 +17,6 @@ class Metric:
     formula: what is computed for an image; the figure is the mean over images unless it says otherwise.
     better: which direction is better; None where neither is.
     version: raised whenever the same input would give another figure.
-
-    Examples
-    --------
-    >>> METRICS["accuracy"].better, METRICS["off_object"].better
-    ('higher', None)
     """
 
     name: str

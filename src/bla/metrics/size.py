@@ -13,8 +13,6 @@ def size_summary(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
 
     The standard deviation is the population's; the median of an even number lies between the middle two.
 
-    Examples
-    --------
     >>> size_summary(np.array([0, 1, 0, 2, 1]))
     {'mean': 2.75, 'std': 1.0897247358851685, 'min': 1, 'median': 3.0, 'max': 4, 'cells': 4}
     """

@@ -45,10 +45,7 @@ def choose(comparison: Comparison, count: int, seed: int) -> list[tuple[int, str
 
 
 def exhibits(comparison: Comparison, chosen: Sequence[tuple[int, str]], methods: int = 7) -> list[dict[str, Any]]:
-    """What the page shows of the chosen photos; methods that select the same cells in all of them share a column.
-
-    ``label`` is None if it is unknown; ``otherwise`` is the prediction from all cells.
-    """
+    """What the page shows of the chosen photos; methods that select the same cells in all of them share a column."""
     columns = _columns(comparison, [index for index, _ in chosen], methods)
     found = []
     for place, (index, why) in enumerate(chosen):

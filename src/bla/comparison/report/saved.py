@@ -41,13 +41,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
-    """The record in compare.json, and the explanations beside it.
-
-    Attributes
-    ----------
-    methods: by key, in the order of the comparison.
-    metrics: the meaning of each metric, by key.
-    """
+    """The record in compare.json, and the explanations beside it; methods and metrics by key, in the record's order."""
 
     folder: Path
     record: Mapping[str, Any]

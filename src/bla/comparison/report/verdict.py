@@ -88,13 +88,12 @@ def _enough(comparison: Comparison) -> Finding | None:
         return None
     size = comparison.record["size"]["mean"]
     answer: Answer = "against" if own.high < whole else "for" if own.low >= whole - 0.01 else "open"
-    return Finding(
-        "Are the selected cells enough to predict the class?",
-        answer,
+    words = (
         f"From {size:.1f} of {comparison.cells} cells, {percent(own.mean)} of the photos are classified correctly (95% "
         f"interval {percent(own.low)} to {percent(own.high)}), from all cells {percent(whole)}. Passed if the interval "
-        "lies above one point less than that, failed if it lies below it.",
+        "lies above one point less than that, failed if it lies below it."
     )
+    return Finding("Are the selected cells enough to predict the class?", answer, words)
 
 
 def _against(comparison: Comparison, metric: str, rival: str, question: str, wanted: int) -> Finding | None:
@@ -125,9 +124,8 @@ def _shape(comparison: Comparison) -> Finding | None:
         answer: Answer = "for" if own.low <= comparison.record["leakage"]["chance"] else "against"
         return Finding(question, answer, f"{words}; chance is {chance}.")
     question = "Does the shape of the selection reveal less about the class than CAM's?"
-    return Finding(
-        question, _answer(-difference.sign), f"{words}, from CAM's cells {percent(cam.mean)}; chance is {chance}."
-    )
+    words += f", from CAM's cells {percent(cam.mean)}; chance is {chance}."
+    return Finding(question, _answer(-difference.sign), words)
 
 
 def _answer(sign: int) -> Answer:
