@@ -71,9 +71,8 @@ class Limits:
 class Guard:
     """ASGI middleware around the study's application.
 
-    `knows` says whether a cookie's token is one that we signed: its holder is limited alone, everyone else by
-    address, so that a class behind one address does not block itself. `refusal` makes the page of a refused request
-    from its status and the seconds to wait.
+    `knows` says whether we signed a cookie's token: its holder has a separate limit, so that a class behind one address
+    does not block itself. `refusal` makes the page of a refused request from its status and the seconds to wait.
     """
 
     def __init__(self, app: ASGIApp, *, cookie: str, knows: Knows, refusal: Refusal, limits: Limits) -> None:

@@ -52,8 +52,7 @@ def drawn(photo: Image.Image, explanation: Explanation | None, size: tuple[int, 
         picture = photo.convert("RGB")
     else:
         # Strokes are drawn at the size at which they are seen.
-        scale = min(size[0] / photo.width, size[1] / photo.height)
-        shown = photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale))), _LANCZOS)
+        shown = ImageOps.contain(photo, size, _LANCZOS)
         across, down = shown.width / photo.width, shown.height / photo.height
         left, top, right, bottom = explanation.region
         region = (left * across, top * down, right * across, bottom * down)

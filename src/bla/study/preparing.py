@@ -14,7 +14,7 @@ import hashlib
 import json
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -131,9 +131,9 @@ def prepare(
     if study.exists():
         raise StudyError(f"expected a name for a new folder, got {study}, which exists: a plan is not changed")
     folders = _named(arms)
-    names = [name for name, _ in folders]
+    names = list(folders)
     words = Texts.load(texts) if texts else Texts.english()
-    found, left_out = _candidates(folders, _truths(truth))
+    found, left_out = _candidates(folders.values(), _truths(truth))
     drawn = _drawn(_by_rule(found, wishes, left_out), wishes)
     with whole_folder(study) as folder:
         photos, shared = _written(drawn, names, wishes, sorted({item.prediction for item in found}), folder)
@@ -167,7 +167,7 @@ def prepare(
     return plan, secret
 
 
-def _named(arms: Sequence[str]) -> list[tuple[str, Path]]:
+def _named(arms: Sequence[str]) -> dict[str, Path]:
     """Each arm's name and folder or file: the name given, or the last part by which the paths differ."""
     given = [(name, Path(saved)) for name, _, saved in (arm.rpartition("=") for arm in arms)]
     if len(given) < 2:
@@ -175,17 +175,15 @@ def _named(arms: Sequence[str]) -> list[tuple[str, Path]]:
     parts = {saved: saved.resolve().with_suffix("").parts for _, saved in given}
     unnamed = [parts[saved] for name, saved in given if not name]
     depth = next((d for d in (-1, -2, -3) if len({p[d:][0] for p in unnamed}) == len(unnamed)), -1)
-    named = [(name or parts[saved][depth], saved) for name, saved in given]
-    if len({name for name, _ in named}) < len(named):
+    named = {name or parts[saved][depth]: saved for name, saved in given}
+    if len(named) < len(given):
         raise StudyError("expected a different name for each arm, got one twice: give arms as NAME=FOLDER")
     return named
 
 
-def _candidates(
-    folders: Sequence[tuple[str, Path]], truths: Mapping[str, str] | None
-) -> tuple[list[Candidate], Counter[str]]:
+def _candidates(saved: Iterable[Path], truths: dict[str, str] | None) -> tuple[list[Candidate], Counter[str]]:
     """Photos that all arms explain alike, in an order that does not depend on the folders' names."""
-    arms = [_read(folder) for _, folder in folders]
+    arms = [_read(folder) for folder in saved]
     left_out: Counter[str] = Counter()
     found = []
     for sha256 in sorted(set().union(*arms)):

@@ -131,8 +131,7 @@ class Collected(Record):
     @model_validator(mode="after")
     def _consistent(self) -> Collected:
         known = {person.participant for person in self.participants}
-        strangers = {response.participant for response in self.responses} - known
-        if strangers:
+        if strangers := {response.participant for response in self.responses} - known:
             raise ValueError(f"expected responses of the study's participants, got some of {len(strangers)} others")
         if len({(r.participant, r.position) for r in self.responses}) < len(self.responses):
             raise ValueError("expected one response to a trial, got two")

@@ -81,8 +81,7 @@ class Site:
 
     def limit(self, rate: Rate, request: Request) -> None:
         """Turn the request away if its address has made too many."""
-        wait = rate.wait(request.client.host if request.client else "")
-        if wait:
+        if wait := rate.wait(request.client.host if request.client else ""):
             raise Instead(self.refusal(429, int(wait) + 1))
 
     def refuse_forgery(self, request: Request, token: str | None = None, csrf: str = "") -> None:

@@ -86,13 +86,7 @@ class Person:
     trials: int
     done: int
     withdrawn: bool
-    next: Trial | None = None
-    """The first trial without an answer."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether all trials are answered."""
-        return self.done >= self.trials
+    next: Trial | None = None  # the first trial without an answer; None: all are answered
 
 
 class Store:
@@ -143,13 +137,11 @@ class Store:
         with self._write() as connection:
             connection.execute(insert(studies).values(values).on_conflict_do_nothing())
             row = connection.execute(sa.select(studies)).one()
-        self._check(row, plan, simulated=simulated)
-        if row.joined and row.texts != texts:
-            remedy = "put the old texts.toml back, or begin a new study"
-            raise StudyError(f"expected the texts that the first participants read, got changed ones: {remedy}")
-        if row.texts != texts:
-            with self._write() as connection:
-                connection.execute(sa.update(studies).values(texts=texts))
+            self._check(row, plan, simulated=simulated)
+            if row.joined and row.texts != texts:
+                remedy = "put the old texts.toml back, or begin a new study"
+                raise StudyError(f"expected the texts that the first participants read, got changed ones: {remedy}")
+            connection.execute(sa.update(studies).values(texts=texts))
 
     def _check(self, row: Row[Any], plan: Plan, *, simulated: bool) -> None:
         if row.plan != plan.digest():
@@ -164,8 +156,7 @@ class Store:
     def join(self, plan: Plan, token: str) -> Person | None:
         """A new participant, or the one who joined with this token before; None if all places are taken."""
         with self._write() as connection:
-            known = self._person(connection, token)
-            if known is not None:
+            if (known := self._person(connection, token)) is not None:
                 return known
             counted = sa.update(studies).values(joined=studies.c.joined + 1).returning(studies.c.joined)
             joined: int = connection.execute(counted).scalar_one()

@@ -40,8 +40,7 @@ class Texts:
         known = cls.english().words
         check_keys(texts.words, known, f"the texts of a study in {path}", StudyError)
         for name, text in texts.words.items():
-            wrong = set(_PLACEHOLDER.findall(text)) - set(_PLACEHOLDER.findall(known[name]))
-            if wrong:
+            if wrong := set(_PLACEHOLDER.findall(text)) - set(_PLACEHOLDER.findall(known[name])):
                 raise StudyError(f"{path}: expected only English's placeholders in {name}, got {sorted(wrong)}")
         return texts
 
