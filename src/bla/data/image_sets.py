@@ -213,9 +213,6 @@ def mask_coverage(
 
     The mask ``(height, width)`` is true on the object; the region is in its pixels. ``edges`` are the x and y between
     which the mask's columns and rows lie, by default whole pixels.
-
-    >>> mask_coverage([[1, 1, 0], [0, 0, 0], [0, 0, 0]], region=(0, 0, 3, 3), grid=(1, 2)).round(4)
-    array([[0.3333, 0.1111]])
     """
     mask = np.asarray(mask, np.bool_)
     x, y = edges or (np.arange(mask.shape[1] + 1.0), np.arange(mask.shape[0] + 1.0))
@@ -245,15 +242,6 @@ def image_folder(root: str | os.PathLike[str], *, seed: int = 0, test_share: flo
     Symbolic links are followed, each folder once. Classes are sorted by name, and the test set may lack some.
     A DataError says if there is no such folder, no image, an empty class folder, one class only, a class in test that
     train lacks, or nothing to hold out.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     for name in ("cat/1.jpg", "cat/2.JPG", "dog/1.png", "dog/2.png", "dog/read.me"):
-    ...         Path(root, name).parent.mkdir(exist_ok=True)
-    ...         Path(root, name).touch()
-    ...     pets = image_folder(root, test_share=0.5)
-    >>> pets.train.classes, pets.train.labels.tolist(), pets.test.labels.tolist(), pets.seeded
-    (('cat', 'dog'), [0, 1], [0, 1], True)
     """
     root = Path(root)
     if not root.is_dir():
