@@ -17,13 +17,14 @@ with needs_extra("study"):
     from bla.study.behaviour import Behaviour, RehearsalBehaviour
     from bla.study.effect import EffectSize
     from bla.study.guard import Limits
+    from bla.study.keys import Keys
     from bla.study.plan import Plan
-    from bla.study.preparing import Wishes
+    from bla.study.preparing import Wishes, prepare
 
 studies = App(name="study", help_format="plaintext")
 
 Folder = Annotated[Path, Parameter(help="The study's folder.")]
-Database = Annotated[
+Url = Annotated[
     str | None,
     Parameter(name="--db", help="A URL, sqlite:/// or postgresql://. By default a file in the study's folder."),
 ]
@@ -55,8 +56,6 @@ def init(
     :param truth: A CSV file with the columns image and label. By default a photo's class is its folder's name.
     :param texts: A file of all texts, for another language. By default English.
     """
-    from bla.study.preparing import prepare
-
     plan, secret = prepare(folder, arms, wishes, truth=truth, texts=texts)
     if json_:
         print(json.dumps({"study": str(folder), "digest": plan.digest(), "secret": secret, "left_out": plan.left_out}))
@@ -78,7 +77,7 @@ def serve(
     folder: Folder,
     /,
     *,
-    db: Database = None,
+    db: Url = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     proxy: str | None = None,
@@ -118,7 +117,7 @@ def rehearse(
     against: float | None = None,
     behaviour: Annotated[RehearsalBehaviour | None, Flat] = None,
     seed: Seed = 0,
-    db: Database = None,
+    db: Url = None,
     keep: Flag = False,
     json_: Json = False,
 ) -> None:
@@ -158,15 +157,11 @@ def secret(folder: Folder, /) -> None:
 
     Example: `bla study secret look`
     """
-    from bla.study.keys import Keys
-
     print(f"The researcher's secret, shown only now: {Keys.renewed(folder)}")
 
 
 @studies.command
-def export(
-    folder: Folder, /, *, out: Path, db: Database = None, rehearsal: Rehearsal = False, json_: Json = False
-) -> None:
+def export(folder: Folder, /, *, out: Path, db: Url = None, rehearsal: Rehearsal = False, json_: Json = False) -> None:
     """Write everything a study has collected: two tables (CSV), all of it as JSON, and a codebook.
 
     Example: `bla study export look --out tables`
@@ -188,13 +183,7 @@ def export(
 
 @studies.command
 def results(
-    folder: Folder,
-    /,
-    *,
-    rehearsal: Rehearsal = False,
-    out: Path | None = None,
-    db: Database = None,
-    json_: Json = False,
+    folder: Folder, /, *, rehearsal: Rehearsal = False, out: Path | None = None, db: Url = None, json_: Json = False
 ) -> None:
     """Analyse a study as registered: a page with figures and a methods paragraph, and all numbers as JSON.
 

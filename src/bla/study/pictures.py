@@ -92,10 +92,10 @@ def filled_up(jpeg: bytes, length: int) -> bytes:
 def registered(study: Path, plan: Plan) -> dict[str, bytes]:
     """Every picture's bytes by its token, from the study's folder; StudyError if one is not the registered one."""
     found = {}
-    for token, sha256 in plan.hashes.items():
+    for token, (_, _, picture) in plan.every_picture.items():
         path = study / "pictures" / f"{token}.jpg"
         content = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != sha256:
+        if hashlib.sha256(content).hexdigest() != picture.sha256:
             raise StudyError(f"expected the registered picture {path}, got a changed or missing file: put it back")
         found[token] = content
     return found

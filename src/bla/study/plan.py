@@ -120,7 +120,7 @@ class Plan(Record):
     seed: int = Field(default=0, ge=0, description="of photos, sides and order")
     rule: Literal["all", "correct", "wrong", "half"] = Field(default="all", description="which photos were drawn from")
     area: Literal["equal", "own"] = Field(default="equal", description="explanations cut to one size, or as they are")
-    cells: int | None = Field(default=None, ge=1, description="the equal size; null: each photo's, by the first arm")
+    cells: int | None = Field(default=None, ge=1, description="the equal size; null: as the first arm chose it")
     considered: int = Field(default=0, ge=0, description="photos that all arms explain")
     left_out: dict[str, int] = Field(default_factory=dict, description="reason -> photos that were not drawn from")
     width: int = Field(ge=16, le=2000, description="of every picture, in pixels")
@@ -133,7 +133,7 @@ class Plan(Record):
         names = self.arm_names
         known = self.every_photo
         ids = [photo.id for photo in (*self.photos, *self.practice, *self.spare)]
-        tokens = [picture.token for _, _, picture in self._pictures()]
+        tokens = [picture.token for one in known.values() for picture in (one.plain, *one.explained.values())]
         for what, values in (("arms", names), ("photos", ids), ("pictures", tokens)):
             if twice := [value for value, count in Counter(values).items() if count > 1]:
                 raise ValueError(f"expected {what} of different names, got some twice: {', '.join(twice[:3])}")
@@ -173,19 +173,11 @@ class Plan(Record):
         return {photo.id: photo for photo in (*self.photos, *self.practice, *self.spare)}
 
     @property
-    def every_picture(self) -> dict[str, tuple[str, str | None]]:
-        """Each picture's token -> its photo's id and its arm, None for the photo itself."""
-        return {picture.token: (photo, arm) for photo, arm, picture in self._pictures()}
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """Each picture's token -> the SHA-256 of its bytes."""
-        return {picture.token: picture.sha256 for _, _, picture in self._pictures()}
-
-    def _pictures(self) -> list[tuple[str, str | None, Picture]]:
-        """Photo's id, arm and picture."""
+    def every_picture(self) -> dict[str, tuple[str, str | None, Picture]]:
+        """Each picture's token -> its photo's id, its arm (None for the photo itself), and the picture."""
         photos = self.every_photo.values()
-        return [(p.id, arm, picture) for p in photos for arm, picture in ((None, p.plain), *p.explained.items())]
+        found = [(p.id, arm, picture) for p in photos for arm, picture in ((None, p.plain), *p.explained.items())]
+        return {entry[2].token: entry for entry in found}
 
     def digest(self) -> str:
         """SHA-256 of the plan's canonical JSON: what a registration quotes."""

@@ -1,11 +1,9 @@
 """How many people a study needs: the registered test itself, on simulated studies.
 
-Power is the share of studies with the stated effect in which the registered test finds it. Exact tests of counts
-have a power that rises and falls with the number of people (199 people can have more than 200), and simulated power
-fluctuates, too. So the number is chosen in two steps. First, bisection between a number that falls short and one that
-does not, and a few larger numbers, give the smallest n tried above all that fell short. Then new studies of n people,
-which had no part in the choice, give the power that is promised, and its interval. Should that be below the wanted
-power, n is raised by a twentieth and measured anew.
+Power is the share of studies with the stated effect in which the registered test finds it. It rises and falls with the
+number of people (199 people can have more than 200), and simulated power fluctuates, too. So bisection and a few larger
+numbers give the smallest n tried above all that fell short; then new studies of n people, which had no part in the
+choice, give the power that is promised. Below the wanted power, n is raised by a twentieth and measured anew.
 """
 
 from __future__ import annotations
@@ -23,8 +21,6 @@ from bla.study.effect import Effect
 from bla.study.errors import AnalysisError
 from bla.study.simulation import Bools, Floats, simulated_studies
 
-DRAWS = 4_999
-"""Random subsets of a simulated study's test: the same test, its p-values on a coarser grid than a real study's."""
 _CELLS, _TOGETHER = 1_500_000, 200  # simulated trials, and studies, at a time
 
 
@@ -53,13 +49,12 @@ class Needed:
 
     promised: Power
     wanted: float
-    tried: tuple[tuple[int, float], ...]
+    tried: list[dict[str, float]]
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; all of it simulated, as it says."""
-        tried = [{"people": people, "power": power} for people, power in self.tried]
-        return {"simulated": True, "people": self.promised.people, **asdict(self), "tried": tried}
+        return {"simulated": True, "people": self.promised.people, **asdict(self)}
 
 
 def power_of(effect: Effect, people: int, *, studies: int = 2_000, seed: int = 0, report: Progress = silent) -> Power:
@@ -127,8 +122,8 @@ def people_needed(
         if promised.power >= power or chosen >= most:
             break
         chosen += max(1, chosen // 20)
-    settings = asdict(effect) | {"seed": seed, "studies": studies}
-    return Needed(promised, power, tuple(sorted(tried.items())), settings)
+    listed: list[dict[str, float]] = [{"people": people, "power": tried[people]} for people in sorted(tried)]
+    return Needed(promised, power, listed, asdict(effect) | {"seed": seed, "studies": studies})
 
 
 def p_values(outcomes: Floats, second: Bools, effect: Effect, *, seed: int) -> Floats:
@@ -137,7 +132,8 @@ def p_values(outcomes: Floats, second: Bools, effect: Effect, *, seed: int) -> F
     analysed = ~np.isnan(values)
     null = 0.5 if effect.against is None else 0.0
     if effect.population == "people":
-        return sign_flips(np.where(analysed, values - null, 0.0), draws=DRAWS, seed=seed)
+        # Fewer random subsets than for a real study: the same test, its p-values on a coarser grid.
+        return sign_flips(np.where(analysed, values - null, 0.0), draws=4_999, seed=seed)
     people = np.maximum(analysed.sum(axis=1), 1)
     terms = []
     for sign, mask in _arms(second, effect):

@@ -160,12 +160,10 @@ def strengths(plan: Plan, kept: Mapping[str, Sequence[Response]]) -> dict[str, A
         centre = bradley_terry.strengths(wins.sum(axis=0))
         drawn = bradley_terry.bootstrapped(wins, seed=plan.analysis.seed)
         low, high = np.quantile(drawn, [plan.analysis.alpha / 2, 1 - plan.analysis.alpha / 2], axis=0)
-        found["arms"] = [
-            {"arm": arm, "strength": float(centre[k]), "low": float(low[k]), "high": float(high[k])}
-            for arm, k in index.items()
-        ]
-        groups = bradley_terry.connected(wins.sum(axis=0))
-        found["groups"] = [[plan.arm_names[k] for k in group] for group in groups]
+        for arm, *numbers in zip(plan.arm_names, centre.tolist(), low.tolist(), high.tolist(), strict=True):
+            found["arms"].append({"arm": arm} | dict(zip(("strength", "low", "high"), numbers, strict=True)))
+        for group in bradley_terry.connected(wins.sum(axis=0)):
+            found["groups"].append([plan.arm_names[k] for k in group])
     return found
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html import unescape
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
@@ -73,8 +74,7 @@ def rehearse(
     return store.collected(plan)
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What a person sees in a trial; `asked` is the answer that an attention check requests."""
 
     photo: str
@@ -120,7 +120,7 @@ class Walker:
 
     def __init__(self, plan: Plan, texts: Texts, actor: Actor, address: str) -> None:
         self.plan, self.texts, self.actor, self.address = plan, texts, actor, address
-        self._known = {sha256: token for token, sha256 in plan.hashes.items()}
+        self._known = {picture.sha256: (photo, arm) for photo, arm, picture in plan.every_picture.values()}
         self._opener = build_opener(ProxyHandler({}), HTTPCookieProcessor())  # keeps cookies, follows redirects
         self._page = ""
 
@@ -140,10 +140,10 @@ class Walker:
         """Load the pictures, and recognise them."""
         pictures = []
         for address in self._find(r'<img src="([^"]+)"'):
-            token = self._known.get(hashlib.sha256(self._load(address)).hexdigest())
-            if token is None:
+            sha256 = hashlib.sha256(self._load(address)).hexdigest()
+            if sha256 not in self._known:
                 raise StudyError(f"expected one of the registered pictures at {address}, got another")
-            pictures.append(self.plan.every_picture[token])
+            pictures.append(self._known[sha256])
         explained = tuple((photo, arm) for photo, arm in pictures if arm is not None)
         photo = next((photo for photo, arm in pictures if arm is None), explained[0][0])
         if self.plan.task == "preference":
@@ -162,16 +162,15 @@ class Walker:
         hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', self._page))
         self._page = self._load(address, hidden | values).decode()
 
-    def _load(self, address: str, form: dict[str, str] | None = None) -> bytes:
-        """Ask, up to three times if the connection is lost: what the server took already it takes once."""
+    def _load(self, address: str, form: dict[str, str] | None = None, tries: int = 3) -> bytes:
+        """Ask again if the connection is lost: the server takes a repeated answer once."""
         body = None if form is None else urlencode(form).encode()
-        for more in (True, True, False):
-            try:
-                with self._opener.open(self.address + address, body, timeout=60) as response:
-                    return bytes(response.read())
-            except HTTPError as error:
-                raise StudyError(f"expected the page {address}, got status {error.code}") from error
-            except (HTTPException, OSError):
-                if not more:
-                    raise
-        raise AssertionError
+        try:
+            with self._opener.open(self.address + address, body, timeout=60) as response:
+                return bytes(response.read())
+        except HTTPError as error:
+            raise StudyError(f"expected the page {address}, got status {error.code}") from error
+        except (HTTPException, OSError):
+            if tries == 1:
+                raise
+        return self._load(address, form, tries - 1)
