@@ -133,10 +133,8 @@ class Attention(nn.Module):
 
     def _last_layer(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution that gives u."""
-        last = self.score[-1] if isinstance(self.score, nn.Sequential) else self.score
-        assert isinstance(last, nn.Conv2d)
-        assert last.bias is not None
-        return last.weight, last.bias
+        *_, weight, bias = self.score.parameters()
+        return weight, bias
 
 
 class BoundedLogitAttention(Attention):
@@ -148,6 +146,9 @@ class BoundedLogitAttention(Attention):
     Source: arXiv 2105.14824. :func:`bla.operators.bounded_soft` and :func:`bla.operators.bounded_hard` give the
     weights in full, :func:`bla.operators.bound_at_size` the bound at a given size.
 
+    A start with every cell clipped is dead: no gradient reaches the score. Small random weights (at most 1/C each) and
+    bias 1 make u > 0 on any map of mean magnitude below 1; :meth:`calibrate`, which training calls, does for any.
+
     Parameters
     ----------
     in_channels: C, the channels of the feature map.
@@ -156,11 +157,6 @@ class BoundedLogitAttention(Attention):
     hidden: channels of further 1x1 convolutions (each followed by a ReLU) before the score.
     context: add a vector made from the pooled map to every cell before scoring.
     gate: the sigmoid gate in place of the softmax.
-
-    Notes
-    -----
-    A start with every cell clipped is dead: no gradient reaches the score. Small random weights (at most 1/C each) and
-    bias 1 make u > 0 on any map of mean magnitude below 1; :meth:`calibrate`, which training calls, does for any.
 
     Examples
     --------
@@ -247,8 +243,7 @@ class ClassAwareAttention(BoundedLogitAttention):
     ----------
     in_channels: C, the channels of the feature map.
     judge: pooled features (B, C) to logits (B, K); None for the classifier's head, or that of training's first stage.
-    hidden: channels of 1x1 convolutions (each followed by a ReLU) before the score.
-    temperature, threshold, gate: as of :class:`BoundedLogitAttention`.
+    temperature, threshold, hidden, gate: as of :class:`BoundedLogitAttention`.
 
     Examples
     --------
@@ -317,8 +312,6 @@ class L2XAttention(Attention):
     :func:`bla.operators.gumbel_soft` says what ``variant`` means. In evaluation mode the draws are the same at
     every call, for every map.
 
-    Examples
-    --------
     >>> selection = L2XAttention(16, size=3)(torch.rand(2, 16, 4, 4))
     >>> selection.hard.count_nonzero(dim=(1, 2))
     tensor([3, 3])
@@ -378,8 +371,6 @@ def signed(
 
     >>> signed("BLA-PH", "auto", "auto"), signed("BLA-PH", 0, "auto"), signed("BLA", 0.01, 0)
     ('BLA-PH', 'BLA-PH, no threshold', 'BLA, threshold 0.01')
-    >>> signed("BLA", 0, 0, class_aware=True)
-    'BLA, class-aware'
     """
     parts = [setup, *(["class-aware"] if class_aware else [])]
     if threshold != own:

@@ -77,7 +77,6 @@ class TimmHead(nn.Module):
         self.prefix_tokens = prefix_tokens
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled features (B, C) to logits (B, K)."""
         values = pooled.reshape(pooled.shape[0], *self.shape)
         if self.prefix_tokens:
             values = nn.functional.pad(values, (0, 0, self.prefix_tokens, 0))
@@ -94,7 +93,6 @@ class TimmMapHead(MapHead):
         self.channels_last = channels_last
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Features (B, C, H, W), each cell times what is kept of it (B, H, W), to logits (B, K)."""
         features = zeroed(features, keep)
         logits: Tensor = self.model.forward_head(features.permute(0, 2, 3, 1) if self.channels_last else features)  # type: ignore[operator]
         return logits
@@ -109,7 +107,6 @@ class TracedHead(nn.Module):
         self.shape = tuple(shape)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Pooled features (B, C) to logits (B, K)."""
         logits: Tensor = self.graph(pooled.reshape(-1, *self.shape))
         return logits
 
@@ -122,6 +119,5 @@ class TracedMapHead(MapHead):
         self.graph = graph
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Features (B, C, H, W), each cell times what is kept of it (B, H, W), to logits (B, K)."""
         logits: Tensor = self.graph(zeroed(features, keep))
         return logits

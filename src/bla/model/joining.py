@@ -128,7 +128,6 @@ class JoinedTrunk(_Joined):
     """
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w) to features (B, 2D, H, W)."""
         height, width = pixels.shape[2] // self.cell[0], pixels.shape[3] // self.cell[1]
         counts = (self.prefix, height * width)
         with _Watching(lambda parts: (_length(parts[:-1]), parts[-1].shape[1]) == counts) as seen:

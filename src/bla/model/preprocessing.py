@@ -9,8 +9,6 @@ from torch import nn
 from bla.data.photo import Interpolation, Transform
 from bla.model.splitting import ClassifierError, speaks_timm
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 _RESAMPLING: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers, which image processors use."""
 
@@ -35,7 +33,8 @@ def transform_of(model: nn.Module) -> Transform:
             crop_fraction=config["crop_pct"],
             source="timm",
         )
-    return Transform(size=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear", source="assumed")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+    return Transform(size=(224, 224), mean=mean, std=std, interpolation="bilinear", source="assumed")
 
 
 def transform_of_processor(processor: Any) -> Transform:

@@ -52,7 +52,6 @@ class TimmTrunk(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w) to features (B, C, H, W), or tokens (B, P + H*W, C)."""
         features: Tensor = self.model.forward_features(pixels)  # type: ignore[operator]
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 

@@ -51,7 +51,6 @@ class TracedTrunk(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, h, w) to features (B, C, H, W)."""
         features: Tensor = self.graph(pixels)
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 

@@ -21,10 +21,8 @@ from torch import Tensor, nn
 from bla.explanations.explanation import VoteMethod
 from bla.model.heads import read, reads_maps, weighted_sum
 
-STEPS = 32
-"""Midpoints of the integral."""
-EXACT = 1e-4
-"""How far one gradient may miss the logit, of the largest part of it, for a head to count as linear."""
+STEPS = 32  # midpoints of the integral
+EXACT = 1e-4  # how far one gradient may miss the logit, of its largest part, for a head to count as linear
 
 
 class CellVotes(NamedTuple):
