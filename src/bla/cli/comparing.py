@@ -67,20 +67,9 @@ def compare(
     return skipped([(entry["image"], entry["error"]) for entry in result["skipped"]])
 
 
-_COLUMNS = {
-    "accuracy": "accuracy",
-    "agreement": "agreement",
-    "comprehensiveness": "compreh.",
-    "evaluator": "evaluator",
-    "evaluator_left": "left out",
-    "area": "area kept",
-    "area_left": "area left",
-    "on_object": "on object",
-    "mask_only": "mask only",
-    "retrained": "retrained",
-    "deletion": "deletion",
-    "insertion": "insertion",
-}
+_COLUMNS = ["accuracy", "agreement", "comprehensiveness", "evaluator", "evaluator_left", "area", "area_left"]
+_COLUMNS += ["on_object", "mask_only", "retrained", "deletion", "insertion"]
+_HEADS = {"comprehensiveness": "compreh.", "evaluator_left": "left out", "area": "area kept"}
 
 
 def _print_table(result: dict[str, Any]) -> None:
@@ -89,7 +78,7 @@ def _print_table(result: dict[str, Any]) -> None:
 
     shown = [metric for metric in _COLUMNS if metric in result["metrics"]]
     arrows = {"higher": " ↑", "lower": " ↓", None: ""}
-    heads = [_COLUMNS[metric] + arrows[result["metrics"][metric]["better"]] for metric in shown]
+    heads = [_HEADS.get(name, name.replace("_", " ")) + arrows[result["metrics"][name]["better"]] for name in shown]
     title = f"{result['data']['images']} photos, equal area"
     table = Table("method", *heads, "ms", "MB", title=title, title_justify="left")
     for record in result["methods"].values():

@@ -38,7 +38,6 @@ def read_parts(read: Callable[[ImageSet], Examples], splits: Splits, settings: S
 
 def read_examples(
     wrapped: ExplainableClassifier,
-    classes: Sequence[str],
     settings: Settings,
     images: ImageSet,
     *,
@@ -47,7 +46,7 @@ def read_examples(
     report: Progress,
 ) -> Examples:
     """The images that can be read, as cached or streamed features, or as photos if the trunk is trained."""
-    images = _relabelled(images, classes, settings)
+    images = _relabelled(images, wrapped.classes, settings)
     source: FeatureCache | StreamedFeatures | Photos
     if settings.trunk is None and not stream:
         source = cached_features(wrapped, images, root=cache, report=report)

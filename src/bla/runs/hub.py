@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def save_pretrained(
         raise HubError(f"expected a new folder, or one that holds an explainer, got {target}: choose another name")
     own: dict[str, Tensor] | None = None
     if isinstance(explainer, ExplainableClassifier):
-        record, weights = _described(explainer, model, metrics or {})
+        record, weights = _fitted(explainer, model, metrics or {})
         if with_classifier and model is not None:
             own = _own_weights(explainer)
     elif model is not None or metrics is not None:
@@ -123,8 +122,12 @@ def from_pretrained(
         if name.count("/") != 1 or name.startswith((".", "/")):
             raise HubError(f"expected a folder, or user/name on the Hub, got {name!r}, which is neither")
         files = [RECORD, WEIGHTS, CARD, CLASSIFIER]
-        with _hub_errors(f"expected a folder, or an explainer on the Hub, got {name!r}:"):
-            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, token=token, allow_patterns=files))
+        download = partial(huggingface_hub.snapshot_download, revision=revision, token=token, allow_patterns=files)
+        try:
+            folder = Path(download(name))
+        except (OSError, ValueError) as error:  # the library's errors are of these kinds
+            said = f"expected a folder, or an explainer on the Hub, got {name!r}"
+            raise HubError(f"{said}: {_first_line(error)}") from error
     elif revision is not None:
         raise HubError(f"expected a revision with a name on the Hub, got {revision!r} with the folder {folder}")
     backbone = read_record(folder)["backbone"]
@@ -170,34 +173,25 @@ def push_to_hub(
     api = huggingface_hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(explainer, folder, **options)
-        with _hub_errors(f"expected to write {repo_id} on the Hub, got"):
+        try:
             repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             upload = partial(api.upload_folder, repo_id=repo, folder_path=folder, commit_message=commit_message)
             # An earlier commit's weights of the classifier go, if this one has none.
             commit = upload(revision=revision, delete_patterns=[CLASSIFIER])
+        except (OSError, ValueError) as error:
+            raise HubError(f"expected to write {repo_id} on the Hub, got {_first_line(error)}") from error
     return str(commit.commit_url)
 
 
 def card(record: Record) -> str:
     """The model card of a run, in Markdown."""
-    content = huggingface_hub.ModelCard.from_template(
-        huggingface_hub.ModelCardData(
-            library_name="bounded-logit-attention",
-            pipeline_tag="image-classification",
-            tags=["explainable-ai", "interpretability", "bounded-logit-attention"],
-        ),
-        template_path=str(Path(__file__).with_name("card.md")),
-        record=record,
-        labels=record["settings"]["targets"] == "labels",
-        own_head=record["settings"]["head"] == "own",
-        classifier_file=CLASSIFIER,
-    )
-    return str(content)
+    tags = ["explainable-ai", "interpretability", "bounded-logit-attention"]
+    data = partial(huggingface_hub.ModelCardData, library_name="bounded-logit-attention", tags=tags)
+    fill = partial(huggingface_hub.ModelCard.from_template, template_path=str(Path(__file__).with_name("card.md")))
+    return str(fill(data(pipeline_tag="image-classification"), record=record, classifier_file=CLASSIFIER))
 
 
-def _described(
-    classifier: ExplainableClassifier, model: str | None, metrics: Mapping[str, Any]
-) -> tuple[Record, bytes]:
+def _fitted(classifier: ExplainableClassifier, model: str | None, metrics: Mapping[str, Any]) -> tuple[Record, bytes]:
     """The record of a classifier that was fitted in memory, and its trained weights."""
     if not classifier.fitted:
         raise HubError(f"expected a fitted classifier, got {classifier.name} before bla.fit: fit it first")
@@ -215,12 +209,11 @@ def _described(
         built.judge = attention.judge
     if repr(built) != repr(attention):
         raise HubError(f"expected an attention that a run can describe, got your own kind: {attention}")
-    data = Data(train="", test="", root="")
     backbone = Backbone(name=model, weights=None, digest=weights_digest(classifier.trunk))
     view, classes = classifier.transform.to_dict(), list(classifier.classes)
     trained = {"seed": settings.seed, "settings": settings.record(), "metrics": dict(metrics)}
     known = {"setup": classifier.setup, "model": classifier.name, "transform": view, "classes": classes}
-    record = new_record(backbone=backbone, data=data, **known, **trained)
+    record = new_record(backbone=backbone, data=Data(train="", test="", root=""), **known, **trained)
     return record, tensor_bytes(Networks(attention, classifier.head, own_head=True).saved())
 
 
@@ -260,14 +253,6 @@ def _portable(record: Record, with_classifier: bool) -> Record:
     name = Path(root).name
     skipped = [{key: text.replace(root, name) for key, text in entry.items()} for entry in record["skipped"] if root]
     return {**record, "backbone": backbone, "data": {**record["data"], "root": name}, "skipped": skipped}
-
-
-@contextmanager
-def _hub_errors(said: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:  # the library's errors are of these kinds
-        raise HubError(f"{said} {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -114,7 +114,7 @@ def train(
         if distributed.agreed(_holds(out, settings, identity)):
             report(f"{out} already holds this run", 0, 0)
         else:
-            read = partial(read_examples, wrapped, classes, settings, cache=cache, stream=stream, report=report)
+            read = partial(read_examples, classifier, settings, cache=cache, stream=stream, report=report)
             parts = read_parts(read, splits, settings, report)
             outcome = _trained(networks, settings, parts, out=out, identity=identity, report=report)
             if first:
@@ -181,7 +181,7 @@ def fit(
     post_hoc = partial(Settings, setup="bla-ph" if wrapped.attention.bounded else "l2x-f", head="own", targets=targets)
     schedule = partial(post_hoc, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     settings = schedule(validation=validation, patience=patience, seed=seed, several_labels=several)
-    read = partial(read_examples, wrapped, wrapped.classes, settings, cache=cache, stream=stream, report=report)
+    read = partial(read_examples, wrapped, settings, cache=cache, stream=stream, report=report)
     with photo_splits(images, seed=seed, cache=cache, report=report) as splits:
         train_part, validation_part, test_part, _ = read_parts(read, splits, settings, report)
         before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}
@@ -283,8 +283,7 @@ def evaluate(
         if splits.seeded:
             images = splits.whole()
             report(f"{source} has no division: measuring on all its images, assuming that none was trained on", 0, 0)
-    classes = opened.classifier.classes
-    examples = read_examples(opened.classifier, classes, settings, images, cache=cache, stream=stream, report=report)
+    examples = read_examples(opened.classifier, settings, images, cache=cache, stream=stream, report=report)
     metrics: dict[str, Any] = {}
     if distributed.rank() == 0:
         metrics = measure(opened.networks, examples, report, several=settings.several_labels)
@@ -322,8 +321,9 @@ def _wrapped(
             "classifier's own classes use head='own' and targets='predictions'"
         )
     transform = dataclasses.replace(transform_of(model), **view)
-    head = None if settings.own_head else len(images.classes)
-    wrapped = explainable(model, name=name, head=head, transform=transform)
+    wrapped = explainable(
+        model, name=name, head=None if settings.own_head else len(images.classes), transform=transform
+    )
     if settings.trunk is not None:
         wrapped.name += ", end to end"  # what explains is not what was loaded
     return wrapped
