@@ -85,7 +85,7 @@ def slow_training(networks: TunedNetworks, examples: Examples, settings: Setting
     labels = torch.from_numpy(np.array(examples.labels))
     networks.eval().requires_grad_(False)
     parts: list[tuple[nn.Module, nn.Module, int]] = [
-        (networks.baseline_trunk, networks.baseline, settings.stages.of_head),
+        (networks.baseline_trunk, networks.baseline, settings.stages.head_epochs or settings.stages.epochs),
         (networks.trunk, networks.head, settings.stages.epochs),
         (networks.continued_trunk, networks.continued, settings.stages.epochs),
     ]

@@ -131,12 +131,10 @@ def cached_features(
 ) -> FeatureCache:
     """The features that the classifier's trunk gives for every image, computed where the cache lacks them.
 
-    An interrupted build resumes; of two that start at once, one builds and the other waits for it; each process of
-    :mod:`bla.training.distributed` builds a part. ``failures`` lists the images that cannot be read.
-
-    ``kind`` is the type on disk: float16 halves the size and the reading. ``root`` is the folder of all caches, by
-    default :func:`bla.files.cache_root`. A CacheError says that no image can be read, that features do not fit
-    ``kind``, that the root cannot be written, or that the cache on disk is damaged.
+    An interrupted build resumes; of two that start at once, one builds and the other waits for it. ``kind`` is the
+    type on disk: float16 halves the size and the reading. ``root`` is the folder of all caches, by default
+    :func:`bla.files.cache_root`. A CacheError says that no image can be read, that features do not fit ``kind``, that
+    the root cannot be written, or that the cache on disk is damaged.
     """
     if not len(images):
         raise CacheError("expected at least one image to cache features of, got none")

@@ -3,11 +3,8 @@ r"""Several processes: caching in shards, training from the cache in the first o
 ``torchrun -m bla train`` starts them, as does any launcher that sets ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
 ``MASTER_PORT``. They need a file system that all of them see. In a single process nothing here does anything.
 
-- Features of a frozen trunk are cached in shards: each process builds a contiguous part.
-- Training from cached features takes seconds: the first process does it, and measures, while the others wait.
-- A trunk that is fine-tuned is trained by all, through torch's DistributedDataParallel: each process takes a share B_p
-  of the rows of every batch B, and its loss, :math:`\frac{P}{|B|} \sum_{b \in B_p} \ell_b`, is scaled so that the
-  average of the P gradients is that of the whole batch.
+To fine-tune, each process takes a share B_p of the rows of every batch B, and its loss,
+:math:`\frac{P}{|B|} \sum_{b \in B_p} \ell_b`, is scaled so that the average of the P gradients is that of the batch.
 
 On GPUs batch normalisation is synchronised. On the CPU each process normalises by its own rows, and running statistics
 are the first process's; dropout and augmentation are drawn in each process. So the result of several processes equals
@@ -111,11 +108,7 @@ def together() -> None:
 
 
 def share(count: int) -> range:
-    """The contiguous part of ``range(count)`` that falls to this process.
-
-    >>> share(5)
-    range(0, 5)
-    """
+    """The contiguous part of ``range(count)`` that falls to this process."""
     return range(count * rank() // world(), count * (rank() + 1) // world())
 
 

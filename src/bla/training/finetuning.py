@@ -4,9 +4,7 @@ The stages are those of :mod:`bla.training.stages`, on pixels in place of cached
 start. ``head``: T and the baseline's head, mean-pooled, become T1. ``module``: module, head and trunk together, from
 T1, become T2, which explains. ``continued``, the fair control: T1 and the baseline's head are trained further,
 mean-pooled, for as many epochs. With a frozen head (post hoc) the second stage trains the module alone, on T1.
-
-A trunk is in training mode only while it is trained: batch normalisation then normalises by the batch and updates its
-running statistics, dropout and stochastic depth are on, and photos are augmented if the settings say so.
+A trunk is in training mode, and its photos are augmented, only while it is trained.
 """
 
 from __future__ import annotations

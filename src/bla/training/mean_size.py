@@ -30,9 +30,6 @@ def bound_of_mean_size(scores: Tensor, size: float) -> tuple[float, float]:
 
     comes nearest to ``size``; a map with no cell at the bound has its best one selected. Scores u: (B, N). t lies
     between two scores, so that no rounding moves a cell over it.
-
-    >>> bound_of_mean_size(torch.tensor([[0.0, 1.0, 5.0], [2.0, 3.0, 4.0]]), 2)
-    (3.5, 2.0)
     """
     flat = scores.flatten().sort().values
     best = scores.amin(dim=1).sort().values
@@ -60,10 +57,8 @@ def trained_judge(networks: Networks, settings: Settings, examples: Examples, fo
         logits = judge(networks.pooled(examples.subset(rows), "head"))
         return functional.cross_entropy(logits, torch.from_numpy(labels[rows]).to(networks.device))
 
-    orders = (
-        np.random.RandomState([settings.seed, 8, fold, epoch]).permutation(len(examples))
-        for epoch in range(stages.of_head)
-    )
+    epochs = range(stages.head_epochs or stages.epochs)
+    orders = (np.random.RandomState([settings.seed, 8, fold, epoch]).permutation(len(examples)) for epoch in epochs)
     fit_minibatches(judge, loss=loss, orders=orders, batch_size=stages.batch_size, learning_rate=stages.learning_rate)
     return judge
 
@@ -83,11 +78,8 @@ class SizeControl:
         self.judged_unseen = (
             settings.selection.class_aware and train.cache.at_hand and not networks.own_head and validation is None
         )
-
-    @property
-    def met_on(self) -> str:
-        """The images on which the size is met."""
-        return "validation" if self.validation else "training, judged unseen" if self.judged_unseen else "training"
+        # the images on which the size is met
+        self.met_on = "validation" if validation else "training, judged unseen" if self.judged_unseen else "training"
 
     def follow(self, unbounded: Tensor) -> None:
         """Move the bound a little towards where this batch would have the mean size."""

@@ -31,7 +31,7 @@ def measure(
     names = ("baseline", "baseline_continued", "soft", "soft_renormalised", "hard")
     accuracies = {name: scorer(several=several) for name in names}
     counts: list[int] = []
-    cells = measured = agreed = 0
+    cells = agreed = 0
     decisions = 0.0
     with untouched(networks), torch.no_grad():
         for batch in examples.batches():
@@ -54,8 +54,7 @@ def measure(
             decisions += float(alike.double().mean(dim=1).sum())
             cells = selection.hard[0].numel()
             counts += (selection.hard > 0).sum(dim=(1, 2)).tolist()
-            measured += len(batch)
-            report("evaluating", measured, len(examples))
+            report("evaluating", len(counts), len(examples))
     return {
         **{name: accuracy.result() for name, accuracy in accuracies.items()},
         "agreement": agreed / len(examples),

@@ -85,7 +85,6 @@ class StreamedFeatures:
 def readable_photos(images: ImageSet, transform: Transform, report: Progress = silent) -> Photos:
     """The photos of a set, with ``failures`` found by reading every one; a DataError if none can be read."""
     failures: list[tuple[str, str]] = []
-    title = f"reading {len(images)} images"
     mine = distributed.share(len(images))
     with ThreadPoolExecutor(cores()) as pool:
         photos = prefetch(pool, lambda row: try_read(images, row, transform), mine, ahead=64)
@@ -93,7 +92,7 @@ def readable_photos(images: ImageSet, transform: Transform, report: Progress = s
             if isinstance(photo, str):
                 failures.append((images.names[row], photo))
             if (row + 1) % 64 == 0 or row + 1 == mine.stop:
-                report(title, row + 1, mine.stop)
+                report(f"reading {len(images)} images", row + 1, mine.stop)
     failures = [failure for found in distributed.gathered(failures) for failure in found]
     if len(failures) == len(images):
         reason = failures[0][1] if failures else "no image"

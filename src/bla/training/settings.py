@@ -154,11 +154,6 @@ class Stages(Part):
     seed: Annotated[int, Valid("in [0, 2**32)", lambda value: 0 <= value < 2**32)] = 0
     """Seed of all randomness."""
 
-    @property
-    def of_head(self) -> int:
-        """Epochs of the head's stage."""
-        return self.head_epochs or self.epochs
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trunk(Part):

@@ -21,10 +21,7 @@ nothing is bounded; and the module's scores (B, H, W)."""
 
 
 class Stage(nn.Module):
-    """A stage that trains a head on mean-pooled features: the baseline, or its continuation, the fair control.
-
-    ``forward`` gives the loss of a batch in training, ``used`` the logits as they will be used.
-    """
+    """A stage that trains a head on mean-pooled features: the baseline, or its continuation, the fair control."""
 
     size_control: SizeControl | None = None
 
@@ -60,7 +57,7 @@ class Stage(nn.Module):
         return decided(logits, several=self.settings.several_labels)
 
     def used(self, examples: Examples) -> Tensor:
-        """Logits (B, K)."""
+        """Logits (B, K), as they will be used."""
         logits: Tensor = self.trained[0](self.networks.pooled(examples, self.name))
         return logits
 
@@ -134,7 +131,7 @@ def stages_of(networks: Networks, settings: Settings, size_control: SizeControl 
     module.size_control = size_control
     if networks.own_head:
         return [module]
-    head = Stage("head", networks, settings, settings.stages.of_head)
+    head = Stage("head", networks, settings, settings.stages.head_epochs or epochs)
     return [head, module, Stage("continued", networks, settings, epochs)]
 
 
