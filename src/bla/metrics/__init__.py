@@ -28,3 +28,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'bla.metrics' has no attribute {name!r}")
     return getattr(importlib.import_module(f"bla.metrics.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:  # the site describes these names
+    return sorted([*globals(), *_HOMES])
