@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs tutorials lint format bench clean
+.PHONY: demo test pytest docs tutorials lint format bench clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -16,8 +16,13 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test: $(VENV)/.installed
+	$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+# one worker more than there are cores, as tests wait for browsers, servers and processes
+pytest: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal --maxprocesses 5 \
+	  --numprocesses $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

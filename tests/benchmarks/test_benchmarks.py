@@ -104,7 +104,7 @@ def test_the_shortcut_of_a_biased_classifier_is_exposed(run: Run, shared_data: P
 
 def test_contact(run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model with its weights, and one whose weights cannot be had: the sheet tells them apart."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when it was imported
     options = ["--out", tmp_path / "out", "--models", "tf_efficientnet_lite0", "test_resnet", "--classes", "2"]
     run("models.contact", data, *options, "--photos", "2", "--seconds", "2")
     known, random = json.loads((tmp_path / "out" / "contact.json").read_text())
