@@ -19,10 +19,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(MAKE) --no-print-directory --jobs 2 lint pytest
 
-# one worker more than there are cores, as tests wait for browsers, servers and processes
 pytest: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal --maxprocesses 5 \
-	  --numprocesses $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
