@@ -128,7 +128,7 @@ def test_study_analysis(run: Run, tmp_path: Path) -> None:
     assert figures["rehearsals"]["same_answers"] == figures["rehearsals"]["same_results"] == 2
 
 
-@pytest.mark.parametrize(("kills", "kind"), [(0, "sqlite"), (2, "sqlite"), (2, "postgresql")])
+@pytest.mark.parametrize(("kills", "kind"), [(2, "sqlite"), (2, "postgresql")])
 def test_study_load(run: Run, kills: int, kind: str) -> None:
     """Nothing lost or doubled."""
     server = os.environ.get("BLA_TEST_POSTGRESQL")
