@@ -78,6 +78,8 @@ def part_name(index: int) -> str:
 
 def write_part(folder: Path, shard: Shard, results: Sequence[Mapping[str, Any]]) -> None:
     """Write a shard's results, all or nothing."""
+    if [result["row"] for result in results] != list(range(shard.number, shard.number + shard.count)):
+        raise RuntimeError(f"a fault of ours: shard {shard.index} has other rows than its own")
     counts = Counter(result["status"] for result in results)
     notes = {"bla": json.dumps({"schema_version": SCHEMA_VERSION, "counts": counts})}
     table = pa.Table.from_pylist(list(results), schema=SCHEMA.with_metadata(notes))
