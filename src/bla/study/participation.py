@@ -13,6 +13,7 @@ from typing import Annotated
 from fastapi import APIRouter, Cookie, Form, Request
 from fastapi.responses import HTMLResponse, Response
 
+from bla.study.errors import StudyError
 from bla.study.site import TOKEN, Field, OfSite, Sender, Site, Token, Visitor, go, remember
 from bla.study.store import Person, now_ms
 
@@ -82,8 +83,10 @@ def instructions(request: Request, site: OfSite, person: Visitor) -> Response:
 @router.get("/trial")
 def trial(site: OfSite, person: Visitor) -> Response:
     """The first trial without an answer."""
-    if person.withdrawn or person.next is None:
+    if person.withdrawn or person.finished:
         return go("/end")
+    if person.next is None:
+        raise StudyError(f"expected trial {person.done + 1} of a participant in the store, got none")
     feedback = None
     if 0 < person.done <= len(site.plan.practice):
         feedback = site.pages.feedback(site.store.trial(person, person.done), site.store.answered(person, person.done))
@@ -154,6 +157,6 @@ def _paused(request: Request, site: Site, person: Person, problem: str | None = 
 @router.get("/end")
 def end(site: OfSite, person: Visitor) -> Response:
     """Thanks and the completion code, or the confirmation of a withdrawal."""
-    if not person.withdrawn and person.next is not None:
+    if not person.withdrawn and not person.finished:
         return go("/trial")
     return site.page("end", withdrawn=person.withdrawn, code=site.keys.completion_code(person.name))

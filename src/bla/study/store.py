@@ -88,6 +88,11 @@ class Person:
     withdrawn: bool
     next: Trial | None = None  # the first trial without an answer; None: all are answered
 
+    @property
+    def finished(self) -> bool:
+        """Whether every trial has an answer."""
+        return self.done >= self.trials
+
 
 class Store:
     """A study's answers behind a database's URL, until it is closed."""
