@@ -23,7 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "operators": set(),
     "data": {"files", "progress"},
     "explanations": {"files"},
-    "metrics": {"operators"},
+    "metrics": {"data", "operators"},
     "model": {"data", "explanations", "operators"},
     "study": {"data", "explanations", "files", "metrics", "progress"},
     "training": {"data", "files", "metrics", "model", "operators", "progress"},

@@ -22,7 +22,7 @@ import bla.runs.run
 from benchmarks.results import parser_of
 from bla.comparison.photos import find_photos
 from bla.data.image_sets import Splits, image_folder
-from bla.metrics.pixels import blurred, spread
+from bla.metrics.pixels import filled, spread
 from bla.metrics.statistics import bootstrap
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.heads import weighted_sum
@@ -80,7 +80,7 @@ def measured(opened: bla.runs.run.Run, data: Splits) -> dict[str, Any]:
         named = classifier.classify(features, hard).argmax(dim=1)
         label = subjects.labels[start : start + 8]
         mask = spread((hard > 0).float(), pixels)[:, None] > 0.5
-        fills = {"grey": grey.expand_as(pixels), "blur": blurred(pixels), "mean": torch.zeros_like(pixels)}
+        fills = {"grey": grey.expand_as(pixels), "blur": filled(pixels, "blur"), "mean": torch.zeros_like(pixels)}
         found.setdefault("accuracy", []).append((named == label).double())
         found.setdefault("size", []).append((hard > 0).sum(dim=(1, 2)).double())
         for fill, other in fills.items():

@@ -45,7 +45,7 @@ def test_performance(run: Run, data: Path) -> None:
     options = ["--images", "4", "--epochs", "1", "--rounds", "1", "--batch", "4", "--json"]
     results = json.loads(run("speed.performance", data, "--only", "speedup", "caching", "explained", *options))
     assert set(results["speedup"]["by_setup"]) == {"bla", "bla-t", "bla-ph", "l2x-f"}
-    # no bounds on a ratio of so few images: other work on the machine moves it; what is claimed is measured at full size
+    # no bounds on a ratio of so few images: other work on the machine moves it; the claim is measured at full size
     assert all(results[name]["value"] > 0 for name in ("speedup", "caching", "explained"))
 
 

@@ -8,15 +8,19 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bla import BlaError
+from bla.data import masking
 from bla.metrics.metric import METRICS
 from bla.metrics.pixels import (
-    blurred,
     deletion_insertion,
+    enlarged,
+    filled,
     imputed,
     infidelity,
     kept_pixels,
+    masked,
     masked_confidence,
     max_sensitivity,
     road,
@@ -59,6 +63,18 @@ def test_spread_is_flat_over_each_cell() -> None:
     assert spread(maps, PIXELS[:1])[0].tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
 
 
+@pytest.mark.parametrize("fill", masking.FILLS)
+def test_masking_is_as_without_torch(fill: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, 29, 44, generator=generator)
+    masks = torch.rand(2, 3, 5, generator=generator) < 0.4
+    found = masked(pixels, masks, fill)
+    torch.testing.assert_close(found, torch.from_numpy(masking.masked(pixels.numpy(), masks.numpy(), fill)))
+    again = functional.interpolate(masks[:, None].float(), size=(29, 44), mode="bilinear")
+    torch.testing.assert_close(enlarged(masks, pixels), again[:, 0])
+    torch.testing.assert_close(found, again * pixels + (1 - again) * filled(pixels, fill))
+
+
 def test_deletion_and_insertion_by_hand() -> None:
     # the best cell holds the pixel that speaks for the class; the one against it comes with the last pixels of all
     steps = 6
@@ -70,7 +86,7 @@ def test_deletion_and_insertion_by_hand() -> None:
     for row, (value, sign) in enumerate([(3.0, 1), (6.0, 1), (-3.0, -1)]):
         before, after = sigmoid(value * sign), 0.5
         assert found["deletion"][row].item() == pytest.approx((before / 2 + 5 * after + after / 2) / 6, abs=1e-6)
-    soft = blurred(pixels)
+    soft = filled(pixels, "blur")
     first = torch.stack([torch.sigmoid(network(soft)[row, 0] * (1 - 2 * CLASSES[row])) for row in range(3)])
     for row, (value, sign) in enumerate([(3.0, 1), (6.0, 1), (-3.0, -1)]):
         shown = pixels[row : row + 1].clone()

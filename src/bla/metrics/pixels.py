@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
 from bla import needs_extra
+from bla.data import masking
 from bla.metrics.cells import probability
 from bla.metrics.ranking import places
 
@@ -22,7 +22,6 @@ Network = Callable[[Tensor], Tensor]
 
 STEPS = 7
 ROAD_SHARES = (0.25, 0.5)
-_BLUR_SIGMA_SHARE = 0.05
 _ROAD_NOISE = 0.01
 
 
@@ -31,11 +30,25 @@ def spread(maps: Tensor, like: Tensor) -> Tensor:
     return functional.interpolate(maps[:, None].float(), size=like.shape[2:], mode="nearest-exact")[:, 0]
 
 
-def blurred(pixels: Tensor) -> Tensor:
-    """Photos under a Gaussian of 5% of the longer side, borders mirrored."""
-    sigma = _BLUR_SIGMA_SHARE * max(pixels.shape[2:])
-    soft = ndimage.gaussian_filter(pixels.float().cpu().numpy(), (0, 0, sigma, sigma), truncate=3, mode="mirror")
-    return torch.from_numpy(soft).to(pixels)
+def enlarged(maps: Tensor, like: Tensor) -> Tensor:
+    """Maps (B, H, W) enlarged bilinearly to photos (B, 3, h, w): (B, h, w), as :mod:`bla.data.masking` does."""
+    down, across = (
+        torch.tensor(masking.enlarging(cells, pixels), device=like.device)
+        for cells, pixels in zip(maps.shape[1:], like.shape[2:], strict=True)
+    )
+    return down @ maps.to(like.device, torch.float32) @ across.T
+
+
+def filled(pixels: Tensor, fill: str = masking.FILLS[0]) -> Tensor:
+    """What replaces removed pixels of photos (B, 3, h, w): a fill of :data:`bla.data.masking.FILLS`."""
+    down, across = (torch.tensor(each, device=pixels.device) for each in masking.filling(fill, *pixels.shape[2:]))
+    return down @ pixels.float() @ across.T
+
+
+def masked(pixels: Tensor, masks: Tensor, fill: str = masking.FILLS[0]) -> Tensor:
+    """Photos (B, 3, h, w) with the pixels of masks (B, H, W) kept and the others filled: :mod:`bla.data.masking`."""
+    fills = filled(pixels, fill)
+    return fills + enlarged(masks, pixels)[:, None] * (pixels - fills)
 
 
 def _pixel_places(maps: Tensor, pixels: Tensor) -> Tensor:
@@ -55,7 +68,7 @@ def deletion_insertion(
 ) -> dict[str, Tensor]:
     """RISE's two areas for maps (B, H, W) of any grid, or of pixels: ``deletion`` and ``insertion``, (B,) each."""
     place = _pixel_places(maps, pixels)[:, None]
-    soft = blurred(pixels)
+    soft = filled(pixels, "blur")
     areas = {name: torch.zeros(len(pixels), dtype=torch.float64) for name in ("deletion", "insertion")}
     for step in range(steps + 1):
         gone = place < step / steps
@@ -90,7 +103,7 @@ def kept_pixels(
     wanted = network(pixels).argmax(dim=1) if labels is None else labels
     fills = {
         "kept_grey": grey.reshape(1, 3, 1, 1).to(pixels).expand_as(pixels),
-        "kept_blur": blurred(pixels),
+        "kept_blur": filled(pixels, "blur"),
         "kept_mean": torch.zeros_like(pixels),
     }
     return {
