@@ -170,7 +170,7 @@ sys.modules |= dict.fromkeys(
     "pytorch_grad_cam ray scipy skimage sklearn sqlalchemy statsmodels transformers uvicorn".split()
 )
 from bla.cli import run_command
-commands = "train embedded --out run,compare run,report run,study results study,batch in out,serve run"
+commands = "train embedded --out run,report run,study results study,batch in out,serve run"
 for command in commands.split(","):
     assert run_command(command.split()) == 2, command
 sys.exit(run_command(["explain", "photo.png", "--json"]))
@@ -186,4 +186,4 @@ def test_bla_explain_needs_no_extra(tmp_path: Path) -> None:
     said = [line for line in done.stderr.splitlines() if line.startswith("bla: expected the package ")]
     assert said[0] == "bla: expected the package skimage, got none: pip install 'bounded-logit-attention[demo]'"
     extras = [line.partition("[")[2] for line in said[1:]]
-    assert extras == ["compare]'", "compare]'", "study]'", "batch,export]'", "serve]'"]
+    assert extras == ["compare]'", "study]'", "batch,export]'", "serve]'"]

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bla import needs_extra
 from bla.cli.sharing import CacheFolder, Device, Flag, Json, skipped
 
 
@@ -50,9 +49,8 @@ def compare(
     :param limit: Compare on so many random photos.
     :param seed: Of everything random.
     """
-    with needs_extra("compare"):
-        from bla.comparison import CHEAP
-        from bla.comparison import compare as compared
+    from bla.comparison import CHEAP
+    from bla.comparison import compare as compared
     from bla.progress import shown_progress
 
     folder = out or (Path(run) / "comparison" if Path(run).is_dir() else Path("comparison"))
