@@ -105,7 +105,7 @@ def test_all_methods_and_leakage(place: Path, capsys: pytest.CaptureFixture[str]
     sample = result["pixels"]["images"]
     assert len(sample) == 2
     for name, record in result["methods"].items():
-        for metric in ("deletion", "insertion", "average_drop", "road_most", "kept_grey", "infidelity"):
+        for metric in ("deletion", "insertion", "average_drop", "road_most", "kept", "removed_area", "infidelity"):
             known = [index for index, value in enumerate(record["each"][metric]) if value is not None]
             assert known == sample, "only the sample has pixel-level figures"
         assert ("max_sensitivity" in record["each"]) == (not record["needs_pixels"] and name != "shuffled")

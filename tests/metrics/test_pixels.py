@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from bla import BlaError
 from bla.data import masking
+from bla.metrics import top_cells
 from bla.metrics.metric import METRICS
 from bla.metrics.pixels import (
     deletion_insertion,
@@ -19,10 +20,11 @@ from bla.metrics.pixels import (
     filled,
     imputed,
     infidelity,
-    kept_pixels,
+    kept_and_removed,
     masked,
     masked_confidence,
     max_sensitivity,
+    over_sizes,
     road,
     spread,
 )
@@ -123,18 +125,31 @@ def test_confidence_under_masks_by_hand() -> None:
     assert dropped["increase"].tolist() == [0, 0, 0]
 
 
-def test_pixels_kept_by_hand() -> None:
-    pixels = PIXELS.clone()
-    pixels[:, :, 3, 5] = 0
-    grey = torch.tensor([-1.0, -1.0, -1.0])
-    unselected = batches(lambda *given: kept_pixels(*given[:3], grey), pixels, MAPS > 0)
-    assert unselected["kept_mean"].tolist() == [1, 1, 1]
-    assert unselected["kept_grey"].tolist() == [1, 1, 0], "of the third the grey corner cancels the pixel kept"
-    elsewhere = batches(lambda *given: kept_pixels(*given[:3], grey), pixels, MAPS == 0)
-    assert elsewhere["kept_mean"].tolist() == [1, 1, 0], "both logits are 0, and a tie goes to the first class"
-    assert elsewhere["kept_grey"].tolist() == [0, 0, 1], "grey is dark here: it speaks against the first class"
-    told = kept_pixels(network, pixels, MAPS == 0, grey, labels=torch.tensor([1, 1, 1]))
-    assert told["kept_grey"].tolist() == [1, 1, 1]
+def test_kept_and_removed_by_hand() -> None:
+    # the first column of cells holds the pixel that speaks for the class, the last one the pixel that speaks against it
+    left = torch.zeros(3, 1, 2)
+    left[:, :, 0] = 1
+    found = batches(lambda *given: kept_and_removed(*given, fill="grey"), PIXELS, left, CLASSES)
+    assert found["kept"].tolist() == [1, 1, 1]
+    assert found["removed"].tolist() == [0, 0, 0]
+    other = kept_and_removed(network, PIXELS, left == 0, CLASSES, fill="grey")
+    assert torch.equal(other["kept"], found["removed"])
+    assert torch.equal(other["removed"], found["kept"])
+    assert kept_and_removed(network, PIXELS, left, 1 - CLASSES, fill="grey")["kept"].tolist() == [0, 0, 0]
+
+
+def test_kept_over_sizes_is_the_mean_over_equal_shares_of_the_grid() -> None:
+    ranking = torch.randn(3, 7, 7, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(3, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    found = batches(over_sizes, pixels, ranking, CLASSES)
+    for name in ("kept", "removed"):
+        each = []
+        for share, size in ((12, 6), (25, 12), (40, 20)):
+            best = top_cells(ranking, size)
+            each.append(kept_and_removed(network, pixels, best, CLASSES)[name])
+            assert torch.equal(found[f"{name}_{share}_percent"], each[-1])
+        torch.testing.assert_close(found[f"{name}_area"], torch.stack(each).mean(dim=0))
+    assert set(found) <= set(METRICS)
 
 
 def test_imputation_fills_the_gap_alone_and_is_a_function_of_the_seed() -> None:

@@ -66,7 +66,7 @@ def compare(
 
 
 _COLUMNS = ["accuracy", "agreement", "comprehensiveness", "evaluator", "evaluator_left", "area", "area_left"]
-_COLUMNS += ["on_object", "mask_only", "retrained", "deletion", "insertion"]
+_COLUMNS += ["on_object", "mask_only", "retrained", "kept", "removed", "deletion", "insertion"]
 _HEADS = {"comprehensiveness": "compreh.", "evaluator_left": "left out", "area": "area kept"}
 
 

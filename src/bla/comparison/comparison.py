@@ -20,6 +20,7 @@ from bla.comparison.photos import Photos, find_photos, training_photos
 from bla.comparison.pixels import measure_pixels
 from bla.comparison.sanity import measure_sanity
 from bla.data.image_sets import Splits
+from bla.data.masking import FILLS
 from bla.files import timestamp, write_json
 from bla.metrics import Evaluator, Ranked, judge_methods, localise, size_summary, top_cells
 from bla.metrics.metric import METRICS
@@ -99,7 +100,7 @@ def compare(
     record = _record(setting, explained) | {
         "judge": "evaluator" if evaluator else "baseline",
         "leakage": leaks,
-        "pixels": changed | {"classifier": EXPLAINS["baseline"], "steps": STEPS} if pixels else None,
+        "pixels": changed | {"classifier": EXPLAINS["baseline"], "steps": STEPS, "fill": FILLS[0]} if pixels else None,
         "sanity": changed | {"methods": sane} if sanity else None,
         "seconds": round(time.monotonic() - started, 1),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from bla.comparison.catalogue import Setting
@@ -38,12 +37,12 @@ def _values(setting: Setting, one: Explained, rows: Rows) -> list[dict[str, floa
     network, seed, classifier = setting.pooled, setting.seed, setting.run.classifier
     batch = setting.photos.batch(rows, setting.photos.pixels(rows))
     pixels, targets = batch.seen(), batch.targets
-    grey = classifier.pixels(np.full((1, 1, 1, 3), 127, np.uint8))[0, :, 0, 0]
     maps, masks = one.ranking[rows].to(pixels.device), one.selected[rows].to(pixels.device)
     values = metrics.deletion_insertion(network, pixels, maps, targets)
     values |= metrics.masked_confidence(network, pixels, masks, targets)
     values |= metrics.road(network, pixels, maps, targets, seed=seed)
-    values |= metrics.kept_pixels(network, pixels, masks, grey)
+    values |= metrics.kept_and_removed(network, pixels, masks, targets)
+    values |= metrics.over_sizes(network, pixels, maps, targets)
     values["infidelity"] = metrics.infidelity(network, pixels, maps, targets, seed=seed)
     if one.method.reads_photo and not one.method.needs_pixels:
         explain = one.method.on_pixels(batch, classifier.trunk)

@@ -16,11 +16,13 @@ from torch.nn import functional
 from bla import needs_extra
 from bla.data import masking
 from bla.metrics.cells import probability
-from bla.metrics.ranking import places
+from bla.metrics.ranking import places, top_cells
 
 Network = Callable[[Tensor], Tensor]
 
 STEPS = 7
+SHARES = (0.12, 0.25, 0.4)
+"""The sizes of ``kept`` and ``removed`` over sizes, as shares of the grid: 6, 12 and 20 of 49 cells."""
 ROAD_SHARES = (0.25, 0.5)
 _ROAD_NOISE = 0.01
 
@@ -92,24 +94,42 @@ def masked_confidence(network: Network, pixels: Tensor, selected: Tensor, classe
 
 
 @torch.no_grad()
-def kept_pixels(
-    network: Network, pixels: Tensor, selected: Tensor, grey: Tensor, labels: Tensor | None = None
+def kept_and_removed(
+    network: Network, pixels: Tensor, masks: Tensor, classes: Tensor, *, fill: str = masking.FILLS[0]
 ) -> dict[str, Tensor]:
-    """Whether the network still predicts its class from the selected cells' pixels, the rest grey, blurred or the mean.
+    r"""Whether the network names the class (B,) from the pixels of masks (B, H, W) alone, and without them.
 
-    ``grey`` (3,) is mid-grey in normalised pixels. With ``labels`` those are the classes to predict.
+    .. math:: \mathrm{kept} = 1[\arg\max f(mx + (1-m)\tilde x) = c], \quad
+              \mathrm{removed} = 1[\arg\max f((1-m)x + m\tilde x) = c]
+
+    with the enlarged mask m and the fill :math:`\tilde x` of :mod:`bla.data.masking`: ``kept`` and ``removed``, (B,).
     """
-    mask = spread(selected.float(), pixels)[:, None] > 0.5
-    wanted = network(pixels).argmax(dim=1) if labels is None else labels
-    fills = {
-        "kept_grey": grey.reshape(1, 3, 1, 1).to(pixels).expand_as(pixels),
-        "kept_blur": filled(pixels, "blur"),
-        "kept_mean": torch.zeros_like(pixels),
-    }
+    kept = masks.float()
+    pair = {"kept": kept, "removed": 1 - kept}
+    wanted = classes.to(pixels.device)
     return {
-        name: (network(torch.where(mask, pixels, fill)).argmax(dim=1) == wanted).double().cpu()
-        for name, fill in fills.items()
+        name: (network(masked(pixels, mask, fill)).argmax(dim=1) == wanted).double().cpu()
+        for name, mask in pair.items()
     }
+
+
+def over_sizes(
+    network: Network, pixels: Tensor, ranking: Tensor, classes: Tensor, *, fill: str = masking.FILLS[0]
+) -> dict[str, Tensor]:
+    """:func:`kept_and_removed` of the best :data:`SHARES` of the cells, and their means, (B,) each.
+
+    Named ``kept_12_percent`` and so on; ``kept_area`` and ``removed_area`` are the means over the sizes.
+    """
+    cells = ranking[0].numel()
+    found: dict[str, Tensor] = {}
+    for share in SHARES:
+        best = top_cells(ranking, max(1, round(share * cells)))
+        values = kept_and_removed(network, pixels, best, classes, fill=fill)
+        found |= {f"{name}_{share:.0%}".replace("%", "_percent"): value for name, value in values.items()}
+    for name in ("kept", "removed"):
+        parts = [value for metric, value in found.items() if metric.startswith(name)]
+        found[f"{name}_area"] = torch.stack(parts).mean(dim=0)
+    return found
 
 
 @torch.no_grad()

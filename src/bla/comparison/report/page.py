@@ -23,7 +23,7 @@ _GROUPS = (
     ("Where the cells lie", "localisation", ("on_object", "recall", "iou", "pointing", "energy")),
     ("What the selected cells tell, and what the others tell", "truth", ("accuracy", "evaluator", "evaluator_left")),
     ("What the selection gives away", "leakage", ("mask_only", "retrained", "off_object")),
-    ("Changed pixels", "pixels", ("deletion", "insertion", "kept_grey", "kept_blur", "road_most")),
+    ("Changed pixels", "pixels", ("kept", "removed", "kept_area", "removed_area", "deletion", "insertion")),
     ("Sanity checks", "sanity", ("max_sensitivity", "infidelity")),
 )
 _NOT_SHARES = {"infidelity", "max_sensitivity", "loss"}
