@@ -200,7 +200,7 @@ def test_it_prints_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compare", "run", "--methods", "gradcam"], "expected methods among bla, cam"),
+        (["compare", "run", "--methods", "gradcam"], "expected methods among random, centre, norm, cam, bla"),
         (["compare", "nowhere"], "expected a run folder"),
         (["compare", "run", "nowhere"], "expected a folder of images"),
         (["compare", "run", "--limit", "0"], "expected a limit of at least 1"),

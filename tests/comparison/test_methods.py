@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, ScoreCAM
+from pytorch_grad_cam import FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, ScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from bla.comparison.methods import (
     Method,
     PooledClassifier,
     another_images,
+    c_minus_e,
     cam,
     centre_disc,
     feature_norm,
@@ -29,6 +30,7 @@ from bla.comparison.methods import (
     occlusion,
     random_cells,
     score_cam,
+    smoothed,
     softmax_attention,
 )
 from bla.model.untouched import untouched
@@ -58,7 +60,7 @@ def batch(net: PooledClassifier, targets: Tensor = TARGETS, pixels: Tensor = PIX
 def methods(net: PooledClassifier) -> dict[str, Method]:
     found = [cam(net), score_cam(net, 3), integrated_gradients(net, 4), occlusion(net), random_cells(), centre_disc()]
     found += [grad_cam_family(net, name) for name in ("grad-cam", "grad-cam++", "layer-cam", "hires-cam")]
-    found += [feature_norm()]
+    found += [grad_cam_family(net, "finer-cam"), feature_norm(), c_minus_e(net), smoothed(cam(net))]
     return {method.name: method for method in found}
 
 
@@ -98,6 +100,42 @@ def test_cam_is_hires_cam_is_unrectified_grad_cam_at_the_last_map_with_a_linear_
     weight = net.head[1].weight  # type: ignore[index]
     by_hand = torch.einsum("bc,bchw->bhw", weight[TARGETS], batch(net).features)
     torch.testing.assert_close(maps["cam"], by_hand.detach())
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_finer_cam_is_the_librarys_for_the_predicted_class(linear: bool) -> None:
+    net = network(linear)
+    predicted = net(PIXELS).argmax(dim=1)
+    ours = grad_cam_family(net, "finer-cam").maps(batch(net, predicted))
+    twin = copy.deepcopy(net)
+    library = FinerCAM(model=twin, target_layers=[twin.trunk[-1]])
+    library.base_cam.get_target_width_height = lambda _: (6, 4)
+    np.testing.assert_allclose(scaled(ours), library(PIXELS), atol=1e-4)
+
+
+def test_c_minus_e_by_hand_and_as_a_gradient() -> None:
+    net = network()
+    asked = batch(net)
+    weight = net.head[1].weight.detach()  # type: ignore[index]
+    logits = torch.einsum("kc,bchw->bkhw", weight, asked.features)
+    p = net(PIXELS).softmax(dim=1).detach()
+    expected = logits[torch.arange(5), TARGETS] - torch.einsum("bk,bkhw->bhw", p, logits)
+    torch.testing.assert_close(c_minus_e(net).maps(asked), expected)
+    other = network(linear=False)  # its mean over the cells is the derivative of log p when all features are scaled
+    scale = torch.ones(5, 1, 1, 1, requires_grad=True)
+    log_p = other.on_features(scale * asked.features).log_softmax(dim=1).gather(1, TARGETS[:, None])
+    (slope,) = torch.autograd.grad(log_p.sum(), scale)
+    torch.testing.assert_close(c_minus_e(other).maps(asked).mean(dim=(1, 2)), slope.flatten())
+
+
+def test_smoothing_takes_the_mean_of_the_neighbours_that_exist() -> None:
+    net = network()
+    asked = batch(net)
+    plain, found = cam(net).maps(asked), smoothed(cam(net))
+    for row, column in ((0, 0), (0, 2), (1, 1), (3, 5)):
+        window = plain[:, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+        torch.testing.assert_close(found.maps(asked)[:, row, column], window.mean(dim=(1, 2)))
+    assert (found.name, found.title) == ("cam-3x3", "CAM, 3x3")
 
 
 def test_cam_needs_a_linear_head() -> None:

@@ -40,9 +40,9 @@ def compare(
         images.
     :param out: Where to write the result and the explanations. By default RUN/comparison, or "comparison" for a shipped
         explainer.
-    :param methods: cam, grad-cam, grad-cam++, layer-cam, hires-cam, softmax-attention, l2x, learned-mask, random,
-        centre, norm, shuffled; the slow ones, which run the whole network many times per photo: score-cam,
-        integrated-gradients, occlusion; or all. By default those that read the feature map alone.
+    :param methods: random, centre, norm, cam, cam-3x3, c-e, c-e-3x3, finer-cam, grad-cam, grad-cam++, layer-cam,
+        hires-cam, softmax-attention, l2x, learned-mask, shuffled; the slow ones, which run the whole network many times
+        per photo: score-cam, integrated-gradients, occlusion; or all. By default those that read the feature map alone.
     :param leakage: Train an evaluator, probes and heads that measure what the selections give away.
     :param pixels: Run the whole network on changed pixels of so many random photos: seconds per photo and method.
     :param sanity: Compare maps under randomised networks, and of flipped, shifted and noisy photos.

@@ -21,6 +21,7 @@ from bla.comparison.methods import (
     PooledClassifier,
     controls,
     libraries,
+    logits,
     trained,
 )
 from bla.comparison.photos import Photos
@@ -110,23 +111,28 @@ def _own(setting: Setting) -> Method:
 
 
 METHODS = {
+    "random": Kind(lambda s: controls.random_cells(s.seed)),
+    "centre": Kind(lambda s: controls.centre_disc()),
+    "norm": Kind(lambda s: controls.feature_norm(), rebuilds=True),
+    "cam": Kind(lambda s: logits.cam(s.pooled), rebuilds=True),
     RUN: Kind(_own, rebuilds=True),
-    "cam": Kind(lambda s: libraries.cam(s.pooled), rebuilds=True),
+    "cam-3x3": Kind(lambda s: logits.smoothed(logits.cam(s.pooled)), rebuilds=True),
+    "c-e": Kind(lambda s: logits.c_minus_e(s.pooled), rebuilds=True),
+    "c-e-3x3": Kind(lambda s: logits.smoothed(logits.c_minus_e(s.pooled)), rebuilds=True),
+    "finer-cam": _cam_kind("finer-cam"),
     "grad-cam": _cam_kind("grad-cam"),
     "grad-cam++": _cam_kind("grad-cam++"),
     "layer-cam": _cam_kind("layer-cam"),
     "softmax-attention": Kind(lambda s: trained.softmax_attention(*s.lessons, seed=s.seed), trained=True),
     "l2x": Kind(lambda s: trained.l2x(*s.lessons, seed=s.seed), trained=True),
     "learned-mask": Kind(lambda s: trained.learned_mask(*s.lessons, seed=s.seed), trained=True),
-    "random": Kind(lambda s: controls.random_cells(s.seed)),
-    "centre": Kind(lambda s: controls.centre_disc()),
-    "norm": Kind(lambda s: controls.feature_norm(), rebuilds=True),
     "shuffled": Kind(lambda s: controls.another_images(s.run.record["setup"], s.ranking)),
     "score-cam": Kind(lambda s: libraries.score_cam(s.pooled), costly=True),
     "integrated-gradients": Kind(lambda s: libraries.integrated_gradients(s.pooled), costly=True),
     "occlusion": Kind(lambda s: libraries.occlusion(s.pooled), costly=True),
     "hires-cam": _cam_kind("hires-cam", optional=True),  # at the last map with a linear head it is CAM
 }
+"""In the order of every table: what a trivial ranking scores first, then the run's own, then the rivals."""
 ALL = tuple(name for name, kind in METHODS.items() if not kind.optional)
 """As the command names them; ``all`` stands for all of them."""
 CHEAP = tuple(name for name in ALL if not METHODS[name].costly)

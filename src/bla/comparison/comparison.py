@@ -125,7 +125,7 @@ def _comparable(run: Run) -> Run:
 
 
 def _explain(setting: Setting, names: Sequence[str], folder: Path) -> dict[str, Explained]:
-    """Every method's explanations; the run's own come first, and give all others their sizes."""
+    """Every method's explanations in the order of :data:`METHODS`; the run's own are made first and give the sizes."""
     found: dict[str, Explained] = {}
     for name in names:
         sizes = found[RUN].sizes if found else torch.empty(0)
@@ -134,7 +134,7 @@ def _explain(setting: Setting, names: Sequence[str], folder: Path) -> dict[str, 
         method = METHODS[name].build(setting)
         found[name] = explain_photos(method, setting, sizes, folder)
         setting = dataclasses.replace(setting, ranking=found[RUN].ranking)
-    return found
+    return {name: found[name] for name in METHODS if name in found}
 
 
 def _judge(setting: Setting, explained: Mapping[str, Explained], evaluator: Evaluator | None) -> None:

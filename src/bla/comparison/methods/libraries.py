@@ -18,49 +18,32 @@ from torch.nn import functional
 
 from bla import needs_extra
 from bla.comparison.methods.method import Batch, ComparisonError, Method, PooledClassifier
-from bla.metrics import is_affine
 from bla.model.untouched import untouched
 
 SCORE_CAM_CHANNELS = 32
 GRADIENT_STEPS = 16
 
-CamName = Literal["grad-cam", "grad-cam++", "layer-cam", "hires-cam"]
+FINER_CLASSES = 3
+
+CamName = Literal["grad-cam", "grad-cam++", "layer-cam", "hires-cam", "finer-cam"]
 _CAMS = {
     "grad-cam": ("GradCAM", "Grad-CAM"),
     "grad-cam++": ("GradCAMPlusPlus", "Grad-CAM++"),
     "layer-cam": ("LayerCAM", "LayerCAM"),
     "hires-cam": ("HiResCAM", "HiResCAM"),
+    "finer-cam": ("GradCAM", "Finer-CAM"),
 }
 
 
-def cam(classifier: PooledClassifier) -> Method:
-    r"""Class activation maps (Zhou et al. 2016): :math:`M_n = W_c \cdot F_n`, the head's logit at each cell.
-
-    A ComparisonError if the head is not affine: then there is no such W.
-    """
-    head = classifier.head
-    channels = next((module.in_features for module in head.modules() if isinstance(module, nn.Linear)), None)
-    with untouched(head):
-        linear = channels is not None and is_affine(head, channels, next(head.parameters()))
-    if not linear:
-        raise ComparisonError("expected a linear head for cam, got another: compare grad-cam, which takes any")
-
-    def maps(batch: Batch) -> Tensor:
-        cells = batch.features.flatten(2).transpose(1, 2).float()
-        with untouched(head), torch.no_grad():
-            logits = head(cells.flatten(0, 1)) - head(cells[:1, 0] * 0)
-        own = batch.targets[:, None, None].expand(-1, cells.shape[1], 1)
-        found: Tensor = logits.reshape(*cells.shape[:2], -1).gather(2, own).squeeze(2)
-        return found.reshape(-1, *batch.features.shape[2:])
-
-    return Method("cam", "CAM", "baseline", True, maps, "the linear head's logit at each cell")
-
-
 def grad_cam_family(classifier: PooledClassifier, name: CamName) -> Method:
-    """Grad-CAM, Grad-CAM++, LayerCAM or HiResCAM at the last map, by grad-cam, from features alone."""
+    """Grad-CAM, Grad-CAM++, LayerCAM, HiResCAM or Finer-CAM at the last map, by grad-cam, from features alone.
+
+    Finer-CAM (Zhang et al. 2025) is Grad-CAM of the class's logit less those of the three classes with the most similar
+    logits, weighted by their probabilities.
+    """
     with needs_extra("compare", ComparisonError):
         import pytorch_grad_cam
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget
 
     kind, title = _CAMS[name]
     network = nn.Sequential(classifier.cells, nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier.head)
@@ -77,7 +60,16 @@ def grad_cam_family(classifier: PooledClassifier, name: CamName) -> Method:
                 return raw[-1]
 
             library.get_cam_image = unrectified
-            library(features, [ClassifierOutputTarget(int(target)) for target in batch.targets])
+            classes = [[int(target)] for target in batch.targets]
+            if name == "finer-cam":
+                logits = network(features.detach())
+                distances = (logits - logits.gather(1, batch.targets[:, None])).abs()
+                nearest = distances.scatter(1, batch.targets[:, None], -1).argsort(dim=1, stable=True)
+                classes = nearest[:, : 1 + FINER_CLASSES].tolist()
+            library(
+                features,
+                [FinerWeightedTarget(own, near, 1) if near else ClassifierOutputTarget(own) for own, *near in classes],
+            )
             del library.get_cam_image  # a cycle, which would keep the features
         return torch.as_tensor(raw[0]).float().to(batch.features.device)
 

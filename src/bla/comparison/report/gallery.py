@@ -21,8 +21,8 @@ LONGEST = 260
 _DRAWN = 1024
 """Maps with more cells are drawn as a picture instead of shapes."""
 _ORDER = (
-    "cam", "grad-cam", "grad-cam++", "centre", "random", "score-cam", "integrated-gradients", "occlusion",
-    "learned-mask", "layer-cam", "norm", "l2x", "softmax-attention", "shuffled",
+    "cam", "c-e", "finer-cam", "grad-cam", "grad-cam++", "centre", "random", "score-cam", "integrated-gradients",
+    "occlusion", "learned-mask", "layer-cam", "norm", "l2x", "softmax-attention", "cam-3x3", "c-e-3x3", "shuffled",
 )  # fmt: skip
 """The order of the columns; the last ones are left out if there are many."""
 

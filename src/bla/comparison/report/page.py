@@ -76,7 +76,13 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
     )
     environment.filters["percent"] = percent
     groups = [{"title": title, "name": name, "pictures": _pictures(comparison, keys)} for title, name, keys in _GROUPS]
-    words = {"record": comparison.record, "summary": summary(found), "findings": found, "exhibits": shown, "seed": seed}
+    words: dict[str, Any] = {
+        "record": comparison.record,
+        "own": comparison.own,
+        "summary": summary(found),
+        "findings": found,
+    }
+    words |= {"exhibits": shown, "seed": seed}
     drawn = {"curve": _curve(comparison), "sizes": _sizes(comparison), "groups": groups, "metrics": _table(comparison)}
     html = environment.get_template("page.html").render(words | drawn)
     write_atomically(target, html.encode())
@@ -167,7 +173,7 @@ def _table(comparison: Comparison) -> list[dict[str, Any]]:
     """Every metric with its meaning and each method's figure."""
     rows = []
     for metric, meaning in comparison.metrics.items():
-        figures = [comparison.figure(key, metric) for key in comparison.methods]
-        cells = ["" if figure is None else _written(metric, figure.mean) for figure in figures]
+        figures = {key: comparison.figure(key, metric) for key in comparison.methods}
+        cells = [(key, "" if each is None else _written(metric, each.mean)) for key, each in figures.items()]
         rows.append({**meaning, "arrow": _ARROWS[meaning["better"]], "cells": cells})
     return rows

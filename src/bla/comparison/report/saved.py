@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bla import BlaError
+from bla.comparison.methods import RUN
 from bla.explanations.explanation import Explanation, ExplanationError
 from bla.files import read_json, reading
 from bla.metrics.statistics import Interval
@@ -51,7 +52,7 @@ class Comparison:
     @property
     def own(self) -> str:
         """The key of the run's own method, which sets the sizes."""
-        return next(iter(self.methods))
+        return RUN
 
     @property
     def cells(self) -> int:
@@ -107,6 +108,6 @@ def read_comparison(folder: Path) -> Comparison:
             "with this bla"
         )
     missing = sorted({"methods", "metrics", "comparisons", "images", "grid", "size", "data", "run"} - set(record))
-    if missing or not record["methods"] or not record["images"]:
+    if missing or RUN not in record["methods"] or not record["images"]:
         raise ReportError(f"expected the result of a comparison in {path}, got one without {missing or 'photos'}")
     return Comparison(place, record, record["methods"], record["metrics"])
