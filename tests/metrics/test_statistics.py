@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bla.metrics.statistics import bootstrap, correlation, holm, mean_by_sign_flips, over_seeds, sign_flips
+from bla.metrics.statistics import (
+    bootstrap,
+    correlation,
+    holm,
+    images_to_decide,
+    mean_by_sign_flips,
+    over_seeds,
+    sign_flips,
+)
 
 
 def test_bootstrap_is_near_the_normal_interval() -> None:
@@ -109,3 +117,14 @@ def test_what_has_no_mean_is_refused() -> None:
         bootstrap([1.0, math.nan])
     with pytest.raises(ValueError, match="at least one"):
         bootstrap([])
+
+
+def test_the_number_of_images_to_decide_a_difference_has_the_power_that_it_claims() -> None:
+    pilot = np.array([1] * 14 + [-1] * 8 + [0] * 78)
+    needed = images_to_decide(pilot)
+    assert needed is not None
+    drawn = np.random.default_rng(0).choice(pilot, size=(4000, needed))
+    z = drawn.mean(axis=1) / (drawn.std(axis=1) / math.sqrt(needed))
+    assert (z > 1.96).mean() == pytest.approx(0.8, abs=0.03)
+    assert images_to_decide([1, -1, 0]) is None
+    assert images_to_decide([0.5, 0.5]) == 1

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,23 @@ def over_seeds(values: Values, *, seed: int = 0) -> Interval:
         means.append(drawn.mean(axis=1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Interval(float(known.mean()), float(low), float(high), images)
+
+
+def images_to_decide(differences: Values, *, power: float = 0.8) -> int | None:
+    r"""How many images would show a paired difference of this mean and spread, as likely as ``power``; None if it is 0.
+
+    .. math:: n = \Bigl\lceil (z_{0.975} + z_{\mathrm{power}})^2 \, s^2 / \bar d^2 \Bigr\rceil
+
+    The normal approximation for the mean of n differences d; with those of -1, 0 and 1 it is McNemar's.
+
+    >>> images_to_decide([1, 1, 0, 0, 0, 0, 0, -1])
+    181
+    """
+    known = _finite(differences, 1)
+    if abs(known.mean()) < TIE:
+        return None
+    z = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(power)
+    return max(1, math.ceil(float(z**2 * known.var() / known.mean() ** 2)))
 
 
 def sign_flips(deviations: Values, *, draws: int = 9_999, seed: int = 0) -> Floats:

@@ -1,0 +1,340 @@
+"""Does the whole classifier still name its class from the pixels of the best cells alone, and without them?
+
+    python -m benchmarks.faithfulness.own_prediction EXPLAINER PHOTOS --out OUT [--untrained] [--limit 40] [--rise 16]
+
+EXPLAINER is a run folder, a shipped explainer, or with --untrained a classifier to wrap as it is. PHOTOS is a folder of
+images, with an optional boxes.csv (image, class, left, top, right, bottom), or with folders `images` and `masks`. Every
+ranking is cut to the same sizes. The class is the classifier's own, so that no labels are needed. Results are kept by
+method and ranking in OUT: those of the rivals serve every explainer of the same classifier, and an interrupted run
+resumes. The passes run in ONNX Runtime where it is installed, else in torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.results import kept, parser_of
+from bla.comparison.methods import (
+    RUN,
+    Batch,
+    ComparisonError,
+    Method,
+    PooledClassifier,
+    c_minus_e,
+    cam,
+    centre_disc,
+    feature_norm,
+    grad_cam_family,
+    random_cells,
+    smoothed,
+)
+from bla.comparison.photos import size_of
+from bla.data.image_sets import ImageSet, list_images
+from bla.data.masking import FILLS
+from bla.metrics import localise, places, top_cells
+from bla.metrics.pixels import SHARES, enlarged, filled
+from bla.metrics.statistics import bootstrap, images_to_decide
+from bla.model.backbones import load_backbone, weights_digest
+from bla.model.classifier import ExplainableClassifier, explainable
+from bla.progress import show
+from bla.runs.run import load
+
+BATCH = 32
+Network = Callable[[Tensor], Tensor]
+Values = dict[str, list[float]]
+"""By metric and size, such as "kept 12", a value for every photo."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """Photos as one classifier sees them, and how it is run.
+
+    Attributes
+    ----------
+    photos: uint8 (N, h, w, 3).
+    coverage: (N, H, W), the share of each cell on the object; None: no objects are known.
+    rankings: by method (N, H, W).
+    predicted: (N,), the classifier's own class.
+    agreement: by "default" and "bound", whether the head names that class from the explainer's own cells, and their
+        number; by method and size, whether it does from the best cells: (N,) each.
+    """
+
+    classifier: ExplainableClassifier
+    network: Network
+    photos: np.ndarray
+    coverage: Tensor | None
+    rankings: dict[str, Tensor]
+    predicted: Tensor
+    agreement: dict[str, Tensor]
+    sizes: tuple[int, ...]
+    fill: str
+
+    def batches(self) -> Iterator[tuple[slice, Tensor]]:
+        """Which photos, and their normalised pixels (B, 3, h, w)."""
+        return batches(self.classifier, self.photos)
+
+
+def batches(classifier: ExplainableClassifier, photos: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+    for start in range(0, len(photos), BATCH):
+        rows = slice(start, min(start + BATCH, len(photos)))
+        yield rows, classifier.pixels(photos[rows]).contiguous(memory_format=torch.channels_last)
+
+
+def read_set(folder: Path, limit: int | None) -> ImageSet:
+    """The first photos of a folder, with their boxes or masks if there are any."""
+    root = folder / "images" if (folder / "images").is_dir() else folder
+    names = sorted(path.relative_to(root).as_posix() for path in list_images([root]))[:limit]
+    masks = None
+    if (folder / "masks").is_dir():
+        masks = tuple(str(Path("..", "masks", name).with_suffix(".png")) for name in names)
+    boxes: tuple[np.ndarray, ...] | None = None
+    if (folder / "boxes.csv").is_file():
+        by_image: dict[str, list[list[float]]] = {name: [] for name in names}
+        with (folder / "boxes.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                sides = [float(row[side]) for side in ("left", "top", "right", "bottom")]
+                by_image.setdefault(row["image"], []).append(sides)
+        boxes = tuple(np.array(by_image[name]).reshape(-1, 4) for name in names)
+    return ImageSet(root, tuple(names), boxes=boxes, masks=masks)
+
+
+def rivals(pooled: PooledClassifier, seed: int) -> list[Method]:
+    """What is compared, in the order of the table: trivial rankings first. CAM is Grad-CAM where no head is linear."""
+    try:
+        first = cam(pooled)
+    except ComparisonError:
+        first = dataclasses.replace(grad_cam_family(pooled, "grad-cam"), name="cam")
+    contrast = c_minus_e(pooled)
+    return [random_cells(seed), centre_disc(), feature_norm(), first, smoothed(first),
+            grad_cam_family(pooled, "finer-cam"), contrast, smoothed(contrast)]  # fmt: skip
+
+
+@torch.no_grad()
+def prepare(classifier: ExplainableClassifier, images: ImageSet, seed: int, fill: str) -> Setting:
+    """Every method's ranking of every photo, and what the head says from the explainer's own cells."""
+    pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
+    methods = rivals(pooled, seed)
+    photos = np.stack([classifier.transform.read(images.path(row)).pixels for row in range(len(images))])
+    parts: dict[str, list[Tensor]] = {method.name: [] for method in methods} | {RUN: [], "predicted": []}
+    agreed: dict[str, list[Tensor]] = {}
+    sizes: tuple[int, ...] = ()
+    for rows, pixels in batches(classifier, photos):
+        features = classifier.trunk(pixels)
+        cells = features.shape[2] * features.shape[3]
+        sizes = tuple(max(1, round(share * cells)) for share in SHARES)
+        predicted = pooled.on_features(features).argmax(dim=1)
+        batch = Batch(features, predicted, torch.arange(rows.start, rows.stop), pixels)
+        found = {method.name: method.maps(batch).float() for method in methods}
+        chosen = classifier.select(pixels)
+        found[RUN] = chosen.unbounded.float()
+        bound = (chosen.scores >= chosen.scores.amax(dim=(1, 2), keepdim=True)).float()
+        own = {"default": chosen.hard, "bound": bound / bound.sum(dim=(1, 2), keepdim=True)}
+        own |= {f"{name} {k}": top_cells(maps, k).float() / k for name, maps in found.items() for k in sizes}
+        for name, weights in own.items():
+            named = classifier.classify(features, weights.to(features)).argmax(dim=1) == predicted
+            agreed.setdefault(name, []).append(named.double().cpu())
+        for name in ("default", "bound"):
+            agreed.setdefault(f"size {name}", []).append((own[name] > 0).sum(dim=(1, 2)).double().cpu())
+        for name, values in (*found.items(), ("predicted", predicted)):
+            parts[name].append(values.cpu())
+        show("ranking cells", rows.stop, len(photos))
+    whole = {name: torch.cat(values) for name, values in parts.items()}
+    predicted, grid = whole.pop("predicted"), tuple(whole[RUN].shape[1:])
+    agreement = {name: torch.cat(values) for name, values in agreed.items()}
+    network = fastest(pooled, classifier.pixels(photos[:2]))
+    covered = coverage(classifier, images, grid)
+    return Setting(classifier, network, photos, covered, whole, predicted, agreement, sizes, fill)
+
+
+def coverage(classifier: ExplainableClassifier, images: ImageSet, grid: tuple[int, ...]) -> Tensor | None:
+    """The share of each cell on the object, (N, H, W), 0 for a photo without one."""
+    if images.boxes is None and images.masks is None:
+        return None
+    regions = [classifier.transform.region(size_of(images.path(row))) for row in range(len(images))]
+    found = [images.coverage(row, region, (grid[0], grid[1])) for row, region in enumerate(regions)]
+    return torch.from_numpy(np.stack([np.zeros(grid) if each is None else each for each in found]))
+
+
+def fastest(pooled: PooledClassifier, example: Tensor) -> Network:
+    """The classifier in ONNX Runtime where it is installed and gives the same logits to a thousandth; else in torch."""
+
+    def in_torch(pixels: Tensor) -> Tensor:
+        logits: Tensor = pooled(pixels.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    if example.is_cuda or not all(map(importlib.util.find_spec, ("onnxruntime", "onnxscript"))):
+        return in_torch
+    import onnxruntime
+
+    graph = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            nn.Sequential(pooled.trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), pooled.head).eval(),
+            (example.contiguous(),), input_names=["pixels"], dynamic_shapes=({0: "batch"},), dynamo=True, verbose=False,
+        )  # fmt: skip
+        assert program is not None
+        program.save(graph)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(graph.getvalue(), options, providers=["CPUExecutionProvider"])
+
+    def in_runtime(pixels: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"pixels": pixels.contiguous().numpy()})[0])
+
+    same = torch.allclose(in_runtime(example), in_torch(example), atol=1e-3, rtol=1e-3)
+    return in_runtime if same else in_torch
+
+
+@torch.no_grad()
+def measure(setting: Setting, ranking: Tensor, title: str) -> Values:
+    """Kept and removed at every size, and the share of the cells on the object; a value for each photo."""
+    found: dict[str, list[float]] = {}
+    for rows, pixels in setting.batches():
+        fills, wanted = filled(pixels, setting.fill), setting.predicted[rows].to(pixels.device)
+        for size in setting.sizes:
+            shown = enlarged(top_cells(ranking[rows], size), pixels)[:, None]
+            only = fills + shown * (pixels - fills)
+            for name, changed in (("kept", only), ("removed", pixels + fills - only)):
+                named = setting.network(changed).argmax(dim=1) == wanted
+                found.setdefault(f"{name} {size}", []).extend(named.double().tolist())
+        show(f"masking by {title}", rows.stop, len(setting.photos))
+    if setting.coverage is not None:
+        for size in setting.sizes:
+            share = localise(ranking, top_cells(ranking, size), setting.coverage)["on_object"]
+            found[f"on {size}"] = share.tolist()
+    return found
+
+
+@torch.no_grad()
+def rise(setting: Setting, passes: int, seed: int) -> Tensor:
+    """RISE (Petsiuk et al. 2018) on the cells: the mean probability of the class over random masks that keep a cell.
+
+    Each mask keeps every cell with probability one half; the pixels of the others have the fill of the judgement.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (passes, *setting.rankings[RUN].shape[1:])
+    found = []
+    for rows, pixels in setting.batches():
+        fills, wanted = filled(pixels, setting.fill), setting.predicted[rows].to(pixels.device)
+        masks = (torch.rand((len(pixels), *shape), generator=generator) < 0.5).float()
+        p = []
+        for each in masks.unbind(1):
+            shown = enlarged(each, pixels)[:, None]
+            logits = setting.network(fills + shown * (pixels - fills)).float()
+            p.append(logits.softmax(dim=1).gather(1, wanted[:, None])[:, 0].cpu())
+        weights = torch.stack(p, dim=1)[:, :, None, None]
+        found.append((weights * masks).sum(dim=1) / masks.sum(dim=1).clamp(min=1))
+        show(f"{passes} passes of RISE", rows.stop, len(setting.photos))
+    return torch.cat(found)
+
+
+def difference(one: list[float], other: list[float]) -> dict[str, Any]:
+    """The mean paired difference over the photos that have both values, its interval, and the photos to decide it."""
+    each = np.array(one, np.float64) - np.array(other, np.float64)
+    each = each[np.isfinite(each)]
+    return bootstrap(each).to_dict() | {"to_decide": images_to_decide(each)}
+
+
+def results(setting: Setting, values: dict[str, Values]) -> dict[str, Any]:
+    """Means by method, and the explainer's paired differences to CAM and to the best rival."""
+    means = {name: {key: float(np.nanmean(each)) for key, each in found.items()} for name, found in values.items()}
+    for name, found in means.items():
+        keys = {size: f"{name} {size}" for size in setting.sizes if f"{name} {size}" in setting.agreement}
+        found |= {f"agree {size}": float(setting.agreement[key].mean()) for size, key in keys.items()}
+    differences = {}
+    for key in values[RUN]:
+        others = {name: found[key] for name, found in means.items() if name != RUN and not name.startswith("rise")}
+        best = (min if key.startswith("removed") else max)(others, key=lambda name: others[name])
+        differences[key] = {
+            against: {"against": against, **difference(values[RUN][key], values[against][key])}
+            for against in dict.fromkeys(["cam", best, *(name for name in values if name.startswith("rise"))])
+        }
+    own = {name: float(setting.agreement[name].mean()) for name in ("default", "bound", "size default", "size bound")}
+    return {"photos": len(setting.photos), "sizes": setting.sizes, "fill": setting.fill,
+            "cells": setting.rankings[RUN][0].numel(), "own": own, "methods": means,
+            "differences": differences}  # fmt: skip
+
+
+def table(found: dict[str, Any], titles: dict[str, str]) -> str:
+    """Markdown: kept, removed, the share on the object and the head's agreement; then the paired differences."""
+    sizes, middle = found["sizes"], found["sizes"][1]
+    heads = [f"k = {size}: kept / removed" for size in sizes] + [f"on the object at {middle}", "head agrees"]
+    lines = ["| ranked by | " + " | ".join(heads) + " |", "|" + " --- |" * (len(heads) + 1)]
+    for name, means in found["methods"].items():
+        cells = [f"{means[f'kept {size}']:.3f} / {means[f'removed {size}']:.3f}" for size in sizes]
+        cells.append(f"{means[f'on {middle}']:.3f}" if f"on {middle}" in means else "")
+        cells.append(" ".join(f"{means[key]:.3f}" for key in (f"agree {size}" for size in sizes) if key in means))
+        lines.append(f"| {titles[name]} | {' | '.join(cells)} |")
+    lines += ["", "| its difference | against | mean | 95% interval | photos to decide |", "|" + " --- |" * 5]
+    for key, against in found["differences"].items():
+        for name, row in against.items():
+            span = f"{row['low']:+.3f} to {row['high']:+.3f}"
+            lines.append(f"| {key} | {titles[name]} | {row['mean']:+.3f} | {span} | {row['to_decide'] or ''} |")
+    own, cells = found["own"], found["cells"]
+    lines += [
+        "",
+        f"{found['photos']} photos, fill {found['fill']}. The head agrees with the prediction from all cells on "
+        f"{own['default']:.3f} of them by the explainer's own cells ({own['size default']:.1f} of {cells} on average) "
+        f"and on {own['bound']:.3f} by the cells at the bound ({own['size bound']:.1f}).",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Rank, mask, judge; print the table."""
+    parser = parser_of(__doc__)
+    parser.add_argument("explainer", help="a run folder, a shipped explainer, or with --untrained a classifier")
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--untrained", action="store_true", help="wrap the classifier of this name, untrained")
+    parser.add_argument("--limit", type=int, help="so many photos, the first by name")
+    parser.add_argument("--rise", type=int, default=0, help="passes of RISE to compare with")
+    parser.add_argument("--fill", choices=FILLS, default=FILLS[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    name, seed = arguments.explainer, arguments.seed
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        classifier = explainable(load_backbone(name)) if arguments.untrained else load(name)
+    classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = read_set(arguments.photos, arguments.limit)
+    setting = prepare(classifier, images, seed, arguments.fill)
+    pooled = PooledClassifier(classifier.trunk, classifier.head)
+    seen = [images.digest(), classifier.transform.to_dict(), weights_digest(pooled), setting.fill]
+    titles = {method.name: method.title for method in rivals(pooled, seed)}
+    if arguments.rise:
+        titles[f"rise-{arguments.rise}"] = f"RISE, {arguments.rise} passes"
+    titles[RUN] = f"{classifier.setup}, {'untrained' if arguments.untrained else 'trained'}"
+    values = {}
+    for method, title in titles.items():
+        ranking = setting.rankings.get(method)
+        order = seed if ranking is None else places(ranking).tolist()
+        digest = hashlib.sha256(json.dumps([seen, order]).encode()).hexdigest()[:12]
+        measured = functools.partial(_measured, setting, ranking, title, arguments)
+        values[method] = kept(arguments.out / f"{method}-{digest}.json", measured)
+    found = results(setting, values)
+    print(json.dumps(found) if arguments.json else table(found, titles))
+
+
+def _measured(setting: Setting, ranking: Tensor | None, title: str, arguments: Any) -> Values:
+    return measure(setting, rise(setting, arguments.rise, arguments.seed) if ranking is None else ranking, title)
+
+
+if __name__ == "__main__":
+    main()

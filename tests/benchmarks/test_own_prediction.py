@@ -1,0 +1,81 @@
+"""The table of what the whole classifier says from the best cells' pixels: its figures by hand, and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.faithfulness import own_prediction
+from bla.comparison.methods import PooledClassifier
+from bla.metrics import top_cells
+from bla.metrics.pixels import kept_and_removed
+from bla.model.classifier import explainable
+from small import Tiny, photo
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    lines = ["image,class,left,top,right,bottom"]
+    for index in range(5):
+        photo(index, index % 3).save(folder / f"{index}.png")
+        lines += [f"{index}.png,3,0,0,25,15", f"{index}.png,3,25,15,50,30"] if index else []
+    (folder / "boxes.csv").write_text("\n".join(lines))
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    monkeypatch.setattr("sys.argv", ["own_prediction", "small:Tiny", *map(str, arguments), "--untrained"])
+    monkeypatch.setattr(own_prediction, "fastest", lambda pooled, _: pooled)  # an export takes seconds
+    own_prediction.main()
+    return capsys.readouterr().out
+
+
+def test_it_measures_every_ranking_and_resumes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [photos, "--out", tmp_path / "out", "--rise", "4"]
+    found = json.loads(run(monkeypatch, capsys, *arguments, "--json"))
+    assert found["photos"] == 5
+    assert found["sizes"] == [2, 4, 6], "12%, 25% and 40% of 15 cells"
+    trivial_first = ["random", "centre", "norm", "cam", "cam-3x3", "finer-cam", "c-e", "c-e-3x3", "rise-4", "bla"]
+    assert list(found["methods"]) == trivial_first
+    for means in found["methods"].values():
+        assert all(0 <= value <= 1 for value in means.values())
+    assert set(found["differences"]["kept 4"]) >= {"cam", "rise-4"}
+
+    classifier = explainable(Tiny())
+    pooled = PooledClassifier(classifier.trunk, classifier.head)
+    images = own_prediction.read_set(photos, None)
+    pixels = classifier.pixels(np.stack([classifier.transform.read(images.path(row)).pixels for row in range(5)]))
+    norms = torch.linalg.vector_norm(pooled.trunk(pixels), dim=1)
+    by_hand = kept_and_removed(pooled, pixels, top_cells(norms, 4), pooled(pixels).argmax(dim=1))
+    for name, values in by_hand.items():
+        assert found["methods"]["norm"][f"{name} 4"] == pytest.approx(values.mean().item())
+
+    monkeypatch.setattr(own_prediction, "measure", None)  # nothing is measured again
+    text = run(monkeypatch, capsys, *arguments)
+    assert "| random cells |" in text
+    assert "5 photos, fill coarse." in text
+    with pytest.raises(TypeError):
+        run(monkeypatch, capsys, *arguments, "--fill", "grey")
+
+
+def test_masks_and_boxes_are_read(photos: Path, tmp_path: Path) -> None:
+    boxes = own_prediction.read_set(photos, 3).boxes
+    assert boxes is not None
+    assert [len(each) for each in boxes] == [0, 2, 2]
+    (tmp_path / "horses").mkdir()
+    for folder in ("images", "masks"):
+        (tmp_path / "horses" / folder).mkdir()
+        photo(0, 0).save(tmp_path / "horses" / folder / "a.png")
+    images = own_prediction.read_set(tmp_path / "horses", None)
+    covered = own_prediction.coverage(explainable(Tiny()), images, (3, 5))
+    assert covered is not None
+    assert covered.shape == (1, 3, 5)
+    assert covered.max() > 0.9
