@@ -52,7 +52,9 @@ def batch(
 
     with shown_progress() as report:
         explained = partial(explain_all, engine=engine, workers=workers, shard=shard, column=column)
-        record = explained(source, out, open_engine(run).path, pictures=pictures, size=size, report=report)
+        opened = open_engine(run)
+        report(opened.card.transform.in_words(), 0, 0)
+        record = explained(source, out, opened.path, pictures=pictures, size=size, report=report)
     failed = record["rows"] - record["statuses"].get("ok", 0)
     if json_:
         print(json.dumps(record))

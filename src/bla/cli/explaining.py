@@ -50,7 +50,9 @@ def explain(
     failed = 0
     with shown_progress() as report:
         asked, other = (int(name) if name is not None and name.isdecimal() else name for name in (target, against))
-        results = explain_files(paths, run=run, size=size, target=asked, against=other, out=folder, device=device)
+        results = explain_files(
+            paths, run=run, size=size, target=asked, against=other, out=folder, device=device, report=report
+        )
         for index, result in enumerate(results, start=1):
             if json_:
                 print(json.dumps(result.to_dict()), flush=True)

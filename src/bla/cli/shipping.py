@@ -82,6 +82,7 @@ def serve(
         from bla.deploy.serve import Limits
         from bla.deploy.serve import serve as run
     engine = open_engine(explainer, threads=threads)
+    print(engine.card.transform.in_words(), file=sys.stderr)
     limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
     print(f"{engine.card.setup} on {engine.card.model}: http://{host}:{port}/", file=sys.stderr, flush=True)
     run(engine, host=host, port=port, limits=limits, most=batch_size, deadline=deadline / 1000, room=queue)

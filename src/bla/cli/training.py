@@ -11,7 +11,18 @@ from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
 from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, skipped
-from bla.training.settings import RECOMMENDED, Bounded, FixedSize, Head, HeldOut, Score, Settings, Stages, Trunk
+from bla.training.settings import (
+    RECOMMENDED,
+    Bounded,
+    FixedSize,
+    Head,
+    HeldOut,
+    Score,
+    Settings,
+    Stages,
+    TrainingError,
+    Trunk,
+)
 
 SETUP = Literal["bla", "bla-t", "bla-ph", "l2x-f", "recommended", "recommended-ph"]
 FLAT = Parameter(name="*", negative_bool=(), negative_iterable=())
@@ -26,7 +37,9 @@ class Classifier:
     weights: str | None = None
     """A file of its weights, or "random". By default ImageNet's."""
     crop: bool = False
-    """Show the model its own resize and centre crop, in place of the whole photo squashed."""
+    """Show the model its own resize and centre crop."""
+    squash: bool = False
+    """Show the model the whole photo squashed. By default for a new head; its own head has its own preprocessing."""
     image_size: int | None = None
     """Pixels per side of the model's input, 448 say: more and finer cells. By default the model's own."""
 
@@ -85,7 +98,10 @@ def train(
     else:
         settings = Settings(setup, **options)
     others = asdict(classifier or Classifier()) | asdict(places or Places()) | {"stream": stream}
-    others["mode"] = "crop" if others.pop("crop") else "squash"
+    modes = [mode for mode in ("crop", "squash") if others.pop(mode)]
+    if len(modes) == 2:
+        raise TrainingError("expected one of --crop and --squash, got both")
+    others["mode"] = modes[0] if modes else None
     with distributed.joined(), shown_progress() as report:
         trained = run.train(data, out, settings, **others, report=report)
         if distributed.rank():

@@ -23,7 +23,7 @@ from bla.files import check_keys
 PhotoSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
-Mode = Literal["squash", "crop"]
+Mode = Literal["squash", "crop", "squash-crop"]
 
 # Pillow knows dozens more; these are the photos' own, and none of them starts another program, as EPS does.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -243,13 +243,14 @@ class Transform:
 
     ``squash`` resizes the whole photo to ``size``: nothing goes unseen, the aspect ratio is lost. ``crop`` keeps
     the aspect ratio, resizes the short side to ``floor(size / crop_fraction)`` and takes the centre, to the pixel
-    where timm takes it. A field outside its range raises a DataError.
+    where timm takes it. ``squash-crop`` resizes the whole photo to ``floor(size / crop_fraction)`` and takes the
+    centre. A field outside its range raises a DataError.
 
     Attributes
     ----------
     size: ``(height, width)`` of the input.
     mean, std: of the colours red, green, blue, which run from 0 to 1.
-    source: where mean and std came from, such as "timm" or "assumed".
+    source: where the fields came from, such as "timm" or "assumed".
 
     Examples
     --------
@@ -291,7 +292,7 @@ class Transform:
         """The input's pixels, uint8 ``(H, W, 3)``, of an upright RGB photo as :func:`open_photo` gives it."""
         if photo.mode != "RGB":
             raise DataError(f"expected a photo of mode RGB, got {photo.mode}; pass it through open_photo")
-        return self._resize(photo, self.region(photo.size))
+        return self._resized(_Upright(photo, photo.size))
 
     def read(self, source: PhotoSource, *, name: str | None = None, most_pixels: int | None = None) -> Photo:
         """Open and resize in one go.
@@ -302,26 +303,43 @@ class Transform:
         ``most_pixels``, below :data:`MAX_PIXELS`, is checked before any pixel is decoded.
         """
         upright = _open_upright(source, self, name, most_pixels)
-        region = self.region(upright.size)
-        x, y = upright.origin
-        left, top, right, bottom = (side / upright.scale for side in region)
-        pixels = self._resize(upright.photo, (x + left, y + top, x + right, y + bottom))
-        return Photo(pixels, upright.size, region)
+        return Photo(self._resized(upright), upright.size, self.region(upright.size))
 
     def region(self, photo_size: tuple[int, int]) -> Box:
         """The part of a photo of ``(width, height)`` that the input covers: left, top, right, bottom in its pixels."""
         box: list[float] = []
-        for side, whole, photo in zip(self.size[::-1], self._whole(photo_size), photo_size, strict=True):
-            start = round((whole - side) / 2)
-            box += start * photo / whole, (start + side) * photo / whole
+        whole = self._whole(photo_size)
+        for start, stop, side, photo in zip(*self._centre(whole), whole, photo_size, strict=True):
+            box += start * photo / side, stop * photo / side
         return box[0], box[2], box[1], box[3]
+
+    def in_words(self) -> str:
+        """One line for people.
+
+        >>> Transform((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), mode="crop", source="timm").in_words()
+        'preprocessing: short side to 256 (bicubic), centre crop 224 x 224, from timm'
+        """
+        height, width = self.size
+        if self.mode == "squash":
+            words = f"whole photo squashed to {width} x {height} ({self.interpolation})"
+        else:
+            rows, columns = self._enlarged
+            squashed = f"whole photo squashed to {columns} x {rows}"
+            kept = f"short side to {rows}" if rows == columns else f"resized to cover {columns} x {rows}"
+            resized = squashed if self.mode == "squash-crop" else kept
+            words = f"{resized} ({self.interpolation}), centre crop {width} x {height}"
+        part = "mean and std from" if self.mode == "squash" else "from"
+        known = {"": "", "assumed": ", assumed: the classifier states none"}
+        return f"preprocessing: {words}{known.get(self.source, f', {part} {self.source}')}"
 
     def _whole(self, photo_size: tuple[int, int]) -> tuple[int, int]:
         """The size, (width, height), to which the whole photo is resized, of which the input is the centre."""
         height, width = self.size
         if self.mode == "squash":
             return width, height
-        rows, columns = math.floor(height / self.crop_fraction), math.floor(width / self.crop_fraction)
+        rows, columns = self._enlarged
+        if self.mode == "squash-crop":
+            return columns, rows
         photo_width, photo_height = photo_size
         if rows == columns:  # timm rounds down here, and to the nearest for oblong inputs
             short = min(photo_size)
@@ -329,10 +347,27 @@ class Transform:
         ratio = min(photo_height / rows, photo_width / columns)
         return round(photo_width / ratio), round(photo_height / ratio)
 
-    def _resize(self, photo: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
-        # A box makes the same pixels as resizing everything and cropping, without making the rest.
-        height, width = self.size
-        return np.array(photo.resize((width, height), Image.Resampling[self.interpolation.upper()], box))
+    @property
+    def _enlarged(self) -> tuple[int, int]:
+        """Rows and columns of which the input is the centre."""
+        return math.floor(self.size[0] / self.crop_fraction), math.floor(self.size[1] / self.crop_fraction)
+
+    def _centre(self, whole: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Left and top, right and bottom of the input in the resized photo of ``(width, height)``."""
+        left, top = (round((side - part) / 2) for side, part in zip(whole, self.size[::-1], strict=True))
+        return (left, top), (left + self.size[1], top + self.size[0])
+
+    def _resized(self, upright: _Upright) -> npt.NDArray[np.uint8]:
+        kind, whole, (height, width) = self.interpolation.upper(), self._whole(upright.size), self.size
+        if upright.scale == 1 and whole[0] * whole[1] <= 16 * width * height:
+            resized = upright.photo.resize(whole, Image.Resampling[kind])
+            start, stop = self._centre(whole)
+            return np.array(resized.crop((*start, *stop)))
+        # A box makes nearly the same pixels without the rest; Pillow may change the order of its two passes.
+        x, y = upright.origin
+        left, top, right, bottom = (side / upright.scale for side in self.region(upright.size))
+        box = (x + left, y + top, x + right, y + bottom)
+        return np.array(upright.photo.resize((width, height), Image.Resampling[kind], box))
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object."""

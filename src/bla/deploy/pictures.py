@@ -19,6 +19,7 @@ from bla.data.photo import PhotoSource, open_photo
 from bla.explanations.explanation import Explanation, ExplanationError, Unexplained
 from bla.explanations.render import panel
 from bla.files import write_atomically
+from bla.progress import Progress, silent
 
 SIGNED = "bla"
 """The text field of a panel's PNG that holds its signature; we do not overwrite a picture without one."""
@@ -55,6 +56,7 @@ def explain_files(
     against: int | str | None = None,
     out: Path | None = None,
     device: str = "auto",
+    report: Progress = silent,
 ) -> Iterator[Explanation | Unexplained]:
     """Explain photos in order; with ``out``, write ``NAME.png`` (the panel) and ``NAME.json`` for each.
 
@@ -72,6 +74,7 @@ def explain_files(
     from bla.runs.run import load
 
     classifier = load(run, device=device)
+    report(classifier.transform.in_words(), 0, 0)
     kept: dict[Path, Explanation] = {}
     names: dict[Path, str] = {}
     signature = ""

@@ -292,8 +292,8 @@ def explainable(
     parts: (trunk, head), where no cut is found: of each a submodule's name, or a callable of the classifier and a
         tensor, as in ``(lambda model, pixels: model.body(pixels)[-1], "fc")``. The trunk gives a map (B, C, H, W) or
         patch tokens (B, H*W, C), the head takes their mean (B, C). Checked as any other cut.
-    transform: the preprocessing, or an image processor of Hugging Face transformers; by default timm's for the
-        model, else ImageNet's at 224 x 224 (``transform.source`` then says "assumed").
+    transform: the preprocessing, an image processor of Hugging Face transformers or a preset of torchvision's weights;
+        by default the model's own, crop included: :func:`bla.model.preprocessing.transform_of`.
     classes: K names; by default transformers' ``config.id2label``, ImageNet's for 1,000 classes, or "class 0", ...
     several_labels: whether an image may have several classes or none; a label's probability is its logit's sigmoid.
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bla.data.image_sets import ImageSet, Splits
-from bla.data.photo import DataError, Transform
+from bla.data.photo import DataError, Mode, Transform
 from bla.data.published import named, photo_splits, read_images
 from bla.files import reading, sole_writer
 from bla.model.backbones import LITE0, load_backbone, weights_digest
@@ -54,7 +54,7 @@ def train(
     *,
     model: str | nn.Module = LITE0,
     weights: str | Path | None = None,
-    mode: Literal["squash", "crop"] = "squash",
+    mode: Mode | None = None,
     image_size: int | None = None,
     device: str = "auto",
     data_root: Path | None = None,
@@ -73,7 +73,8 @@ def train(
     ----------
     data: a folder, the name of a data set, or splits, as :func:`bla.data.published.read_images` takes them.
     model: a name as :func:`bla.model.backbones.load_backbone` takes it, or a classifier.
-    mode: whether the model sees the whole photo squashed, or the classifier's own resize and crop.
+    mode: ``squash`` shows the model the whole photo squashed, ``crop`` its own resize and centre crop. By default a new
+        head is trained on squashed photos, as in the paper, and the classifier's own head keeps its own preprocessing.
     image_size: height and width of the model's input in pixels; a larger input has more and finer cells.
     data_root, cache: where named data sets and features are kept: :func:`bla.data.published.default_data_root` and
         :func:`bla.files.cache_root` by default.
@@ -92,12 +93,15 @@ def train(
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
     splits, source = read_images(data, seed=settings.seed, data_root=data_root, cache=cache, report=report)
     settings = settings.replace(several_labels=settings.several_labels or splits.train.several)
-    view = {"mode": mode} | ({"size": (image_size, image_size)} if image_size is not None else {})
     name = model if isinstance(model, str) else None
     if weights not in (None, "random"):
         weights = Path(str(weights)).resolve()
     built = load_backbone(model, weights) if isinstance(model, str) else model
-    wrapped = _wrapped(built, name, splits.train, settings, view).to(place)
+    transform = transform_of(built, mode if mode or settings.own_head else "squash")
+    if image_size is not None:
+        transform = dataclasses.replace(transform, size=(image_size, image_size))
+    wrapped = _wrapped(built, name, splits.train, settings, transform).to(place)
+    report(transform.in_words(), 0, 0)
     classes = wrapped.classes if settings.own_head else splits.train.classes
     _check_float32(wrapped)
     file = str(weights) if name and weights else None
@@ -312,7 +316,7 @@ def _check_float32(wrapped: ExplainableClassifier) -> None:
 
 
 def _wrapped(
-    model: nn.Module, name: str | None, images: ImageSet, settings: Settings, view: Mapping[str, Any]
+    model: nn.Module, name: str | None, images: ImageSet, settings: Settings, transform: Transform
 ) -> ExplainableClassifier:
     """The classifier to train on, with its own head or a new one for the classes of the images."""
     if not settings.own_head and images.labels is None:
@@ -320,7 +324,6 @@ def _wrapped(
             f"{images.root}: expected class folders to train a new head on, got images without classes; for the "
             "classifier's own classes use head='own' and targets='predictions'"
         )
-    transform = dataclasses.replace(transform_of(model), **view)
     wrapped = explainable(
         model, name=name, head=None if settings.own_head else len(images.classes), transform=transform
     )

@@ -85,12 +85,8 @@ def export(
         raise ExportError(f"expected a trained attention, got {wrapped.name} with one never fitted: bla.fit trains it")
     if like.dtype != torch.float32:
         raise ExportError(f"expected a classifier in float32, got {like.dtype}: export it before you convert it")
-    kind, mode = wrapped.transform.interpolation, wrapped.transform.mode
-    if entry == "photos" and (kind == "lanczos" or (to == "torch" and mode != "squash")):
-        raise ExportError(
-            f"expected a resize that a graph for {to} can do, got {mode}, {kind}: use the entry pixels, and let Pillow "
-            "resize"
-        )
+    if entry == "photos" and wrapped.transform.interpolation == "lanczos":
+        raise ExportError("expected a resize that a graph can do, got lanczos: use the entry pixels")
     wrapped = copy.deepcopy(wrapped).cpu().eval()
     with torch.inference_mode():
         height, width = wrapped.trunk(torch.zeros(1, 3, *wrapped.transform.size)).shape[2:]

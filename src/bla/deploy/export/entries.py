@@ -52,7 +52,7 @@ def photos_entry(model: onnx.ModelProto, transform: Transform) -> None:
     kind = kinds[transform.interpolation]
     height, width = transform.size
     std = np.array(transform.std, np.float64)
-    crop = transform.mode == "crop"
+    crop = transform.mode != "squash"
     # The centre starts at round((whole - input) / 2), half to even as Python rounds.
     centre = """
         room = Sub (whole, input_size)
@@ -86,6 +86,8 @@ def photos_entry(model: onnx.ModelProto, transform: Transform) -> None:
 def _whole(transform: Transform) -> str:
     """The size (height, width) to which ``Transform`` resizes the whole photo before it takes the centre."""
     rows, columns = (int(np.floor(side / transform.crop_fraction)) for side in transform.size)
+    if transform.mode == "squash-crop":
+        return f"whole = Constant <value = int64[2] {{{rows}, {columns}}}> ()"
     if rows == columns:
         return f"""photo = Shape <start = 2, end = 4> (planes)
         short = ReduceMin <keepdims = 1> (photo)

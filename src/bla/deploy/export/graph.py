@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,6 +78,24 @@ class NamedGraph(nn.Module):
 def _prepared(photos: Tensor, transform: Transform) -> Tensor:
     values = photos.permute(0, 3, 1, 2).float()
     mode = transform.interpolation.replace("nearest", "nearest-exact")
-    resized = F.interpolate(values, transform.size, mode=mode, antialias=mode != "nearest-exact")
+    whole = _whole(values.shape[2], values.shape[3], transform)
+    resized = F.interpolate(values, whole, mode=mode, antialias=mode != "nearest-exact")
+    for axis, (length, side) in enumerate(zip(whole, transform.size, strict=True), start=2):
+        half, odd = (length - side) // 2, (length - side) % 2
+        resized = resized.narrow(axis, half + odd * (half % 2), side)  # half to even, as Python rounds
     mean, std = (values.new_tensor(numbers)[:, None, None] for numbers in (transform.mean, transform.std))
     return (resized.round().clamp(0, 255) - 255 * mean) / (255 * std)
+
+
+def _whole(rows: Any, columns: Any, transform: Transform) -> tuple[Any, Any]:
+    """The size (height, width) to which ``Transform`` resizes the whole photo, as integers that torch.export traces."""
+    if transform.mode == "squash":
+        return transform.size
+    down, across = (math.floor(side / transform.crop_fraction) for side in transform.size)
+    if transform.mode == "squash-crop":
+        return down, across
+    if down == across:
+        short = torch.sym_min(rows, columns)
+        return rows * down // short, columns * down // short
+    height, width = (2 * rows * across + columns) // (2 * columns), (2 * columns * down + rows) // (2 * rows)  # rounded
+    return torch.sym_max(down, height), torch.sym_max(across, width)
