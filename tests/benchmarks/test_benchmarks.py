@@ -143,3 +143,12 @@ def test_study_load(run: Run, kills: int, kind: str) -> None:
     assert found["passed"]
     assert (found["finished"], found["answers"], found["kills"]) == (10, 80, kills)
     assert (found["lost"], found["doubled"], found["changed"]) == (0, 0, 0)
+
+
+def test_preprocessing(run: Run, tmp_path: Path) -> None:
+    for index in range(2):
+        pixels = np.random.RandomState(index).randint(0, 256, (260, 300 + index, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    printed = run("faithfulness.preprocessing", tmp_path, "--weights", "random", "--json")
+    (found,) = json.loads(printed).values()
+    assert (found["photos"], found["ours"], found["pixels"]) == (2, 1, 1)

@@ -424,7 +424,7 @@ transforms = st.builds(
     mean=st.tuples(*[st.floats(0, 1)] * 3),
     std=st.tuples(*[st.floats(0.01, 1)] * 3),
     interpolation=st.sampled_from(["bilinear", "bicubic", "nearest", "lanczos"]),
-    mode=st.sampled_from(["squash", "crop"]),
+    mode=st.sampled_from(["squash", "crop", "squash-crop"]),
     crop_fraction=st.floats(0.3, 1),
     source=st.text(max_size=5),
 )
@@ -480,6 +480,12 @@ def test_regions_by_hand(size: tuple[int, int], photo_size: tuple[int, int], reg
     assert Transform(size, HALF, HALF).region(photo_size) == (0, 0, *photo_size)
 
 
+def test_a_squash_and_crop_keeps_the_same_share_of_both_sides() -> None:
+    """70 x 140 of 80 x 160: rows 5 to 75 of 80, columns 10 to 150 of 160, of a photo of 200 rows and 80 columns."""
+    transform = Transform((70, 140), HALF, HALF, mode="squash-crop")
+    assert transform.region((80, 200)) == (5.0, 12.5, 75.0, 187.5)
+
+
 @settings(max_examples=40)
 @given(transforms, photo_sizes)
 def test_regions_lie_in_the_photo(transform: Transform, photo_size: tuple[int, int]) -> None:
@@ -500,6 +506,8 @@ def test_pixels_are_those_of_resizing_everything_and_cropping(
     height, width = transform.size
     if transform.mode == "squash":
         whole = (width, height)
+    elif transform.mode == "squash-crop":
+        whole = (int(width / transform.crop_fraction), int(height / transform.crop_fraction))
     elif height == width:
         short, scaled = min(photo_size), int(height / transform.crop_fraction)
         whole = tuple(scaled if side == short else int(scaled * side / short) for side in photo_size)

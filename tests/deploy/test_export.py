@@ -114,7 +114,7 @@ def test_the_answers_are_those_of_the_head(each: Pair) -> None:
             np.testing.assert_allclose(got.answers[:, index], classifier.classify(features, weights), atol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["squash", "crop"])
+@pytest.mark.parametrize("mode", ["squash", "crop", "squash-crop"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 @pytest.mark.parametrize("size", [(64, 64), (64, 80)])
 def test_the_photos_entry_resizes_as_pillow_does(mode: Any, interpolation: Any, size: tuple[int, int]) -> None:
@@ -138,12 +138,38 @@ def test_the_photos_entry_resizes_as_pillow_does(mode: Any, interpolation: Any, 
         (seen,) = session.run(None, {"photos": photo[None]})[0]
         levels = (seen.transpose(1, 2, 0) * transform.std + transform.mean) * 255
         difference = np.abs(levels - transform.read(photo).pixels)
-        assert difference.mean() < (0.05 if interpolation != "nearest" else 0.5)
+        # Pillow rounds between its two passes, and where it changes their order a sixth of the pixels differ by a level
+        assert difference.mean() < {"nearest": 0.5}.get(interpolation, 0.2 if mode == "squash-crop" else 0.05)
         assert np.percentile(difference, 99.9) < (4 if interpolation != "nearest" else 256)
 
 
+@pytest.mark.parametrize("mode", ["crop", "squash-crop"])
+@pytest.mark.parametrize("size", [(64, 64), (64, 80)])
+def test_the_photos_entry_of_a_torch_file_crops_photos_of_every_shape(mode: Any, size: tuple[int, int]) -> None:
+    from skimage.data import chelsea
+
+    from bla.deploy.export.graph import _prepared
+
+    transform = Transform(size, HALF, (0.2, 0.3, 0.4), "bicubic", mode, crop_fraction=0.83)
+
+    class Front(nn.Module):
+        def forward(self, photos: Tensor) -> Tensor:
+            return _prepared(photos, transform)
+
+    sides = {1: torch.export.Dim("rows", min=2), 2: torch.export.Dim("columns", min=2)}
+    example = torch.zeros(1, 300, 400, 3, dtype=torch.uint8)
+    program = torch.export.export(Front(), (example,), dynamic_shapes=(sides,)).module()
+    whole = chelsea()
+    for photo in (whole, whole[:, :201], whole[:90], whole[:61, :333], whole[:20, :15]):
+        (seen,) = program(torch.from_numpy(photo[None]))
+        levels = (seen.permute(1, 2, 0).numpy() * transform.std + transform.mean) * 255
+        difference = np.abs(levels - transform.read(photo).pixels)
+        assert difference.mean() < 0.3
+        assert difference.max() < 1.1
+
+
 def test_a_resize_that_onnx_lacks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="got squash, lanczos"):
+    with pytest.raises(ExportError, match="expected a resize that a graph can do, got lanczos"):
         export(wrapped(transform=Transform((64, 80), HALF, HALF, "lanczos")), tmp_path / "no.onnx", entry="photos")
     assert not (tmp_path / "no.onnx").exists()
 

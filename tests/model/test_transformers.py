@@ -90,8 +90,8 @@ def test_a_processor_gives_the_pixels_that_it_gives_itself() -> None:
 def test_transforms_of_processors() -> None:
     mobile = transform_of_processor(transformers.MobileNetV2ImageProcessor())
     half = (0.5, 0.5, 0.5)
-    assert mobile == Transform((224, 224), half, half, "bilinear", crop_fraction=224 / 256, source="transformers")
+    assert mobile == Transform((224, 224), half, half, "bilinear", "crop", 224 / 256, "transformers")
     convnext = transform_of_processor(transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, resample=3))
-    assert (convnext.size, convnext.interpolation, convnext.crop_fraction) == ((384, 384), "bicubic", 0.875)
-    with pytest.raises(ClassifierError, match=r"expected a bla.Transform or an image processor .*, got int"):
+    assert (convnext.size, convnext.interpolation, convnext.mode) == ((384, 384), "bicubic", "squash")
+    with pytest.raises(ClassifierError, match=r"expected a bla.Transform, an image processor .*, got int"):
         bla.explainable(MAKERS["resnet"][0](), transform=3)

@@ -223,7 +223,7 @@ def test_a_second_call_returns_the_run_as_it_is(
     remarks: list[str] = []
     again = train(data, folder, QUICK, model=Tiny(), device="cpu", report=lambda title, *_: remarks.append(title))
     assert again.record == record_of(trained)
-    assert remarks == [f"{folder} already holds this run"]
+    assert remarks[1:] == [f"{folder} already holds this run"]
     assert files_of(folder) == files_of(trained)
     assert {name: (folder / name).read_bytes() for name in files_of(folder)} == before
     pixels = torch.randn(3, 3, 24, 40)
@@ -356,6 +356,23 @@ def test_images_without_classes_serve_to_learn_the_classifiers_predictions(flat:
     assert record["metrics"]["hard"]["top1"] == record["metrics"]["agreement"]
     assert evaluate(tmp_path / "run", model=Tiny(), device="cpu")[0] == record["metrics"]
     assert result.classifier.explain(flat / "00.png")[0].setup == "BLA-PH"
+
+
+def test_an_own_head_has_its_own_preprocessing_and_a_new_one_sees_the_whole_photo(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    assert record_of(trained)["transform"]["mode"] == "squash"
+    own = Settings(setup="bla-ph", head="own", targets="labels", epochs=1, batch_size=8)
+    remarks: list[str] = []
+    options: dict[str, Any] = {"device": "cpu", "report": lambda title, *_: remarks.append(title)}
+    squashed = train(data, tmp_path / "squash", own, model=Tiny(), mode="squash", **options)
+    cropped = train(data, tmp_path / "crop", own, model=Tiny(), **options)
+    for run_, mode in ((squashed, "squash"), (cropped, "crop")):
+        assert record_of(tmp_path / mode)["transform"]["mode"] == run_.classifier.transform.mode == mode
+        assert remarks.count(run_.classifier.transform.in_words()) == 1
+    # 50 x 30 pixels are as many as the resize gives, of which the middle 40 x 24 are kept
+    (explanation,) = load(tmp_path / "crop", model=Tiny(), device="cpu").explain(np.zeros((30, 50, 3), np.uint8))
+    assert explanation.region == (5, 3, 45, 27)
 
 
 def test_images_without_classes_do_not_serve_where_labels_are_needed(flat: Path, trained: Path, tmp_path: Path) -> None:
@@ -501,7 +518,7 @@ def test_data_that_have_moved(data: Path, tmp_path: Path) -> None:
     # nor does training anew care where the images are
     remarks: list[str] = []
     train(moved, tmp_path / "run", SHORT, model=Tiny(), device="cpu", report=lambda title, *_: remarks.append(title))
-    assert remarks == [f"{tmp_path / 'run'} already holds this run"]
+    assert remarks[1:] == [f"{tmp_path / 'run'} already holds this run"]
 
 
 def test_a_folder_that_has_changed_since_is_not_measured_on(data: Path, tmp_path: Path) -> None:
