@@ -17,7 +17,7 @@ from bla.cli import run_command
 from bla.comparison.report import ReportError, write_report
 from bla.comparison.report.gallery import choose
 from bla.comparison.report.saved import Comparison, Difference, read_comparison
-from bla.comparison.report.verdict import findings, summary
+from bla.comparison.report.verdict import findings, headline, not_shown, summary
 from bla.explanations.explanation import Explanation, Prediction
 
 
@@ -184,6 +184,46 @@ def test_the_verdict_follows_the_figures(tmp_path: Path) -> None:
         del method["values"]["mask_only"]
     assert answers(saved(tmp_path, record)) == {}
     assert "no test that the explanations could fail" in write_report(tmp_path).summary
+
+
+def with_pixels(record: dict[str, Any], kept: float, difference: float, p: float) -> dict[str, Any]:
+    """A comparison with pixels measured: the run keeps one photo that CAM does not, of 8, and so on."""
+    own, cam = record["methods"]["bla"], record["methods"]["cam"]
+    own["values"]["kept"] = {"mean": kept, "low": kept - 0.04, "high": kept + 0.04, "images": 650}
+    cam["values"]["kept"] = {**own["values"]["kept"], "mean": kept - difference}
+    own["each"]["kept"], cam["each"]["kept"] = [1, 1, 1, 0, 0, 0, 0, None], [1, 1, 0, 0, 1, 0, 0, 1]
+    own["each"]["kept"][3] = 1
+    record["metrics"]["kept"] = metric("kept", "higher")
+    row = {"metric": "kept", "method": "bla", "against": "cam", "difference": difference, "p": p, "p_holm": p}
+    record["comparisons"].append({**row, "low": difference - 0.02, "high": difference + 0.02, "images": 650})
+    return record
+
+
+def test_a_manager_reads_one_sentence_and_what_is_not_shown(tmp_path: Path) -> None:
+    comparison = saved(tmp_path, record_of(tmp_path))
+    assert (
+        headline(comparison) == "What the whole classifier says of the selected cells' pixels alone was not measured."
+    )
+    assert not_shown(comparison, findings(comparison)) == [
+        "Undecided: Are the selected cells enough to predict the class?",
+        "Not measured: what the whole classifier says of the selected pixels (compare with --pixels).",
+    ]
+    comparison = saved(tmp_path, with_pixels(record_of(tmp_path / "b"), 0.72, 0.03, 0.001))
+    sentence = "On 650 photos these cells keep the prediction {} often than CAM's: 72% against {}."
+    assert headline(comparison) == sentence.format("more", "69%")
+    comparison = saved(tmp_path, with_pixels(record_of(tmp_path / "c"), 0.72, -0.03, 0.001))
+    assert headline(comparison) == sentence.format("less", "75%")
+    comparison = saved(tmp_path, with_pixels(record_of(tmp_path / "d"), 0.72, 0.01, 0.2))
+    assert headline(comparison) == (
+        "On 650 photos it is undecided whether these cells keep the prediction more often than CAM's: 72% against 71%."
+    )
+    (found,) = (each for each in findings(comparison) if "pixels alone" in each.question)
+    assert found.answer == "open"
+    # of seven photos with both values two are kept by the run alone and one by CAM alone: 7.849 (3/7 - 1/49) 49
+    assert found.words.endswith("A difference of this size would need about 157 photos.")
+    page = write_report(tmp_path).path.read_text()
+    assert "it is undecided whether these cells keep the prediction" in page
+    assert "What is not shown" in page
 
 
 def test_lying_on_the_object_is_asked_against_the_controls_too(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def report(run: Path, /, *, out: Path | None = None, photos: int = 12, seed: int
         print(json.dumps(written.to_dict()))
         return
     marks = {"for": "+", "against": "-", "open": "?"}
-    print(written.summary)
+    print(f"{written.headline} {written.summary}")
     for finding in written.findings:
         print(f"{marks[finding.answer]} {finding.question} {finding.words}")
+    for words in written.not_shown:
+        print(f"  {words}")
     print(f"The page is {written.path}.")

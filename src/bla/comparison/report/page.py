@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from bla.comparison.report.gallery import choose, exhibits
 from bla.comparison.report.saved import Comparison, ReportError, read_comparison
-from bla.comparison.report.verdict import Finding, findings, percent, summary
+from bla.comparison.report.verdict import Finding, findings, headline, not_shown, percent, summary
 from bla.explanations import charts
 from bla.files import write_atomically
 
@@ -36,16 +36,18 @@ _CURVES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """Where the page is, and its verdict."""
+    """Where the page is, and its verdict: one sentence, the tests counted, each test, what they leave open."""
 
     path: Path
+    headline: str
     summary: str
     findings: tuple[Finding, ...]
+    not_shown: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``bla report --json``."""
-        found = [dataclasses.asdict(finding) for finding in self.findings]
-        return {"report": str(self.path), "summary": self.summary, "findings": found}
+        found = dataclasses.asdict(self)
+        return {"report": str(found.pop("path")), **found}
 
 
 def write_report(folder: str | Path, out: str | Path | None = None, *, photos: int = 12, seed: int = 0) -> Report:
@@ -76,17 +78,12 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
     )
     environment.filters["percent"] = percent
     groups = [{"title": title, "name": name, "pictures": _pictures(comparison, keys)} for title, name, keys in _GROUPS]
-    words: dict[str, Any] = {
-        "record": comparison.record,
-        "own": comparison.own,
-        "summary": summary(found),
-        "findings": found,
-    }
-    words |= {"exhibits": shown, "seed": seed}
+    verdict = Report(target, headline(comparison), summary(found), tuple(found), tuple(not_shown(comparison, found)))
+    words = {"record": comparison.record, "own": comparison.own, "verdict": verdict, "exhibits": shown, "seed": seed}
     drawn = {"curve": _curve(comparison), "sizes": _sizes(comparison), "groups": groups, "metrics": _table(comparison)}
     html = environment.get_template("page.html").render(words | drawn)
     write_atomically(target, html.encode())
-    return Report(target, summary(found), tuple(found))
+    return verdict
 
 
 def _style(comparison: Comparison, method: str) -> str:

@@ -76,6 +76,11 @@ class Comparison:
                 return Difference(row["difference"], row["low"], row["high"], row["p_holm"])
         return None
 
+    def paired(self, metric: str, against: str) -> list[float]:
+        """The run minus a method on each photo that has both values."""
+        own, other = (self.methods[name]["each"].get(metric, []) for name in (self.own, against))
+        return [a - b for a, b in zip(own, other, strict=True) if a is not None and b is not None]
+
     def explanations(self, method: str, indices: Sequence[int]) -> list[Explanation]:
         """A method's explanations of some photos, by index; a ReportError if the file does not hold them."""
         path = self.folder / "explanations" / f"{method}.jsonl"

@@ -1,4 +1,4 @@
-"""The verdict in plain words: the tests that the explanations could fail, and how they went."""
+"""The verdict in plain words: one sentence, the tests that the explanations could fail, and what is not shown."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import dataclasses
 from typing import Literal
 
 from bla.comparison.report.saved import Comparison, Difference
+from bla.metrics.statistics import images_to_decide
 
 Answer = Literal["for", "against", "open"]
 
+_KEEP = "Do the selected cells' pixels alone keep the classifier's prediction more often than"
 _TELL_MORE = "Do the selected cells tell more about the class than as many"
 _LIE_ON_IT = "Do the selected cells lie on the object more often than"
 _QUESTIONS: tuple[tuple[str, str, str, Literal[1, -1]], ...] = (
+    ("kept", "random", f"{_KEEP} those of as many random cells?", 1),
+    ("kept", "centre", f"{_KEEP} those of as many cells nearest to the centre?", 1),
+    ("kept", "norm", f"{_KEEP} those of as many cells with the longest feature vectors?", 1),
+    ("kept", "cam", f"{_KEEP} those of CAM's?", 1),
+    ("removed", "cam", "Is the prediction lost without the selected cells' pixels more often than without CAM's?", -1),
     ("evaluator", "random", f"{_TELL_MORE} random cells?", 1),
     ("evaluator", "centre", f"{_TELL_MORE} cells nearest to the centre?", 1),
     ("evaluator", "norm", f"{_TELL_MORE} cells with the longest feature vectors?", 1),
@@ -22,6 +29,14 @@ _QUESTIONS: tuple[tuple[str, str, str, Literal[1, -1]], ...] = (
     ("on_object", "norm", f"{_LIE_ON_IT} as many cells with the longest feature vectors?", 1),
 )
 """Metric, rival, question, and whether more or less of the metric is wanted."""
+
+
+_COMPARED = {1: "more", -1: "less"}
+_UNMEASURED = {
+    "kept": "what the whole classifier says of the selected pixels (compare with --pixels)",
+    "mask_only": "whether the shape of the selection gives the class away (--leakage)",
+    "on_object": "whether the cells lie on the object (compare on photos with boxes or masks)",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,8 +58,29 @@ def findings(comparison: Comparison) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
+def headline(comparison: Comparison) -> str:
+    """Whether the whole classifier says the same from the selected pixels, against CAM's, in one sentence."""
+    own, difference = comparison.figure(comparison.own, "kept"), comparison.difference("kept", "cam")
+    if own is None:
+        return "What the whole classifier says of the selected cells' pixels alone was not measured."
+    photos = "1 photo" if own.images == 1 else f"{own.images:,} photos"
+    if difference is None:
+        return f"On {photos} these cells keep the prediction in {percent(own.mean, 0)} of the cases."
+    shares = f"{percent(own.mean, 0)} against {percent(own.mean - difference.mean, 0)}"
+    if not difference.sign:
+        return f"On {photos} it is undecided whether these cells keep the prediction more often than CAM's: {shares}."
+    return f"On {photos} these cells keep the prediction {_COMPARED[difference.sign]} often than CAM's: {shares}."
+
+
+def not_shown(comparison: Comparison, found: list[Finding]) -> list[str]:
+    """What this comparison leaves open: the tests that are undecided, and what was not measured."""
+    open_tests = [finding.question for finding in found if finding.answer == "open"]
+    missing = [words for metric, words in _UNMEASURED.items() if comparison.figure(comparison.own, metric) is None]
+    return [f"Undecided: {question}" for question in open_tests] + [f"Not measured: {words}." for words in missing]
+
+
 def summary(found: list[Finding]) -> str:
-    """One sentence for the top of the page.
+    """The tests counted, in one sentence.
 
     >>> summary([Finding("q", "for", "w"), Finding("q", "open", "w")])
     'Of 2 tests that these explanations could fail, they passed 1, failed none, and 1 is undecided.'
@@ -108,7 +144,12 @@ def _against(comparison: Comparison, metric: str, rival: str, question: str, wan
         f"{title[:1].upper()}{title[1:]}: {percent(own.mean)}, against {percent(own.mean - difference.mean)} for "
         f"{comparison.title(rival)}{', which reads every cell to choose' if rival == 'cam' else ''}: "
     )
-    return Finding(question, _answer(difference.sign * wanted), f"{words}{points(difference)}.")
+    words += f"{points(difference)}."
+    each = comparison.paired(metric, rival)
+    needed = images_to_decide(each) if each and not difference.sign else None
+    if needed is not None and needed > len(each):
+        words += f" A difference of this size would need about {needed:,} photos."
+    return Finding(question, _answer(difference.sign * wanted), words)
 
 
 def _shape(comparison: Comparison) -> Finding | None:
