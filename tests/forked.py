@@ -70,7 +70,7 @@ class Starter:
         assert self.process.stdout is not None
         print(json.dumps([world, _free_port(), textwrap.dedent(program)]), file=self.process.stdin, flush=True)
         children = json.loads(self.process.stdout.readline())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while kill is not None and not kill() and time.monotonic() < deadline:
             time.sleep(0.001)
         for child in reversed(children) if kill is not None else ():

@@ -40,7 +40,7 @@ def test_prefetch_drops_what_nobody_waits_for() -> None:
 
     def work(item: int) -> None:
         if item == 1:
-            stopped.wait(timeout=10)
+            stopped.wait(timeout=60)
         done.append(item)
 
     with ThreadPoolExecutor(1) as pool:

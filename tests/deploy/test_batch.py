@@ -338,7 +338,7 @@ class Starter:
         before = len(list(out.glob("part-*")))
         print(source, out, graph, engine, file=self.process.stdin, flush=True)
         child = int(self.process.stdout.readline())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(list(out.glob("part-*"))) == before and time.monotonic() < deadline:
             time.sleep(0.001)
         with contextlib.suppress(ProcessLookupError):

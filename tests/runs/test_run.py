@@ -286,13 +286,13 @@ def test_of_two_trainings_in_one_folder_the_second_is_refused(data: Path, tmp_pa
     def wait(title: str, *_: Any) -> None:
         if title.startswith("module"):
             inside.set()
-            finish.wait(30)
+            finish.wait(120)
 
     options: dict[str, Any] = {"model": Tiny(), "device": "cpu", "report": wait}
     first = threading.Thread(target=train, args=(data, tmp_path / "run", SHORT), kwargs=options)
     first.start()
     try:
-        assert inside.wait(30)
+        assert inside.wait(120)
         with pytest.raises(TrainingError, match=r"expected a folder that no other training is writing, got .*run"):
             train(data, tmp_path / "run", SHORT, model=Tiny(), device="cpu")
     finally:

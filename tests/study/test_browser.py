@@ -50,7 +50,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 @pytest.fixture
 def context(browser: Browser, request: pytest.FixtureRequest) -> Iterator[BrowserContext]:
     found = browser.new_context(**getattr(request, "param", {}))
-    found.set_default_timeout(30_000)
+    found.set_default_timeout(120_000)
     yield found
     found.close()
 
