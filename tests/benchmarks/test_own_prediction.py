@@ -47,7 +47,8 @@ def test_it_measures_every_ranking_and_resumes(
     assert list(found["methods"]) == trivial_first
     for means in found["methods"].values():
         assert all(0 <= value <= 1 for value in means.values())
-    assert set(found["differences"]["kept 4"]) >= {"cam", "rise-4"}
+    gained = found["methods"]["bla"]["kept 4"] - found["methods"]["c-e"]["kept 4"]
+    assert found["differences"]["kept 4"]["c-e"]["mean"] == pytest.approx(gained)
 
     classifier = explainable(Tiny())
     pooled = PooledClassifier(classifier.trunk, classifier.head)
@@ -61,7 +62,8 @@ def test_it_measures_every_ranking_and_resumes(
     monkeypatch.setattr(own_prediction, "measure", None)  # nothing is measured again
     text = run(monkeypatch, capsys, *arguments)
     assert "| random cells |" in text
-    assert "5 photos, fill coarse." in text
+    assert "| kept 2, against CAM: at least +0.08 |" in text
+    assert "5 photos, fill coarse;" in text
     with pytest.raises(TypeError):
         run(monkeypatch, capsys, *arguments, "--fill", "grey")
 
