@@ -129,7 +129,7 @@ def times(model: str, data: Path, rounds: int) -> dict[str, Any]:
 
 def _crossed(model: str, images: ImageSet, changes: dict[str, Any], *, views: bool) -> dict[str, Any]:
     """Agreement and size, each photo's by the fold that did not train on it."""
-    classifier = explainable(load_backbone(model), name=model)
+    classifier = explainable(load_backbone(model), name=model, transform=load(model).transform)
     settings = Settings(**(SHIPPED | changes))
     examples = _examples(classifier, images)
     seen = _views(classifier, images) if views else examples

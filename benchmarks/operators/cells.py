@@ -13,6 +13,7 @@ from torch.nn import functional
 from bla.data.image_sets import ImageSet, image_folder
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import explainable
+from bla.model.preprocessing import transform_of
 from bla.operators import SubsetOperator, normalised
 from bla.progress import Progress
 from bla.training.cache import FeatureCache, cached_features
@@ -22,7 +23,8 @@ Split = tuple[FeatureCache, npt.NDArray[np.int64]]
 
 def features(folder: str, report: Progress) -> list[Split]:
     """Train and test features with labels, from the user's cache, built there where they are missing."""
-    classifier = explainable(load_backbone(LITE0))
+    model = load_backbone(LITE0)
+    classifier = explainable(model, transform=transform_of(model, "squash"))  # as in the paper
     found = image_folder(folder)
     return [(cached_features(classifier, one, report=report), labels_of(one)) for one in (found.train, found.test)]
 

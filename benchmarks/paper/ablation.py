@@ -29,6 +29,7 @@ from bla.files import cache_root
 from bla.model.attention import BoundedLogitAttention
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import explainable
+from bla.model.preprocessing import transform_of
 from bla.progress import show
 from bla.training.cache import cached_features
 from bla.training.loop import train_networks
@@ -169,7 +170,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON in place of Markdown")
     arguments = parser.parse_args()
     images = read_images(arguments.data, cache=cache_root(), report=show)[0].train
-    features = cached_features(explainable(load_backbone(LITE0)), images, report=show)
+    model = load_backbone(LITE0)
+    squashed = explainable(model, transform=transform_of(model, "squash"))  # as in the paper
+    features = cached_features(squashed, images, report=show)
     failed = {image for image, _ in features.failures}
     rows = np.array([row for row, name in enumerate(images.names) if name not in failed], np.int64)
     assert images.labels is not None

@@ -544,6 +544,9 @@ def test_class_names_by_default() -> None:
 def test_transforms_by_default() -> None:
     timms = transform_of(timm.create_model("tf_efficientnet_lite0"))
     assert timms == Transform((224, 224), HALF, HALF, "bicubic", "crop", 0.875, "timm")
+    net = timm.create_model("resnet10t")
+    assert explainable(net).transform.mode == "crop"
+    assert explainable(net, head=2).transform.mode == "squash"  # as the paper trains it
     assumed = transform_of(plain())
     assert (assumed.size, assumed.source, assumed.mode) == ((224, 224), "assumed", "squash")
     assert assumed.mean == (0.485, 0.456, 0.406)

@@ -293,7 +293,8 @@ def explainable(
         tensor, as in ``(lambda model, pixels: model.body(pixels)[-1], "fc")``. The trunk gives a map (B, C, H, W) or
         patch tokens (B, H*W, C), the head takes their mean (B, C). Checked as any other cut.
     transform: the preprocessing, an image processor of Hugging Face transformers or a preset of torchvision's weights;
-        by default the model's own, crop included: :func:`bla.model.preprocessing.transform_of`.
+        by default the model's own, crop included: :func:`bla.model.preprocessing.transform_of`. A new head gets the
+        photo squashed, as in the paper.
     classes: K names; by default transformers' ``config.id2label``, ImageNet's for 1,000 classes, or "class 0", ...
     several_labels: whether an image may have several classes or none; a label's probability is its logit's sigmoid.
 
@@ -314,7 +315,7 @@ def explainable(
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     name = name or name_of(model)
     if transform is None:
-        transform = transform_of(model)
+        transform = transform_of(model, None if head is None else "squash")
     elif not isinstance(transform, Transform):
         transform = transform_of_processor(transform)
     own = _copied(model, name)
