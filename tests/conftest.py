@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from forked import Starter
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -175,6 +177,14 @@ def browser() -> Iterator[Browser]:
         found = playwright.chromium.launch(executable_path=chromium, args=arguments)
         yield found
         found.close()
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Starter]:
+    """Starts processes without importing everything for each."""
+    starter = Starter()
+    yield starter
+    starter.close()
 
 
 @pytest.fixture(scope="session")
