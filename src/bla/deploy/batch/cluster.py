@@ -42,13 +42,13 @@ def run_on_ray(plan: Plan, shards: Sequence[Shard], graph: Path, *, out: Path, w
     if ours:
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
-        cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        cores = int(ray.cluster_resources().get("CPU", 1))
         DataContext.get_current().enable_progress_bars = False
         work = ray.data.from_items(
             [dataclasses.asdict(shard) for shard in shards], override_num_blocks=min(len(shards), 16 * cores)
         )
         done = work.map(
-            Worker,  # type: ignore[arg-type]  # an actor's class, as fn_constructor_args says
+            Worker,  # an actor's class, as fn_constructor_args says
             compute=ActorPoolStrategy(min_size=1, max_size=workers or cores),
             fn_constructor_args=(plan, graph.resolve(), out.resolve()),
             num_cpus=1,
