@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cyclopts import App
 from PIL import Image
 
 from bla.cli import app, run_command
 from bla.explanations.explanation import Explanation
+from forked import Starter
 
 NET = """
 import torch
@@ -238,7 +240,11 @@ def test_explain_resumes(
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, torch
+
+os.chdir({place!r})
+sys.path.insert(0, {place!r})
+torch.set_num_threads({threads})
 
 renames = 0
 
@@ -250,17 +256,19 @@ def kill(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(kill)
-from bla.cli import main
+from bla.cli import run_command
 
-main()
+run_command({command!r})
 """
 """The command, killed as it moves its fourth checkpoint into place."""
 
 
-def test_a_killed_training_gives_the_same_run(run: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_training_gives_the_same_run(
+    start: Starter, run: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     again = [*TRAIN[:-1], "killed"]
-    done = subprocess.run([sys.executable, "-c", KILLED, *again], cwd=place, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    program = KILLED.format(place=str(place), threads=torch.get_num_threads(), command=again)
+    assert start(1, program) == [-signal.SIGKILL]
     assert not (place / "killed" / "run.json").exists()
     assert len(list((place / "killed").glob("checkpoint-*"))) == 1
     assert run_command(again) == 0
