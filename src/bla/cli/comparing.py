@@ -44,7 +44,8 @@ def compare(
         hires-cam, softmax-attention, l2x, learned-mask, shuffled; the slow ones, which run the whole network many times
         per photo: score-cam, integrated-gradients, occlusion; or all. By default those that read the feature map alone.
     :param leakage: Train an evaluator, probes and heads that measure what the selections give away.
-    :param pixels: Run the whole network on changed pixels of so many random photos: seconds per photo and method.
+    :param pixels: Run the whole network on changed pixels of so many random photos: 8 passes per photo and method, and
+        on at most 50 of them, for deletion, insertion, ROAD and others, seconds per photo and method.
     :param sanity: Compare maps under randomised networks, and of flipped, shifted and noisy photos.
     :param limit: Compare on so many random photos.
     :param seed: Of everything random.

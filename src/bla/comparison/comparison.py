@@ -68,7 +68,8 @@ def compare(
     methods: names in :data:`ALL`. The run's own is always among them: it sets the sizes.
     leakage: train an evaluator, probes and retrained heads on the run's training images.
     sanity: compare maps under randomised networks and changed photos, on the photos of ``pixels``, or on 16.
-    pixels: how many photos, drawn by ``seed``, to change and classify again by the whole network.
+    pixels: how many photos, drawn by ``seed``, to change and classify again by the whole network: for kept and removed,
+        and of at most :data:`bla.comparison.pixels.COSTLY` of them for the other measures.
     limit: how many photos, drawn by ``seed``, to compare on; by default all.
 
     Raises

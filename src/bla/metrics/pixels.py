@@ -44,7 +44,8 @@ def enlarged(maps: Tensor, like: Tensor) -> Tensor:
 def filled(pixels: Tensor, fill: str = masking.FILLS[0]) -> Tensor:
     """What replaces removed pixels of photos (B, 3, h, w): a fill of :data:`bla.data.masking.FILLS`."""
     down, across = (torch.tensor(each, device=pixels.device) for each in masking.filling(fill, *pixels.shape[2:]))
-    return down @ pixels.float() @ across.T
+    found = down @ pixels.float() @ across.T
+    return torch.empty_like(pixels, dtype=torch.float32).copy_(found)  # in the photos' memory format
 
 
 def masked(pixels: Tensor, masks: Tensor, fill: str = masking.FILLS[0]) -> Tensor:
