@@ -94,6 +94,7 @@ def _explanations(
         fields: dict[str, Any] = shared | {name: each[place] for name, each in maps.items()}
         fields["target"] = int(photos.predicted[row]) if method.class_specific else None
         fields["region"] = classifier.transform.region(size_of(path))
+        fields["from_all"] = photos.probabilities[row].numpy()
         found.append(Explanation.from_arrays(str(path), probabilities[place].numpy(), classifier.classes, **fields))
     return found
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bla import BlaError
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
-from bla.explanations.explanation import Explanation, Unexplained
+from bla.explanations.explanation import Explanation, Sizes, Unexplained
 from bla.files import cache_root
 from bla.runs.record import content_digest, run_folder
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KEY = "bla"
 """Where a file keeps its card: an ONNX file's metadata under this key, a torch file's extra file ``bla.json``."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Pixels = npt.NDArray[np.float32]
 
 
@@ -114,10 +114,12 @@ class Outputs(NamedTuple):
     """What the graph says of B photos, or, without their first dimension, of one."""
 
     logits: Pixels  # (B, K), from the selected cells alone
+    classifier_logits: Pixels  # (B, K), from all cells
     scores: Pixels  # z, (B, H, W)
     soft: Pixels  # the relaxed weights, (B, H, W)
     selected: npt.NDArray[np.bool_]  # the explanation, (B, H, W)
     unbounded: Pixels  # -u, (B, H, W): ranks the cells
+    sizes: npt.NDArray[np.int64]  # (B, 3): as in an explanation's sizes, 0 where there is none
     answers: Pixels  # (B, M, K): the logits from each subset in ``masks``
     explained: npt.NDArray[np.int64]  # the class of each explanation, (B,); -1 where the explainer is class-agnostic
 
@@ -250,12 +252,14 @@ class Engine:
     def explanation(self, name: str, photo: Photo, outputs: Outputs) -> Explanation | Unexplained:
         """The explanation of one photo, from its row of each output."""
         card = self.card
-        if not (np.isfinite(outputs.unbounded).all() and np.isfinite(outputs.logits).all()):
+        numbers = (outputs.unbounded, outputs.logits, outputs.classifier_logits)
+        if not all(np.isfinite(values).all() for values in numbers):
             return Unexplained(name, f"{name}: expected finite features, got NaN or infinity from {card.model}")
         return Explanation.from_arrays(
             name,
             self.probabilities(outputs.logits),
             self.classes,
+            from_all=self.probabilities(outputs.classifier_logits),
             several_labels=card.several_labels,
             **{name: getattr(outputs, name) for name in ("unbounded", "scores", "soft", "selected")},
             method=card.method,
@@ -263,6 +267,7 @@ class Engine:
             target=int(outputs.explained) if card.targets else None,
             model=card.model,
             setup=card.setup,
+            sizes=Sizes(*outputs.sizes.tolist()) if outputs.sizes.all() else None,
         )
 
 
@@ -301,7 +306,7 @@ def open_engine(explainer: str | Path, *, threads: int | None = None) -> Engine:
     if Path(explainer).is_file():
         return Engine(explainer, threads=threads)
     folder = run_folder(explainer)
-    digest = content_digest(folder, importlib.metadata.version("bounded-logit-attention"))
+    digest = content_digest(folder, f"{importlib.metadata.version('bounded-logit-attention')} {SCHEMA_VERSION}")
     kept = cache_root() / "exported" / f"{digest}.onnx"
     if not kept.exists():
         command = [sys.executable, "-m", "bla", "export", str(folder), "--out", str(kept)]

@@ -14,7 +14,9 @@ import numpy.typing as npt
 from bla import BlaError
 from bla.files import check_keys, read_json, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READ_VERSIONS = (1, 2)
+"""Of version 1 are explanations without the classifier's own answer: ``classifier``, ``sizes`` and ``check``."""
 
 FloatMap = npt.NDArray[np.float32]
 BoolMap = npt.NDArray[np.bool_]
@@ -24,7 +26,7 @@ _KEYS = (
     "schema_version", "image", "prediction", "top", "method", "target", "grid", "unbounded", "scores", "soft",
     "selected", "size", "region", "model", "setup",
 )  # fmt: skip
-_OPTIONAL = ("votes", "present")  # written where they are known
+_OPTIONAL = ("classifier", "agrees", "sizes", "check", "votes", "present")  # written where they are known
 
 
 class ExplanationError(BlaError):
@@ -83,6 +85,41 @@ class Votes:
             raise ExplanationError(f"expected a label for each class of the votes, got {self.labels}")
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes with a meaning, in cells, of the ranking by ``unbounded``; of the class that the classifier predicts.
+
+    Attributes
+    ----------
+    sufficient: the smallest prefix of the ranking from which the head gives the classifier's class, as it does from
+        every longer one.
+    decisive: the smallest prefix without which the head gives another class; all cells if there is none.
+    bound: the cells at the learned bound.
+    """
+
+    sufficient: int
+    decisive: int
+    bound: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Check:
+    """The whole classifier's answers to the photo with only, and without, the selected cells' pixels.
+
+    Attributes
+    ----------
+    kept, removed: its likeliest class there.
+    probability_kept, probability_removed: of the class that the classifier predicts from the whole photo.
+    fill: what stands in the place of the other pixels (:data:`bla.data.masking.FILLS`).
+    """
+
+    kept: Prediction
+    removed: Prediction
+    probability_kept: float
+    probability_removed: float
+    fill: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """A prediction with the subset of the feature map that it was made from.
@@ -93,6 +130,10 @@ class Explanation:
     ----------
     image: the photo's path, or a name for an image that has none.
     prediction: the class predicted from the selected cells alone; ``top`` lists the best five.
+    classifier: the class that the classifier predicts from all cells; None in explanations saved by older versions.
+    agrees: whether the two are one class; of several labels, whether the same ones are present. None where unknown.
+    sizes: :class:`Sizes`, where every photo has one class.
+    check: what the pixels alone say, if that was checked.
     method, model, setup: what explained, which classifier, and how the explainer was trained.
     target: the class of a class-conditional explanation; None for a class-agnostic one.
     grid: ``(H, W)``, the cells of the feature map.
@@ -130,6 +171,10 @@ class Explanation:
     model: str = ""
     setup: str = ""
     schema_version: int = SCHEMA_VERSION
+    classifier: Prediction | None = None
+    agrees: bool | None = None
+    sizes: Sizes | None = None
+    check: Check | None = None
     votes: Votes | None = None
     present: tuple[Votes, ...] | None = None
 
@@ -149,7 +194,7 @@ class Explanation:
                 raise ExplanationError(f"expected votes on the grid {self.grid}, got {votes.cells.shape}")
         if not self.selected.any():
             raise ExplanationError("expected at least one selected cell, got none")
-        if self.schema_version != SCHEMA_VERSION:
+        if self.schema_version not in READ_VERSIONS:
             raise ExplanationError(
                 f"expected schema_version {SCHEMA_VERSION}, got {self.schema_version}: "
                 "explain the image again with this version of bla"
@@ -157,7 +202,7 @@ class Explanation:
         left, top, right, bottom = self.region
         if not (left < right and top < bottom):
             raise ExplanationError(f"expected a region with left < right and top < bottom, got {self.region}")
-        for guess in (self.prediction, *self.top):
+        for guess in (self.prediction, *self.top, *([self.classifier] if self.classifier else [])):
             if not 0.0 <= guess.probability <= 1.0:
                 raise ExplanationError(f"expected a probability in [0, 1], got {guess.probability}")
 
@@ -169,13 +214,18 @@ class Explanation:
         classes: Sequence[str],
         *,
         selected: npt.NDArray[np.bool_],
+        from_all: npt.NDArray[np.floating[Any]],
         several_labels: bool = False,
         **fields: Any,
     ) -> Explanation:
-        """An explanation from the probabilities (K,) of ``classes``, of which :func:`likeliest` makes ``top``."""
-        top = likeliest(probabilities, classes, several_labels=several_labels)
+        """An explanation from the probabilities (K,) of ``classes``, from the selected cells and ``from_all`` cells."""
+        top, whole = (likeliest(of, classes, several_labels=several_labels) for of in (probabilities, from_all))
+        agrees = top[0].index == whole[0].index
+        if several_labels:
+            agrees = bool(((probabilities > 0.5) == (from_all > 0.5)).all())
+        shown: dict[str, Any] = {"prediction": top[0], "top": top, "classifier": whole[0], "agrees": agrees}
         height, width = selected.shape
-        return cls(image=image, prediction=top[0], top=top, grid=(height, width), selected=selected, **fields)
+        return cls(image=image, grid=(height, width), selected=selected, **shown, **fields)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Explanation) and self.to_dict() == other.to_dict()
@@ -211,6 +261,12 @@ class Explanation:
         try:
             values["prediction"] = Prediction(**values["prediction"])
             values["top"] = tuple(Prediction(**guess) for guess in values["top"])
+            for name, kind in (("classifier", Prediction), ("sizes", Sizes)):
+                if values.get(name) is not None:
+                    values[name] = kind(**values[name])
+            if values.get("check") is not None:
+                guesses = {name: Prediction(**values["check"][name]) for name in ("kept", "removed")}
+                values["check"] = Check(**values["check"] | guesses)
             if values.get("votes") is not None:
                 values["votes"] = Votes(**values["votes"])
             if values.get("present") is not None:

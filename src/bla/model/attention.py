@@ -42,6 +42,7 @@ class Attention(nn.Module):
     ----------
     method: the name that explanations carry.
     bounded: the scores have a bound, at which cells are selected; :meth:`move_bound` moves it.
+    needs_training: it explains nothing before it is trained.
     class_conditional: the selection depends on a class: ``target``, or the class that the judge predicts.
     gate: the weights are not normalised.
     post_hoc_setup: what explanations are signed with where the head is the classifier's own.
@@ -50,6 +51,7 @@ class Attention(nn.Module):
 
     method: ClassVar[str]
     bounded: ClassVar[bool] = False
+    needs_training: ClassVar[bool] = True
     class_conditional: ClassVar[bool] = False
     _arguments: ClassVar[tuple[str, ...]]
     gate = False
@@ -96,8 +98,8 @@ class Attention(nn.Module):
     def calibrate(self, features: Tensor) -> None:
         """Start at the scale of these features (B, C, H, W); a kind without a bound starts anywhere."""
 
-    def freeze_draws(self, cells: int) -> None:
-        """Make the draws of evaluation mode a constant for maps of so many cells, so that the module can be traced."""
+    def freeze(self, features: Tensor) -> None:
+        """Prepare the module for being traced on such features (B, C, H, W), in evaluation mode."""
 
     @torch.no_grad()
     def move_bound(self, score: float | Tensor) -> None:
@@ -358,8 +360,9 @@ class L2XAttention(Attention):
         hard = operators.top_hard(logits, size)
         return Selection(*(values.reshape_as(unbounded) for values in (logits, logits, soft, hard)))
 
-    def freeze_draws(self, cells: int) -> None:
-        """Make the draws of evaluation mode a constant for maps of so many cells, so that the module can be traced."""
+    def freeze(self, features: Tensor) -> None:
+        """Make the draws of evaluation mode a constant for such maps."""
+        cells = features[0, 0].numel()
         shape = (1, min(self.size, cells), cells)
         self.draws = gumbel_noise(shape, torch.empty(0), torch.Generator().manual_seed(0))
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from bla.data.photo import DataError, Transform
 from bla.data.prefetching import prefetch
-from bla.explanations.explanation import Explanation, Unexplained, Votes
+from bla.explanations.explanation import Explanation, Sizes, Unexplained, Votes
 from bla.model.attention import Attention, BoundedLogitAttention, Selection
+from bla.model.evidence import from_all, linear_layer, sizes
 from bla.model.heads import read
 from bla.model.images import ImageLike, Input, each, read_image
+from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_processor
 from bla.model.splitting import ClassifierError, split, split_for
@@ -69,6 +71,7 @@ class ExplainableClassifier(nn.Module):
         self.setup = setup
         self.frozen_head = frozen_head
         self.several_labels = several_labels
+        self._linear = (linear_layer(head, attention.in_channels),)  # in a tuple: it is the head's already
         self.register_buffer("_fitted", torch.tensor(False))
         self.train(False)
 
@@ -80,6 +83,11 @@ class ExplainableClassifier(nn.Module):
     @fitted.setter
     def fitted(self, value: bool) -> None:
         cast(Tensor, self._fitted).fill_(value)
+
+    @property
+    def explains(self) -> bool:
+        """Whether it can explain: its attention is trained, or of a kind that explains untrained."""
+        return self.fitted or not self.attention.needs_training
 
     def train(self, mode: bool = True) -> ExplainableClassifier:
         """Set the mode of the attention, and of a head that is being trained; what is frozen stays in evaluation."""
@@ -139,8 +147,8 @@ class ExplainableClassifier(nn.Module):
             class-conditional explainer also selects its cells for it, by default for the class that it predicts.
         against: another class: votes are for ``target`` rather than this one.
 
-        An attention that was never trained, or an unknown class, is a ClassifierError; a photo that cannot be read a
-        DataError that names it. :meth:`explain_each` continues with the others.
+        A class-agnostic attention that was never trained, or an unknown class, is a ClassifierError; a photo that
+        cannot be read a DataError that names it. :meth:`explain_each` continues with the others.
         """
         found = list(self.explain_each(images, size=size, target=target, against=against, batch_size=batch_size))
         for result in found:
@@ -158,7 +166,7 @@ class ExplainableClassifier(nn.Module):
         batch_size: int = 16,
     ) -> Iterator[Explanation | Unexplained]:
         """As :meth:`explain`, one by one in order, with an :class:`Unexplained` for a photo that cannot be read."""
-        if not self.fitted:
+        if not self.explains:
             raise ClassifierError(
                 f"expected a trained attention, got {self.name} with one that was never fitted: "
                 "call bla.fit(wrapped, images) first"
@@ -212,13 +220,14 @@ class ExplainableClassifier(nn.Module):
             targets = torch.full_like(targets, target)
         selection = self.attention(features, size=size, target=targets)
         logits = self.classify(features, selection.hard).float()
-        probabilities = (logits.sigmoid() if self.several_labels else logits.softmax(-1)).cpu().numpy()
+        probabilities, whole = (self._probabilities(of) for of in (logits, from_all(self.head, features).float()))
         asked = self._votes(features, selection.hard, target, against)
         present = self._present(features, selection.hard, logits)
+        counted = self.sizes(features, selection.unbounded).tolist()
         unbounded, scores, soft, hard = (values.float().cpu().numpy() for values in selection)
         found: list[Explanation | Unexplained] = []
         for row, (name, _, region) in enumerate(inputs):
-            if not (np.isfinite(unbounded[row]).all() and np.isfinite(probabilities[row]).all()):
+            if not all(np.isfinite(values[row]).all() for values in (unbounded, probabilities, whole)):
                 reason = f"{name}: expected finite features, got NaN or infinity from {self.name}"
                 found.append(Unexplained(name, reason))
                 continue
@@ -226,6 +235,7 @@ class ExplainableClassifier(nn.Module):
                 name,
                 probabilities[row],
                 self.classes,
+                from_all=whole[row],
                 several_labels=self.several_labels,
                 unbounded=unbounded[row],
                 scores=scores[row],
@@ -236,11 +246,22 @@ class ExplainableClassifier(nn.Module):
                 target=None if targets is None else int(targets[row]),
                 model=self.name,
                 setup=self.setup,
+                sizes=Sizes(*counted[row]) if all(counted[row]) else None,
                 votes=asked[row] if asked else None,
                 present=present[row] if self.several_labels else None,
             )
             found.append(explanation)
         return found
+
+    def _probabilities(self, logits: Tensor) -> npt.NDArray[np.float32]:
+        found: npt.NDArray[np.float32] = (logits.sigmoid() if self.several_labels else logits.softmax(-1)).cpu().numpy()
+        return found
+
+    def sizes(self, features: Tensor, unbounded: Tensor) -> Tensor:
+        """The sizes (B, 3) of :class:`bla.explanations.explanation.Sizes`; 0 where there is none."""
+        if self.several_labels:
+            return unbounded.new_zeros((len(unbounded), 3), dtype=torch.long)
+        return sizes(self.head, features, unbounded, self._linear[0])
 
     def _votes(self, features: Tensor, weights: Tensor, target: int | None, against: int | None) -> list[Votes]:
         """For each image what its cells say for a class, or for it rather than another."""
@@ -286,8 +307,9 @@ def explainable(
     Parameters
     ----------
     model: takes pixels (B, 3, h, w), returns logits (B, K), alone, as ``.logits`` or first in a tuple.
-    attention: the module to insert; by default ``BoundedLogitAttention(C)``. A class-conditional one without a judge
-        gets the classifier's head.
+    attention: the module to insert. By default :class:`bla.model.own_prediction.OwnPredictionAttention`, which explains
+        the classifier's own prediction, also untrained; for several labels, or with a new head,
+        ``BoundedLogitAttention(C)``. A class-conditional one without a judge gets the classifier's head.
     head: instead of the classifier's: a module for pooled features (B, C), or K for a linear one, to be trained.
     parts: (trunk, head), where no cut is found: of each a submodule's name, or a callable of the classifier and a
         tensor, as in ``(lambda model, pixels: model.body(pixels)[-1], "fc")``. The trunk gives a map (B, C, H, W) or
@@ -330,7 +352,9 @@ def explainable(
         raise ClassifierError(f"{name}: expected {found.outputs} class names, as many as logits, got {len(classes)}")
     if attention is None:
         like = next(own.parameters(), torch.empty(0))
-        attention = BoundedLogitAttention(found.channels).to(like.device, like.dtype)
+        agnostic = several_labels or isinstance(head, int)
+        attention = BoundedLogitAttention(found.channels) if agnostic else OwnPredictionAttention(found.channels)
+        attention = attention.to(like.device, like.dtype)
     if attention.in_channels != found.channels:
         raise ClassifierError(
             f"{name}: expected an attention for {found.channels} channels, got one for {attention.in_channels}"

@@ -56,8 +56,9 @@ def export(
     """Write a run, a shipped explainer or a wrapped classifier as one graph, after checking it against the module.
 
     The graph takes ``pixels``, normalised float32 (B, 3, H, W), any B; with ``entry="photos"`` it takes ``photos``,
-    uint8 (B, h, w, 3) of any one size, and resizes and normalises them itself. It gives ``logits`` (B, K);
-    ``scores``, ``soft``, ``selected`` and ``unbounded`` (B, H, W); ``answers`` (B, M, K); and, of class-aware
+    uint8 (B, h, w, 3) of any one size, and resizes and normalises them itself. It gives ``logits`` (B, K), from the
+    selection, and ``classifier_logits``, from all cells; ``scores``, ``soft``, ``selected`` and ``unbounded``
+    (B, H, W); ``sizes`` (B, 3), as :func:`bla.model.evidence.sizes`; ``answers`` (B, M, K); and, of class-aware
     explainers, ``explained`` (B,), the class that each explanation is about. Further inputs of an ONNX file are
     optional:
 
@@ -81,7 +82,7 @@ def export(
         raise ExportError(f"expected a file to write, got the folder {out}: name a file in it")
     wrapped = explainer if isinstance(explainer, ExplainableClassifier) else load(explainer, device="cpu")
     like = next(wrapped.attention.parameters())
-    if not wrapped.fitted:
+    if not wrapped.explains:
         raise ExportError(f"expected a trained attention, got {wrapped.name} with one never fitted: bla.fit trains it")
     if like.dtype != torch.float32:
         raise ExportError(f"expected a classifier in float32, got {like.dtype}: export it before you convert it")
@@ -127,7 +128,7 @@ def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[st
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
-                ExplainedGraph(wrapped, card.cells).eval(),
+                ExplainedGraph(wrapped).eval(),
                 kwargs={name: tensor for name, (tensor, _) in examples.items()},
                 input_names=[*examples],
                 output_names=[*OUTPUTS, FEATURES, *([EXPLAINED] if card.targets else [])],

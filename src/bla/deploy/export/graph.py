@@ -13,9 +13,10 @@ from bla.data.photo import Transform
 from bla.deploy.engine import Card
 from bla.model.attention import Selection
 from bla.model.classifier import ExplainableClassifier
+from bla.model.evidence import from_all
 from bla.model.heads import read, read_each
 
-OUTPUTS = ("logits", "scores", "soft", "selected", "unbounded", "answers")
+OUTPUTS = ("logits", "classifier_logits", "scores", "soft", "selected", "unbounded", "sizes", "answers")
 EXPLAINED = "explained"  # a further output of class-aware explainers: the class (B,) that each explanation is about
 FEATURES = "features"  # the trunk's map, inside of the graph
 
@@ -29,10 +30,16 @@ class ExplainedGraph(nn.Module):
     A size of 0 and a target of -1 ask for the explainer's own. With the sigmoid gate nothing is normalised.
     """
 
-    def __init__(self, wrapped: ExplainableClassifier, cells: int) -> None:
+    def __init__(self, wrapped: ExplainableClassifier) -> None:
         super().__init__()
-        self.trunk, self.attention, self.head = wrapped.trunk, wrapped.attention, wrapped.head
-        self.attention.freeze_draws(cells)
+        self.trunk, self.attention, self.head, self.sizes = (
+            wrapped.trunk,
+            wrapped.attention,
+            wrapped.head,
+            wrapped.sizes,
+        )
+        with torch.no_grad():
+            self.attention.freeze(self.trunk(torch.zeros(2, 3, *wrapped.transform.size)))
 
     def forward(
         self, pixels: Tensor, size: Tensor | None = None, masks: Tensor | None = None, target: Tensor | None = None
@@ -51,7 +58,8 @@ class ExplainedGraph(nn.Module):
             given = (size > 0)[:, None, None]
             selection = Selection(*(torch.where(given, *pair) for pair in zip(dialled, selection, strict=True)))
         unbounded, scores, soft, hard = selection
-        maps = (scores, soft, hard > 0, unbounded)
+        sizes = self.sizes(features, unbounded)
+        maps = (from_all(self.head, features), scores, soft, hard > 0, unbounded, sizes)
         if masks is None:
             return (read(self.head, features, hard), *maps, *last)
         if not self.attention.gate:
@@ -66,13 +74,13 @@ class NamedGraph(nn.Module):
 
     def __init__(self, wrapped: ExplainableClassifier, card: Card) -> None:
         super().__init__()
-        self.whole = ExplainedGraph(wrapped, card.cells)
+        self.whole = ExplainedGraph(wrapped)
         self.transform: Transform | None = card.transform if card.entry == "photos" else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs by name, without answers."""
         pixels = images if self.transform is None else _prepared(images, self.transform)
-        return dict(zip(OUTPUTS[:5], self.whole(pixels), strict=False))
+        return dict(zip(OUTPUTS[:-1], self.whole(pixels), strict=False))
 
 
 def _prepared(photos: Tensor, transform: Transform) -> Tensor:

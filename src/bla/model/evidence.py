@@ -1,0 +1,151 @@
+r"""What the head says for a class at each cell, and how many of the best cells it takes to say it.
+
+.. math:: \text{contrast}_n = N \, F_n \cdot \frac{\partial \log p_c}{\partial F_n}, \qquad
+          \text{for a linear head } F_n \cdot \Bigl(w_c - \sum_k p_k w_k\Bigr),
+
+at the map that the head reads from all cells: the class's logit at the cell less what is expected of a class there,
+"c - E". It needs no training. Finer-CAM (CVPR 2025) is its kin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bla.model.heads import read, read_each, reads_maps
+
+RIVALS = 128
+"""A class is held against this many others, the likeliest from all cells; with fewer classes against all of them."""
+
+Slopes = Callable[[Tensor, Tensor], Tensor]
+
+
+class Sufficiency(NamedTuple):
+    """Sizes (B,) of prefixes of a ranking.
+
+    ``sufficient``: from it, and from every longer one, the head gives the class. ``decisive``: without it, it does not.
+    """
+
+    sufficient: Tensor
+    decisive: Tensor
+
+
+def linear_layer(head: nn.Module, channels: int) -> nn.Linear | None:
+    """The one linear layer that a head for pooled features (B, channels) consists of; None if there is more to it.
+
+    It may read the first channels alone.
+    """
+    if reads_maps(head):
+        return None
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear) and layer.in_features <= channels:
+            probe = torch.randn(4, channels, generator=torch.Generator().manual_seed(0)).to(layer.weight)
+            with torch.no_grad():
+                expected, given = layer(probe[:, : layer.in_features]), head(probe)
+            if given.shape == expected.shape and torch.allclose(given, expected, rtol=1e-4, atol=1e-5):
+                return layer
+    return None
+
+
+def evidence(
+    head: nn.Module, features: Tensor, target: Tensor, layer: nn.Linear | None, slopes: Slopes | None = None
+) -> Tensor:
+    """For classes (B,): contrast, logit, and logit less the runner-up's at each cell of features, (B, 3, H, W).
+
+    Where the head is not linear these are the parts of its linearisation at all cells: slope times features.
+
+    Parameters
+    ----------
+    layer: what :func:`linear_layer` found.
+    slopes: :func:`slopes_of` the head, traced for export; by default computed by autograd.
+    """
+    if layer is not None:
+        own = features[:, : layer.in_features]
+        logits = layer(own.mean(dim=(2, 3)))
+        weight, chosen = layer.weight, layer.weight[target]
+        rows = torch.stack([
+            chosen - logits.softmax(-1) @ weight, chosen, chosen - weight[_runner_up(logits, target)]
+        ], dim=1)  # fmt: skip
+        return torch.bmm(rows, own.flatten(2)).reshape(len(rows), 3, *features.shape[2:])
+    at = features if reads_maps(head) else features.mean(dim=(2, 3))
+    found = (slopes or slopes_of(head))(at, target)  # (B, 3, C), or (B, 3, C, H, W)
+    if found.ndim == 3:
+        return torch.bmm(found, features.flatten(2)).reshape(len(found), 3, *features.shape[2:])
+    return (found * features[:, None]).sum(dim=2) * (features.shape[2] * features.shape[3])
+
+
+def slopes_of(head: nn.Module) -> Slopes:
+    """Gradients, where the head reads, (B, 3, ...): of log p, the logit, and the logit less the runner-up's."""
+
+    def slopes(at: Tensor, target: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            at, target = at.detach().clone().requires_grad_(), target.clone()
+            logits = head(at)
+            other = _runner_up(logits.detach(), target)
+            own, second = (logits.gather(1, chosen[:, None])[:, 0] for chosen in (target, other))
+            parts = (own - logits.logsumexp(-1), own, own - second)
+            found = [torch.autograd.grad(part.sum(), at, retain_graph=True)[0] for part in parts]
+        return torch.stack([each.detach() for each in found], dim=1)
+
+    return slopes
+
+
+def sufficiency(
+    head: nn.Module, features: Tensor, ranking: Tensor, target: Tensor, layer: nn.Linear | None
+) -> Sufficiency | None:
+    """The sizes that suffice and that decide, for rankings (B, H, W) and classes (B,).
+
+    By cumulative sums where the head is linear, against :data:`RIVALS` classes; by the head itself otherwise. None for
+    a head that reads maps, which would have to read them twice for every cell.
+    """
+    if reads_maps(head):
+        return None
+    cells = ranking[0].numel()
+    order = ranking.flatten(1).argsort(dim=1, descending=True, stable=True)
+    counts = torch.arange(1, cells + 1, device=features.device)
+    if layer is None:
+        places = order.argsort(dim=1)  # of each cell in the ranking
+        kept = (places[:, None] < counts[:, None]).to(features.dtype)  # (B, size, N)
+        subsets = torch.cat([kept, (1 - kept)[:, :-1]], dim=1)
+        subsets = subsets / subsets.sum(dim=-1, keepdim=True)
+        same = (
+            read_each(head, features, subsets.reshape(*subsets.shape[:2], *ranking.shape[1:])).argmax(-1)
+            == target[:, None]
+        )
+        names, without = same[:, :cells], same[:, cells:]
+    else:
+        own = features[:, : layer.in_features].flatten(2)
+        likeliest = layer(own.mean(dim=2)).topk(min(RIVALS, layer.out_features)).indices
+        rivals = torch.cat([target[:, None], likeliest], dim=1)
+        logits = layer.weight[rivals] @ own  # (B, M, N)
+        total = logits.gather(2, order[:, None].expand_as(logits)).cumsum(dim=2)
+        offset = 0 if layer.bias is None else layer.bias[rivals][..., None]
+        from_kept = total / counts + offset
+        from_rest = ((total[..., -1:] - total)[..., :-1]) / counts[:-1].flip(0) + offset
+        names, without = ((values[:, 0] >= values.amax(dim=1)) for values in (from_kept, from_rest))
+    sufficient = torch.where(names, 0, counts).amax(dim=1) + 1
+    decisive = torch.where(without, cells, counts[:-1]).amin(dim=1) if cells > 1 else torch.ones_like(sufficient)
+    return Sufficiency(sufficient.clamp(max=cells), decisive)
+
+
+def sizes(head: nn.Module, features: Tensor, unbounded: Tensor, layer: nn.Linear | None) -> Tensor:
+    """For the classifier's own class the sizes that suffice and decide, and that of the bound: (B, 3).
+
+    Sizes that are not known, as :func:`sufficiency` says, are 0.
+    """
+    found = sufficiency(head, features, unbounded, from_all(head, features).argmax(-1), layer)
+    bound = (unbounded >= 0).sum(dim=(1, 2)).clamp(min=1)
+    return torch.stack([*(found or Sufficiency(torch.zeros_like(bound), torch.zeros_like(bound))), bound], dim=1)
+
+
+def from_all(head: nn.Module, features: Tensor) -> Tensor:
+    """The classifier's own logits (B, K): the head on all cells alike."""
+    cells = features.shape[2] * features.shape[3]
+    return read(head, features, features.new_full((len(features), *features.shape[2:]), 1 / cells))
+
+
+def _runner_up(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.scatter(1, target[:, None], -torch.inf).argmax(dim=1)

@@ -1,0 +1,156 @@
+"""The classifier's own prediction: evidence by gradients, sizes by brute force, agreement by construction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import bla
+from bla.model.attention import AttentionError
+from bla.model.evidence import evidence, from_all, linear_layer, sizes
+from bla.model.heads import MapHead, read, zeroed
+from bla.model.own_prediction import UNTRAINED, OwnPredictionAttention
+
+
+class Flattened(MapHead):
+    """A head that flattens the map, as VGG's does."""
+
+    def __init__(self, features: Tensor, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(features[0].numel(), classes)
+
+    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.layer(torch.relu(zeroed(features, keep).flatten(1)))
+        return logits
+
+
+def features_of(seed: int = 0, photos: int = 3) -> Tensor:
+    return torch.randn(photos, 6, 3, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def heads(classes: int = 5) -> dict[str, nn.Module]:
+    torch.manual_seed(1)
+    nonlinear = nn.Sequential(nn.LayerNorm(6), nn.Hardswish(), nn.Linear(6, classes))
+    dropped = nn.Sequential(nn.Dropout(0.2), nn.Linear(6, classes))
+    made = {"linear": dropped, "nonlinear": nonlinear, "map": Flattened(features_of(), classes)}
+    return {name: head.eval().requires_grad_(False) for name, head in made.items()}
+
+
+def slow_evidence(head: nn.Module, features: Tensor, target: Tensor) -> Tensor:
+    """The three maps by autograd at the features, one photo at a time."""
+    found = []
+    for photo, label in zip(features, target.tolist(), strict=True):
+        at = photo[None].clone().requires_grad_()
+        logits = from_all(head, at)[0]
+        others = [index for index in range(len(logits)) if index != label]
+        second = max(others, key=logits.tolist().__getitem__)
+        parts = (logits.log_softmax(-1)[label], logits[label], logits[label] - logits[second])
+        slopes = [torch.autograd.grad(part, at, retain_graph=True)[0] for part in parts]
+        found.append(torch.stack([12 * (slope * at)[0].sum(dim=0).detach() for slope in slopes]))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", ["linear", "nonlinear", "map"])
+def test_evidence_is_the_gradient_at_the_map_times_the_map(name: str) -> None:
+    head, features, target = heads()[name], features_of(), torch.tensor([4, 0, 2])
+    layer = linear_layer(head, 6)
+    assert (layer is not None) == (name == "linear")
+    found = evidence(head, features, target, layer)
+    torch.testing.assert_close(found, slow_evidence(head, features, target), rtol=1e-4, atol=1e-4)
+
+
+def slow_sizes(head: nn.Module, photo: Tensor, ranking: Tensor) -> list[int]:
+    """Every prefix and what is left of it, read one by one."""
+    order = ranking.flatten().argsort(descending=True, stable=True).tolist()
+
+    def said(cells: list[int]) -> int:
+        weights = torch.zeros(len(order))
+        weights[cells] = 1 / len(cells)
+        return int(read(head, photo[None], weights.reshape(1, *ranking.shape)).argmax())
+
+    own, count = said(order), len(order)
+    sufficient = next(
+        size for size in range(1, count + 1) if all(said(order[:longer]) == own for longer in range(size, count + 1))
+    )
+    decisive = next((size for size in range(1, count) if said(order[size:]) != own), count)
+    return [sufficient, decisive, max(1, int((ranking >= 0).sum()))]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(["linear", "nonlinear"]))
+def test_sizes_equal_those_of_every_prefix_read_one_by_one(seed: int, name: str) -> None:
+    head, features = heads()[name], features_of(seed)
+    ranking = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(seed + 1))
+    found = sizes(head, features, ranking, linear_layer(head, 6))
+    assert found.tolist() == [slow_sizes(head, *pair) for pair in zip(features, ranking, strict=True)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(["linear", "nonlinear", "map"]))
+def test_the_selection_agrees_with_the_classifier_and_is_the_bound_where_that_suffices(seed: int, name: str) -> None:
+    head, features = heads()[name], features_of(seed)
+    attention = OwnPredictionAttention(6, head).eval()
+    attention.move_bound(-1.0)  # few cells are at the bound, too few for some photos
+    selection = attention(features)
+    own = attention.predicted(features)
+    assert read(head, features, selection.hard).argmax(-1).tolist() == own.tolist()
+    assert torch.equal(selection.hard > 0, selection.scores == 0)
+    attention.agreeing = False
+    bare = attention(features)
+    fine = read(head, features, bare.hard).argmax(-1) == own
+    enough = sizes(head, features, bare.unbounded, linear_layer(head, 6))
+    for photo in range(3):
+        if bool(fine[photo]) and enough[photo, 0] <= enough[photo, 2]:
+            assert torch.equal(selection.hard[photo], bare.hard[photo])
+        else:
+            assert (selection.hard[photo] > 0).sum() >= (bare.hard[photo] > 0).sum()
+
+
+def test_another_class_is_explained_at_the_bound() -> None:
+    head, features = heads()["linear"], features_of()
+    attention = OwnPredictionAttention(6, head).eval()
+    other = (attention.predicted(features) + 1) % 5
+    selection = attention(features, target=other)
+    assert torch.equal(selection.scores, selection.unbounded.clamp(max=0))
+    contrast = evidence(head, features, other, linear_layer(head, 6))[:, 0]
+    order = contrast.flatten(1).argsort(dim=1)
+    assert torch.equal(selection.unbounded.flatten(1).argsort(dim=1), order), "untrained, it ranks by c - E"
+
+
+def test_a_size_is_kept_and_training_starts_untrained_again() -> None:
+    attention = OwnPredictionAttention(6, heads()["linear"], earlier=2)
+    assert attention.post_hoc_setup == UNTRAINED
+    with torch.no_grad():
+        attention.score[-1].weight.add_(1)  # type: ignore[operator]
+    assert attention.post_hoc_setup != UNTRAINED
+    features = torch.cat([features_of()[:, :4], torch.rand(3, 2, 3, 4)], dim=1)
+    assert attention.eval()(features, size=4).hard.count_nonzero(dim=(1, 2)).tolist() == [4, 4, 4]
+    attention.reset_parameters()
+    assert attention.post_hoc_setup == UNTRAINED
+    with pytest.raises(AttentionError, match="expected a judge"):
+        OwnPredictionAttention(6)(features)
+
+
+def test_a_wrapped_classifier_explains_at_once_and_says_what_it_predicts_itself() -> None:
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=16), nn.ReLU())
+    net = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval().requires_grad_(False)
+    wrapped = bla.explainable(net)
+    photos = [np.random.default_rng(seed).integers(0, 255, (224, 224, 3), dtype=np.uint8) for seed in range(4)]
+    pixels = torch.cat([wrapped.pixels(photo[None]) for photo in photos])
+    probabilities = net(pixels).softmax(-1)
+    for row, why in enumerate(wrapped.explain(photos)):
+        assert why.setup == UNTRAINED
+        assert why.classifier is not None
+        assert why.classifier.index == why.prediction.index == int(probabilities[row].argmax())
+        assert why.classifier.probability == pytest.approx(float(probabilities[row].max()), abs=1e-5)
+        assert why.agrees
+        assert why.sizes is not None
+        assert why.size == max(why.sizes.bound, why.sizes.sufficient)
+    one = wrapped.explain(photos[0], size=1, target=(int(probabilities[0].argmax()) + 1) % 3)[0]
+    assert one.size == 1
+    assert one.agrees == (one.prediction == one.classifier or one.prediction.index == one.classifier.index)  # type: ignore[union-attr]
