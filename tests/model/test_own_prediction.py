@@ -122,12 +122,12 @@ def test_another_class_is_explained_at_the_bound() -> None:
 
 
 def test_a_size_is_kept_and_training_starts_untrained_again() -> None:
-    attention = OwnPredictionAttention(6, heads()["linear"], earlier=2)
+    attention = OwnPredictionAttention(6, heads()["linear"])
     assert attention.post_hoc_setup == UNTRAINED
     with torch.no_grad():
-        attention.score[-1].weight.add_(1)  # type: ignore[operator]
+        [*attention.score.parameters()][-2].add_(1)
     assert attention.post_hoc_setup != UNTRAINED
-    features = torch.cat([features_of()[:, :4], torch.rand(3, 2, 3, 4)], dim=1)
+    features = features_of()
     assert attention.eval()(features, size=4).hard.count_nonzero(dim=(1, 2)).tolist() == [4, 4, 4]
     attention.reset_parameters()
     assert attention.post_hoc_setup == UNTRAINED
@@ -139,7 +139,7 @@ def test_a_wrapped_classifier_explains_at_once_and_says_what_it_predicts_itself(
     torch.manual_seed(0)
     stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=16), nn.ReLU())
     net = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval().requires_grad_(False)
-    wrapped = bla.explainable(net)
+    wrapped = bla.explainable(net, attention=OwnPredictionAttention(8))
     photos = [np.random.default_rng(seed).integers(0, 255, (224, 224, 3), dtype=np.uint8) for seed in range(4)]
     pixels = torch.cat([wrapped.pixels(photo[None]) for photo in photos])
     probabilities = net(pixels).softmax(-1)

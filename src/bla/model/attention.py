@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bla import BlaError, operators
+from bla.model.heads import reads_maps
 from bla.operators.weights import check_positive, check_threshold, gumbel_noise
 
 
@@ -62,11 +63,7 @@ class Attention(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.hidden = tuple(hidden)
-        layers: list[nn.Module] = []
-        for inner, outer in itertools.pairwise([in_channels, *hidden]):
-            layers += [nn.Conv2d(inner, outer, 1), nn.ReLU()]
-        last = nn.Conv2d([in_channels, *hidden][-1], 1, 1)
-        self.score: nn.Conv2d | nn.Sequential = nn.Sequential(*layers, last) if layers else last
+        self.score = self._network(in_channels, hidden)
         self.context = nn.Linear(in_channels, in_channels) if context else None
         self.reset_parameters()
 
@@ -94,6 +91,9 @@ class Attention(nn.Module):
     def predicted(self, features: Tensor) -> Tensor | None:
         """The classes (B,) that are explained by default; None where the selection depends on no class."""
         return None
+
+    def judged_by(self, head: nn.Module) -> None:
+        """Let the classifier's head say what the selection is for; a class-agnostic kind has no use for it."""
 
     def calibrate(self, features: Tensor) -> None:
         """Start at the scale of these features (B, C, H, W); a kind without a bound starts anywhere."""
@@ -126,6 +126,14 @@ class Attention(nn.Module):
             features = features + self.context(features.mean(dim=(2, 3)))[:, :, None, None]
         unbounded: Tensor = -self.score(features)[:, 0]
         return unbounded
+
+    def _network(self, channels: int, hidden: Sequence[int]) -> nn.Module:
+        """From ``channels`` inputs of every cell to u; its last layer is a convolution to one channel."""
+        layers: list[nn.Module] = []
+        for inner, outer in itertools.pairwise([channels, *hidden]):
+            layers += [nn.Conv2d(inner, outer, 1), nn.ReLU()]
+        last = nn.Conv2d([channels, *hidden][-1], 1, 1)
+        return nn.Sequential(*layers, last) if layers else last
 
     def _check(self, features: Tensor) -> None:
         if features.ndim != 4 or features.shape[1] != self.in_channels or 0 in features.shape[2:]:
@@ -172,7 +180,7 @@ class BoundedLogitAttention(Attention):
 
     method = "BLA"
     bounded = True
-    _arguments = ("temperature", "threshold", "gate")
+    _arguments: ClassVar[tuple[str, ...]] = ("temperature", "threshold", "gate")
 
     def __init__(
         self,
@@ -278,6 +286,15 @@ class ClassAwareAttention(BoundedLogitAttention):
         if self.judge is not None:
             self.judge.eval()
         return self
+
+    def judged_by(self, head: nn.Module) -> None:
+        """Ask this head, which must read pooled vectors, about each cell; an AttentionError for one that reads maps."""
+        if reads_maps(head):
+            raise AttentionError(
+                "expected a head that reads pooled vectors, to be asked about a cell, got one that reads maps: "
+                "train without class_aware"
+            )
+        self.judge = head
 
     def predicted(self, features: Tensor) -> Tensor:
         """The classes (B,) that the judge predicts from all cells of features (B, C, H, W)."""

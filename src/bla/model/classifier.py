@@ -20,7 +20,6 @@ from bla.model.attention import Attention, BoundedLogitAttention, Selection
 from bla.model.evidence import from_all, linear_layer, sizes
 from bla.model.heads import read
 from bla.model.images import ImageLike, Input, each, read_image
-from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_processor
 from bla.model.splitting import ClassifierError, split, split_for
@@ -307,9 +306,8 @@ def explainable(
     Parameters
     ----------
     model: takes pixels (B, 3, h, w), returns logits (B, K), alone, as ``.logits`` or first in a tuple.
-    attention: the module to insert. By default :class:`bla.model.own_prediction.OwnPredictionAttention`, which explains
-        the classifier's own prediction, also untrained; for several labels, or with a new head,
-        ``BoundedLogitAttention(C)``. A class-conditional one without a judge gets the classifier's head.
+    attention: the module to insert; by default ``BoundedLogitAttention(C)``. A class-conditional one without a judge
+        gets the classifier's head.
     head: instead of the classifier's: a module for pooled features (B, C), or K for a linear one, to be trained.
     parts: (trunk, head), where no cut is found: of each a submodule's name, or a callable of the classifier and a
         tensor, as in ``(lambda model, pixels: model.body(pixels)[-1], "fc")``. The trunk gives a map (B, C, H, W) or
@@ -352,9 +350,7 @@ def explainable(
         raise ClassifierError(f"{name}: expected {found.outputs} class names, as many as logits, got {len(classes)}")
     if attention is None:
         like = next(own.parameters(), torch.empty(0))
-        agnostic = several_labels or isinstance(head, int)
-        attention = BoundedLogitAttention(found.channels) if agnostic else OwnPredictionAttention(found.channels)
-        attention = attention.to(like.device, like.dtype)
+        attention = BoundedLogitAttention(found.channels).to(like.device, like.dtype)
     if attention.in_channels != found.channels:
         raise ClassifierError(
             f"{name}: expected an attention for {found.channels} channels, got one for {attention.in_channels}"
@@ -365,7 +361,7 @@ def explainable(
             "one class: an image has one selection for all; explanation.present has each label's votes"
         )
     if getattr(attention, "judge", found.head) is None:  # of a class-conditional one
-        attention.judge = found.head
+        attention.judged_by(found.head)
     return ExplainableClassifier(
         found.trunk,
         attention,

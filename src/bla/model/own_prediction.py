@@ -17,70 +17,70 @@ _UNTRAINED_BOUND = 0.5
 """Untrained, cells are at the bound that lie this many standard deviations above their map's mean."""
 
 
+class _Score(nn.Module):
+    """Four clues (B, 4, H, W) to u: a share of the first one, the contrast, and what two convolutions correct."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.ones(1))
+        self.correction = nn.Sequential(
+            nn.Conv2d(4, first, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(first, second, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(second, 1, 1),
+        )  # fmt: skip
+
+    def forward(self, clues: Tensor) -> Tensor:
+        u: Tensor = self.correction(clues) - self.share * clues[:, :1]
+        return u
+
+
 class OwnPredictionAttention(BoundedLogitAttention):
     r"""Bounded logits that explain the prediction of a classifier that stays as it is.
 
-    .. math:: u = \mathrm{score}(x) - \bar{x}_0, \quad
-              x_n = (\text{contrast}_n, l_n, l_n - l^{(2)}_n, \lVert F_n \rVert, \text{earlier}_n)
+    .. math:: -u_n = s \, \text{contrast}_n - f(x)_n, \quad
+              x_n = (\text{contrast}_n, \; l_n, \; l_n - l^{(2)}_n, \; \lVert F_n \rVert)
 
-    The first four inputs are standardised over the map's cells (:mod:`bla.model.evidence`); ``earlier`` are channels of
-    a map nearer to the pixels, where the trunk gives one. Untrained the score is constant: the ranking is by the
-    contrast, "c - E". Training on the classifier's answers to masked photos (:mod:`bla.training.masked`) makes it a
-    ranking by what a cell's *pixels* contribute.
+    Each input is standardised over the map's cells; :mod:`bla.model.evidence` defines the first three. f is two 3x3
+    convolutions; untrained it is constant, and the ranking is by the contrast, "c - E". Training on the classifier's
+    answers to masked photos (:mod:`bla.training.masked`) makes it a ranking by what a cell's *pixels* contribute.
 
     The cells at the bound are the selection; where the head would not give the classifier's class from them, the bound
-    moves to the smallest prefix of the ranking from which it does, and does from every longer one. So a selection
+    moves to the smallest prefix of the ranking from which it does, as it does from every longer one. So a selection
     for the predicted class agrees with the classifier by construction.
 
     Parameters
     ----------
-    in_channels: C, of the map that the trunk gives, the last ``earlier`` of which are the earlier map's.
+    in_channels: C, the channels of the feature map.
     judge: the classifier's head; None for that of the classifier that is wrapped.
-    earlier: channels that the score alone reads.
-    hidden: channels of two 3x3 convolutions, and of the projection of the earlier map.
+    hidden: channels of two 3x3 convolutions.
     agreeing: whether the bound moves where the selection would not agree.
 
     Examples
     --------
-    >>> attention = OwnPredictionAttention(16, nn.Linear(16, 5))
+    >>> attention = OwnPredictionAttention(16, nn.Linear(16, 5)).eval()
     >>> features = torch.rand(2, 16, 7, 5)
-    >>> selection = attention(features)
-    >>> attention(features, target=torch.tensor([4, 0])).unbounded.shape
-    torch.Size([2, 7, 5])
+    >>> agreed = attention.judge(attention(features).hard.flatten(1)[:, None] @ features.flatten(2).mT)
+    >>> bool((agreed[:, 0].argmax(-1) == attention.predicted(features)).all())
+    True
     """
 
     needs_training = False
     class_conditional = True
-    earlier_mean: Tensor
-    earlier_scale: Tensor
-    _arguments = ("earlier", "agreeing")
+    _arguments = ("agreeing",)
 
     def __init__(
         self,
         in_channels: int,
         judge: nn.Module | None = None,
         *,
-        earlier: int = 0,
-        hidden: Sequence[int] = (64, 64, 24),
+        hidden: Sequence[int] = (64, 64),
         agreeing: bool = True,
     ) -> None:
-        first, second, projected = hidden
-        nn.Module.__init__(self)
-        self.in_channels, self.earlier, self.hidden, self.agreeing = in_channels, earlier, tuple(hidden), agreeing
-        self.temperature, self.threshold = 0.1, 0.0
-        self.context = None
-        self.register_buffer("earlier_mean", torch.zeros(earlier))
-        self.register_buffer("earlier_scale", torch.ones(earlier))
-        self.projection = nn.Conv2d(earlier, projected, 1) if earlier else None
-        self.score = nn.Sequential(
-            nn.Conv2d(4 + (projected if earlier else 0), first, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(first, second, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(second, 1, 1),
-        )  # fmt: skip
+        super().__init__(in_channels, hidden=hidden)
+        self.agreeing = agreeing
         self.judge = judge
         self._layer_of: tuple[nn.Module | None, nn.Linear | None] = (None, None)
         self._traced: Slopes | None = None
-        self.reset_parameters()
 
     def train(self, mode: bool = True) -> OwnPredictionAttention:
         """Set the mode; the judge stays in evaluation."""
@@ -91,10 +91,11 @@ class OwnPredictionAttention(BoundedLogitAttention):
 
     def reset_parameters(self) -> None:
         """Start anew: untrained."""
-        for layer in [*self.score.children(), self.projection]:
+        for layer in self.score.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.reset_parameters()
-        weight, bias = self._last_layer()
+        share, *_, weight, bias = self.score.parameters()
+        nn.init.ones_(share)
         nn.init.zeros_(weight)
         nn.init.constant_(bias, _UNTRAINED_BOUND)
 
@@ -128,17 +129,24 @@ class OwnPredictionAttention(BoundedLogitAttention):
         """What explanations are signed with."""
         return TRAINED if self._last_layer()[0].any() else UNTRAINED
 
+    def _network(self, channels: int, hidden: Sequence[int]) -> nn.Module:
+        return _Score(*hidden)
+
     def _unbounded(self, features: Tensor, target: Tensor | None) -> Tensor:
         assert target is not None
         found = evidence(self._judge(), features.detach(), target, self._layer(), self._traced)
-        own, earlier = features.tensor_split([self.in_channels - self.earlier], dim=1)
-        clues = _standardised(torch.cat([found, torch.linalg.vector_norm(own, dim=1, keepdim=True)], dim=1))
-        inputs = [clues]
-        if self.projection is not None:
-            scaled = (earlier - self.earlier_mean[:, None, None]) / self.earlier_scale[:, None, None]
-            inputs.append(torch.relu(self.projection(scaled)))
-        unbounded: Tensor = clues[:, 0] - self.score(torch.cat(inputs, dim=1))[:, 0]
+        clues = torch.cat([found, torch.linalg.vector_norm(features.detach(), dim=1, keepdim=True)], dim=1)
+        clues = clues - clues.mean(dim=(2, 3), keepdim=True)
+        clues = clues / (clues.square().mean(dim=(2, 3), keepdim=True).sqrt() + 1e-6)
+        unbounded: Tensor = -self.score(clues)[:, 0]
         return unbounded
+
+    def calibrate(self, features: Tensor) -> None:
+        """Nothing: its inputs are standardised."""
+
+    def judged_by(self, head: nn.Module) -> None:
+        """Explain what this head predicts."""
+        self.judge = head
 
     def _agreed(self, features: Tensor, unbounded: Tensor, target: Tensor, own: Tensor) -> Selection:
         """The selection at the bound; where the class is the classifier's own, of enough cells to give it."""
@@ -168,9 +176,3 @@ class OwnPredictionAttention(BoundedLogitAttention):
         if self._layer_of[0] is not self.judge:
             object.__setattr__(self, "_layer_of", (self.judge, linear_layer(self._judge(), self.in_channels)))
         return self._layer_of[1]
-
-
-def _standardised(maps: Tensor) -> Tensor:
-    """Maps (B, R, H, W), each of mean 0 and standard deviation 1 over its cells."""
-    maps = maps - maps.mean(dim=(2, 3), keepdim=True)
-    return maps / (maps.square().mean(dim=(2, 3), keepdim=True).sqrt() + 1e-6)

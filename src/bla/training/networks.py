@@ -63,13 +63,7 @@ class Networks(nn.Module):
         self.continued = baseline if own_head else copy.deepcopy(baseline)
         self.own_head = own_head
         self.parts = ["attention"] if own_head else ["attention", "baseline", "head", "continued"]
-        if attention.class_conditional:
-            if reads_maps(baseline):
-                raise TrainingError(
-                    "expected a head that reads pooled vectors, to be asked about a cell, got one that reads maps: "
-                    "train without class_aware"
-                )
-            attention.judge = baseline
+        attention.judged_by(baseline)
 
     def saved(self) -> dict[str, Tensor]:
         """The tensors that runs and checkpoints hold; the judge is the baseline, so it is not repeated."""
