@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bla.explanations.explanation import Explanation, ExplanationError, Prediction
+from bla.explanations.explanation import Check, Explanation, ExplanationError, Prediction, Sizes
 
 CAT = Prediction(281, "tabby", 0.75)
 
@@ -97,7 +97,7 @@ def test_is_frozen_down_to_the_maps() -> None:
         ({"unbounded": np.full((2, 3), np.nan)}, "finite unbounded"),
         ({"region": (5, 0, 5, 9)}, "left < right"),
         ({"prediction": Prediction(0, "x", 1.5)}, r"probability in \[0, 1\]"),
-        ({"schema_version": 99}, "expected schema_version 1, got 99"),
+        ({"schema_version": 99}, "expected schema_version 2, got 99"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:
@@ -123,3 +123,26 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         Explanation.from_dict(record | {"maps": []})
     with pytest.raises(ExplanationError, match="malformed"):
         Explanation.from_dict(record | {"prediction": {"index": 1}})
+
+
+def test_the_classifiers_own_answer_sizes_and_check_are_kept_and_older_records_have_none(tmp_path: Path) -> None:
+    dog = Prediction(7, "dog", 0.6)
+    check = Check(CAT, dog, 0.5, 0.25, "coarse")
+    why = make(classifier=dog, agrees=False, sizes=Sizes(3, 5, 4), check=check)
+    record = json.loads(why.save(tmp_path / "why.json").read_text())
+    assert record["classifier"] == {"index": 7, "label": "dog", "probability": 0.6}
+    assert record["sizes"] == {"sufficient": 3, "decisive": 5, "bound": 4}
+    assert record["check"]["removed"]["label"] == "dog"
+    assert Explanation.load(tmp_path / "why.json") == why
+    old = {key: value for key, value in record.items() if key not in ("classifier", "agrees", "sizes", "check")}
+    read = Explanation.from_dict(old | {"schema_version": 1})
+    assert (read.classifier, read.agrees, read.sizes, read.check) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(("all_cells", "agrees"), [([0.2, 0.8, 0.6], True), ([0.6, 0.8, 0.6], False)])
+def test_of_several_labels_the_same_ones_must_be_present_to_agree(all_cells: list[float], agrees: bool) -> None:
+    maps = {"unbounded": [[1.0]], "scores": [[0.0]], "soft": None, "selected": np.ones((1, 1), bool)}
+    options = {"several_labels": True, "method": "BLA", "region": (0, 0, 1, 1)}
+    selected = np.array([0.1, 0.7, 0.9])
+    why = Explanation.from_arrays("x", selected, list("abc"), from_all=np.array(all_cells), **options, **maps)  # type: ignore[arg-type]
+    assert why.agrees == agrees
