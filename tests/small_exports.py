@@ -25,6 +25,12 @@ def averaging() -> nn.Module:
     return nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
 
 
+def normalising() -> nn.Module:
+    """A head on the mean of the cells that is not linear."""
+    stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=16, padding=4), nn.ReLU())
+    return nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 5))
+
+
 def flattening() -> nn.Module:
     """A head that flattens its 4 x 4 cells, as VGG's does."""
     return nn.Sequential(nn.Conv2d(3, 8, 16, stride=16), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))

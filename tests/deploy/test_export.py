@@ -22,7 +22,8 @@ from bla.deploy.export.checking import check_onnx, maps_to_check
 from bla.deploy.export.graph import OUTPUTS
 from bla.explanations.explanation import Unexplained
 from bla.model.attention import BoundedLogitAttention, L2XAttention
-from small_exports import CLASSES, Pair, flattening, of_tokens, photos, wrapped
+from bla.model.own_prediction import OwnPredictionAttention
+from small_exports import CLASSES, Pair, averaging, flattening, normalising, of_tokens, photos, wrapped
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -37,15 +38,26 @@ def test_the_contract_of_the_file(plain: Pair) -> None:
     assert record["classes"] == CLASSES
     assert Transform.from_dict(record["transform"]) == classifier.transform
     assert record["setup"] == classifier.setup
-    assert record["schema_version"] == 1
+    assert record["schema_version"] == 2
     assert record["version"]
     assert b"/site-packages/" not in path.read_bytes(), "no paths of the machine that wrote it"
     for rows in (1, 2, 7):
         outputs = session.run(None, {"pixels": np.zeros((rows, 3, 64, 80), np.float32)})
-        assert [output.shape for output in outputs] == [(rows, 5), *4 * [(rows, 4, 5)], (rows, 0, 5)]
+        assert [output.shape for output in outputs] == [*2 * [(rows, 5)], *4 * [(rows, 4, 5)], (rows, 3), (rows, 0, 5)]
 
 
-@pytest.fixture(scope="module", params=["plain", "class_aware", "l2x, flattened", "gate, context, tokens, photos"])
+KINDS = (
+    "plain",
+    "class_aware",
+    "own",
+    "own, normalised",
+    "own, flattened",
+    "l2x, flattened",
+    "gate, context, tokens, photos",
+)
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def each(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """An explainer with some attention and some head, and its graph."""
     if request.param in ("plain", "class_aware"):
@@ -53,6 +65,10 @@ def each(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return pair
     path = tmp_path_factory.mktemp("each") / "graph.onnx"
     square = Transform((64, 64), HALF, HALF, "bicubic")
+    if request.param.startswith("own"):
+        make = {"normalised": normalising, "flattened": flattening}.get(request.param.removeprefix("own, "), averaging)
+        classifier = wrapped(OwnPredictionAttention(8), square, make)
+        return classifier, export(classifier, path)
     if request.param.startswith("l2x"):
         classifier = wrapped(L2XAttention(8, size=3), square, flattening)
         return classifier, export(classifier, path)
@@ -82,8 +98,9 @@ def test_every_attention_says_what_the_module_says(each: Pair) -> None:
                 np.testing.assert_allclose(one.pop(key), other.pop(key), atol=1e-5)
             for left, right in zip(one.pop("top"), other.pop("top"), strict=True):
                 assert left == right | {"probability": pytest.approx(right["probability"], abs=1e-5)}
-            one.pop("prediction")
-            other.pop("prediction")
+            for answer in ("prediction", "classifier"):
+                probability = other.pop(answer)["probability"]
+                assert one.pop(answer)["probability"] == pytest.approx(probability, abs=1e-5)
             assert ("votes" in other) == ("target" in arguments)
             other.pop("votes", None)  # a graph says what is selected, not what each cell says for the class
             assert one == other

@@ -258,8 +258,8 @@ class ExplainableClassifier(nn.Module):
 
     def sizes(self, features: Tensor, unbounded: Tensor) -> Tensor:
         """The sizes (B, 3) of :class:`bla.explanations.explanation.Sizes`; 0 where there is none."""
-        if self.several_labels:
-            return unbounded.new_zeros((len(unbounded), 3), dtype=torch.long)
+        if self.several_labels or not self.attention.bounded:
+            return unbounded.new_zeros((unbounded.shape[0], 3), dtype=torch.long)
         return sizes(self.head, features, unbounded, self._linear[0])
 
     def _votes(self, features: Tensor, weights: Tensor, target: int | None, against: int | None) -> list[Votes]:

@@ -69,11 +69,11 @@ def evidence(
         rows = torch.stack([
             chosen - logits.softmax(-1) @ weight, chosen, chosen - weight[_runner_up(logits, target)]
         ], dim=1)  # fmt: skip
-        return torch.bmm(rows, own.flatten(2)).reshape(len(rows), 3, *features.shape[2:])
+        return torch.bmm(rows, own.flatten(2)).reshape(rows.shape[0], 3, *features.shape[2:])
     at = features if reads_maps(head) else features.mean(dim=(2, 3))
     found = (slopes or slopes_of(head))(at, target)  # (B, 3, C), or (B, 3, C, H, W)
     if found.ndim == 3:
-        return torch.bmm(found, features.flatten(2)).reshape(len(found), 3, *features.shape[2:])
+        return torch.bmm(found, features.flatten(2)).reshape(found.shape[0], 3, *features.shape[2:])
     return (found * features[:, None]).sum(dim=2) * (features.shape[2] * features.shape[3])
 
 
@@ -98,33 +98,27 @@ def sufficiency(
 ) -> Sufficiency | None:
     """The sizes that suffice and that decide, for rankings (B, H, W) and classes (B,).
 
-    By cumulative sums where the head is linear, against :data:`RIVALS` classes; by the head itself otherwise. None for
-    a head that reads maps, which would have to read them twice for every cell.
+    By sums over the prefixes where the head is linear, against :data:`RIVALS` classes; by the head itself otherwise.
+    None for a head that reads maps, which would have to read them twice for every cell.
     """
     if reads_maps(head):
         return None
     cells = ranking[0].numel()
-    order = ranking.flatten(1).argsort(dim=1, descending=True, stable=True)
     counts = torch.arange(1, cells + 1, device=features.device)
+    kept = (_places(ranking.flatten(1))[:, None] < counts[:, None]).to(features.dtype)  # (B, size, N)
     if layer is None:
-        places = order.argsort(dim=1)  # of each cell in the ranking
-        kept = (places[:, None] < counts[:, None]).to(features.dtype)  # (B, size, N)
         subsets = torch.cat([kept, (1 - kept)[:, :-1]], dim=1)
-        subsets = subsets / subsets.sum(dim=-1, keepdim=True)
-        same = (
-            read_each(head, features, subsets.reshape(*subsets.shape[:2], *ranking.shape[1:])).argmax(-1)
-            == target[:, None]
-        )
+        weights = (subsets / subsets.sum(dim=-1, keepdim=True)).reshape(*subsets.shape[:2], *ranking.shape[1:])
+        same = read_each(head, features, weights).argmax(-1) == target[:, None]
         names, without = same[:, :cells], same[:, cells:]
     else:
         own = features[:, : layer.in_features].flatten(2)
         likeliest = layer(own.mean(dim=2)).topk(min(RIVALS, layer.out_features)).indices
         rivals = torch.cat([target[:, None], likeliest], dim=1)
-        logits = layer.weight[rivals] @ own  # (B, M, N)
-        total = logits.gather(2, order[:, None].expand_as(logits)).cumsum(dim=2)
+        total = torch.bmm(layer.weight[rivals] @ own, kept.mT)  # (B, M, size)
         offset = 0 if layer.bias is None else layer.bias[rivals][..., None]
         from_kept = total / counts + offset
-        from_rest = ((total[..., -1:] - total)[..., :-1]) / counts[:-1].flip(0) + offset
+        from_rest = (total[..., -1:] - total)[..., :-1] / counts[:-1].flip(0) + offset
         names, without = ((values[:, 0] >= values.amax(dim=1)) for values in (from_kept, from_rest))
     sufficient = torch.where(names, 0, counts).amax(dim=1) + 1
     decisive = torch.where(without, cells, counts[:-1]).amin(dim=1) if cells > 1 else torch.ones_like(sufficient)
@@ -144,7 +138,14 @@ def sizes(head: nn.Module, features: Tensor, unbounded: Tensor, layer: nn.Linear
 def from_all(head: nn.Module, features: Tensor) -> Tensor:
     """The classifier's own logits (B, K): the head on all cells alike."""
     cells = features.shape[2] * features.shape[3]
-    return read(head, features, features.new_full((len(features), *features.shape[2:]), 1 / cells))
+    return read(head, features, features.new_full((features.shape[0], *features.shape[2:]), 1 / cells))
+
+
+def _places(ranking: Tensor) -> Tensor:
+    """The place of each of N cells in its ranking, 0 for the best; (B, N). Without a stable sort, which ONNX lacks."""
+    other, own = ranking[:, None], ranking[..., None]
+    cell = torch.arange(ranking.shape[1], device=ranking.device)
+    return ((other > own) | ((other == own) & (cell < cell[:, None]))).sum(dim=-1)
 
 
 def _runner_up(logits: Tensor, target: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from bla.deploy.engine import Card, session
 from bla.deploy.export.graph import FEATURES, OUTPUTS
 from bla.model.attention import Attention, Selection
 from bla.model.classifier import ExplainableClassifier
+from bla.model.evidence import from_all
 
 if TYPE_CHECKING:
     import onnx
@@ -128,6 +129,8 @@ class _Misses:
         wrong = (got["selected"] != (own.hard > 0)) & ((own.unbounded - bound).abs() > margin)
         self.note("selected", wrong.sum().item(), 0.0)
         self.note("logits", self._miss(got["logits"], features, got["selected"]), limit)
+        whole = from_all(self.wrapped.head, features)
+        self.note("classifier_logits", self._off(got["classifier_logits"], whole), limit)
         for index, mask in enumerate(question["masks"].unbind(1) if "masks" in question else ()):
             self.note("answers", self._miss(got["answers"][:, index], features, mask), limit)
 
@@ -147,7 +150,9 @@ class _Misses:
         weights = selected.float()
         if not self.wrapped.attention.gate:
             weights = weights / weights.sum(dim=(1, 2), keepdim=True)
-        own = self.wrapped.classify(features, weights)
+        return self._off(logits, self.wrapped.classify(features, weights))
+
+    def _off(self, logits: Tensor, own: Tensor) -> float:
         return float((logits.double() - own.double()).abs().max() / own.abs().max().clamp(min=1e-6))
 
     def note(self, output: str, miss: float, limit: float) -> None:
