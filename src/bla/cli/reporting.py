@@ -30,6 +30,6 @@ def report(run: Path, /, *, out: Path | None = None, photos: int = 12, seed: int
     print(f"{written.headline} {written.summary}")
     for finding in written.findings:
         print(f"{marks[finding.answer]} {finding.question} {finding.words}")
-    for words in written.not_shown:
-        print(f"  {words}")
+    if written.not_shown:
+        print(f"Not shown, since it was not measured: {'; '.join(written.not_shown)}.")
     print(f"The page is {written.path}.")

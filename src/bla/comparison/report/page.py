@@ -36,7 +36,7 @@ _CURVES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """Where the page is, and its verdict: one sentence, the tests counted, each test, what they leave open."""
+    """Where the page is, and its verdict: one sentence, the tests counted, each test, and what was not measured."""
 
     path: Path
     headline: str
@@ -78,7 +78,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
     )
     environment.filters["percent"] = percent
     groups = [{"title": title, "name": name, "pictures": _pictures(comparison, keys)} for title, name, keys in _GROUPS]
-    verdict = Report(target, headline(comparison), summary(found), tuple(found), tuple(not_shown(comparison, found)))
+    verdict = Report(target, headline(comparison), summary(found), tuple(found), tuple(not_shown(comparison)))
     words = {"record": comparison.record, "own": comparison.own, "verdict": verdict, "exhibits": shown, "seed": seed}
     drawn = {"curve": _curve(comparison), "sizes": _sizes(comparison), "groups": groups, "metrics": _table(comparison)}
     html = environment.get_template("page.html").render(words | drawn)

@@ -17,7 +17,7 @@ _QUESTIONS: tuple[tuple[str, str, str, Literal[1, -1]], ...] = (
     ("kept", "random", f"{_KEEP} those of as many random cells?", 1),
     ("kept", "centre", f"{_KEEP} those of as many cells nearest to the centre?", 1),
     ("kept", "norm", f"{_KEEP} those of as many cells with the longest feature vectors?", 1),
-    ("kept", "cam", f"{_KEEP} those of CAM's?", 1),
+    ("kept", "cam", f"{_KEEP} CAM's?", 1),
     ("removed", "cam", "Is the prediction lost without the selected cells' pixels more often than without CAM's?", -1),
     ("evaluator", "random", f"{_TELL_MORE} random cells?", 1),
     ("evaluator", "centre", f"{_TELL_MORE} cells nearest to the centre?", 1),
@@ -72,11 +72,9 @@ def headline(comparison: Comparison) -> str:
     return f"On {photos} these cells keep the prediction {_COMPARED[difference.sign]} often than CAM's: {shares}."
 
 
-def not_shown(comparison: Comparison, found: list[Finding]) -> list[str]:
-    """What this comparison leaves open: the tests that are undecided, and what was not measured."""
-    open_tests = [finding.question for finding in found if finding.answer == "open"]
-    missing = [words for metric, words in _UNMEASURED.items() if comparison.figure(comparison.own, metric) is None]
-    return [f"Undecided: {question}" for question in open_tests] + [f"Not measured: {words}." for words in missing]
+def not_shown(comparison: Comparison) -> list[str]:
+    """What this comparison did not measure, so that it shows nothing of it."""
+    return [words for metric, words in _UNMEASURED.items() if comparison.figure(comparison.own, metric) is None]
 
 
 def summary(found: list[Finding]) -> str:
