@@ -44,9 +44,9 @@ from bla.comparison.methods import (
 )
 from bla.comparison.photos import size_of
 from bla.data.image_sets import ImageSet, list_images
-from bla.data.masking import FILLS
+from bla.data.masking import FILLS, enlarged, filled
 from bla.metrics import localise, places, top_cells
-from bla.metrics.pixels import SHARES, enlarged, filled
+from bla.metrics.pixels import SHARES
 from bla.metrics.statistics import bootstrap, images_to_decide
 from bla.model.backbones import load_backbone, weights_digest
 from bla.model.classifier import ExplainableClassifier, explainable

@@ -22,7 +22,8 @@ import bla.runs.run
 from benchmarks.results import parser_of
 from bla.comparison.photos import find_photos
 from bla.data.image_sets import Splits, image_folder
-from bla.metrics.pixels import filled, spread
+from bla.data.masking import filled
+from bla.metrics.pixels import spread
 from bla.metrics.statistics import bootstrap
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.heads import weighted_sum

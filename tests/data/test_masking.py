@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from bla.data.masking import FILLS, blurring, coarse, enlarging, filled, masked
+from bla.data.masking import FILLS, blurring, coarse, enlarged, enlarging, filled, masked
 from bla.data.photo import DataError
 
 PHOTOS = np.random.default_rng(0).standard_normal((2, 3, 29, 44)).astype(np.float32)
@@ -63,6 +63,19 @@ def test_a_mask_keeps_all_none_or_a_part(fill: str) -> None:
     flat = np.full((1, 3, 9, 8), 0.5, np.float32)
     if fill != "grey":
         np.testing.assert_allclose(masked(flat, cells[1:], fill), flat, atol=1e-6)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_tensors_are_masked_as_arrays_are(fill: str) -> None:
+    pixels = torch.from_numpy(PHOTOS)
+    masks = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0)) < 0.4
+    found = masked(pixels, masks, fill)
+    torch.testing.assert_close(found, torch.from_numpy(masked(PHOTOS, masks.numpy(), fill)))
+    again = functional.interpolate(masks[:, None].float(), size=(29, 44), mode="bilinear")
+    torch.testing.assert_close(enlarged(masks, pixels), again[:, 0])
+    torch.testing.assert_close(found, again * pixels + (1 - again) * filled(pixels, fill))
+    last = pixels.contiguous(memory_format=torch.channels_last)
+    assert masked(last, masks, fill).is_contiguous(memory_format=torch.channels_last), "which convolutions like"
 
 
 def test_matrices_keep_a_flat_row_and_cannot_be_changed() -> None:

@@ -8,20 +8,16 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bla import BlaError
-from bla.data import masking
+from bla.data.masking import filled
 from bla.metrics import top_cells
 from bla.metrics.metric import METRICS
 from bla.metrics.pixels import (
     deletion_insertion,
-    enlarged,
-    filled,
     imputed,
     infidelity,
     kept_and_removed,
-    masked,
     masked_confidence,
     max_sensitivity,
     over_sizes,
@@ -63,18 +59,6 @@ MAPS[:, 0, 0] = 1
 def test_spread_is_flat_over_each_cell() -> None:
     maps = torch.arange(6.0).reshape(1, 2, 3)
     assert spread(maps, PIXELS[:1])[0].tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
-
-
-@pytest.mark.parametrize("fill", masking.FILLS)
-def test_masking_is_as_without_torch(fill: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(2, 3, 29, 44, generator=generator)
-    masks = torch.rand(2, 3, 5, generator=generator) < 0.4
-    found = masked(pixels, masks, fill)
-    torch.testing.assert_close(found, torch.from_numpy(masking.masked(pixels.numpy(), masks.numpy(), fill)))
-    again = functional.interpolate(masks[:, None].float(), size=(29, 44), mode="bilinear")
-    torch.testing.assert_close(enlarged(masks, pixels), again[:, 0])
-    torch.testing.assert_close(found, again * pixels + (1 - again) * filled(pixels, fill))
 
 
 def test_deletion_and_insertion_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -277,6 +278,20 @@ def test_the_key_covers_weights_transform_content_and_kind(
         key(images=images.subset(range(COUNT - 1))),
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_caches_written_by_earlier_versions_are_found_and_read(
+    images: ImageSet, classifier: ExplainableClassifier, tmp_path: Path
+) -> None:
+    folder = cached_features(classifier, images, root=tmp_path).folder
+    depends = [1, "float16", "tiny", weights_digest(classifier.trunk), TRANSFORM.to_dict(), images.digest()]
+    assert folder.name == hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    record = json.loads((folder / "manifest.json").read_text())
+    del record["created"], record["checksums"]
+    assert record == {
+        "classifier": "tiny", "data": "photos", "images": COUNT, "kind": "float16", "format": 1, "done": COUNT,
+        "shape": [*GRID, CHANNELS], "failures": [],
+    }  # fmt: skip
 
 
 def test_the_key_ignores_dates_the_folders_place_labels_and_what_follows_the_trunk(

@@ -1,4 +1,6 @@
-r"""Photos of which only the pixels of some cells are kept, the rest filled; NumPy alone, for where there is no torch.
+r"""Photos of which only the pixels of some cells are kept, the rest filled: NumPy arrays or torch tensors alike.
+
+It loads no torch, for where there is none. Tensors stay on their device.
 
 Each step is linear and separable: a mask :math:`M` is enlarged to the photo by :math:`A_h M A_w^\top`, and a fill is
 :math:`C_h X C_w^\top` of each colour :math:`X`, so that every step is two small matrix products.
@@ -9,13 +11,18 @@ Each step is linear and separable: a mask :math:`M` is enlarged to the photo by 
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bla.data.photo import DataError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Array = npt.NDArray[np.float32]
+Pixels = TypeVar("Pixels", "npt.NDArray[Any]", "Tensor")
 
 FILLS = ("coarse", "blur", "mean", "grey")
 """What replaces removed pixels: the photo reduced to 12 x 12 points and enlarged again (the default); the photo under a
@@ -78,13 +85,28 @@ def filling(fill: str, height: int, width: int) -> tuple[Array, Array]:
     return matrices[0], matrices[1]
 
 
-def filled(photos: Array, fill: str = FILLS[0]) -> Array:
+def filled(photos: Pixels, fill: str = FILLS[0]) -> Pixels:
     """What replaces the removed pixels of normalised photos (B, 3, h, w), of the same shape."""
-    down, across = filling(fill, *photos.shape[2:])
-    return np.asarray(down @ photos @ across.T, np.float32)
+    down, across = (_like(matrix, photos) for matrix in filling(fill, *photos.shape[2:]))
+    found: Pixels = down @ photos @ across.T
+    return found if isinstance(photos, np.ndarray) else photos.clone().copy_(found)  # in their memory format
 
 
-def masked(photos: Array, masks: npt.NDArray[np.generic], fill: str = FILLS[0]) -> Array:
+def enlarged(masks: Pixels, like: Pixels) -> Pixels:
+    """Masks (B, H, W) enlarged bilinearly to the pixels of photos (B, 3, h, w): (B, h, w)."""
+    sides = zip(masks.shape[1:], like.shape[2:], strict=True)
+    down, across = (_like(enlarging(cells, pixels), like) for cells, pixels in sides)
+    found: Pixels = down @ _like(masks, like) @ across.T
+    return found
+
+
+def mixed(photos: Pixels, fills: Pixels, masks: Pixels) -> Pixels:
+    """Photos (B, 3, h, w) where masks (B, H, W) are 1, and what :func:`filled` gave for them where they are 0."""
+    found: Pixels = fills + enlarged(masks, photos)[:, None] * (photos - fills)
+    return found
+
+
+def masked(photos: Pixels, masks: Pixels, fill: str = FILLS[0]) -> Pixels:
     """Normalised photos (B, 3, h, w) with the pixels of masks (B, H, W) kept and the others filled.
 
     A mask is 1 where its cell is kept and 0 where it is removed; the edge between is interpolated.
@@ -92,10 +114,14 @@ def masked(photos: Array, masks: npt.NDArray[np.generic], fill: str = FILLS[0]) 
     >>> masked(np.ones((1, 3, 4, 4), np.float32), np.array([[[1, 0]]]), "grey")[0, 0, 0].tolist()
     [1.0, 0.75, 0.25, 0.0]
     """
-    (height, width), (rows, columns) = photos.shape[2:], masks.shape[1:]
-    kept = enlarging(rows, height) @ masks.astype(np.float32) @ enlarging(columns, width).T
-    fills = filled(photos, fill)
-    return fills + kept[:, None] * (photos - fills)
+    return mixed(photos, filled(photos, fill), masks)
+
+
+def _like(values: Any, photos: Any) -> Any:
+    """Values in the photos' type and place."""
+    if isinstance(photos, np.ndarray):
+        return values.astype(photos.dtype)
+    return photos.new_tensor(values) if isinstance(values, np.ndarray) else values.to(photos)
 
 
 def _frozen(matrix: npt.NDArray[np.floating]) -> Array:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bla import needs_extra
-from bla.data import masking
+from bla.data.masking import FILLS, filled, masked
 from bla.metrics.cells import probability
 from bla.metrics.ranking import places, top_cells
 
@@ -30,28 +30,6 @@ _ROAD_NOISE = 0.01
 def spread(maps: Tensor, like: Tensor) -> Tensor:
     """Maps (B, H, W) enlarged to the pixels of photos (B, 3, h, w), constant over each cell: (B, h, w)."""
     return functional.interpolate(maps[:, None].float(), size=like.shape[2:], mode="nearest-exact")[:, 0]
-
-
-def enlarged(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps (B, H, W) enlarged bilinearly to photos (B, 3, h, w): (B, h, w), as :mod:`bla.data.masking` does."""
-    down, across = (
-        torch.tensor(masking.enlarging(cells, pixels), device=like.device)
-        for cells, pixels in zip(maps.shape[1:], like.shape[2:], strict=True)
-    )
-    return down @ maps.to(like.device, torch.float32) @ across.T
-
-
-def filled(pixels: Tensor, fill: str = masking.FILLS[0]) -> Tensor:
-    """What replaces removed pixels of photos (B, 3, h, w): a fill of :data:`bla.data.masking.FILLS`."""
-    down, across = (torch.tensor(each, device=pixels.device) for each in masking.filling(fill, *pixels.shape[2:]))
-    found = down @ pixels.float() @ across.T
-    return torch.empty_like(pixels, dtype=torch.float32).copy_(found)  # in the photos' memory format
-
-
-def masked(pixels: Tensor, masks: Tensor, fill: str = masking.FILLS[0]) -> Tensor:
-    """Photos (B, 3, h, w) with the pixels of masks (B, H, W) kept and the others filled: :mod:`bla.data.masking`."""
-    fills = filled(pixels, fill)
-    return fills + enlarged(masks, pixels)[:, None] * (pixels - fills)
 
 
 def _pixel_places(maps: Tensor, pixels: Tensor) -> Tensor:
@@ -96,7 +74,7 @@ def masked_confidence(network: Network, pixels: Tensor, selected: Tensor, classe
 
 @torch.no_grad()
 def kept_and_removed(
-    network: Network, pixels: Tensor, masks: Tensor, classes: Tensor, *, fill: str = masking.FILLS[0]
+    network: Network, pixels: Tensor, masks: Tensor, classes: Tensor, *, fill: str = FILLS[0]
 ) -> dict[str, Tensor]:
     r"""Whether the network names the class (B,) from the pixels of masks (B, H, W) alone, and without them.
 
@@ -115,7 +93,7 @@ def kept_and_removed(
 
 
 def over_sizes(
-    network: Network, pixels: Tensor, ranking: Tensor, classes: Tensor, *, fill: str = masking.FILLS[0]
+    network: Network, pixels: Tensor, ranking: Tensor, classes: Tensor, *, fill: str = FILLS[0]
 ) -> dict[str, Tensor]:
     """:func:`kept_and_removed` of the best :data:`SHARES` of the cells, and their means, (B,) each.
 

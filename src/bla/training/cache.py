@@ -1,9 +1,10 @@
-"""Feature cache on disk: the trunk runs once, training reads. Keyed by weights, transform and data."""
+"""What a classifier makes of the photos of a set, computed once, on disk: :class:`Rows` says what; features here."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -12,10 +13,10 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,17 +38,67 @@ from bla.training.photos import try_read
 FORMAT = 1
 BATCH = 16
 CHUNK = 128
-"""Rows between two checkpoints of a build, and under one checksum."""
+"""Rows of features between two checkpoints of a build, and under one checksum; rows that take longer are fewer."""
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
 """The record of a complete cache, and of one that is being built."""
 
-FILES = ("features", "pooled")
-
 CacheType = Literal["float16", "float32"]
+Kind = CacheType | Literal["answers"]
+"""Features of a type, or :mod:`bla.training.masked` answers."""
 
 
 class CacheError(BlaError):
     """A cache that cannot be built or is damaged."""
+
+
+class Computed(NamedTuple):
+    """Rows of a cache."""
+
+    shape: tuple[int, ...]
+    """(H, W, C) of features, (M, H, W) of masks: what the record needs to know the files' layout."""
+    arrays: dict[str, npt.NDArray[Any]]
+    """By file; the first axis is the photos'."""
+    refused: dict[int, str]
+    """Why a photo of these has no row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What a cache holds of an image set, an array or several for each image, and how it is computed.
+
+    ``compute`` takes the rows' numbers and their photos' pixels (B, h, w, 3), ``batch`` at most; ``begin`` is called
+    before, with the number of rows that are still to be computed.
+    """
+
+    what: str
+    kind: Kind
+    classifier: ExplainableClassifier
+    images: ImageSet
+    key: Sequence[Any]
+    """What the rows depend on, besides the images' content."""
+    compute: Callable[[Sequence[int], npt.NDArray[np.uint8]], Computed]
+    batch: int
+    begin: Callable[[int], None] = lambda count: None
+
+
+class Stored(NamedTuple):
+    """A complete cache, memory-mapped."""
+
+    folder: Path
+    arrays: dict[str, npt.NDArray[Any]]
+    """By file; row i belongs to image i of the set, and is zero for an image in ``failures``."""
+    shape: tuple[int, ...]
+    failures: tuple[tuple[str, str], ...]
+
+
+def _layout(kind: Kind, shape: Sequence[int]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of a row, by file."""
+    if kind == "answers":
+        count, height, width = shape
+        packed = -(-height * width // 8)
+        return {"targets": ("int64", ()), "masks": ("uint8", (count, packed)), "answers": ("float32", (count,))}
+    height, width, channels = shape
+    return {"features": (kind, (height, width, channels)), "pooled": ("float32", (channels,))}
 
 
 @dataclasses.dataclass
@@ -57,16 +108,19 @@ class _Record:
     classifier: str
     data: str
     images: int
-    kind: CacheType
+    kind: Kind
     format: int = FORMAT
     created: str = dataclasses.field(default_factory=timestamp)
     done: int = 0
     """Rows that are on disk."""
     shape: list[int] | None = None
-    """(H, W, C), known after the first batch."""
+    """:attr:`Computed.shape`, known after the first batch."""
     failures: list[list[str]] = dataclasses.field(default_factory=list)
-    checksums: dict[str, list[int]] = dataclasses.field(default_factory=lambda: {file: [] for file in FILES})
+    checksums: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     """CRC-32 of every chunk, by file."""
+
+    def __post_init__(self) -> None:
+        self.checksums = self.checksums or {file: [] for file in self.files}
 
     @classmethod
     def read(cls, path: Path) -> _Record:
@@ -77,11 +131,20 @@ class _Record:
                 f"expected the record of a cache in {path}, got another file: {_remedy(path.parent)}"
             ) from error
 
+    @property
+    def files(self) -> list[str]:
+        """The names of the files."""
+        return list(_layout(self.kind, self.shape or (0, 0, 0)))
+
+    @property
+    def chunk(self) -> int:
+        """Rows between two checkpoints."""
+        return max(1, CHUNK // 8) if self.kind == "answers" else CHUNK
+
     def layout(self, file: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         """Type, shape and bytes of the rows that are done."""
-        height, width, channels = self.shape or (0, 0, 0)
-        shape = (self.done, height, width, channels) if file == "features" else (self.done, channels)
-        dtype = np.dtype(self.kind if file == "features" else "float32")
+        kind, row = _layout(self.kind, self.shape or (0, 0, 0))[file]
+        dtype, shape = np.dtype(kind), (self.done, *row)
         return dtype, shape, dtype.itemsize * math.prod(shape)
 
     def rows(self, folder: Path, file: str, *, every: bool) -> npt.NDArray[Any] | None:
@@ -89,9 +152,9 @@ class _Record:
         dtype, shape, size = self.layout(file)
         if not (folder / file).exists() or (folder / file).stat().st_size != size:
             return None
-        rows, starts = np.memmap(folder / file, dtype, "r", shape=shape), range(0, self.done, CHUNK)
+        rows, starts = np.memmap(folder / file, dtype, "r", shape=shape), range(0, self.done, self.chunk)
         for start in starts if every else (starts[0], starts[-1]):
-            if zlib.crc32(rows[start : start + CHUNK].data) != self.checksums[file][start // CHUNK]:
+            if zlib.crc32(rows[start : start + self.chunk].data) != self.checksums[file][start // self.chunk]:
                 return None
         return rows
 
@@ -136,18 +199,46 @@ def cached_features(
     :func:`bla.files.cache_root`. A CacheError says that no image can be read, that features do not fit ``kind``, that
     the root cannot be written, or that the cache on disk is damaged.
     """
-    if not len(images):
-        raise CacheError("expected at least one image to cache features of, got none")
-    weights, transform = weights_digest(classifier.trunk), classifier.transform.to_dict()
-    key = json.dumps([FORMAT, kind, classifier.name, weights, transform, images.digest()], sort_keys=True)
+    key = [kind, classifier.name, weights_digest(classifier.trunk), classifier.transform.to_dict()]
+    rows = Rows("features", kind, classifier, images, key, functools.partial(_features, classifier, kind), BATCH)
+    stored = cached(rows, root, report)
+    cache = FeatureCache(stored.folder, stored.arrays["features"], stored.arrays["pooled"], stored.failures)
+    row, pixels = readable(rows, stored)
+    with torch.inference_mode():
+        check_code(rows, stored, row, classifier.trunk(pixels).float().cpu(), cache.batch(np.array([row])))
+    return cache
+
+
+def cached(rows: Rows, root: Path | None = None, report: Progress = silent) -> Stored:
+    """Open a cache; what it lacks is computed, by all processes (:mod:`bla.training.distributed`).
+
+    Errors as those of :func:`cached_features`.
+    """
+    if not len(rows.images):
+        raise CacheError(f"expected at least one image to cache {rows.what} of, got none")
+    key = json.dumps([FORMAT, *rows.key, rows.images.digest()], sort_keys=True)
     folder = (root or cache_root()) / hashlib.sha256(key.encode()).hexdigest()
     if distributed.agreed(not (folder / MANIFEST).exists()):
-        with _only_builder(folder, report) if distributed.rank() == 0 else contextlib.nullcontext():
+        with _only_builder(folder, rows, report) if distributed.rank() == 0 else contextlib.nullcontext():
             if distributed.agreed(not (folder / MANIFEST).exists()):
-                _build(folder, classifier, images, kind, report)
-    cache = _opened(folder)
-    _probe(cache, classifier, images)
-    return cache
+                _build(folder, rows, report)
+    return _opened(folder)
+
+
+def readable(rows: Rows, stored: Stored) -> tuple[int, Tensor]:
+    """The first image without failure: its row, and its normalised pixels (1, 3, h, w)."""
+    failed = {image for image, _ in stored.failures}
+    row = next(index for index, image in enumerate(rows.images.names) if image not in failed)
+    return row, rows.classifier.pixels(rows.classifier.transform.read(rows.images.path(row)).pixels[None])
+
+
+def check_code(rows: Rows, stored: Stored, row: int, fresh: Tensor, was: Tensor) -> None:
+    """A CacheError if a row that is computed again differs: code can change where weights do not."""
+    if fresh.shape != was.shape or not (fresh - was).abs().max() <= 0.02 * was.abs().max():
+        raise CacheError(
+            f"expected the cached {rows.what} of {rows.images.names[row]} from this classifier, got others; its code "
+            f"has changed since: `bla cache remove {stored.folder.name[:12]}` and run again"
+        )
 
 
 def listed(root: Path | None = None) -> list[dict[str, Any]]:
@@ -198,11 +289,11 @@ def remove(keys: Sequence[str], root: Path | None = None) -> list[str]:
 def damaged(folder: Path) -> list[str]:
     """The files of a complete cache that differ from their checksums; reads all of them."""
     record = _Record.read(folder / MANIFEST)
-    return [file for file in FILES if record.rows(folder, file, every=True) is None]
+    return [file for file in record.files if record.rows(folder, file, every=True) is None]
 
 
 @contextlib.contextmanager
-def _only_builder(folder: Path, report: Progress) -> Iterator[None]:
+def _only_builder(folder: Path, rows: Rows, report: Progress) -> Iterator[None]:
     """Hold the lock of a build; wait while another run holds it."""
     lock = FileLock(f"{folder}.lock")
     try:
@@ -215,7 +306,7 @@ def _only_builder(folder: Path, report: Progress) -> Iterator[None]:
             "with the environment variable BLA_CACHE"
         ) from error
     if not lock.is_locked:
-        report("waiting for another run that is caching the same features", 0, 0)
+        report(f"waiting for another run that is caching the same {rows.what}", 0, 0)
         lock.acquire()
     try:
         yield
@@ -223,30 +314,28 @@ def _only_builder(folder: Path, report: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _build(
-    folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
-) -> None:
+def _build(folder: Path, rows: Rows, report: Progress) -> None:
     """Let each process cache a share; the first one, which writes to ``folder`` itself, appends those of the others."""
     first, world = distributed.rank() == 0, distributed.world()
     parts = [folder, *(folder / f"part-{index}-of-{world}" for index in range(1, world))]
-    share = _build_share(parts[distributed.rank()], classifier, images, kind, report)
+    share = _build_share(parts[distributed.rank()], rows, report)
     record, *others = distributed.gathered(share)
     for part, other in zip(parts[1:], others, strict=True):
         record.done += other.done
         record.shape = record.shape or other.shape
         record.failures += other.failures
-        for file in FILES:
+        for file in record.files:
             record.checksums[file] += other.checksums[file]
             if first:
                 with (folder / file).open("ab") as target, (part / file).open("rb") as source:
                     shutil.copyfileobj(source, target, 1 << 22)
                     target.flush()
                     os.fsync(target.fileno())
-    if len(record.failures) == len(images):
+    if len(record.failures) == len(rows.images):
         if first:
             shutil.rmtree(folder)
         reason = record.failures[0][1]
-        raise CacheError(f"expected images that can be read, got none of {len(images)}: {reason}")
+        raise CacheError(f"expected images that can be read, got none of {len(rows.images)}: {reason}")
     if first:
         write_json(folder / MANIFEST, dataclasses.asdict(record), indent=1)
         (folder / PROGRESS).unlink()
@@ -255,36 +344,37 @@ def _build(
     distributed.together()
 
 
-def _build_share(
-    folder: Path, classifier: ExplainableClassifier, images: ImageSet, kind: CacheType, report: Progress
-) -> _Record:
+def _build_share(folder: Path, rows: Rows, report: Progress) -> _Record:
     """Write this process's share of whole chunks, and the record after each; resumes after the last whole one."""
-    chunks = distributed.share(-(-len(images) // CHUNK))
-    rows = range(len(images))[chunks.start * CHUNK : chunks.stop * CHUNK]
-    record = _resumed(folder, _Record(classifier.name, images.root.name, len(images), kind), len(rows))
-    title = f"caching features of {len(rows)} images"
-    if rows:
-        report(title, record.done, len(rows))
+    images, transform = rows.images, rows.classifier.transform
+    new = _Record(rows.classifier.name, images.root.name, len(images), rows.kind)
+    chunks = distributed.share(-(-len(images) // new.chunk))
+    mine = range(len(images))[chunks.start * new.chunk : chunks.stop * new.chunk]
+    record = _resumed(folder, new, len(mine))
+    todo = mine[record.done :]
+    title = f"caching {rows.what} of {len(mine)} images"
+    if todo:
+        rows.begin(len(todo))
+    if mine:
+        report(title, record.done, len(mine))
     with contextlib.ExitStack() as stack:
-        files = {file: stack.enter_context((folder / file).open("ab")) for file in FILES}
+        files = {file: stack.enter_context((folder / file).open("ab")) for file in record.files}
         # a core is left to the trunk, whose threads wait for one another
         pool = stack.enter_context(ThreadPoolExecutor(max(1, cores() - 1)))
-        todo = rows[record.done :]
-        read = prefetch(pool, lambda row: try_read(images, row, classifier.transform), todo, ahead=4 * BATCH)
-        while record.done < len(rows):
-            chunk = rows[record.done : record.done + CHUNK]
-            sums = dict.fromkeys(FILES, 0)
-            for start in range(0, len(chunk), BATCH):
-                batch = chunk[start : start + BATCH]
+        read = prefetch(pool, lambda row: try_read(images, row, transform), todo, ahead=4 * BATCH)
+        while record.done < len(mine):
+            chunk = mine[record.done : record.done + record.chunk]
+            sums = dict.fromkeys(files, 0)
+            for start in range(0, len(chunk), rows.batch):
+                batch = chunk[start : start + rows.batch]
                 photos = list(itertools.islice(read, len(batch)))
-                arrays = _features(classifier, photos, record.kind)
-                record.shape = list(arrays["features"].shape[1:])
-                read_rows = zip(batch, photos, strict=True)
-                record.failures += [[images.names[row], photo] for row, photo in read_rows if isinstance(photo, str)]
-                for file, array in arrays.items():
+                computed = _computed(rows, batch, photos)
+                record.shape = list(computed.shape)
+                record.failures += [[images.names[batch[place]], why] for place, why in computed.refused.items()]
+                for file, array in computed.arrays.items():
                     files[file].write(array.data)
                     sums[file] = zlib.crc32(array.data, sums[file])
-                report(title, batch.stop - rows.start, len(rows))
+                report(title, batch.stop - mine.start, len(mine))
             for file, handle in files.items():
                 handle.flush()
                 os.fsync(handle.fileno())
@@ -292,6 +382,23 @@ def _build_share(
             record.done += len(chunk)  # which the record says only when the rows are on disk
             write_json(folder / PROGRESS, dataclasses.asdict(record))
     return record
+
+
+def _computed(rows: Rows, batch: Sequence[int], photos: Sequence[Photo | str]) -> Computed:
+    """The rows of a batch, with zeros for a photo that could not be read or is refused."""
+    refused = {place: photo for place, photo in enumerate(photos) if isinstance(photo, str)}
+    pixels = {place: photo.pixels for place, photo in enumerate(photos) if not isinstance(photo, str)}
+    if not pixels:  # a grey photo tells the shape
+        grey = np.full((1, *rows.classifier.transform.size, 3), 127, np.uint8)
+        shape, arrays, _ = rows.compute(batch[:1], grey)
+    else:
+        shape, arrays, found = rows.compute([batch[place] for place in pixels], np.stack(list(pixels.values())))
+        refused |= {place: found[index] for index, place in enumerate(pixels) if index in found}
+    filled = {file: np.zeros((len(photos), *array.shape[1:]), array.dtype) for file, array in arrays.items()}
+    for index, place in enumerate(pixels):
+        for file, array in arrays.items():
+            filled[file][place] = 0 if place in refused else array[index]
+    return Computed(shape, filled, dict(sorted(refused.items())))
 
 
 def _resumed(folder: Path, record: _Record, rows: int) -> _Record:
@@ -303,7 +410,7 @@ def _resumed(folder: Path, record: _Record, rows: int) -> _Record:
     write_json(folder / PROGRESS, dataclasses.asdict(record))
     for stale in folder.glob(".*"):  # a record whose writer was killed
         stale.unlink()
-    for file in FILES:
+    for file in record.files:
         path, (_, _, size) = folder / file, record.layout(file)
         path.touch()
         if path.stat().st_size < size:
@@ -313,58 +420,33 @@ def _resumed(folder: Path, record: _Record, rows: int) -> _Record:
 
 
 def _features(
-    classifier: ExplainableClassifier, photos: list[Photo | str], kind: CacheType
-) -> dict[str, npt.NDArray[Any]]:
-    """Rows for the two files; zeros for a photo that could not be read or whose features are not finite."""
-    readable = {index: photo.pixels for index, photo in enumerate(photos) if not isinstance(photo, str)}
-    # if all are broken, a grey photo tells the shape of the features
-    pixels = list(readable.values()) or [np.full((*classifier.transform.size, 3), 127, np.uint8)]
+    classifier: ExplainableClassifier, kind: CacheType, rows: Sequence[int], photos: npt.NDArray[np.uint8]
+) -> Computed:
     with torch.inference_mode():
-        features = classifier.trunk(classifier.pixels(np.stack(pixels))).float()
+        features = classifier.trunk(classifier.pixels(photos)).float()
         largest = features.abs().amax(dim=(1, 2, 3)).tolist()
         pooled = features.mean(dim=(2, 3)).cpu().numpy()
         maps = features.permute(0, 2, 3, 1).to(getattr(torch, kind)).cpu().numpy()
-    made = {"features": maps, "pooled": pooled}
-    rows = {file: np.zeros((len(photos), *array.shape[1:]), array.dtype) for file, array in made.items()}
-    limit = float(np.finfo(kind).max)
-    for index, value, cells, mean in zip(readable, largest, maps, pooled, strict=False):
-        if not np.isfinite(value):
-            photos[index] = "expected finite features, got NaN or infinity from the classifier"
-        elif value > limit:
-            raise CacheError(f"expected features of at most {limit:g} for {kind}, got {value:.3g}: cache float32")
-        else:
-            rows["features"][index], rows["pooled"][index] = cells, mean
-    return rows
+    limit, reason = float(np.finfo(kind).max), "expected finite features, got NaN or infinity from the classifier"
+    refused = {place: reason for place, value in enumerate(largest) if not np.isfinite(value)}
+    beyond = max((value for value in largest if np.isfinite(value)), default=0.0)
+    if beyond > limit:
+        raise CacheError(f"expected features of at most {limit:g} for {kind}, got {beyond:.3g}: cache float32")
+    return Computed(maps.shape[1:], {"features": maps, "pooled": pooled}, refused)
 
 
-def _opened(folder: Path) -> FeatureCache:
+def _opened(folder: Path) -> Stored:
     record = _Record.read(folder / MANIFEST)
     if record.format != FORMAT:
         raise CacheError(f"expected a cache of format {FORMAT}, got {record.format} in {folder}: {_remedy(folder)}")
-    maps = []
-    for file in FILES:
+    arrays = {}
+    for file in record.files:
         rows = record.rows(folder, file, every=False)
         if rows is None:
-            damage = f"got a damaged {folder / file}: {_remedy(folder)}"
-            raise CacheError(f"expected the features that were written, {damage}")
-        maps.append(rows)
-    features, pooled = maps
-    return FeatureCache(folder, features, pooled, tuple((image, reason) for image, reason in record.failures))
-
-
-def _probe(cache: FeatureCache, classifier: ExplainableClassifier, images: ImageSet) -> None:
-    """Run the trunk on one image: code can change where weights do not."""
-    failed = {image for image, _ in cache.failures}
-    row = next(index for index, image in enumerate(images.names) if image not in failed)
-    pixels = classifier.pixels(classifier.transform.read(images.path(row)).pixels[None])
-    with torch.inference_mode():
-        fresh = classifier.trunk(pixels).float().cpu()
-    stored = cache.batch(np.array([row]))
-    if fresh.shape != stored.shape or not (fresh - stored).abs().max() <= 0.02 * stored.abs().max():
-        raise CacheError(
-            f"expected the cached features of {images.names[row]} from this classifier, got others; its code has "
-            f"changed since: `bla cache remove {cache.folder.name[:12]}` and run again"
-        )
+            raise CacheError(f"expected {folder / file} as it was written, got a damaged file: {_remedy(folder)}")
+        arrays[file] = rows
+    failures = tuple((image, reason) for image, reason in record.failures)
+    return Stored(folder, arrays, tuple(record.shape or ()), failures)
 
 
 def _remedy(folder: Path) -> str:
