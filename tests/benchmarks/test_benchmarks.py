@@ -57,6 +57,12 @@ def test_judging(run: Run, tmp_path: Path) -> None:
     assert list(figures["seconds"]) == ["2"]
 
 
+def test_masked_answers(run: Run) -> None:
+    options = ["--models", "test_resnet", "--photos", "2", "--count", "4", "--rounds", "1", "--json"]
+    figures = json.loads(run("speed.masked_answers", *options))
+    assert all(value > 0 for value in figures["test_resnet"].values())
+
+
 def test_paper(run: Run, data: Path, tmp_path: Path) -> None:
     setups = ["bla"]
     options = ["--out", tmp_path / "runs", "--setups", *setups, "--epochs", "1"]

@@ -1,4 +1,4 @@
-"""`bla cache`: list, check and remove cached features."""
+"""`bla cache`: list, check and remove cached features and masked answers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from cyclopts import App, Parameter
 
 from bla.cli.sharing import DONE, DONE_BUT, CacheFolder, Flag, Json
 
-about = "List, check and remove cached features.\n\nExample: `bla cache list`"
+about = "List, check and remove cached features and masked answers.\n\nExample: `bla cache list`"
 caches = App(name="cache", help=about, help_format="plaintext")
 
 
 @caches.command(name="list")
 def list_caches(*, cache: CacheFolder = None, json_: Json = False) -> None:
-    """List the cached features.
+    """List the caches.
 
     Example: `bla cache list --json`
     """
@@ -30,7 +30,7 @@ def list_caches(*, cache: CacheFolder = None, json_: Json = False) -> None:
         state = "" if entry["complete"] else f"  incomplete, {entry['done']} done"
         print(
             f"{entry['key'][:12]}  {entry['bytes'] / 1e6:9.1f} MB  {entry['images']:7} images  "
-            f"{entry['classifier']}  {entry['data']}  {entry['created']}{state}"
+            f"{entry['kind']}  {entry['classifier']}  {entry['data']}  {entry['created']}{state}"
         )
     print(f"{len(entries)} in {root}, {sum(entry['bytes'] for entry in entries) / 1e6:.1f} MB")
 

@@ -1,0 +1,236 @@
+r"""What a frozen classifier says to masked photos, made once and cached beside the features.
+
+For each photo, whose class from all its pixels is c, and each of M masks m over the cells of the feature map,
+
+.. math:: a_m = \log p_c\bigl(m x + (1 - m)\, \tilde x\bigr)
+
+by the whole network, with a fill :math:`\tilde x` (:mod:`bla.data.masking`). Masks come in pairs, m and 1 - m.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bla import BlaError
+from bla.data.image_sets import ImageSet
+from bla.data.masking import blurring, filled, filling, mixed
+from bla.model.backbones import weights_digest
+from bla.model.classifier import ExplainableClassifier
+from bla.model.evidence import evidence, from_all, linear_layer
+from bla.progress import Progress, silent
+from bla.training.cache import Computed, Rows, cached, check_code, readable
+
+SIZES = ((3, 9), (8, 17), (14, 24))
+"""Kept cells of 49, from and to, of a third of the masks each; of other grids as many in proportion."""
+BLOBS = (0.6, 1.0, 1.5)
+NOISES = (0.0, 0.7, 1.2)
+ORDERS = (0.0, 0.0, 0.4, 0.7, 1.0)
+"""Standard deviations of Gaussians over masks at random, over noise, and over orders; in cells of a 7 x 7 grid."""
+_WIDTHS = sorted({*BLOBS, *NOISES, *ORDERS})
+_PASS = {"cpu": 16}
+"""Masked photos in one pass of the network, where more are slower; elsewhere 256."""
+
+
+class MaskedError(BlaError):
+    """Masked photos that cannot be made."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskedAnswers:
+    """Masks of each image of a set, and the classifier's answers; on disk, memory-mapped.
+
+    Row i belongs to image i of the set; it is zero for an image in ``failures``.
+    """
+
+    folder: Path
+    targets: npt.NDArray[np.int64]
+    """(N,): the class that the classifier predicts from the whole photo; of several labels, the likeliest."""
+    masks: npt.NDArray[np.uint8]
+    """(N, M, bytes): the cells' bits."""
+    answers: npt.NDArray[np.float32]
+    """(N, M): the log-probability of that class."""
+    grid: tuple[int, int]
+    failures: tuple[tuple[str, str], ...]
+    """(image, reason) for each that has no row."""
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Masks (B, M, H, W), true where a cell is kept, and answers (B, M) of these rows."""
+        bits = np.unpackbits(self.masks[rows], axis=-1, count=self.grid[0] * self.grid[1])
+        masks = torch.from_numpy(bits.view(np.bool_)).reshape(*bits.shape[:2], *self.grid)
+        return masks, torch.from_numpy(self.answers[rows])
+
+
+def masked_answers(
+    classifier: ExplainableClassifier,
+    images: ImageSet,
+    *,
+    count: int = 64,
+    fill: str = "coarse",
+    seed: int = 0,
+    root: Path | None = None,
+    report: Progress = silent,
+) -> MaskedAnswers:
+    """The classifier's answers to ``count`` masked photos of every image, computed where the cache lacks them.
+
+    The report begins with an estimate of the time. An interrupted build resumes, several processes share the work,
+    and ``root`` is as for :func:`bla.training.cache.cached_features`, as are the errors of the cache. A MaskedError
+    says that ``count`` is odd or the map has one cell; a DataError that there is no such ``fill``.
+    """
+    if count < 2 or count % 2:
+        raise MaskedError(f"expected an even number of masks, since each comes with its complement, got {count}")
+    filling(fill, 1, 1)
+    digests = weights_digest(classifier.trunk), weights_digest(classifier.head)
+    key = ["answers", count, fill, seed, classifier.name, *digests, classifier.transform.to_dict()]
+    network = Masking(classifier, count, fill, seed)
+
+    def begin(photos: int) -> None:
+        about = _duration(photos * (count + 1) * network.seconds())
+        report(f"masked answers of {photos:,} photos, {count} each: about {about}", 0, 0)
+
+    rows = Rows("masked answers", "answers", classifier, images, key, network.compute, network.photos, begin)
+    stored = cached(rows, root, report)
+    arrays, (_, height, width) = stored.arrays, stored.shape
+    found = MaskedAnswers(
+        stored.folder, arrays["targets"], arrays["masks"], arrays["answers"], (height, width), stored.failures
+    )
+    row, pixels = readable(rows, stored)
+    masks, answers = found.batch(np.array([row]))
+    fresh = network.answers(pixels, masks[:, :2], torch.from_numpy(found.targets[[row]]))
+    check_code(rows, stored, row, fresh, answers[:, :2])
+    return found
+
+
+def draw_masks(orders: Tensor, count: int, *, seed: int, rows: Sequence[int]) -> Tensor:
+    """Masks (B, count, H, W) of images with orders (B, R, H, W) of their cells; they depend on seed and row alone.
+
+    Every second one is the complement of the one before. Of these pairs a quarter keep random cells, a quarter smooth
+    random blobs, and half the first cells of one of the orders, smoothed or not, with noise.
+
+    >>> masks = draw_masks(torch.rand(2, 3, 7, 5), 8, seed=0, rows=[10, 11])
+    >>> masks.shape, bool((masks[:, 0] ^ masks[:, 1]).all())
+    (torch.Size([2, 8, 7, 5]), True)
+    """
+    given = orders.double().cpu().numpy()
+    (images, _, height, width), pairs = given.shape, count // 2
+    cells = height * width
+    if cells < 2:
+        raise MaskedError("expected a map of at least two cells to mask some, got one")
+    drawn = [np.random.default_rng([seed, row]) for row in rows]
+    noise = np.stack([random.standard_normal((pairs, height, width)) for random in drawn])
+    third, size, blur, order, order_blur, level = np.stack([random.random((6, pairs)) for random in drawn], axis=1)
+
+    def smooth(maps: npt.NDArray[np.float64], widths: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Each map under its Gaussian, standardised."""
+        place = np.searchsorted(_WIDTHS, widths)
+        down, across = (np.stack([blurring(side, each * side / 7) for each in _WIDTHS]) for side in (height, width))
+        found = down[place] @ maps @ across[place].swapaxes(-1, -2)
+        found = found - found.mean(axis=(-1, -2), keepdims=True)
+        standardised: npt.NDArray[np.float64] = found / (found.std(axis=(-1, -2), keepdims=True) + 1e-9)
+        return standardised
+
+    kind = np.arange(pairs) % 4  # 0: random cells, 1: blobs, 2 and 3: near an order
+    noise_widths = np.select([kind == 0, kind == 1], [np.zeros_like(blur), _pick(BLOBS, blur)], _pick(NOISES, blur))
+    near = given[np.arange(images)[:, None], _pick(range(given.shape[1]), order)]
+    score = (0.3 + 1.2 * level)[..., None, None] * smooth(noise, noise_widths)
+    score += (kind >= 2)[:, None, None] * smooth(near, _pick(ORDERS, order_blur))
+    least, most = np.clip(np.round(np.array(SIZES).T * cells / 49), 1, cells - 1)
+    third = _pick(range(len(SIZES)), third)
+    kept = least[third] + np.floor(size * (most - least + 1)[third])
+    places = (-score).reshape(images, pairs, cells).argsort(axis=-1, kind="stable").argsort(axis=-1)
+    masks = torch.from_numpy((places < kept[..., None]).reshape(images, pairs, height, width))
+    return torch.stack([masks, ~masks], dim=2).flatten(1, 2)
+
+
+def _pick(values: Sequence[float], uniform: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    """One of the values for each number in [0, 1)."""
+    found: npt.NDArray[Any] = np.array(values)[(uniform * len(values)).astype(int)]
+    return found
+
+
+class Masking:
+    """The whole classifier, masks drawn for its photos, and its answers to them."""
+
+    def __init__(self, classifier: ExplainableClassifier, count: int, fill: str, seed: int) -> None:
+        self.classifier, self.count, self.fill, self.seed = classifier, count, fill, seed
+        device = next(classifier.attention.parameters()).device
+        self.at_once = _PASS.get(device.type, 256)
+        self.photos = max(1, 8 * self.at_once // count)
+        self.log = functional.logsigmoid if classifier.several_labels else lambda logits: logits.log_softmax(-1)
+
+    def compute(self, rows: Sequence[int], photos: npt.NDArray[np.uint8]) -> Computed:
+        """Targets, masks and answers of photos (B, h, w, 3), the images ``rows`` of the set."""
+        pixels = self.classifier.pixels(photos)
+        with torch.no_grad():
+            features = self.classifier.trunk(pixels)
+            logits = from_all(self.classifier.head, features).float()
+            targets = logits.argmax(dim=1)
+            masks = draw_masks(self._orders(features, targets), self.count, seed=self.seed, rows=rows)
+        answers = self.answers(pixels, masks, targets).numpy()
+        finite = torch.isfinite(logits).all(dim=1).cpu().numpy() & np.isfinite(answers).all(axis=1)
+        reason = "expected finite logits, got NaN or infinity from the classifier"
+        bits = np.packbits(masks.flatten(2).numpy(), axis=-1)
+        arrays = {"targets": targets.cpu().numpy(), "masks": bits, "answers": answers}
+        return Computed(tuple(masks.shape[1:]), arrays, dict.fromkeys(np.flatnonzero(~finite).tolist(), reason))
+
+    def answers(self, pixels: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities (B, M) of classes (B,) on photos (B, 3, h, w) under masks (B, M, H, W)."""
+        with torch.inference_mode():
+            found = [
+                self.log(self.logits(photos).float()).gather(1, classes[:, None])[:, 0]
+                for photos, classes in self._masked(pixels, masks, targets.to(pixels.device))
+            ]
+            return torch.cat(found).reshape(masks.shape[:2]).cpu()
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """What the classifier says of normalised pixels."""
+        return from_all(self.classifier.head, self.classifier.trunk(pixels))
+
+    def seconds(self) -> float:
+        """How long the classifier takes for a photo, by one pass after another that warms up."""
+        height, width = self.classifier.transform.size
+        pixels = self.classifier.pixels(np.full((self.at_once, height, width, 3), 99, np.uint8))
+        with torch.inference_mode():
+            for _ in range(2):
+                begun = time.perf_counter()
+                self.logits(pixels).cpu()
+        return (time.perf_counter() - begun) / self.at_once
+
+    def _orders(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Plausible orders of the cells (B, 5, H, W): c - E (twice), logit, feature norm, nearness to the centre."""
+        head = self.classifier.head
+        contrast, logit, _ = evidence(head, features, targets, linear_layer(head, features.shape[1])).unbind(1)
+        rows, columns = (torch.arange(side, device=features.device) - (side - 1) / 2 for side in features.shape[2:])
+        disc = -(rows[:, None] ** 2 + columns**2).expand_as(contrast)
+        return torch.stack([contrast, contrast, logit, features.norm(dim=1), disc.to(logit)], dim=1)
+
+    def _masked(self, pixels: Tensor, masks: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Masked photos and their classes, a pass at a time."""
+        fills = filled(pixels, self.fill)
+        parts, count = masks.to(pixels.device).flatten(0, 1), masks.shape[1]
+        for start in range(0, len(parts), self.at_once):
+            part = parts[start : start + self.at_once]
+            photo = torch.arange(start, start + len(part), device=pixels.device) // count
+            photos = mixed(pixels[photo], fills[photo], part)
+            yield photos.contiguous(memory_format=torch.channels_last), targets[photo]
+
+
+def _duration(seconds: float) -> str:
+    """In words, to two digits.
+
+    >>> _duration(9.6), _duration(1260), _duration(12600)
+    ('10 seconds', '21 minutes', '3.5 hours')
+    """
+    for unit, length in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.{int(seconds < 10 * length and unit == 'hours')}f} {unit}"
+    return f"{max(1, round(seconds))} seconds"
