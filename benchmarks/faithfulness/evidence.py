@@ -26,8 +26,8 @@ from bla.progress import show
 from bla.training.settings import Settings
 
 METHODS = (
-    RUN, "cam", "grad-cam", "grad-cam++", "layer-cam", "softmax-attention", "l2x", "learned-mask",
-    "norm", "centre", "random", "shuffled",
+    "random", "centre", "norm", "cam", RUN, "grad-cam", "grad-cam++", "layer-cam", "softmax-attention", "l2x",
+    "learned-mask", "shuffled",
 )  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "BLA": {"setup": "bla"},

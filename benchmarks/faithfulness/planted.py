@@ -46,7 +46,7 @@ on mean-pooled features, before any module was trained: chequers and rings, or 5
 FACE = (105, 10, 355, 260)
 POISONED = 0.25
 SETTINGS = {"BLA": Settings(epochs=20), "recommended": Settings.recommended(epochs=20, head_epochs=20)}
-METHODS = (RUN, "cam", "grad-cam++", "layer-cam", "norm", "centre", "random")
+METHODS = ("random", "centre", "norm", "cam", RUN, "grad-cam++", "layer-cam")
 
 
 @functools.cache
