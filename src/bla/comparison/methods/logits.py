@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from bla.comparison.methods.method import Batch, ComparisonError, Method, PooledClassifier
 from bla.metrics import is_affine
+from bla.model.evidence import evidence, linear_layer
 from bla.model.untouched import untouched
 
 
@@ -42,14 +43,12 @@ def c_minus_e(classifier: PooledClassifier) -> Method:
     With a linear head that is :math:`W_c \cdot F_n - \sum_k p_k W_k \cdot F_n`: CAM of the class less the CAMs of all
     classes, weighted by the probabilities predicted from all cells.
     """
+    head = classifier.head
 
     def maps(batch: Batch) -> Tensor:
-        with untouched(classifier.head):
-            features, targets = batch.features.float().clone().requires_grad_(True), batch.targets.clone()
-            log_p = classifier.on_features(features).log_softmax(dim=1).gather(1, targets[:, None])
-            (gradient,) = torch.autograd.grad(log_p.sum(), features)
-        cells = features.shape[2] * features.shape[3]
-        return cells * (features.detach() * gradient).sum(dim=1)
+        with untouched(head):
+            features, targets = batch.features.float().clone(), batch.targets.clone()
+            return evidence(head, features, targets, linear_layer(head, features.shape[1]))[:, 0].detach()
 
     note = "the gradient of log p at each cell; with a linear head the class's logit less the expected one"
     return Method("c-e", "c - E", "baseline", True, maps, note)
