@@ -632,3 +632,14 @@ def test_every_kind_of_jpeg_is_reduced(decoded: list[tuple[int, int]]) -> None:
         found = transform.read(encoded(photo.convert(mode), **{"format": "JPEG", "quality": 95} | options))
         assert distance(found.pixels, transform.pixels(photo.convert(mode).convert("RGB"))) < 3
     assert decoded == [(90, 60)] * 3
+
+
+@pytest.mark.parametrize("mode", ["squash", "crop", "squash-crop"])
+@pytest.mark.parametrize("size", [(12, 12), (9, 14)])
+def test_a_framed_input_comes_back_unchanged(mode: Any, size: tuple[int, int]) -> None:
+    transform = Transform(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), mode=mode, crop_fraction=0.7)
+    photos = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    framed = transform.framed(photos)
+    assert (framed.shape == photos.shape) == (mode == "squash")
+    for photo, inside in zip(photos, framed, strict=True):
+        assert np.array_equal(transform.pixels(Image.fromarray(inside)), photo)

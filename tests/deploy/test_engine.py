@@ -17,10 +17,12 @@ import pytest
 import torch
 
 from bla.cli import run_command
+from bla.data.photo import Transform
 from bla.deploy.engine import Engine, EngineError, open_engine
-from bla.explanations.explanation import Unexplained
+from bla.deploy.export import export
+from bla.explanations.explanation import Explanation, Unexplained
 from bla.runs.record import SHIPPED, RunError
-from small_exports import Pair, photos
+from small_exports import Pair, photos, wrapped
 
 EXPLAINER = SHIPPED / "tf_efficientnet_lite0"
 
@@ -42,6 +44,25 @@ def test_a_size_and_a_subset_for_each_photo_of_a_batch(plain: Pair) -> None:
         spoilt = features.masked_fill(~torch.from_numpy(own.selected)[:, None], 1e6)
         weights = torch.from_numpy(own.selected / own.selected.sum(axis=(1, 2), keepdims=True)).float()
         np.testing.assert_allclose(classifier.classify(spoilt, weights), own.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("entry", ["pixels", "photos"])
+def test_a_check_by_either_entry_is_that_of_torch_although_rounded_and_cropped(entry: Any, tmp_path: Path) -> None:
+    classifier = wrapped(transform=Transform((64, 80), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bilinear", mode="crop"))
+    engine = Engine(export(classifier, tmp_path / "explainer.onnx", entry=entry).path)
+    images = list(photos(3, 90, 200))
+    for own, found in zip(
+        classifier.explain(images, check=True, fill="blur"),
+        engine.explain_each(images, check=True, fill="blur"),
+        strict=True,
+    ):
+        assert isinstance(found, Explanation)
+        assert own.check is not None
+        assert found.check is not None
+        assert found.check.about.probability == pytest.approx(own.check.about.probability, abs=1e-5)
+        assert found.check.probability_kept == pytest.approx(own.check.probability_kept, abs=2e-3)
+        assert found.check.probability_removed == pytest.approx(own.check.probability_removed, abs=2e-3)
+    assert all(isinstance(each, Explanation) and each.check is None for each in engine.explain_each(images))
 
 
 def test_files_that_are_not_ours(plain: Pair, tmp_path: Path) -> None:

@@ -127,12 +127,13 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 
 def test_the_classifiers_own_answer_sizes_and_check_are_kept_and_older_records_have_none(tmp_path: Path) -> None:
     dog = Prediction(7, "dog", 0.6)
-    check = Check(CAT, dog, 0.5, 0.25, "coarse")
+    check = Check(dog, CAT, dog, 0.5, 0.25, "coarse")
     why = make(classifier=dog, agrees=False, sizes=Sizes(3, 5, 4), check=check)
     record = json.loads(why.save(tmp_path / "why.json").read_text())
     assert record["classifier"] == {"index": 7, "label": "dog", "probability": 0.6}
     assert record["sizes"] == {"sufficient": 3, "decisive": 5, "bound": 4}
     assert record["check"]["removed"]["label"] == "dog"
+    assert record["check"]["words"] == str(check)
     assert Explanation.load(tmp_path / "why.json") == why
     old = {key: value for key, value in record.items() if key not in ("classifier", "agrees", "sizes", "check")}
     read = Explanation.from_dict(old | {"schema_version": 1})
@@ -146,3 +147,31 @@ def test_of_several_labels_the_same_ones_must_be_present_to_agree(all_cells: lis
     selected = np.array([0.1, 0.7, 0.9])
     why = Explanation.from_arrays("x", selected, list("abc"), from_all=np.array(all_cells), **options, **maps)  # type: ignore[arg-type]
     assert why.agrees == agrees
+
+
+def test_in_words_the_classifier_comes_first_and_a_disagreement_before_it() -> None:
+    cat, dog = Prediction(281, "tabby", 0.69), Prediction(7, "dog", 0.6)
+    assert str(make()) == "tabby 75.0% (from 4 of 6 cells)"
+    assert str(make(classifier=cat, agrees=True, target=281)) == "tabby 69.0% (from 4 of 6 cells: tabby 75.0%)"
+    other = make(classifier=dog, agrees=False)
+    assert str(other) == "DISAGREES: the classifier says dog 60.0%, the selected 4 of 6 cells say tabby 75.0%"
+    assert other.disagrees
+    asked = make(classifier=dog, agrees=False, target=281)
+    assert str(asked) == "dog 60.0% (from 4 of 6 cells chosen for another class: tabby 75.0%)"
+    assert not asked.disagrees
+
+
+@pytest.mark.parametrize(
+    ("asked", "about", "words"),
+    [
+        ({}, "a", "from these pixels alone: a 60.0%; without them: a 10.0% (likeliest: c 70.0%)"),
+        ({"target": 2}, "c", "from these pixels alone: c 10.0% (likeliest: a 60.0%); without them: c 70.0%"),
+    ],
+)
+def test_the_check_is_about_the_class_that_is_explained(asked: dict[str, int], about: str, words: str) -> None:
+    maps = {"unbounded": [[1.0]], "scores": [[0.0]], "soft": None, "selected": np.ones((1, 1), bool)}
+    whole, masked = np.array([0.5, 0.3, 0.2]), [np.array([0.6, 0.3, 0.1]), np.array([0.1, 0.2, 0.7])]
+    options = {"from_all": whole, "masked": masked, "fill": "grey", "method": "BLA", "region": (0, 0, 1, 1)}
+    check = Explanation.from_arrays("x", whole, list("abc"), **options, **maps, **asked).check  # type: ignore[arg-type]
+    assert check is not None
+    assert (check.about.label, check.fill, str(check)) == (about, "grey", words)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
 
-from bla.explanations.explanation import Explanation, Prediction, Votes
+from bla.explanations.explanation import Check, Explanation, Prediction, Votes
 from bla.explanations.lettering import font, legible, length, percent, shorten
 from bla.explanations.render import Cells, cividis, cutout, layout, overlay, panel
 
@@ -321,15 +321,43 @@ def test_every_picture_of_the_panel_says_what_was_not_seen() -> None:
 
 
 def test_header() -> None:
-    assert words(make())[:4] == ["tabby", "92.3%", "8 of 49 cells", "BLA  ·  BLA-T  ·  tf_efficientnet_lite0"]
+    assert words(make())[:4] == ["tabby", "92.3%", "from 8 of 49 cells", "BLA  ·  BLA-T  ·  tf_efficientnet_lite0"]
     assert "asked about: tiger cat" in words(make(target=282))
     assert "asked about: class 7" in words(make(target=7))
     assert "BLA" in words(make(setup="BLA", model=""))
     long = words(make(prediction=Prediction(1, "very " * 200 + "long", 1.0), model="m" * 300, target=282))
     assert long[0].startswith("very very")
     assert long[0].endswith("very…")
-    assert long[1:4] == ["100%", "8 of 49 cells", "asked about: tiger cat"]
+    assert long[1:4] == ["100%", "from 8 of 49 cells", "asked about: tiger cat"]
     assert long[4].endswith("mmm…")
+
+
+LYNX = Prediction(287, "lynx", 0.4)
+CHECK = Check(TABBY, TABBY, LYNX, 0.91, 0.12, "coarse")
+
+
+def test_the_header_begins_with_the_classifiers_answer_and_reddens_where_the_cells_disagree() -> None:
+    tabby = {"classifier": Prediction(281, "tabby", 0.69), "agrees": True, "target": 281}
+    assert words(make(**tabby))[:3] == ["tabby", "69.0%", "from 8 of 49 cells: tabby 92.3%"]
+    other = layout((600, 400), make(classifier=LYNX, agrees=False), 320).texts
+    assert [text.words for text in other[:3]] == [
+        "lynx",
+        "40.0%",
+        "DISAGREES with the classifier: 8 of 49 cells say tabby 92.3%",
+    ]
+    red, green, blue = other[2].ink
+    assert red > 2 * max(green, blue)
+    assert 0.299 * red + 0.587 * green + 0.114 * blue < 80  # dark also in grey
+    asked = words(make(classifier=LYNX, agrees=False, target=281))
+    assert asked[2:4] == ["from 8 of 49 cells: tabby 92.3%", "asked about: tabby"]
+
+
+def test_the_header_says_what_the_pixels_alone_say_in_letters_that_the_font_has() -> None:
+    checked = words(make(check=CHECK))
+    assert "from these pixels alone: tabby 91.0%" in checked
+    assert "without them: tabby 12.0% (likeliest: lynx 40.0%)" in checked
+    foreign = words(make(check=Check(Prediction(281, "猫", 0.9), TABBY, LYNX, 0.91, 0.12, "coarse")))
+    assert "from these pixels alone: class 281 91.0%" in foreign
 
 
 @pytest.mark.parametrize(
@@ -391,6 +419,9 @@ def anything(draw: st.DrawFn) -> tuple[Explanation, tuple[int, int]]:
         model=draw(names),
         target=draw(st.sampled_from([None, 281, 282, 99999])),
         prediction=Prediction(281, draw(names), draw(st.floats(0, 1))),
+        classifier=draw(st.sampled_from([None, TABBY, LYNX])),
+        agrees=draw(st.sampled_from([None, True, False])),
+        check=draw(st.sampled_from([None, CHECK])),
     )
     return explanation, size
 

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig
 
+from bla.data.masking import FILLS, masked
 from bla.data.photo import DataError, Transform
 from bla.explanations.explanation import Explanation, Unexplained
 from bla.model.attention import BoundedLogitAttention, L2XAttention
@@ -835,3 +836,26 @@ def test_explaining_leaves_no_gradient_and_no_mode_behind(wrapped: ExplainableCl
     threads = threading.active_count()
     each.close()  # type: ignore[attr-defined]
     assert threading.active_count() < threads
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_a_check_asks_the_original_about_the_selected_pixels_alone_and_the_others(fill: str) -> None:
+    torch.manual_seed(0)
+    model = plain().eval()
+    wrapped = explainable(model, transform=inputs(32, 48), classes=list("abc"))
+    wrapped.fitted = True
+    pixels = torch.randn(2, 3, 32, 48)
+    for photo, why in zip(pixels, wrapped.explain(pixels, check=True, fill=fill), strict=True):
+        assert why.check is not None
+        kept = torch.tensor(why.selected)[None].float()
+        with torch.inference_mode():
+            alone, without = (model(masked(photo[None], mask, fill)).softmax(-1)[0] for mask in (kept, 1 - kept))
+        about = why.check.about.index
+        assert why.check.about == why.classifier
+        assert why.check.fill == fill
+        assert why.check.probability_kept == pytest.approx(float(alone[about]), abs=1e-5)
+        assert why.check.probability_removed == pytest.approx(float(without[about]), abs=1e-5)
+        assert (why.check.kept.index, why.check.removed.index) == (int(alone.argmax()), int(without.argmax()))
+    assert all(why.check is None for why in wrapped.explain(pixels))
+    with pytest.raises(ClassifierError, match="expected a fill among coarse, blur, mean, grey, got 'black'"):
+        wrapped.explain(pixels, check=True, fill="black")

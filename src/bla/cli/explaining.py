@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import DONE, DONE_BUT, Device, skip_line
+from bla.cli.sharing import DONE, DONE_BUT, Check, Device, Fill, skip_line
 
 if TYPE_CHECKING:
     from bla.explanations.explanation import Explanation
@@ -22,11 +22,13 @@ def explain(
     size: int | None = None,
     target: str | None = None,
     against: str | None = None,
+    check: Check = False,
+    fill: Fill = "coarse",
     out: Path | None = None,
     device: Device = "auto",
     json_: Annotated[bool, Parameter(negative=(), help="Print one JSON object per photo, each on a line.")] = False,
 ) -> int:
-    """Explain photos: what the classifier sees in each, and the cells that alone made the prediction.
+    """Explain photos: what the classifier sees in each, and what the selected cells alone say.
 
     Writes a panel (PNG) and an explanation (JSON) for each photo. If interrupted, rerun the command: it resumes.
 
@@ -50,9 +52,8 @@ def explain(
     failed = 0
     with shown_progress() as report:
         asked, other = (int(name) if name is not None and name.isdecimal() else name for name in (target, against))
-        results = explain_files(
-            paths, run=run, size=size, target=asked, against=other, out=folder, device=device, report=report
-        )
+        question = {"size": size, "target": asked, "against": other, "check": check, "fill": fill}
+        results = explain_files(paths, run=run, **question, out=folder, device=device, report=report)  # type: ignore[arg-type]
         for index, result in enumerate(results, start=1):
             if json_:
                 print(json.dumps(result.to_dict()), flush=True)
@@ -68,13 +69,10 @@ def explain(
 
 
 def _one_line(explanation: Explanation) -> str:
-    said = [explanation.prediction]
-    if explanation.present is not None:
-        labels = {votes.target for votes in explanation.present}
-        said = [guess for guess in explanation.top if guess.index in labels]
-    labels_said = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in said) or "no label above 50%"
-    line = f"{explanation.image}: {labels_said}, {explanation.size} of {explanation.cells} cells"
-    if (votes := explanation.votes) is None:
-        return line
-    counted = f"logit {votes.logit:+.2f}, {int((votes.cells > 0).sum())} of {explanation.size} cells for it"
-    return f"{line}; {' rather than '.join(votes.labels)}: {counted}"
+    parts = [f"{explanation.image}: {explanation}"]
+    if (votes := explanation.votes) is not None:
+        for_it = f"{int((votes.cells > 0).sum())} of {explanation.size} cells for it"
+        parts.append(f"{' rather than '.join(votes.labels)}: logit {votes.logit:+.2f}, {for_it}")
+    if explanation.check is not None:
+        parts.append(str(explanation.check))
+    return "; ".join(parts)

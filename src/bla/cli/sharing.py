@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -13,6 +13,17 @@ DONE, FAULT, MISTAKE, DONE_BUT = 0, 1, 2, 3
 """Exit codes: done; a fault of ours; the user's mistake; done except for some inputs, each reported."""
 
 Flag = Annotated[bool, Parameter(negative=())]
+Check = Annotated[
+    bool,
+    Parameter(
+        negative=(),
+        help="Ask the whole classifier, in two more passes, about the selected pixels alone and the other ones.",
+    ),
+]
+Fill = Annotated[
+    Literal["coarse", "blur", "mean", "grey"],
+    Parameter(help="With --check, what replaces the other pixels: the photo made coarse, a blur, its mean, or grey."),
+]
 Json = Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout, and nothing else there.")]
 Device = Annotated[str, Parameter(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")]
 CacheFolder = Annotated[

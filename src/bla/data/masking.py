@@ -11,6 +11,7 @@ Each step is linear and separable: a mask :math:`M` is enlarged to the photo by 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 Pixels = TypeVar("Pixels", "npt.NDArray[Any]", "Tensor")
 
-FILLS = ("coarse", "blur", "mean", "grey")
+FILLS: tuple[str, ...] = ("coarse", "blur", "mean", "grey")
 """What replaces removed pixels: the photo reduced to 12 x 12 points and enlarged again (the default); the photo under a
 Gaussian of 5% of its longer side; the photo's own mean colour; 0, which is the mean colour of the normalisation."""
 POINTS = 12
@@ -115,6 +116,15 @@ def masked(photos: Pixels, masks: Pixels, fill: str = FILLS[0]) -> Pixels:
     [1.0, 0.75, 0.25, 0.0]
     """
     return mixed(photos, filled(photos, fill), masks)
+
+
+def masked_photos(
+    photos: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], mean: Sequence[float], fill: str = FILLS[0]
+) -> npt.NDArray[np.uint8]:
+    """The same of photos (B, h, w, 3) not yet normalised by the colour ``mean``, rounded to whole levels."""
+    middle = 255 * np.array(mean, np.float32)
+    values = masked((photos - middle).transpose(0, 3, 1, 2), masks, fill).transpose(0, 2, 3, 1) + middle
+    return np.ascontiguousarray(np.rint(values).clip(0, 255).astype(np.uint8))
 
 
 def _like(values: Any, photos: Any) -> Any:

@@ -305,6 +305,14 @@ class Transform:
         upright = _open_upright(source, self, name, most_pixels)
         return Photo(self._resized(upright), upright.size, self.region(upright.size))
 
+    def framed(self, photos: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Inputs (B, H, W, 3) in a black frame of the width that this transform crops: it gives them back unchanged."""
+        if self.mode == "squash":
+            return photos
+        (rows, columns), (height, width) = self._enlarged, self.size
+        (left, top), _ = self._centre((columns, rows))
+        return np.pad(photos, ((0, 0), (top, rows - top - height), (left, columns - left - width), (0, 0)))
+
     def region(self, photo_size: tuple[int, int]) -> Box:
         """The part of a photo of ``(width, height)`` that the input covers: left, top, right, bottom in its pixels."""
         box: list[float] = []

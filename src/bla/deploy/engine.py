@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bla import BlaError
+from bla.data.masking import FILLS, masked_photos
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
 from bla.explanations.explanation import Explanation, Sizes, Unexplained
 from bla.files import cache_root
@@ -186,12 +187,14 @@ class Engine:
         """
         if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[3] != 3:
             raise EngineError(f"expected photos of shape (B, h, w, 3), uint8, got {photos.shape}, {photos.dtype}")
-        feeds: dict[str, npt.NDArray[Any]] = {self.card.entry: photos}
+        feeds: dict[str, npt.NDArray[Any]] = {}
         if self.card.entry == "pixels":
             mean, std = np.array([self.transform.mean, self.transform.std], np.float32)[:, :, None, None]
             feeds["pixels"] = np.ascontiguousarray(photos.transpose(0, 3, 1, 2), dtype=np.float32)
             feeds["pixels"] *= 1 / (255 * std)
             feeds["pixels"] -= mean / std
+        else:
+            feeds["photos"] = self.transform.framed(photos)  # the graph crops them once more
         if sizes is not None:
             feeds["size"] = _whole_numbers("size", sizes)
             for size in np.unique(feeds["size"]).tolist():
@@ -220,27 +223,58 @@ class Engine:
             return Unexplained(name, str(error))
 
     def explanations(
-        self, names: Sequence[str], photos: Sequence[Photo | Unexplained], **question: int | None
+        self,
+        names: Sequence[str],
+        photos: Sequence[Photo | Unexplained],
+        *,
+        fill: str | None = None,
+        **question: int | None,
     ) -> list[Explanation | Unexplained]:
-        """Explain photos that :meth:`read` gave, in one :meth:`run`; one that could not be read stays unexplained."""
-        readable = [photo.pixels for photo in photos if isinstance(photo, Photo)]
-        rows = iter(self.run(np.stack(readable), **question).rows() if readable else ())
+        """Explain photos that :meth:`read` gave, in one :meth:`run`; one that could not be read stays unexplained.
+
+        With a ``fill``, two more runs check the explanations.
+        """
+        readable = np.array([photo.pixels for photo in photos if isinstance(photo, Photo)])
+        rows: list[list[Outputs]] = []
+        if len(readable):
+            found = self.run(readable, **question)
+            checks = self.masked_photos(readable, found.selected, fill) if fill else ()
+            rows = [found.rows(), *(self.run(each).rows() for each in checks)]
+        each = zip(*rows, strict=True)
         return [
-            self.explanation(name, photo, next(rows)) if isinstance(photo, Photo) else photo
+            self.explanation(name, photo, *next(each), fill=fill) if isinstance(photo, Photo) else photo
             for name, photo in zip(names, photos, strict=True)
         ]
 
+    def masked_photos(
+        self, photos: npt.NDArray[np.uint8], selected: npt.NDArray[np.bool_], fill: str
+    ) -> list[npt.NDArray[np.uint8]]:
+        """Photos (B, h, w, 3) with only, and without, the pixels of the selected cells (B, H, W)."""
+        return [masked_photos(photos, masks, self.transform.mean, fill) for masks in (selected, ~selected)]
+
     def explain_each(
-        self, images: Iterable[PhotoSource], *, size: int | None = None, target: int | None = None, batch_size: int = 16
+        self,
+        images: Iterable[PhotoSource],
+        *,
+        size: int | None = None,
+        target: int | None = None,
+        check: bool = False,
+        fill: str = FILLS[0],
+        batch_size: int = 16,
     ) -> Iterator[Explanation | Unexplained]:
-        """Explain photos one by one, in order; one that cannot be read gives an :class:`Unexplained`."""
+        """Explain photos one by one, in order; one that cannot be read gives an :class:`Unexplained`.
+
+        ``check`` and ``fill`` are as in :meth:`bla.model.classifier.ExplainableClassifier.explain`. Masked photos are
+        rounded to 8 bits, whatever the entry: probabilities may differ from torch's in the third decimal.
+        """
         named = (
             (os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}", image)
             for index, image in enumerate(images)
         )
         while batch := list(itertools.islice(named, batch_size)):
             names = [name for name, _ in batch]
-            yield from self.explanations(names, list(itertools.starmap(self.read, batch)), sizes=size, targets=target)
+            photos = list(itertools.starmap(self.read, batch))
+            yield from self.explanations(names, photos, fill=fill if check else None, sizes=size, targets=target)
 
     def probabilities(self, logits: Pixels) -> Pixels:
         """The classes' probabilities for logits (K,): their softmax, or for several labels the sigmoid of each."""
@@ -249,8 +283,10 @@ class Engine:
         shifted = np.exp(logits - logits.max())
         return np.asarray(shifted / shifted.sum())
 
-    def explanation(self, name: str, photo: Photo, outputs: Outputs) -> Explanation | Unexplained:
-        """The explanation of one photo, from its row of each output."""
+    def explanation(
+        self, name: str, photo: Photo, outputs: Outputs, *masked: Outputs, fill: str | None = None
+    ) -> Explanation | Unexplained:
+        """The explanation of one photo, from its row of each output; checked by those of its :meth:`masked_photos`."""
         card = self.card
         numbers = (outputs.unbounded, outputs.logits, outputs.classifier_logits)
         if not all(np.isfinite(values).all() for values in numbers):
@@ -261,6 +297,8 @@ class Engine:
             self.classes,
             from_all=self.probabilities(outputs.classifier_logits),
             several_labels=card.several_labels,
+            masked=[self.probabilities(each.classifier_logits) for each in masked],
+            fill=fill,
             **{name: getattr(outputs, name) for name in ("unbounded", "scores", "soft", "selected")},
             method=card.method,
             region=photo.region,

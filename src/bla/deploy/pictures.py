@@ -15,8 +15,9 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from bla.data.masking import FILLS
 from bla.data.photo import PhotoSource, open_photo
-from bla.explanations.explanation import Explanation, ExplanationError, Unexplained
+from bla.explanations.explanation import SCHEMA_VERSION, Explanation, ExplanationError, Unexplained
 from bla.explanations.render import panel
 from bla.files import write_atomically
 from bla.progress import Progress, silent
@@ -30,9 +31,9 @@ def picture(source: PhotoSource, explanation: Explanation, signature: str | None
     photo, parts = open_photo(source), [explanation]
     if explanation.present and explanation.votes is None:
         likely = {guess.index: guess for guess in explanation.top}
+        alone = dataclasses.replace(explanation, present=None, classifier=None)
         parts = [
-            dataclasses.replace(explanation, prediction=likely[votes.target], votes=votes, present=None)
-            for votes in explanation.present
+            dataclasses.replace(alone, prediction=likely[votes.target], votes=votes) for votes in explanation.present
         ]
     panels = [panel(photo, part) for part in parts]
     whole = Image.new("RGB", (max(each.width for each in panels), sum(each.height for each in panels)), "white")
@@ -54,6 +55,8 @@ def explain_files(
     size: int | None = None,
     target: int | str | None = None,
     against: int | str | None = None,
+    check: bool = False,
+    fill: str = FILLS[0],
     out: Path | None = None,
     device: str = "auto",
     report: Progress = silent,
@@ -83,12 +86,12 @@ def explain_files(
             raise ExplanationError(f"expected a folder for the pictures, got the file {out}: choose another name")
         made = (classifier.name, classifier.setup, classifier.classes, classifier.transform.to_dict())
         labels = ["several labels"] if classifier.several_labels else []
-        parts = [weights_digest(classifier), *made, *labels, size, target, against]
+        parts = [SCHEMA_VERSION, weights_digest(classifier), *made, *labels, size, target, against, fill * check]
         signature = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         names = output_names(photos, out)
         kept = _kept(names, out, signature)
     others = [photo for photo in photos if photo not in kept]
-    fresh = classifier.explain_each(others, size=size, target=target, against=against)
+    fresh = classifier.explain_each(others, size=size, target=target, against=against, check=check, fill=fill)
     for photo in photos:
         result = kept.get(photo) or next(fresh)
         if out is not None and isinstance(result, Explanation) and photo not in kept:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bla import BlaError
+from bla.explanations.lettering import percent
 from bla.files import check_keys, read_json, write_json
 
 SCHEMA_VERSION = 2
@@ -40,6 +41,9 @@ class Prediction:
     index: int
     label: str
     probability: float
+
+    def __str__(self) -> str:
+        return f"{self.label} {percent(self.probability)}"
 
 
 def likeliest(
@@ -108,16 +112,32 @@ class Check:
 
     Attributes
     ----------
-    kept, removed: its likeliest class there.
-    probability_kept, probability_removed: of the class that the classifier predicts from the whole photo.
-    fill: what stands in the place of the other pixels (:data:`bla.data.masking.FILLS`).
+    about: the class that was explained, with its probability from the whole photo.
+    kept, removed: the likeliest class there.
+    probability_kept, probability_removed: of the class ``about``.
+    fill: what replaces the other pixels (:data:`bla.data.masking.FILLS`).
     """
 
+    about: Prediction
     kept: Prediction
     removed: Prediction
     probability_kept: float
     probability_removed: float
     fill: str
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """The two answers in words."""
+        kept = self._in_words(self.probability_kept, self.kept)
+        removed = self._in_words(self.probability_removed, self.removed)
+        return f"from these pixels alone: {kept}", f"without them: {removed}"
+
+    def __str__(self) -> str:
+        return "; ".join(self.lines)
+
+    def _in_words(self, probability: float, first: Prediction) -> str:
+        found = str(dataclasses.replace(self.about, probability=probability))
+        return found if first.index == self.about.index else f"{found} (likeliest: {first})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -216,15 +236,26 @@ class Explanation:
         selected: npt.NDArray[np.bool_],
         from_all: npt.NDArray[np.floating[Any]],
         several_labels: bool = False,
+        masked: Sequence[npt.NDArray[np.floating[Any]]] = (),
+        fill: str | None = None,
         **fields: Any,
     ) -> Explanation:
-        """An explanation from the probabilities (K,) of ``classes``, from the selected cells and ``from_all`` cells."""
+        """An explanation from the probabilities (K,) of ``classes``, from the selected cells and ``from_all`` cells.
+
+        ``masked`` are those of the whole classifier with only the selected pixels, and without them, under a ``fill``.
+        """
         top, whole = (likeliest(of, classes, several_labels=several_labels) for of in (probabilities, from_all))
         agrees = top[0].index == whole[0].index
         if several_labels:
             agrees = bool(((probabilities > 0.5) == (from_all > 0.5)).all())
         shown: dict[str, Any] = {"prediction": top[0], "top": top, "classifier": whole[0], "agrees": agrees}
         height, width = selected.shape
+        if fill is not None:
+            votes, about = fields.get("votes"), fields.get("target")
+            about = about if about is not None else votes.target if votes else whole[0].index
+            asked = Prediction(about, classes[about], float(from_all[about]))
+            kept, removed = (likeliest(of, classes)[0] for of in masked)
+            shown["check"] = Check(asked, kept, removed, float(masked[0][about]), float(masked[1][about]), fill)
         return cls(image=image, grid=(height, width), selected=selected, **shown, **fields)
 
     def __eq__(self, other: object) -> bool:
@@ -242,10 +273,32 @@ class Explanation:
         """The number of cells that there are to select from."""
         return self.selected.size
 
+    @property
+    def disagrees(self) -> bool:
+        """Whether the classifier's own answer is another one, although its own answer was to be explained."""
+        asked = self.classifier is not None and self.target not in (None, self.classifier.index)
+        return self.agrees is False and not asked
+
+    def __str__(self) -> str:
+        """The classifier's answer and the selection's in one line; if they differ, this is said first."""
+        cells, said = f"{self.size} of {self.cells} cells", str(self.prediction)
+        if self.present is not None:
+            labels = {votes.target for votes in self.present}
+            said = ", ".join(str(guess) for guess in self.top if guess.index in labels) or "no label above 50%"
+        if self.classifier is None or (self.present is not None and self.agrees):
+            return f"{said} (from {cells})"
+        if self.disagrees:
+            return f"DISAGREES: the classifier says {self.classifier}, the selected {cells} say {said}"
+        chosen = "" if self.agrees else " chosen for another class"
+        return f"{self.classifier} (from {cells}{chosen}: {said})"
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``bla explain --json``."""
         record = {key: _plain(getattr(self, key)) for key in _KEYS}
-        return record | {key: _plain(value) for key in _OPTIONAL if (value := getattr(self, key)) is not None}
+        record |= {key: _plain(value) for key in _OPTIONAL if (value := getattr(self, key)) is not None}
+        if self.check is not None:
+            record["check"]["words"] = str(self.check)
+        return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Explanation:
@@ -265,8 +318,9 @@ class Explanation:
                 if values.get(name) is not None:
                     values[name] = kind(**values[name])
             if values.get("check") is not None:
-                guesses = {name: Prediction(**values["check"][name]) for name in ("kept", "removed")}
-                values["check"] = Check(**values["check"] | guesses)
+                guesses = {name: Prediction(**values["check"][name]) for name in ("about", "kept", "removed")}
+                checked = {key: value for key, value in values["check"].items() if key != "words"}
+                values["check"] = Check(**checked | guesses)
             if values.get("votes") is not None:
                 values["votes"] = Votes(**values["votes"])
             if values.get("present") is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from bla.explanations.explanation import BoolMap, Explanation, FloatMap
+from bla.explanations.explanation import BoolMap, Explanation, FloatMap, Prediction
 from bla.explanations.lettering import font, legible, length, percent, shorten
 
 Pixels = npt.NDArray[np.uint8]
@@ -27,6 +28,7 @@ _DARK, _LIGHT = (16,) * 3, (255,) * 3  # the outline's strokes: on any photo one
 
 _TITLES = ("input", "scores", "selected cells", "overlay")
 _FOR, _AGAINST = (0, 90, 181), (220, 100, 10)  # distinct with any colour vision
+_ALARM = (190, 0, 30)  # in grey as dark as text
 _BOUND = "at the bound"
 _UNSEEN = "not seen by the model"
 _SMALLEST_PANEL = 160  # pixels; below it the labels would outgrow the pictures
@@ -275,9 +277,10 @@ def layout(photo: tuple[int, int], explanation: Explanation, height: int) -> Lay
     large, medium, small = max(12, round(23 * unit)), max(10, round(14 * unit)), max(9, round(12 * unit))
     margin, gap, space, swatch = round(18 * unit), round(20 * unit), round(0.5 * small), round(0.85 * small)
 
-    # Down: two lines of header; then for each row of pictures their titles, themselves, their notes.
-    baselines = margin + round(0.74 * large), margin + round(0.74 * large + 1.6 * medium)
-    head, above, below = baselines[1] + medium, round(1.7 * medium), round(1.6 * small)
+    # Down: two lines of header, with a check four; then for each row of pictures their titles, themselves, their notes.
+    first, lines = margin + round(0.74 * large), 3 if explanation.check else 1
+    baselines = [first, *(first + round(1.6 * medium * line) for line in range(1, lines + 1))]
+    head, above, below = baselines[-1] + medium, round(1.7 * medium), round(1.6 * small)
 
     def enlargement(columns: int) -> float:
         across = (5 * height - 2 * margin - (columns - 1) * gap) / columns / photo[0]
@@ -342,21 +345,25 @@ def layout(photo: tuple[int, int], explanation: Explanation, height: int) -> Lay
 
 
 def _header(
-    explanation: Explanation, x: int, room: int, baselines: tuple[int, int], sizes: tuple[int, int, int]
+    explanation: Explanation, x: int, room: int, baselines: Sequence[int], sizes: tuple[int, int, int]
 ) -> list[Text]:
-    (first, second), (large, medium, small) = baselines, sizes
-    guess, space = explanation.prediction, round(0.8 * medium)
+    (first, second, *last), (large, medium, small) = baselines, sizes
+    guess, space = _written(explanation.classifier or explanation.prediction), round(0.8 * medium)
     share = percent(guess.probability)
-    label = legible(guess.label, f"class {guess.index}")
-    label = shorten(label, large, room - space - length(share, large))
-    count = f"{explanation.size} of {explanation.cells} cells"
-    texts = [
-        Text(x, first, label, large, _INK),
-        Text(x + length(label, large) + space, first, share, large, _QUIET),
-        Text(x, second, count, medium, _INK),
-    ]
+    label = shorten(guess.label, large, room - space - length(share, large))
+    texts = [Text(x, first, label, large, _INK), Text(x + length(label, large) + space, first, share, large, _QUIET)]
+    cells, ink = f"{explanation.size} of {explanation.cells} cells", _INK
+    count = f"from {cells}"
+    if explanation.disagrees:
+        count, ink = f"DISAGREES with the classifier: {cells} say", _ALARM
+    if explanation.classifier is not None:
+        count += f"{'' if explanation.disagrees else ':'} {_written(explanation.prediction)}"
+    elif explanation.disagrees:  # one label of several
+        count = f"DISAGREES: the classifier has other labels than these {cells}"
+    count = shorten(count, medium, room)
+    texts.append(Text(x, second, count, medium, ink))
     left, right = x + length(count, medium) + space, x + room
-    if explanation.target is not None:
+    if explanation.target is not None and explanation.target != guess.index:
         names = {known.index: known.label for known in (*explanation.top, guess)}
         name = legible(names.get(explanation.target, ""), f"class {explanation.target}")
         asked = shorten(f"asked about: {name}", medium, x + round(0.7 * room) - left)
@@ -365,4 +372,14 @@ def _header(
     parts = dict.fromkeys((explanation.method, explanation.setup, explanation.model))
     origin = shorten("  ·  ".join(legible(part, "?") for part in parts if part), small, right - left)
     texts.append(Text(right - length(origin, small), second, origin, small, _QUIET))
+    if explanation.check is not None:
+        about, kept, removed = map(
+            _written, (explanation.check.about, explanation.check.kept, explanation.check.removed)
+        )
+        checked = dataclasses.replace(explanation.check, about=about, kept=kept, removed=removed).lines
+        texts += [Text(x, y, shorten(line, medium, room), medium, _INK) for y, line in zip(last, checked, strict=True)]
     return texts
+
+
+def _written(guess: Prediction) -> Prediction:
+    return dataclasses.replace(guess, label=legible(guess.label, f"class {guess.index}"))

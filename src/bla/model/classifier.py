@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bla.data.masking import FILLS, masked
 from bla.data.photo import DataError, Transform
 from bla.data.prefetching import prefetch
 from bla.explanations.explanation import Explanation, Sizes, Unexplained, Votes
@@ -133,6 +134,8 @@ class ExplainableClassifier(nn.Module):
         size: int | None = None,
         target: int | str | None = None,
         against: int | str | None = None,
+        check: bool = False,
+        fill: str = FILLS[0],
         batch_size: int = 16,
     ) -> list[Explanation]:
         """Explain photos: paths, PIL images, arrays or tensors, one or many.
@@ -145,11 +148,14 @@ class ExplainableClassifier(nn.Module):
         target: a class by index or name. ``explanation.votes`` is then what each selected cell says for it; a
             class-conditional explainer also selects its cells for it, by default for the class that it predicts.
         against: another class: votes are for ``target`` rather than this one.
+        check: ask the whole classifier, in two more passes, about the selected pixels alone and the photo without them.
+        fill: what replaces the other pixels then: :data:`bla.data.masking.FILLS`.
 
         A class-agnostic attention that was never trained, or an unknown class, is a ClassifierError; a photo that
         cannot be read a DataError that names it. :meth:`explain_each` continues with the others.
         """
-        found = list(self.explain_each(images, size=size, target=target, against=against, batch_size=batch_size))
+        asked = {"size": size, "target": target, "against": against, "check": check, "fill": fill}
+        found = list(self.explain_each(images, **asked, batch_size=batch_size))  # type: ignore[arg-type]
         for result in found:
             if isinstance(result, Unexplained):
                 raise DataError(result.error)
@@ -162,6 +168,8 @@ class ExplainableClassifier(nn.Module):
         size: int | None = None,
         target: int | str | None = None,
         against: int | str | None = None,
+        check: bool = False,
+        fill: str = FILLS[0],
         batch_size: int = 16,
     ) -> Iterator[Explanation | Unexplained]:
         """As :meth:`explain`, one by one in order, with an :class:`Unexplained` for a photo that cannot be read."""
@@ -177,6 +185,8 @@ class ExplainableClassifier(nn.Module):
             raise ClassifierError("expected evaluation mode, got training mode: call .eval() before .explain()")
         if against is not None and target is None:
             raise ClassifierError("expected a target, to be held against another class, got none")
+        if fill not in FILLS:
+            raise ClassifierError(f"expected a fill among {', '.join(FILLS)}, got {fill!r}")
         about, other = self._class_index(target), self._class_index(against)
         if about is not None and about == other:
             raise ClassifierError(f"expected two classes, got {target!r} against itself")
@@ -185,7 +195,8 @@ class ExplainableClassifier(nn.Module):
             loaded = prefetch(pool, lambda item: read_image(self.transform, *item), numbered, ahead=2 * batch_size)
             while batch := list(itertools.islice(loaded, batch_size)):
                 readable = [item for item in batch if isinstance(item, Input)]
-                explained = iter(self._explanations(readable, size, about, other) if readable else ())
+                question = (size, about, other, fill if check else None)
+                explained = iter(self._explanations(readable, *question) if readable else ())
                 for item in batch:
                     yield next(explained) if isinstance(item, Input) else item
 
@@ -203,14 +214,15 @@ class ExplainableClassifier(nn.Module):
 
     @torch.inference_mode()
     def _explanations(
-        self, inputs: Sequence[Input], size: int | None, target: int | None, against: int | None
+        self, inputs: Sequence[Input], size: int | None, target: int | None, against: int | None, fill: str | None
     ) -> list[Explanation | Unexplained]:
         like = next(self.attention.parameters())
-        pixels = [
+        each_input = [
             item.pixels[None].to(like) if isinstance(item.pixels, Tensor) else self.pixels(item.pixels[None])
             for item in inputs
         ]
-        features = self.trunk(torch.cat(pixels).contiguous(memory_format=torch.channels_last))
+        pixels = torch.cat(each_input).contiguous(memory_format=torch.channels_last)
+        features = self.trunk(pixels)
         cells = features.shape[2] * features.shape[3]
         if size is not None and size > cells:
             raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
@@ -223,6 +235,11 @@ class ExplainableClassifier(nn.Module):
         asked = self._votes(features, selection.hard, target, against)
         present = self._present(features, selection.hard, logits)
         counted = self.sizes(features, selection.unbounded).tolist()
+        alone = []
+        if fill is not None:
+            kept = (selection.hard > 0).float()
+            photos = [masked(pixels.float(), masks, fill).to(pixels.dtype) for masks in (kept, 1 - kept)]
+            alone = [self._probabilities(from_all(self.head, self.trunk(each)).float()) for each in photos]
         unbounded, scores, soft, hard = (values.float().cpu().numpy() for values in selection)
         found: list[Explanation | Unexplained] = []
         for row, (name, _, region) in enumerate(inputs):
@@ -236,6 +253,8 @@ class ExplainableClassifier(nn.Module):
                 self.classes,
                 from_all=whole[row],
                 several_labels=self.several_labels,
+                masked=[answers[row] for answers in alone],
+                fill=fill,
                 unbounded=unbounded[row],
                 scores=scores[row],
                 soft=soft[row],
