@@ -47,11 +47,11 @@ def record_of(folder: Path, *, photos: int = 8, grid: tuple[int, int] = (2, 3)) 
                 np.random.RandomState(index).permutation(cells))  # fmt: skip
             ranking = np.empty(cells)
             ranking[order] = -np.arange(cells)
-            guess = Prediction(0, "owl", 0.8)
+            guess, own = Prediction(0, "owl", 0.8), Prediction(index % 2 - 1, images[-1]["predicted"], 0.7)
             lines[name].append(Explanation(
                 image=str(path), prediction=guess, top=(guess,), method=name, grid=grid,
                 unbounded=ranking.reshape(grid), scores=np.minimum(ranking + size - 1, 0).reshape(grid), soft=None,
-                selected=(ranking > -size).reshape(grid), region=(0, 0, 60, 40),
+                selected=(ranking > -size).reshape(grid), region=(0, 0, 60, 40), classifier=own, agrees=bool(index % 2),
             ))  # fmt: skip
     for name, found in lines.items():
         text = "".join(json.dumps(entry.to_dict()) + "\n" for entry in found)
@@ -138,6 +138,8 @@ def test_the_page_stands_alone_and_escapes_what_it_is_given(tmp_path: Path) -> N
     assert "<script" not in page
     assert "net &lt;script&gt;" in page
     assert "photo 1 &lt;b&gt;.png" in page
+    assert page.count("<h3>owl 70.0% ") == page.count("<h3>cat &amp; dog 70.0% ") == 4  # the classifier's answers
+    assert page.count("Disagrees with the classifier.") == 4
     assert page.count("data:image/jpeg") == 8, "every photo is in the page once"
     for finding in written.findings:
         assert str(finding.question).replace("'", "&#39;") in page

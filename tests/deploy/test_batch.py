@@ -30,6 +30,7 @@ from bla.deploy.batch import plan as planning
 from bla.deploy.batch.plan import Plan, Task, make_plan
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine, EngineError
+from bla.explanations.explanation import Explanation
 from small_exports import Pair
 
 
@@ -225,6 +226,13 @@ def test_rows_say_what_the_graph_says(photos: Path, graph: Path, tmp_path: Path)
         assert row["index"] == probabilities.argmax()
         assert row["label"] == engine.classes[row["index"]]
         assert row["probability"] == pytest.approx(probabilities.max(), rel=1e-4)
+        whole = np.exp(outputs.classifier_logits[0]) / np.exp(outputs.classifier_logits[0]).sum()
+        assert row["classifier_index"] == whole.argmax()
+        assert row["classifier_label"] == engine.classes[row["classifier_index"]]
+        assert row["classifier_probability"] == pytest.approx(whole.max(), rel=1e-4)
+        assert row["agrees"] == (row["index"] == row["classifier_index"])
+        assert [row[name] for name in ("sufficient", "decisive", "bound")] == outputs.sizes[0].tolist()
+        assert row["kept_index"] is row["probability_removed"] is None
         selected = outputs.selected[0]
         assert (unpacked(row["mask"], row["grid"]) == selected).all()
         assert row["size"] == selected.sum()
@@ -241,6 +249,22 @@ def test_a_folder_a_list_and_a_table_give_the_same_rows(photos: Path, graph: Pat
     for name in ("list.txt", "t.parquet"):
         explain_all(tmp_path / name, tmp_path / "out" / name, graph, shard=4, workers=3)
         assert rows_of(tmp_path / "out" / name) == expected
+
+
+def test_a_check_on_request_is_the_engines(photos: Path, graph: Path, tmp_path: Path) -> None:
+    record = explain_all(photos / "folder0", tmp_path / "out", graph, fill="grey")
+    assert record["fill"] == "grey"
+    rows = rows_of(tmp_path / "out")
+    found = Engine(graph, threads=1).explain_each([row["path"] for row in rows], check=True, fill="grey")
+    for row, why in zip(rows, found, strict=True):
+        assert isinstance(why, Explanation)
+        assert why.check is not None
+        for name, guess in (("kept", why.check.kept), ("removed", why.check.removed)):
+            assert (row[f"{name}_index"], row[f"{name}_label"]) == (guess.index, guess.label)
+            assert row[f"{name}_probability"] == pytest.approx(guess.probability, rel=1e-4)
+            assert row[f"probability_{name}"] == pytest.approx(getattr(why.check, f"probability_{name}"), rel=1e-4)
+    with pytest.raises(BatchError, match="of a batch with fill grey, not None"):
+        explain_all(photos / "folder0", tmp_path / "out", graph)
 
 
 def test_pictures_and_sizes_on_request(photos: Path, graph: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from playwright.sync_api import Browser
 from bla.data.photo import Photo
 from bla.deploy.engine import Engine, Outputs
 from bla.deploy.serve import Batcher, Busy, Limits, application
+from bla.explanations.explanation import Explanation
 from small_exports import Pair
 
 LIMITS = Limits(bytes=400_000, photos=4, pixels=200_000, masks=8, seconds=120)
@@ -71,6 +72,20 @@ def test_one_or_many_in_every_form(client: TestClient, engine: Engine) -> None:
             np.testing.assert_allclose(result["unbounded"], reference["unbounded"], atol=1e-5)
     raw = client.post(route, content=sent[0], headers={"content-type": "image/png"}).json()["explanations"][0]
     assert raw["selected"] == expected[0]["selected"]
+
+
+def test_the_classifiers_own_answer_and_on_request_a_check(client: TestClient, engine: Engine) -> None:
+    sent = photo(3)
+    (why,) = engine.explain_each([sent], check=True, fill="mean")
+    assert isinstance(why, Explanation)
+    assert why.check is not None
+    (found,) = client.post("/v1/explain?check=true&fill=mean", files={"photo": sent}).json()["explanations"]
+    assert found["classifier"]["index"] == why.classifier.index
+    assert found["agrees"] == why.agrees
+    assert found["check"]["words"] == str(why.check)
+    assert found["check"]["fill"] == "mean"
+    assert "check" not in client.post("/v1/explain", files={"photo": sent}).json()["explanations"][0]
+    assert client.post("/v1/explain?check=true&fill=black", files={"photo": sent}).status_code == 422
 
 
 def test_a_picture(client: TestClient) -> None:
@@ -365,6 +380,13 @@ def test_the_page_in_a_browser(phone: bool, browser: Browser, engine: Engine, tm
         checked = page.locator("#cells [aria-checked=true]")
         own = checked.count()
         assert f"from {own} of 20 cells, the explainer" in page.inner_text("#read")
+        (why,) = engine.explain_each([Path(tmp_path / "photo.png")])
+        assert isinstance(why, Explanation)
+        assert page.inner_text("#whole").startswith(why.classifier.label)
+        assert page.locator("#differs").is_hidden() == why.agrees
+        assert "the likeliest class" in page.inner_text("#legend")
+        page.click("#check")
+        page.locator("#checked", has_text="From these pixels alone: ").wait_for()
         page.locator("#size").focus()
         page.keyboard.press("Home")
         page.keyboard.press("ArrowRight")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bla import needs_extra
-from bla.cli.sharing import DONE, DONE_BUT, Flag, Json
+from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json
 
 
 def batch(
@@ -22,6 +22,8 @@ def batch(
     shard: int = 4096,
     column: str | None = None,
     size: int | None = None,
+    check: Check = False,
+    fill: Fill = "coarse",
     pictures: Flag = False,
     json_: Json = False,
 ) -> int:
@@ -54,7 +56,8 @@ def batch(
         explained = partial(explain_all, engine=engine, workers=workers, shard=shard, column=column)
         opened = open_engine(run)
         report(opened.card.transform.in_words(), 0, 0)
-        record = explained(source, out, opened.path, pictures=pictures, size=size, report=report)
+        asked = fill if check else None
+        record = explained(source, out, opened.path, pictures=pictures, size=size, fill=asked, report=report)
     failed = record["rows"] - record["statuses"].get("ok", 0)
     if json_:
         print(json.dumps(record))

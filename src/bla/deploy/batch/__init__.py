@@ -43,6 +43,7 @@ def explain_all(
     column: str | None = None,
     pictures: bool = False,
     size: int | None = None,
+    fill: str | None = None,
     report: Progress = silent,
 ) -> dict[str, Any]:
     """Explain every photo of a source into ``out/part-*.parquet``. If interrupted, call it again: it resumes.
@@ -58,6 +59,7 @@ def explain_all(
     column: the Parquet column with the photos' bytes.
     pictures: write ``out/pictures/ROW.png``, the panel, for each photo.
     size: cells to select; by default the explainer chooses, photo by photo.
+    fill: check each explanation under this fill, one of :data:`bla.data.masking.FILLS`, in two more passes.
 
     Returns
     -------
@@ -85,7 +87,7 @@ def explain_all(
         opened.card.checked_size(size)
     with graph.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    task = Task(source=str(Path(source).resolve()), graph=digest, pictures=pictures, size=size)
+    task = Task(source=str(Path(source).resolve()), graph=digest, pictures=pictures, size=size, fill=fill)
     out.mkdir(parents=True, exist_ok=True)
     busy = BatchError(f"expected a folder that no other batch is writing, got {out}: wait for it")
     with sole_writer(out, busy):

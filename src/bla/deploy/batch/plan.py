@@ -48,6 +48,7 @@ class Task:
     graph: str  # SHA-256 of the exported graph that explains
     pictures: bool = False
     size: int | None = None  # None leaves it to the explainer
+    fill: str | None = None  # None checks nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,20 +22,31 @@ from bla.deploy.pictures import picture
 from bla.explanations.explanation import Unexplained
 from bla.files import write_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+
+def _answer(prefix: str) -> list[pa.Field]:
+    kinds = (("index", pa.int32()), ("label", pa.string()), ("probability", pa.float32()))
+    return [pa.field(f"{prefix}{name}", kind) for name, kind in kinds]
+
+
 SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", pa.string()),
-        pa.field("index", pa.int32()),
-        pa.field("label", pa.string()),
-        pa.field("probability", pa.float32()),
+        *_answer(""),
+        *_answer("classifier_"),
+        pa.field("agrees", pa.bool_()),
         pa.field("size", pa.int32()),
         pa.field("mask", pa.binary()),
         pa.field("grid", pa.list_(pa.int32(), 2)),
         pa.field("region", pa.list_(pa.float32(), 4)),
+        *(pa.field(name, pa.int32()) for name in ("sufficient", "decisive", "bound")),
+        *_answer("kept_"),
+        *_answer("removed_"),
+        *(pa.field(name, pa.float32()) for name in ("probability_kept", "probability_removed")),
     ]
 )
 
@@ -47,14 +58,23 @@ def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> l
         Unexplained(row.name, row.error) if row.photo is None else graph.read(row.name, row.photo) for row in rows
     ]
     results = []
-    for row, photo, found in zip(rows, photos, graph.explanations(names, photos, sizes=plan.size), strict=True):
+    explained = graph.explanations(names, photos, sizes=plan.size, fill=plan.fill)
+    for row, photo, found in zip(rows, photos, explained, strict=True):
         result = dict.fromkeys(SCHEMA.names) | {"row": row.number, "path": row.name}
         if isinstance(found, Unexplained):
             status = "unreadable" if isinstance(photo, Unexplained) else "not finite"
             results.append(result | {"status": status, "error": found.error})
             continue
         cells = {"size": found.size, "mask": np.packbits(found.selected).tobytes(), "grid": found.grid}
-        result |= {"status": "ok", **dataclasses.asdict(found.prediction), **cells, "region": found.region}
+        answers = {"": found.prediction, "classifier_": found.classifier}
+        if (check := found.check) is not None:
+            answers |= {"kept_": check.kept, "removed_": check.removed}
+            cells |= {name: getattr(check, name) for name in ("probability_kept", "probability_removed")}
+        result |= {"status": "ok", "agrees": found.agrees, **cells, "region": found.region}
+        result |= {} if found.sizes is None else dataclasses.asdict(found.sizes)
+        for prefix, answer in answers.items():
+            if answer is not None:
+                result |= {f"{prefix}{name}": value for name, value in dataclasses.asdict(answer).items()}
         results.append(result)
         if plan.pictures and row.photo is not None:
             write_atomically(out / "pictures" / f"{row.number:09}.png", picture(row.photo, found))

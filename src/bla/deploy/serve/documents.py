@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bla.explanations.explanation import Prediction, Unexplained
 
-DESCRIPTION = "A prediction, and the cells of the photo that alone made it. No gradient; no photo is stored."
+DESCRIPTION = "A classifier's answer, and what it says from selected cells alone. No gradient; no photo is stored."
 SIZE = "Select exactly this many cells; by default the explainer chooses."
 TARGET = "The class that a class-aware explainer explains, by name or index; by default the predicted one."
+CHECK = "Also ask the whole classifier, in two more passes, about the selected pixels alone and the other ones."
+FILL = "With check, what replaces the other pixels."
 FORMAT = "json, or png for a picture of one photo; by default the Accept header decides."
 
 
@@ -39,6 +41,9 @@ class Explained(Answer):
 
     image: str
     grid: list[int]
+    classifier: Prediction
+    agrees: bool
+    check: dict[str, Any] | None = None
 
 
 class Explanations(BaseModel):

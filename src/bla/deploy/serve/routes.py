@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from bla.data.photo import DataError, Photo
-from bla.deploy.engine import Engine
+from bla.deploy.engine import Engine, Outputs
 from bla.deploy.pictures import picture
 from bla.deploy.serve import documents
 from bla.deploy.serve.batching import Batcher
@@ -43,13 +43,20 @@ class Server:
         read = self.engine.transform.read
         return await asyncio.to_thread(read, content, name=name, most_pixels=self.limits.pixels)
 
-    async def explain(self, name: str, content: bytes, size: int, target: int) -> Explanation | Unexplained:
-        """Decode and explain one photo."""
+    async def explain(
+        self, name: str, content: bytes, size: int, target: int, fill: str | None
+    ) -> Explanation | Unexplained:
+        """Decode and explain one photo, and with a ``fill`` check the explanation."""
         try:
             photo = await self.photo(name, content)
         except DataError as error:
             return Unexplained(name, str(error))
-        return self.engine.explanation(name, photo, await self.batcher.run(photo, size=size, target=target))
+        found, masked = await self.batcher.run(photo, size=size, target=target), list[Outputs]()
+        if fill is not None:
+            pair = self.engine.masked_photos(photo.pixels[None], found.selected[None], fill)
+            photos = (dataclasses.replace(photo, pixels=pixels) for (pixels,) in pair)
+            masked = await asyncio.gather(*map(self.batcher.run, photos))
+        return self.engine.explanation(name, photo, found, *masked, fill=fill)
 
 
 def _server(request: Request) -> Server:
@@ -64,14 +71,18 @@ Shared = Annotated[Server, Depends(_server)]
 async def explain(
     request: Request,
     server: Shared,
+    *,
     size: Annotated[int | None, Query(description=documents.SIZE, ge=1)] = None,
     target: Annotated[str | None, Query(description=documents.TARGET, max_length=200)] = None,
+    check: Annotated[bool, Query(description=documents.CHECK)] = False,
+    fill: Annotated[Literal["coarse", "blur", "mean", "grey"], Query(description=documents.FILL)] = "coarse",
     format: Annotated[Literal["json", "png"] | None, Query(description=documents.FORMAT)] = None,
 ) -> Response:
     """Explain one photo or many."""
     card = server.engine.card
     cells = 0 if size is None else card.checked_size(size)
     about = -1 if target is None else card.class_index(target)
+    question = (cells, about, fill if check else None)
     accepted = {part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")}
     drawn = format == "png" if format else "image/png" in accepted and "application/json" not in accepted
     async with asyncio.timeout(server.limits.seconds):
@@ -82,7 +93,7 @@ async def explain(
             admission.enter_context(server.batcher.admitted(len(photos) - 1))
             if drawn and len(photos) > 1:
                 raise HTTPException(422, f"expected one photo for a picture, got {len(photos)}; ask for JSON")
-            results = await asyncio.gather(*(server.explain(name, content, cells, about) for name, content in photos))
+            results = await asyncio.gather(*(server.explain(name, content, *question) for name, content in photos))
             explained = [result for result in results if isinstance(result, Explanation)]
             if not explained:
                 raise HTTPException(422, "; ".join(getattr(result, "error", "") for result in results))
