@@ -56,8 +56,7 @@ def main() -> None:
         for result in explain_files(photos, run=run, out=out / folder):
             if isinstance(result, Explanation):
                 place = "/".join(Path(result.image).parts[-2:])
-                best = result.prediction
-                print(f"  {place}: {best.label} {best.probability:.0%}, {result.size} of 49 cells")
+                print(f"  {place}: {result}")
     print(
         f"\nThe pictures are in {out / 'why'} and {out / 'why-embedded'}; the runs in {out / 'bla'}, {out / 'bla-ph'}."
     )

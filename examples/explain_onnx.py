@@ -15,7 +15,9 @@ resample = Image.Resampling[transform["interpolation"].upper()]
 photo = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB").resize((width, height), resample)
 pixels = (np.asarray(photo, np.float32) / 255 - transform["mean"]) / transform["std"]
 feeds = {"pixels": pixels.transpose(2, 0, 1)[np.newaxis].astype(np.float32)}
-logits, selected = (values[0] for values in session.run(["logits", "selected"], feeds))
-odds = np.exp(logits - logits.max())
-print(f"{card['classes'][logits.argmax()]} {odds.max() / odds.sum():.1%}, {selected.sum()} of {selected.size} cells:")
+outputs = session.run(["classifier_logits", "logits", "selected"], feeds)
+whole, alone, selected = (values[0] for values in outputs)
+for logits, source in ((whole, "the classifier"), (alone, f"{selected.sum()} of {selected.size} cells alone")):
+    odds = np.exp(logits - logits.max())
+    print(f"{source}: {card['classes'][logits.argmax()]} {odds.max() / odds.sum():.1%}")
 print("\n".join(" ".join("#" if cell else "." for cell in row) for row in selected))

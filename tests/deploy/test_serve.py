@@ -386,7 +386,7 @@ def test_the_page_in_a_browser(phone: bool, browser: Browser, engine: Engine, tm
         assert page.locator("#differs").is_hidden() == why.agrees
         assert "the likeliest class" in page.inner_text("#legend")
         page.click("#check")
-        page.locator("#checked", has_text="From these pixels alone: ").wait_for()
+        page.locator("#checked", has_text="from these pixels alone: ").wait_for()
         page.locator("#size").focus()
         page.keyboard.press("Home")
         page.keyboard.press("ArrowRight")
