@@ -142,6 +142,12 @@ def test_without_json_it_prints_for_people(place: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert out.count("of 49 cells") == 6
     assert len(list((place / "why").glob("*.png"))) == 6
+    photo = str(next(Path("data/test/red").iterdir()))
+    assert run_command(["explain", photo, "--run", "run", "--check", "--fill", "blur"]) == 0
+    assert "; from these pixels alone: " in capsys.readouterr().out
+    assert run_command(["explain", photo, "--run", "run", "--check", "--fill", "blur", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["check"]["fill"] == "blur"
+    assert run_command(["explain", photo, "--run", "run", "--check", "--fill", "black"]) == 2
 
 
 def test_ten_broken_files_are_reported_and_the_rest_is_done(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

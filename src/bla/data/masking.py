@@ -120,11 +120,11 @@ def masked(photos: Pixels, masks: Pixels, fill: str = FILLS[0]) -> Pixels:
 
 def masked_photos(
     photos: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], mean: Sequence[float], fill: str = FILLS[0]
-) -> npt.NDArray[np.uint8]:
-    """The same of photos (B, h, w, 3) not yet normalised by the colour ``mean``, rounded to whole levels."""
+) -> Array:
+    """The same of photos (B, h, w, 3) not yet normalised by the colour ``mean``: levels from 0 to 255, not rounded."""
     middle = 255 * np.array(mean, np.float32)
-    values = masked((photos - middle).transpose(0, 3, 1, 2), masks, fill).transpose(0, 2, 3, 1) + middle
-    return np.ascontiguousarray(np.rint(values).clip(0, 255).astype(np.uint8))
+    found: Array = masked((photos - middle).transpose(0, 3, 1, 2), masks, fill).transpose(0, 2, 3, 1) + middle
+    return found
 
 
 def _like(values: Any, photos: Any) -> Any:
