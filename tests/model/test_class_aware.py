@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import bla
-from bla.model.attention import AttentionError, ClassAwareAttention
+from bla.model.attention import AttentionError, BoundedLogitAttention, ClassAwareAttention
 from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
 from bla.runs.hub import from_pretrained, save_pretrained
 from bla.runs.run import open_run, train
@@ -201,7 +201,7 @@ def test_an_explanation_can_be_asked_for_any_class(tmp_path: Path) -> None:
 
 
 def test_a_class_agnostic_explainer_selects_for_no_class(tmp_path: Path) -> None:
-    wrapped = explainable(Tiny())
+    wrapped = explainable(Tiny(), attention=BoundedLogitAttention(CHANNELS))
     bla.fit(wrapped, as_files(tmp_path / "photos"), epochs=1)
     assert wrapped.explain(some_photos()[0])[0].target is None
     assert wrapped.explain(some_photos()[0], target=0)[0].target is None  # and says what its cells speak for

@@ -154,3 +154,37 @@ def test_a_wrapped_classifier_explains_at_once_and_says_what_it_predicts_itself(
     one = wrapped.explain(photos[0], size=1, target=(int(probabilities[0].argmax()) + 1) % 3)[0]
     assert one.size == 1
     assert one.agrees == (one.prediction == one.classifier or one.prediction.index == one.classifier.index)  # type: ignore[union-attr]
+
+
+class Deep(nn.Module):
+    """A map of 3 x 4 cells, and before it one of 6 x 8 with two channels more than the inputs have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Sequential(nn.Conv2d(3, 5, 8, stride=8), nn.ReLU())
+        self.late = nn.Sequential(nn.Conv2d(5, 6, 2, stride=2), nn.ReLU())
+        self.pool, self.flatten, self.fc = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.flatten(self.pool(self.late(self.early(pixels)))))
+        return logits
+
+
+def test_an_earlier_map_is_given_behind_the_trunks_own_and_the_head_does_not_read_it() -> None:
+    torch.manual_seed(0)
+    model = Deep().eval().requires_grad_(False)
+    half = (0.5, 0.5, 0.5)
+    wrapped = bla.explainable(model, transform=bla.Transform((48, 64), half, half))
+    pixels = torch.randn(2, 3, 48, 64)
+    features = wrapped.trunk(pixels)
+    assert (features.shape, wrapped.attention.earlier) == ((2, 11, 3, 4), 5)
+    early = model.early(pixels)
+    assert torch.equal(features[:, 6:], nn.functional.avg_pool2d(early, 2))
+    assert torch.equal(features[:, :6], model.late(early))
+    torch.testing.assert_close(from_all(wrapped.head, features), model(pixels))
+    spoilt = torch.cat([features[:, :6], 1e3 * torch.randn(2, 5, 3, 4)], dim=1)
+    assert torch.equal(wrapped.classify(spoilt, wrapped.attention(features).hard), wrapped(pixels))
+    assert not any(module._forward_hooks for module in wrapped.modules()), "no hook is left behind"
+    wrapped.attention.calibrate(features)
+    wrapped.attention.train()
+    assert wrapped.attention(features).unbounded.requires_grad

@@ -125,12 +125,16 @@ def test_weights_that_nobody_else_has_are_asked_for(run_folder: Path, classifier
         BoundedLogitAttention(512, threshold="auto", hidden=(4, 3)),
         BoundedLogitAttention(512, temperature=0.2, gate=True, context=True),
         L2XAttention(512, size=3, variant="corrected"),
+        None,
     ],
-    ids=["threshold", "gate", "l2x"],
+    ids=["threshold", "gate", "l2x", "default"],
 )
-def test_a_fitted_classifier_comes_back_as_it_was(attention: Attention, classifier: nn.Module, tmp_path: Path) -> None:
-    channels = explainable(classifier, transform=TRANSFORM).attention.in_channels
-    attention = type(attention)(channels, **attention.settings)
+def test_a_fitted_classifier_comes_back_as_it_was(
+    attention: Attention | None, classifier: nn.Module, tmp_path: Path
+) -> None:
+    if attention is not None:
+        channels = explainable(classifier, transform=TRANSFORM, attention=BoundedLogitAttention).attention.in_channels
+        attention = type(attention)(channels, **attention.settings)
     names = [f"kind {index}" for index in range(1000)]
     wrapped = explainable(classifier, attention=attention, transform=TRANSFORM, classes=names)
     with pytest.raises(HubError, match=r"before bla\.fit"):
@@ -145,7 +149,7 @@ def test_a_fitted_classifier_comes_back_as_it_was(attention: Attention, classifi
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit_relpos"])  # a class token, and tokens that are averaged
 def test_a_classifier_of_tokens_is_shared_whole(name: str, tmp_path: Path) -> None:
-    wrapped = explainable(load_backbone(name, "random"))
+    wrapped = explainable(load_backbone(name, "random"), attention=BoundedLogitAttention)
     wrapped.fitted = True
     shared = save_pretrained(wrapped, tmp_path / "shared", model=name, with_classifier=True)
     assert set(load_file(shared / CLASSIFIER)) == set(load_backbone(name, "random").state_dict())
@@ -162,7 +166,7 @@ def test_a_traced_classifier_of_tokens_is_shared_whole(tmp_path: Path, monkeypat
     import mytokens  # type: ignore[import-not-found]
 
     net = mytokens.Net()
-    wrapped = explainable(net, transform=TRANSFORM)
+    wrapped = explainable(net, transform=TRANSFORM, attention=BoundedLogitAttention)
     wrapped.fitted = True
     shared = save_pretrained(wrapped, tmp_path / "shared", model="mytokens:Net", with_classifier=True)
     assert set(load_file(shared / CLASSIFIER)) == set(net.state_dict()), "though one of its parts is called model"

@@ -564,7 +564,7 @@ def wrap(attention: Any = None, seed: int = 0) -> tuple[Tiny, ExplainableClassif
     model = Tiny()
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        return model, explainable(model, attention=attention)
+        return model, explainable(model, attention=attention or BoundedLogitAttention)
 
 
 @pytest.mark.parametrize(
@@ -847,7 +847,7 @@ def test_streamed_features_that_are_not_finite_are_refused_by_name(data: Path) -
 
 
 def test_fit_streams_too(tmp_path: Path) -> None:
-    wrapped = bla.explainable(Tiny())
+    wrapped = bla.explainable(Tiny(), attention=BoundedLogitAttention)
     metrics = fit(wrapped, as_files(tmp_path / "photos"), epochs=1, cache=tmp_path / "none", stream=True)
     assert metrics["images"] == 3
     assert not (tmp_path / "none").exists()

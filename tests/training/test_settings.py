@@ -16,7 +16,7 @@ from small import MAP_CHANNELS as CHANNELS
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"setup": "BLA"}, "expected setup one of bla, bla-t, bla-ph, l2x-f, got 'BLA'"),
+        ({"setup": "BLA"}, "expected setup one of bla, bla-t, bla-ph, l2x-f, bla-px, got 'BLA'"),
         ({"head": "old"}, "expected head 'new' or 'own', got 'old'"),
         ({"targets": "classes"}, "expected targets 'labels' or 'predictions', got 'classes'"),
         ({"epochs": 0}, "expected epochs of at least 1, got 0"),
@@ -107,7 +107,7 @@ def test_the_setups_are_the_papers(setup: Any, threshold: Any, frozen: bool) -> 
         assert Settings(setup=setup, threshold=0, gate=True).attention(CHANNELS).gate
     else:
         assert (attention.size, attention.variant) == (5, "corrected")
-    assert set(SETUPS) == {"bla", "bla-t", "bla-ph", "l2x-f"}
+    assert set(SETUPS) == {"bla", "bla-t", "bla-ph", "l2x-f", "bla-px"}
     assert Settings(setup="l2x-f", head="own").frozen_head
 
 
@@ -118,5 +118,6 @@ def test_the_recommended_settings_are_replaced_by_what_is_given() -> None:
     assert settings.name == "BLA, class-aware"
     assert Settings.recommended(mean_size=4).selection.mean_size == 4
     post_hoc = Settings.recommended(head="own", targets="predictions")
-    assert (post_hoc.setup, post_hoc.frozen_head, post_hoc.threshold) == ("bla-ph", True, 0)
+    assert (post_hoc.setup, post_hoc.frozen_head, post_hoc.threshold) == ("bla-px", True, 0)
+    assert Settings.recommended(setup="bla-ph").selection.mean_size == 8
     assert Settings.recommended(class_aware=False, hidden=()).attention(4).score.in_channels == 4

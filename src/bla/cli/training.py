@@ -24,7 +24,7 @@ from bla.training.settings import (
     Trunk,
 )
 
-SETUP = Literal["bla", "bla-t", "bla-ph", "l2x-f", "recommended", "recommended-ph"]
+SETUP = Literal["bla", "bla-t", "bla-ph", "l2x-f", "bla-px", "recommended", "recommended-ph"]
 FLAT = Parameter(name="*", negative_bool=(), negative_iterable=())
 
 
@@ -42,6 +42,16 @@ class Classifier:
     """Show the model the whole photo squashed. By default for a new head; its own head has its own preprocessing."""
     image_size: int | None = None
     """Pixels per side of the model's input, 448 say: more and finer cells. By default the model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPhotos:
+    """What bla-px learns from."""
+
+    masks: int | None = None
+    """Masked copies of each photo that bla-px learns from: by default 64."""
+    fill: Literal["coarse", "blur", "mean", "grey"] | None = None
+    """What takes the place of masked pixels for bla-px. By default coarse: the photo at 12 x 12 points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +75,7 @@ def train(
     score: Annotated[Score | None, FLAT] = None,
     bounded: Annotated[Bounded | None, Parameter(name="*")] = None,
     fixed_size: Annotated[FixedSize | None, FLAT] = None,
+    masked: Annotated[MaskedPhotos | None, FLAT] = None,
     trunk: Annotated[Trunk | None, FLAT] = None,
     held_out: Annotated[HeldOut | None, FLAT] = None,
     stream: Annotated[bool, Parameter(negative=())] = False,
@@ -80,16 +91,17 @@ def train(
         own layout; a table, .csv or .tsv, of images and labels, of which each may have several; or a name: embedded,
         cats_vs_dogs, stanford_dogs, caltech_birds2011, or hf:SOURCE for a folder or a name of Hugging Face datasets.
     :param out: The run folder to write.
-    :param setup: bla; bla-t, with a threshold; bla-ph, post hoc with a frozen head; l2x-f, the fixed-size rival; or
-        what we recommend: a class-conditional score, a mean size of 8, hidden 64, straight-through 0.5, more epochs;
-        recommended-ph has a frozen head.
+    :param setup: bla; bla-t, with a threshold; bla-ph, post hoc with a frozen head; l2x-f, the fixed-size rival;
+        bla-px, which explains the classifier's own prediction, trained on masked photos; or what we recommend: with
+        --head own bla-px, else a class-conditional score, a mean size of 8, hidden 64, straight-through 0.5, more
+        epochs; recommended-ph has a frozen head.
     :param stream: Keep no features but compute them again for every batch: for sets whose features fit no disk.
     """
     from bla.progress import shown_progress
     from bla.runs import run
     from bla.training import distributed
 
-    parts = (head, stages, score, bounded, fixed_size, trunk, held_out)
+    parts = (head, stages, score, bounded, fixed_size, masked, trunk, held_out)
     options: dict[str, Any] = {name: value for part in parts if part for name, value in asdict(part).items()}
     if setup == "recommended":
         settings = Settings.recommended(**options)
@@ -120,7 +132,8 @@ def train(
 def recommended(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Fill in the recommended options that a command line with a recommended setup leaves out."""
     tokens = arguments["--setup"].tokens
-    if tokens and tokens[-1].value.startswith("recommended"):
+    own = arguments["--head"].tokens
+    if tokens and tokens[-1].value.startswith("recommended") and not (own and own[-1].value == "own"):
         options = {name.replace("_", "-"): value for name, value in RECOMMENDED.items()}
         Dict(options, source="--setup recommended", use_commands_as_keys=False)(app, commands, arguments)
 

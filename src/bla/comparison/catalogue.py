@@ -113,7 +113,7 @@ def _own(setting: Setting) -> Method:
 METHODS = {
     "random": Kind(lambda s: controls.random_cells(s.seed)),
     "centre": Kind(lambda s: controls.centre_disc()),
-    "norm": Kind(lambda s: controls.feature_norm(), rebuilds=True),
+    "norm": Kind(lambda s: controls.feature_norm(s.run.classifier.attention.earlier), rebuilds=True),
     "cam": Kind(lambda s: logits.cam(s.pooled), rebuilds=True),
     RUN: Kind(_own, rebuilds=True),
     "cam-3x3": Kind(lambda s: logits.smoothed(logits.cam(s.pooled)), rebuilds=True),

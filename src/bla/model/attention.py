@@ -46,6 +46,7 @@ class Attention(nn.Module):
     needs_training: it explains nothing before it is trained.
     class_conditional: the selection depends on a class: ``target``, or the class that the judge predicts.
     gate: the weights are not normalised.
+    earlier: how many of the map's last channels the head does not read: :mod:`bla.model.earlier`.
     post_hoc_setup: what explanations are signed with where the head is the classifier's own.
     score, context: u of every cell, a 1x1 convolution to one channel; a layer on the pooled map, or None.
     """
@@ -56,6 +57,7 @@ class Attention(nn.Module):
     class_conditional: ClassVar[bool] = False
     _arguments: ClassVar[tuple[str, ...]]
     gate = False
+    earlier = 0
     temperature: float
     post_hoc_setup: str
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -18,9 +18,11 @@ from bla.data.photo import DataError, Transform
 from bla.data.prefetching import prefetch
 from bla.explanations.explanation import Explanation, Sizes, Unexplained, Votes
 from bla.model.attention import Attention, BoundedLogitAttention, Selection
+from bla.model.earlier import with_earlier
 from bla.model.evidence import from_all, linear_layer, sizes
 from bla.model.heads import read
 from bla.model.images import ImageLike, Input, each, read_image
+from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_processor
 from bla.model.splitting import ClassifierError, split, split_for
@@ -305,7 +307,7 @@ class ExplainableClassifier(nn.Module):
 def explainable(
     model: nn.Module,
     *,
-    attention: Attention | None = None,
+    attention: Attention | Callable[[int], Attention] | None = None,
     head: nn.Module | int | None = None,
     parts: tuple[Part, Part] | None = None,
     transform: Transform | Any = None,
@@ -325,8 +327,10 @@ def explainable(
     Parameters
     ----------
     model: takes pixels (B, 3, h, w), returns logits (B, K), alone, as ``.logits`` or first in a tuple.
-    attention: the module to insert; by default ``BoundedLogitAttention(C)``. A class-conditional one without a judge
-        gets the classifier's head.
+    attention: the module to insert, or what makes it from C, the map's channels. By default
+        :class:`bla.model.own_prediction.OwnPredictionAttention`, which explains the classifier's own prediction, also
+        untrained; for several labels, or a new head to be trained, ``BoundedLogitAttention``. A class-conditional one
+        without a judge gets the classifier's head.
     head: instead of the classifier's: a module for pooled features (B, C), or K for a linear one, to be trained.
     parts: (trunk, head), where no cut is found: of each a submodule's name, or a callable of the classifier and a
         tensor, as in ``(lambda model, pixels: model.body(pixels)[-1], "fc")``. The trunk gives a map (B, C, H, W) or
@@ -367,9 +371,12 @@ def explainable(
     classes = classes_of(model, found.outputs) if classes is None else classes
     if len(classes) != found.outputs:
         raise ClassifierError(f"{name}: expected {found.outputs} class names, as many as logits, got {len(classes)}")
-    if attention is None:
-        like = next(own.parameters(), torch.empty(0))
-        attention = BoundedLogitAttention(found.channels).to(like.device, like.dtype)
+    like = next(own.parameters(), torch.empty(0))
+    if attention is None and not several_labels and not isinstance(head, int):
+        found, earlier = with_earlier(found, torch.zeros(2, 3, *transform.size).to(like))
+        attention = OwnPredictionAttention(found.channels, earlier=earlier).to(like.device, like.dtype)
+    elif not isinstance(attention, Attention):
+        attention = (attention or BoundedLogitAttention)(found.channels).to(like.device, like.dtype)
     if attention.in_channels != found.channels:
         raise ClassifierError(
             f"{name}: expected an attention for {found.channels} channels, got one for {attention.in_channels}"

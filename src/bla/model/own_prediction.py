@@ -7,42 +7,69 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
 
 from bla.model.attention import AttentionError, BoundedLogitAttention, Selection
 from bla.model.evidence import Slopes, evidence, from_all, linear_layer, slopes_of, sufficiency
 from bla.model.heads import read, reads_maps
 
+HIDDEN = (64, 64, 24)
 UNTRAINED, TRAINED = "c - E, untrained", "BLA-PX"
+_DROPOUT = 0.3
+"""Of the projected channels of the earlier map, without which few photos are learnt by heart."""
+PRIOR = 0.7
+"""How much the contrast, averaged over 3x3 cells, counts beside what is learnt, in standard deviations of that."""
 _UNTRAINED_BOUND = 0.5
 """Untrained, cells are at the bound that lie this many standard deviations above their map's mean."""
 
 
 class _Score(nn.Module):
-    """Four clues (B, 4, H, W) to u: a share of the first one, the contrast, and what two convolutions correct."""
+    """Clues (B, 4, H, W) and channels of an earlier map to u: what is learnt, and a share of the contrast.
 
-    def __init__(self, first: int, second: int) -> None:
+    That counts as it is before training, and averaged over neighbours after it.
+    """
+
+    shares: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, earlier: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.share = nn.Parameter(torch.ones(1))
+        first, second, projected = hidden
+        self.register_buffer("shares", torch.tensor([1.0, 0.0]))
+        self.register_buffer("mean", torch.zeros(earlier, 1, 1))
+        self.register_buffer("scale", torch.ones(earlier, 1, 1))
+        projection = [nn.Conv2d(earlier, projected, 1), nn.ReLU(), nn.Dropout2d(_DROPOUT)] if earlier else []
+        self.projection = nn.Sequential(*projection)
         self.correction = nn.Sequential(
-            nn.Conv2d(4, first, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(4 + projected * bool(earlier), first, 3, padding=1), nn.ReLU(),
             nn.Conv2d(first, second, 3, padding=1), nn.ReLU(),
             nn.Conv2d(second, 1, 1),
         )  # fmt: skip
 
-    def forward(self, clues: Tensor) -> Tensor:
-        u: Tensor = self.correction(clues) - self.share * clues[:, :1]
+    def forward(self, clues: Tensor, earlier: Tensor) -> Tensor:
+        contrast = clues[:, :1]
+        averaged = functional.avg_pool2d(contrast, 3, stride=1, padding=1, count_include_pad=False)
+        return self.learnt(clues, earlier) - self.shares[0] * contrast - self.shares[1] * averaged
+
+    def learnt(self, clues: Tensor, earlier: Tensor) -> Tensor:
+        """The part of u (B, 1, H, W) that is trained."""
+        inputs = torch.cat([clues, self.projection((earlier - self.mean) / self.scale)], dim=1)
+        u: Tensor = self.correction(inputs)
         return u
 
 
 class OwnPredictionAttention(BoundedLogitAttention):
     r"""Bounded logits that explain the prediction of a classifier that stays as it is.
 
-    .. math:: -u_n = s \, \text{contrast}_n - f(x)_n, \quad
-              x_n = (\text{contrast}_n, \; l_n, \; l_n - l^{(2)}_n, \; \lVert F_n \rVert)
+    .. math:: -u_n = a(x)_n + s \, \text{contrast}_n, \quad
+              x_n = (\text{contrast}_n, \; l_n, \; l_n - l^{(2)}_n, \; \lVert F_n \rVert, \; \text{earlier}_n)
 
-    Each input is standardised over the map's cells; :mod:`bla.model.evidence` defines the first three. f is two 3x3
-    convolutions; untrained it is constant, and the ranking is by the contrast, "c - E". Training on the classifier's
-    answers to masked photos (:mod:`bla.training.masked`) makes it a ranking by what a cell's *pixels* contribute.
+    Each of the first four is standardised over the map's cells; :mod:`bla.model.evidence` defines three of them. The
+    earlier map, if the trunk gives one (:mod:`bla.model.earlier`), is projected to few channels. a is two 3x3
+    convolutions; untrained it is constant, and the ranking is by the contrast, "c - E". Trained on the classifier's
+    answers to masked photos (:mod:`bla.training.masked`) it is what a cell's *pixels* contribute, and the contrast,
+    averaged over neighbours, counts beside it: on held-out photos the two together beat either.
 
     The cells at the bound are the selection; where the head would not give the classifier's class from them, the bound
     moves to the smallest prefix of the ranking from which it does, as it does from every longer one. So a selection
@@ -50,9 +77,10 @@ class OwnPredictionAttention(BoundedLogitAttention):
 
     Parameters
     ----------
-    in_channels: C, the channels of the feature map.
+    in_channels: C, the channels of the map that the trunk gives, the last ``earlier`` of them of an earlier map.
     judge: the classifier's head; None for that of the classifier that is wrapped.
-    hidden: channels of two 3x3 convolutions.
+    earlier: see ``in_channels``; the head does not read these.
+    hidden: channels of two 3x3 convolutions, and of the projection.
     agreeing: whether the bound moves where the selection would not agree.
 
     Examples
@@ -66,16 +94,18 @@ class OwnPredictionAttention(BoundedLogitAttention):
 
     needs_training = False
     class_conditional = True
-    _arguments = ("agreeing",)
+    _arguments = ()
 
     def __init__(
         self,
         in_channels: int,
         judge: nn.Module | None = None,
         *,
-        hidden: Sequence[int] = (64, 64),
+        earlier: int = 0,
+        hidden: Sequence[int] = HIDDEN,
         agreeing: bool = True,
     ) -> None:
+        self.earlier = earlier  # which the score is built by
         super().__init__(in_channels, hidden=hidden)
         self.agreeing = agreeing
         self.judge = judge
@@ -94,8 +124,8 @@ class OwnPredictionAttention(BoundedLogitAttention):
         for layer in self.score.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.reset_parameters()
-        share, *_, weight, bias = self.score.parameters()
-        nn.init.ones_(share)
+        weight, bias = self._last_layer()
+        self._score.shares.copy_(torch.tensor([1.0, 0.0]))
         nn.init.zeros_(weight)
         nn.init.constant_(bias, _UNTRAINED_BOUND)
 
@@ -130,19 +160,45 @@ class OwnPredictionAttention(BoundedLogitAttention):
         return TRAINED if self._last_layer()[0].any() else UNTRAINED
 
     def _network(self, channels: int, hidden: Sequence[int]) -> nn.Module:
-        return _Score(*hidden)
+        return _Score(self.earlier, hidden)
 
     def _unbounded(self, features: Tensor, target: Tensor | None) -> Tensor:
         assert target is not None
-        found = evidence(self._judge(), features.detach(), target, self._layer(), self._traced)
-        clues = torch.cat([found, torch.linalg.vector_norm(features.detach(), dim=1, keepdim=True)], dim=1)
-        clues = clues - clues.mean(dim=(2, 3), keepdim=True)
-        clues = clues / (clues.square().mean(dim=(2, 3), keepdim=True).sqrt() + 1e-6)
-        unbounded: Tensor = -self.score(clues)[:, 0]
+        unbounded: Tensor = -self.score(*self._inputs(features, target))[:, 0]
         return unbounded
 
+    def learnt(self, features: Tensor, target: Tensor) -> Tensor:
+        """The part of -u (B, H, W) that is trained, in nats that a cell's pixels contribute; the contrast follows it.
+
+        In training mode the share of the contrast is kept at :data:`PRIOR` standard deviations of this part.
+        """
+        found = -self._score.learnt(*self._inputs(features, target))[:, 0]
+        if self.training:
+            spread = found.detach().flatten(1).std(dim=1).mean()
+            self._score.shares.copy_(torch.stack([torch.zeros_like(spread), PRIOR * spread]))
+        return found
+
+    def _inputs(self, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The standardised clues, and the channels of the earlier map."""
+        features = features.detach()
+        own, earlier = features.tensor_split([self.in_channels - self.earlier], dim=1)
+        found = evidence(self._judge(), features, target, self._layer(), self._traced)
+        clues = torch.cat([found, torch.linalg.vector_norm(own, dim=1, keepdim=True)], dim=1)
+        clues = clues - clues.mean(dim=(2, 3), keepdim=True)
+        return clues / (clues.square().mean(dim=(2, 3), keepdim=True).sqrt() + 1e-6), earlier
+
+    @property
+    def _score(self) -> _Score:
+        assert isinstance(self.score, _Score)
+        return self.score
+
+    @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
-        """Nothing: its inputs are standardised."""
+        """Standardise the channels of the earlier map by these features (B, C, H, W)."""
+        earlier = features[:, self.in_channels - self.earlier :].transpose(0, 1).flatten(1)
+        if self.earlier:
+            self._score.mean.copy_(earlier.mean(dim=1)[:, None, None])
+            self._score.scale.copy_(earlier.std(dim=1)[:, None, None] + 1e-6)
 
     def judged_by(self, head: nn.Module) -> None:
         """Explain what this head predicts."""

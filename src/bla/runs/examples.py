@@ -13,9 +13,10 @@ from bla.data.photo import DataError
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress
 from bla.training.cache import FeatureCache, cached_features
+from bla.training.masked import masked_answers
 from bla.training.networks import Examples
 from bla.training.photos import Photos, StreamedFeatures, readable_photos
-from bla.training.settings import Settings
+from bla.training.settings import Masked, Settings
 
 Failures = tuple[tuple[str, str], ...]
 """(image, reason) for each image that could not be read."""
@@ -24,9 +25,9 @@ Parts = tuple[Examples, Examples | None, Examples, Failures]
 """The examples of a training: train, validation, test."""
 
 
-def read_parts(read: Callable[[ImageSet], Examples], splits: Splits, settings: Settings, report: Progress) -> Parts:
+def read_parts(read: Callable[..., Examples], splits: Splits, settings: Settings, report: Progress) -> Parts:
     """The examples of both splits, with a share of the training images held out if the settings say so."""
-    train, test = read(splits.train), read(splits.test)
+    train, test = read(splits.train, answered=settings.setup == "bla-px"), read(splits.test)
     failures = (*train.cache.failures, *test.cache.failures)
     if failures:
         report(f"{len(failures)} images cannot be read and take no part, the first: {failures[0][1]}", 0, 0)
@@ -44,8 +45,12 @@ def read_examples(
     cache: Path | None,
     stream: bool,
     report: Progress,
+    answered: bool = False,
 ) -> Examples:
-    """The images that can be read, as cached or streamed features, or as photos if the trunk is trained."""
+    """The images that can be read, as cached or streamed features, or as photos if the trunk is trained.
+
+    ``answered``: with the classifier's answers to them masked.
+    """
     images = _relabelled(images, wrapped.classes, settings)
     source: FeatureCache | StreamedFeatures | Photos
     if settings.trunk is None and not stream:
@@ -56,7 +61,14 @@ def read_examples(
             source = StreamedFeatures(wrapped, source)
     failed = {image for image, _ in source.failures}
     rows = np.array([row for row, name in enumerate(images.names) if name not in failed], np.int64)
-    return Examples(source, rows, None if images.labels is None else images.labels[rows])
+    labels = None if images.labels is None else images.labels[rows]
+    if not answered:
+        return Examples(source, rows, labels)
+    assert isinstance(settings.selection, Masked)
+    masks, fill = settings.selection.masks, settings.selection.fill
+    answers = masked_answers(wrapped, images, count=masks, fill=fill, seed=settings.seed, root=cache, report=report)
+    silent = {image for image, _ in answers.failures}  # photos of which features are finite and logits are not
+    return Examples(source, rows[[images.names[row] not in silent for row in rows]], labels, answers)
 
 
 def _relabelled(images: ImageSet, classes: Sequence[str], settings: Settings) -> ImageSet:

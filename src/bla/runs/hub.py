@@ -20,8 +20,9 @@ from bla import BlaError
 from bla.data.photo import Transform
 from bla.model.backbones import load_backbone, weights_digest
 from bla.model.classifier import ExplainableClassifier, explainable
+from bla.model.own_prediction import OwnPredictionAttention
 from bla.runs.record import RECORD, WEIGHTS, Backbone, Data, Record, new_record, read_record, run_folder, write_run
-from bla.runs.run import load
+from bla.runs.run import load, placeholder
 from bla.training.checkpoint import tensor_bytes
 from bla.training.networks import Networks
 from bla.training.settings import Settings, TrainingError
@@ -198,15 +199,18 @@ def _fitted(classifier: ExplainableClassifier, model: str | None, metrics: Mappi
     if not classifier.frozen_head:
         raise HubError("expected a classifier with its own head, got a newly trained head: share its run folder")
     attention = classifier.attention
-    options: dict[str, Any] = {"setup": "bla-ph" if attention.bounded else "l2x-f", **attention.settings}
-    options |= {"class_aware": attention.class_conditional, "several_labels": classifier.several_labels}
+    own = isinstance(attention, OwnPredictionAttention)
+    setup = "bla-px" if own else "bla-ph" if attention.bounded else "l2x-f"
+    options: dict[str, Any] = {"setup": setup, "several_labels": classifier.several_labels, **attention.settings}
+    if not own:
+        options["class_aware"] = attention.class_conditional
     try:
         settings = Settings(head="own", targets="predictions", **options)
     except TrainingError as error:
         raise HubError(f"expected an attention that a run can describe, got {attention}: {error}") from error
-    built = settings.attention(attention.in_channels)
+    built = settings.attention(attention.in_channels, attention.earlier)
     if attention.class_conditional:
-        built.judge = attention.judge
+        built.judged_by(classifier.head)
     if repr(built) != repr(attention):
         raise HubError(f"expected an attention that a run can describe, got your own kind: {attention}")
     backbone = Backbone(name=model, weights=None, digest=weights_digest(classifier.trunk))
@@ -236,7 +240,8 @@ def _check_rebuilt(record: Record, own: Mapping[str, Tensor]) -> None:
         rebuilt.load_state_dict(own)
     except RuntimeError as error:
         raise HubError(f"expected the tensors of {name}, got others: {_first_line(error)}") from error
-    wrapped = explainable(rebuilt, transform=Transform.from_dict(record["transform"]))
+    attention = placeholder(Settings.from_record(record["settings"]))
+    wrapped = explainable(rebuilt, transform=Transform.from_dict(record["transform"]), attention=attention)
     if weights_digest(wrapped.trunk) != record["backbone"]["digest"]:
         raise HubError(f"expected weights under which {name} is the classifier that was explained, got others")
 

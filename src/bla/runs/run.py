@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,10 @@ from bla.data.image_sets import ImageSet, Splits
 from bla.data.photo import DataError, Mode, Transform
 from bla.data.published import named, photo_splits, read_images
 from bla.files import reading, sole_writer
+from bla.model.attention import Attention
 from bla.model.backbones import LITE0, load_backbone, weights_digest
 from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
+from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.preprocessing import transform_of
 from bla.progress import Progress, show, silent
 from bla.runs.examples import Failures, Parts, read_examples, read_parts
@@ -33,7 +35,7 @@ from bla.training.finetuning import TunedNetworks
 from bla.training.loop import train_networks
 from bla.training.measuring import measure
 from bla.training.networks import Networks, new_head
-from bla.training.settings import Settings, TrainingError
+from bla.training.settings import Settings, Setup, TrainingError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,9 +141,11 @@ def fit(
     images: str | Path | ImageSet | Sequence[ImageLike],
     *,
     targets: Literal["labels", "predictions"] = "predictions",
-    epochs: int = 5,
+    epochs: int | None = None,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
+    masks: int = 64,
+    mean_size: float = 0.25,
     validation: float = 0.0,
     patience: int | None = None,
     seed: int = 0,
@@ -151,13 +155,18 @@ def fit(
 ) -> dict[str, Any]:
     """Train the attention of a wrapped classifier, in place and post hoc: the classifier stays as it is.
 
-    It learns to predict the classifier's own predictions from a subset of its features, or the labels of an image
-    folder that has the classifier's classes. A fifth of the images (or the folder's test images) is held out. The
-    attention keeps its settings (temperature, threshold, ...) and starts anew from the seed.
+    The default attention learns from the classifier's answers to masked photos which pixels its prediction depends on
+    (:class:`bla.training.stages.PixelStage`); the time is said before it starts. Any other learns to predict the
+    classifier's own predictions from a subset of its features, or the labels of an image folder that has the
+    classifier's classes. A fifth of the images (or the folder's test images) is held out. The attention keeps its
+    settings (temperature, threshold, ...) and starts anew from the seed.
 
     Parameters
     ----------
     images: a folder, an image set, or a list of photos (paths, PIL images or arrays).
+    epochs: 20 by default for the default attention, else 5.
+    masks, mean_size: of the default attention: masked copies of each photo, and the mean number of cells at the bound,
+        or their share below 1.
     stream: cache no features, as in :func:`train`.
     report: called with progress; by default remarks go to standard error. :func:`bla.progress.silent` shows none.
 
@@ -182,8 +191,12 @@ def fit(
         raise ClassifierError("expected a wrapped classifier with its own head, got one with a newly trained head")
     _check_float32(wrapped)
     several = wrapped.several_labels
-    post_hoc = partial(Settings, setup="bla-ph" if wrapped.attention.bounded else "l2x-f", head="own", targets=targets)
-    schedule = partial(post_hoc, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
+    if isinstance(wrapped.attention, OwnPredictionAttention):
+        post_hoc = partial(Settings, "bla-px", targets=targets, masks=masks, mean_size=mean_size, epochs=epochs or 20)
+    else:
+        setup: Setup = "bla-ph" if wrapped.attention.bounded else "l2x-f"
+        post_hoc = partial(Settings, setup, head="own", targets=targets, epochs=epochs or 5)
+    schedule = partial(post_hoc, batch_size=batch_size, learning_rate=learning_rate)
     settings = schedule(validation=validation, patience=patience, seed=seed, several_labels=several)
     read = partial(read_examples, wrapped, settings, cache=cache, stream=stream, report=report)
     with photo_splits(images, seed=seed, cache=cache, report=report) as splits:
@@ -202,7 +215,7 @@ def fit(
         except BaseException:
             wrapped.attention.load_state_dict(before)  # an earlier fit is kept
             raise
-        wrapped.fitted = True
+        wrapped.fitted, wrapped.setup = True, wrapped.attention.post_hoc_setup
         return measure(networks, test_part, report, several=several)
 
 
@@ -239,7 +252,8 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
             weights = folder / str(weights)  # a relative name is a file of the run folder
         model = load_backbone(backbone["name"], weights)
     head = None if settings.own_head else len(classes)
-    wrapped = explainable(model, name=record["model"], head=head, transform=transform).to(place)
+    own = placeholder(settings)
+    wrapped = explainable(model, name=record["model"], head=head, transform=transform, attention=own).to(place)
     if settings.trunk is None and weights_digest(wrapped.trunk) != backbone["digest"]:
         raise RunError(
             f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
@@ -324,12 +338,16 @@ def _wrapped(
             f"{images.root}: expected class folders to train a new head on, got images without classes; for the "
             "classifier's own classes use head='own' and targets='predictions'"
         )
-    wrapped = explainable(
-        model, name=name, head=None if settings.own_head else len(images.classes), transform=transform
-    )
+    head = None if settings.own_head else len(images.classes)
+    wrapped = explainable(model, name=name, head=head, transform=transform, attention=placeholder(settings))
     if settings.trunk is not None:
         wrapped.name += ", end to end"  # what explains is not what was loaded
     return wrapped
+
+
+def placeholder(settings: Settings) -> Callable[[int], Attention] | None:
+    """What a classifier is wrapped with for these settings: the default, which has an earlier map, for bla-px alone."""
+    return None if settings.setup == "bla-px" else settings.attention
 
 
 def _assembled(
@@ -340,7 +358,7 @@ def _assembled(
     like = next(wrapped.attention.parameters())
     with torch.random.fork_rng([]):
         torch.manual_seed(settings.seed)
-        attention = settings.attention(channels).to(like)
+        attention = settings.attention(channels, wrapped.attention.earlier).to(like)
         head = wrapped.head if settings.own_head else new_head(channels, len(classes), settings.head.dropout).to(like)
     if settings.trunk is None:
         networks = Networks(attention, head, own_head=settings.own_head)

@@ -167,6 +167,8 @@ class _Loop:
         value = counted[0].item()
         if not np.isfinite(value):
             raise self._diverged("a finite loss", value, stage)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["rate"] * stage.pace(stage.done(position, self.steps))
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if stage.size_control is not None:
@@ -215,7 +217,7 @@ class _Loop:
         _, *trunks = self.networks.of_stage(stage.name)
         rate, trunk = self.settings.stages.learning_rate, self.settings.trunk
         optimiser = torch.optim.Adam(
-            {"params": module.parameters(), "lr": trunk.trunk_rate if trunk and module in trunks else rate}
+            {"params": module.parameters(), "rate": trunk.trunk_rate if trunk and module in trunks else rate}
             for module in stage.trained
         )
         if saved:

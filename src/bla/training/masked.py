@@ -10,15 +10,16 @@ by the whole network, with a fill :math:`\tilde x` (:mod:`bla.data.masking`). Ma
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from bla import BlaError
@@ -29,6 +30,7 @@ from bla.model.classifier import ExplainableClassifier
 from bla.model.evidence import evidence, from_all, linear_layer
 from bla.progress import Progress, silent
 from bla.training.cache import Computed, Rows, cached, check_code, readable
+from bla.training.compiled import compiled
 
 SIZES = ((3, 9), (8, 17), (14, 24))
 """Kept cells of 49, from and to, of a third of the masks each; of other grids as many in proportion."""
@@ -39,6 +41,10 @@ ORDERS = (0.0, 0.0, 0.4, 0.7, 1.0)
 _WIDTHS = sorted({*BLOBS, *NOISES, *ORDERS})
 _PASS = {"cpu": 16}
 """Masked photos in one pass of the network, where more are slower; elsewhere 256."""
+_LONG = 60.0
+"""Seconds of masked photos for which it pays to make a faster graph of the network."""
+LEAST_ANSWER = -6.0
+"""Log-probabilities below this are alike to whoever learns from them."""
 
 
 class MaskedError(BlaError):
@@ -62,6 +68,17 @@ class MaskedAnswers:
     grid: tuple[int, int]
     failures: tuple[tuple[str, str], ...]
     """(image, reason) for each that has no row."""
+
+    @functools.cached_property
+    def by_size(self) -> Tensor:
+        """The mean answer, none counted below :data:`LEAST_ANSWER`, by the number of kept cells, (H*W + 1,)."""
+        cells = self.grid[0] * self.grid[1]
+        total, count = np.zeros(cells + 1), np.zeros(cells + 1)
+        for start in range(0, len(self.masks), 1024):
+            kept = np.bitwise_count(self.masks[start : start + 1024]).sum(axis=-1, dtype=np.int64)
+            total += np.bincount(kept.ravel(), self.answers[start : start + 1024].clip(LEAST_ANSWER).ravel(), cells + 1)
+            count += np.bincount(kept.ravel(), minlength=cells + 1)
+        return torch.from_numpy(total / count.clip(1)).float()
 
     def batch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Masks (B, M, H, W), true where a cell is kept, and answers (B, M) of these rows."""
@@ -94,8 +111,7 @@ def masked_answers(
     network = Masking(classifier, count, fill, seed)
 
     def begin(photos: int) -> None:
-        about = _duration(photos * (count + 1) * network.seconds())
-        report(f"masked answers of {photos:,} photos, {count} each: about {about}", 0, 0)
+        report(f"masked answers of {photos:,} photos, {count} each: about {network.prepared(photos)}", 0, 0)
 
     rows = Rows("masked answers", "answers", classifier, images, key, network.compute, network.photos, begin)
     stored = cached(rows, root, report)
@@ -157,14 +173,27 @@ def _pick(values: Sequence[float], uniform: npt.NDArray[np.float64]) -> npt.NDAr
     return found
 
 
+class _Whole(nn.Module):
+    """What the classifier says of normalised pixels, from all cells."""
+
+    def __init__(self, classifier: ExplainableClassifier) -> None:
+        super().__init__()
+        self.trunk, self.head = classifier.trunk, classifier.head
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return from_all(self.head, self.trunk(pixels))
+
+
 class Masking:
     """The whole classifier, masks drawn for its photos, and its answers to them."""
 
     def __init__(self, classifier: ExplainableClassifier, count: int, fill: str, seed: int) -> None:
         self.classifier, self.count, self.fill, self.seed = classifier, count, fill, seed
         device = next(classifier.attention.parameters()).device
+        self.on_cpu = device.type == "cpu"
         self.at_once = _PASS.get(device.type, 256)
         self.photos = max(1, 8 * self.at_once // count)
+        self.logits: Callable[[Tensor], Tensor] = _Whole(classifier).eval()
         self.log = functional.logsigmoid if classifier.several_labels else lambda logits: logits.log_softmax(-1)
 
     def compute(self, rows: Sequence[int], photos: npt.NDArray[np.uint8]) -> Computed:
@@ -191,9 +220,17 @@ class Masking:
             ]
             return torch.cat(found).reshape(masks.shape[:2]).cpu()
 
-    def logits(self, pixels: Tensor) -> Tensor:
-        """What the classifier says of normalised pixels."""
-        return from_all(self.classifier.head, self.classifier.trunk(pixels))
+    def prepared(self, photos: int) -> str:
+        """How long so many photos take, in words; where that is long, on a CPU, a faster graph is made first."""
+        passes = photos * (self.count + 1)
+        seconds = passes * self.seconds()
+        if seconds > _LONG and isinstance(self.logits, nn.Module) and self.on_cpu:
+            height, width = self.classifier.transform.size
+            graph = compiled(self.logits, torch.zeros(2, 3, height, width))
+            if graph is not None:
+                self.logits = graph
+                seconds = passes * self.seconds()
+        return _duration(seconds)
 
     def seconds(self) -> float:
         """How long the classifier takes for a photo, by one pass after another that warms up."""
@@ -211,7 +248,8 @@ class Masking:
         contrast, logit, _ = evidence(head, features, targets, linear_layer(head, features.shape[1])).unbind(1)
         rows, columns = (torch.arange(side, device=features.device) - (side - 1) / 2 for side in features.shape[2:])
         disc = -(rows[:, None] ** 2 + columns**2).expand_as(contrast)
-        return torch.stack([contrast, contrast, logit, features.norm(dim=1), disc.to(logit)], dim=1)
+        norm = features[:, : features.shape[1] - self.classifier.attention.earlier].norm(dim=1)
+        return torch.stack([contrast, contrast, logit, norm, disc.to(logit)], dim=1)
 
     def _masked(self, pixels: Tensor, masks: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Masked photos and their classes, a pass at a time."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bla.model.attention import Attention
 from bla.model.heads import reads_maps
 from bla.training.cache import FeatureCache
+from bla.training.masked import MaskedAnswers
 from bla.training.photos import Photos, StreamedFeatures
 from bla.training.settings import TrainingError
 
@@ -26,11 +27,15 @@ EVALUATION_BATCH = 64
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Rows of a source with their classes; without, if the classifier's own predictions are the targets."""
+    """Rows of a source with their classes; without, if the classifier's own predictions are the targets.
+
+    ``answers`` are the classifier's to the same images masked, for a module that learns from them.
+    """
 
     cache: FeatureCache | StreamedFeatures | Photos
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
+    answers: MaskedAnswers | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -38,7 +43,7 @@ class Examples:
     def subset(self, indices: npt.NDArray[np.int64]) -> Examples:
         """Some of them."""
         labels = None if self.labels is None else self.labels[indices]
-        return Examples(self.cache, self.rows[indices], labels)
+        return Examples(self.cache, self.rows[indices], labels, self.answers)
 
     def batches(self) -> Iterator[Examples]:
         """All of them in order, a batch of evaluation at a time."""

@@ -13,9 +13,9 @@ from bla import BlaError
 if TYPE_CHECKING:
     from bla.model.attention import Attention
 
-Setup = Literal["bla", "bla-t", "bla-ph", "l2x-f"]
-SETUPS: dict[Setup, str] = {"bla": "BLA", "bla-t": "BLA-T", "bla-ph": "BLA-PH", "l2x-f": "L2X-F"}
-"""The paper's setups, and the names that explanations carry."""
+Setup = Literal["bla", "bla-t", "bla-ph", "l2x-f", "bla-px"]
+SETUPS: dict[Setup, str] = {"bla": "BLA", "bla-t": "BLA-T", "bla-ph": "BLA-PH", "l2x-f": "L2X-F", "bla-px": "BLA-PX"}
+"""The paper's setups, then ours for a classifier that exists, and the names that explanations carry."""
 
 RECOMMENDED: dict[str, Any] = {
     "threshold": 0.0,
@@ -26,7 +26,7 @@ RECOMMENDED: dict[str, Any] = {
     "head_epochs": 15,
     "epochs": 10,
 }
-"""The recommended choices in place of the paper's; docs/background/paper.md has the ablation on validation images."""
+"""The recommended choices for a new head; docs/background/paper.md has the ablation on validation images."""
 
 
 class TrainingError(BlaError):
@@ -94,7 +94,7 @@ class Bounded(Part):
     dial: Annotated[float, SHARE] = 0.0
     """Share of the batches to train at randomly drawn sizes, so that explain --size is trained for."""
 
-    def attention(self, channels: int, score: Score, threshold: float | Literal["auto"]) -> Attention:
+    def attention(self, channels: int, score: Score, threshold: float | Literal["auto"], _: int) -> Attention:
         """The attention with fresh weights from torch's global generator, at the final temperature."""
         from bla.model.attention import BoundedLogitAttention, ClassAwareAttention
 
@@ -120,11 +120,34 @@ class FixedSize(Part):
     mean_size: ClassVar[float | None] = None
     dial: ClassVar[float] = 0.0
 
-    def attention(self, channels: int, score: Score, _: float | Literal["auto"]) -> Attention:
+    def attention(self, channels: int, score: Score, _: float | Literal["auto"], __: int) -> Attention:
         """The attention with fresh weights from torch's global generator."""
         from bla.model.attention import L2XAttention
 
         return L2XAttention(channels, size=self.size, variant=self.variant, **dataclasses.asdict(score))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masked(Part):
+    """A selection that explains a classifier's own prediction, trained on its answers to masked photos."""
+
+    masks: Annotated[int, Valid("an even number of at least 8", lambda value: value >= 8 and value % 2 == 0)] = 64
+    """Masked copies of each photo that bla-px learns from."""
+    fill: str = "coarse"
+    """What takes the place of masked pixels for bla-px: coarse, blur, mean or grey."""
+    mean_size: Annotated[float, ABOVE_0] = 0.25
+    """Select this many cells on average; below 1, this share of the cells."""
+
+    class_aware: ClassVar[bool] = True
+    straight_through: ClassVar[float] = 0.0
+    final_temperature: ClassVar[float | None] = None
+    dial: ClassVar[float] = 0.0
+
+    def attention(self, channels: int, score: Score, _: float | Literal["auto"], earlier: int) -> Attention:
+        """The attention with fresh weights from torch's global generator."""
+        from bla.model.own_prediction import HIDDEN, OwnPredictionAttention
+
+        return OwnPredictionAttention(channels, earlier=earlier, hidden=score.hidden or HIDDEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +167,7 @@ class Stages(Part):
     """How long the stages are, and Adam's options."""
 
     epochs: Annotated[int, AT_LEAST_1] = 5
-    """Epochs of the module's stage; 10 with recommended."""
+    """Epochs of the module's stage; 10 with recommended, 20 with bla-px."""
     head_epochs: Annotated[int | None, AT_LEAST_1] = None
     """Epochs of the head's stage: by default as many, with recommended 15."""
     batch_size: Annotated[int, AT_LEAST_1] = 32
@@ -177,8 +200,15 @@ class HeldOut(Part):
     """End a stage after this many epochs without a smaller validation loss, and keep its best epoch."""
 
 
+_SELECTIONS: dict[Setup, type[Bounded | FixedSize | Masked]] = {"l2x-f": FixedSize, "bla-px": Masked}
+"""The selections of the setups that have one of their own."""
+
+_OF_MASKED: dict[str, Any] = {"head": "own", "targets": "predictions", "epochs": 20}
+"""What bla-px has by default: it explains the classifier as it is."""
+
 _WITHOUT: dict[type[Part], str] = {
-    Bounded: "with setup l2x-f, which bounds nothing: leave it out",
+    Bounded: "with setup l2x-f, which bounds nothing, or bla-px: leave it out",
+    Masked: "without setup bla-px: leave it out",
     Trunk: "without trunk_rate: a frozen trunk gives features once, in float32; set trunk_rate=1e-4, say",
     HeldOut: "without a validation share to watch: set validation=0.1, say",
 }
@@ -198,16 +228,17 @@ class Settings:
     Parameters
     ----------
     setup: ``bla``; ``bla-t``, with the threshold 0.98 / N; ``bla-ph``, post hoc: the threshold, and a frozen head;
-        ``l2x-f``, the fixed-size rival.
+        ``l2x-f``, the fixed-size rival; ``bla-px``, which explains a classifier's own prediction by its pixels.
     several_labels: an image may have several classes or none; training sets it from the data.
-    options: of :class:`Score`, :class:`Bounded` or, for ``l2x-f``, :class:`FixedSize`, :class:`Head`,
+    options: of :class:`Score`; of :class:`Bounded`, for ``l2x-f`` :class:`FixedSize`, for ``bla-px``
+        :class:`Masked`; of :class:`Head`,
         :class:`Stages`, :class:`Trunk` with ``trunk_rate``, :class:`HeldOut` with ``validation``. A TrainingError says
         which option is out of its range, or which contradict one another.
     """
 
     setup: Setup
     score: Score
-    selection: Bounded | FixedSize
+    selection: Bounded | FixedSize | Masked
     head: Head
     stages: Stages
     trunk: Trunk | None
@@ -219,9 +250,12 @@ class Settings:
             raise TrainingError(f"expected setup one of {', '.join(SETUPS)}, got {setup!r}")
         made: dict[str, Any] = {"setup": setup, "several_labels": several_labels, "trunk": None, "held_out": None}
         # a fixed size has no effect on a bounded selection, so it may be given to all setups alike
+        own = _SELECTIONS.get(setup, Bounded)
         parts = {"score": Score, "fixed": FixedSize, "head": Head, "stages": Stages}
-        if setup != "l2x-f":
-            parts["selection"] = Bounded
+        if own is not FixedSize:
+            parts["selection"] = own
+        if own is Masked:
+            options = _OF_MASKED | {name: value for name, value in options.items() if value is not None}
         if options.get("trunk_rate") is not None:
             parts["trunk"] = Trunk
         if options.get("validation"):
@@ -251,6 +285,10 @@ class Settings:
             "no context with class_aware, whose score reads no features: leave one out": aware and self.score.context,
             "no class_aware with several labels an image: its score is about one class, and an image has one selection "
             "for all labels; each label's votes tell its cells. Set class_aware=False": aware and self.several_labels,
+            "head='own' and targets='predictions' for bla-px, which explains the classifier as it is": isinstance(
+                self.selection, Masked
+            )
+            and not (own and self.head.targets == "predictions"),
             "head='own' for targets='predictions': a new head has no predictions yet": not own
             and self.head.targets == "predictions",
             f"setup bla-ph or l2x-f with head='own', got {self.setup!r}, which trains the head; for no threshold pass "
@@ -269,22 +307,25 @@ class Settings:
 
     @classmethod
     def recommended(cls, **options: Any) -> Settings:
-        """The recommended settings, with the given options in their place. With an own head, or ``bla-ph``, post hoc.
+        """The recommended settings, with the given options in their place: with an own head ``bla-px``.
 
-        A class-conditional score with a mean size: its selection has seen what the head predicts from all cells.
+        Otherwise a class-conditional score with a mean size: its selection has seen what the head predicts from all
+        cells.
 
         >>> Settings.recommended(mean_size=12).selection.class_aware, Settings.recommended(head="own").setup
-        (True, 'bla-ph')
+        (True, 'bla-px')
         """
+        if options.get("head") == "own" and "setup" not in options and not options.get("several_labels"):
+            return cls("bla-px", **options)
         setup = "bla-ph" if options.get("head") == "own" else "bla"
         return cls(**{"setup": setup, **RECOMMENDED, **options})
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Settings:
         """The settings that run.json holds; old records hold all options, also those of the other selection."""
-        other = Bounded if record["setup"] == "l2x-f" else FixedSize
-        foreign = {field.name for field in dataclasses.fields(other)}
-        return cls(**{name: value for name, value in record.items() if name not in foreign})
+        own = {field.name for field in dataclasses.fields(_SELECTIONS.get(record["setup"], Bounded))}
+        selections = {field.name for other in (Bounded, FixedSize, Masked) for field in dataclasses.fields(other)}
+        return cls(**{name: value for name, value in record.items() if name not in selections - own})
 
     def record(self) -> dict[str, Any]:
         """All options as one flat dictionary, as run.json holds them."""
@@ -304,14 +345,19 @@ class Settings:
 
     @property
     def _own_threshold(self) -> float | Literal["auto"]:
-        return 0.0 if self.setup == "bla" else "auto"
+        return 0.0 if self.setup in ("bla", "bla-px") else "auto"
 
     @property
     def name(self) -> str:
         """What explanations are labelled with: the setup, and the threshold if it is not the setup's."""
         from bla.model.attention import signed
 
-        return signed(SETUPS[self.setup], self.threshold, self._own_threshold, class_aware=self.selection.class_aware)
+        return signed(
+            SETUPS[self.setup],
+            self.threshold,
+            self._own_threshold,
+            class_aware=self.selection.class_aware and self.setup != "bla-px",
+        )
 
     @property
     def seed(self) -> int:
@@ -338,6 +384,9 @@ class Settings:
         start, final = self.score.temperature, self.selection.final_temperature
         return start if final is None or final == start else start * (final / start) ** progress
 
-    def attention(self, channels: int) -> Attention:
-        """An attention with fresh weights from torch's global generator; a class-conditional one has no judge yet."""
-        return self.selection.attention(channels, self.score, self.threshold)
+    def attention(self, channels: int, earlier: int = 0) -> Attention:
+        """An attention with fresh weights from torch's global generator; a class-conditional one has no judge yet.
+
+        ``earlier`` of the channels are those of an earlier map, which only ``bla-px`` reads.
+        """
+        return self.selection.attention(channels, self.score, self.threshold, earlier)

@@ -33,9 +33,15 @@ def centre_disc() -> Method:
     return Method("centre", "centre disc", "nothing", False, maps, "nearest to the middle first")
 
 
-def feature_norm() -> Method:
-    """The cells with the longest feature vectors first, which needs the trunk alone."""
-    maps = torch.no_grad()(lambda batch: torch.linalg.vector_norm(batch.features.float(), dim=1))
+def feature_norm(earlier: int = 0) -> Method:
+    """The cells with the longest feature vectors first, without the channels of an ``earlier`` map behind them."""
+
+    @torch.no_grad()
+    def maps(batch: Batch) -> Tensor:
+        own = batch.features.shape[1] - earlier
+        norm: Tensor = torch.linalg.vector_norm(batch.features[:, :own].float(), dim=1)
+        return norm
+
     return Method("norm", "feature norm", "nothing", False, maps, "the length of a cell's feature vector")
 
 

@@ -1,0 +1,103 @@
+"""A finer map nearer to the pixels, given beside a trunk's own: channels that a score reads and the head does not."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bla.model.heads import MapHead, reads_maps
+from bla.model.splitting import Split
+
+MOST = 1024
+"""A map of more channels is no earlier one."""
+
+
+class EarlierTrunk(nn.Module):
+    """A trunk's map (B, C, H, W) and behind its channels those of an earlier one, averaged to its grid.
+
+    ``place`` names the submodule that gives the earlier map, ``channels_last`` its layout.
+    """
+
+    def __init__(self, trunk: nn.Module, place: str, channels_last: bool) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.place = place
+        self.channels_last = channels_last
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        here = threading.get_ident()
+
+        def see(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if threading.get_ident() == here:  # another thread may run the same trunk
+                seen.append(output)
+
+        hook = self.trunk.get_submodule(self.place).register_forward_hook(see)
+        try:
+            features: Tensor = self.trunk(pixels)
+        finally:
+            hook.remove()
+        earlier = seen[-1].permute(0, 3, 1, 2) if self.channels_last else seen[-1]
+        size = (features.shape[2], features.shape[3])
+        return torch.cat([features, functional.adaptive_avg_pool2d(earlier, size).to(features.dtype)], dim=1)
+
+
+class FirstChannels(nn.Module):
+    """A head for pooled features that reads the first ``channels`` of them."""
+
+    shares_trunk = True
+
+    def __init__(self, head: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.head = head
+        self.channels = channels
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.head(pooled[:, : self.channels])
+        return logits
+
+
+class FirstChannelsOfMaps(MapHead):
+    """A head for maps that reads the first ``channels`` of them."""
+
+    def __init__(self, head: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.head = head
+        self.channels = channels
+
+    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.head(features[:, : self.channels], keep)
+        return logits
+
+
+def with_earlier(found: Split, pixels: Tensor) -> tuple[Split, int]:
+    """A split whose trunk gives an earlier map of twice the grid, too, and the channels of that; 0 if there is none."""
+    seen: list[tuple[str, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.append((name, output)))
+        for name, module in found.trunk.named_modules()
+        if name
+    ]
+    try:
+        with torch.inference_mode():
+            height, width = found.trunk(pixels).shape[2:]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    candidates: list[tuple[str, bool, int]] = []
+    for name, output in seen:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            for channels_last, grid, channels in ((False, output.shape[2:], 1), (True, output.shape[1:3], 3)):
+                if tuple(grid) == (2 * height, 2 * width) and 4 <= output.shape[channels] <= MOST:
+                    candidates.append((name, channels_last, output.shape[channels]))
+    if not candidates:
+        return found, 0
+    outermost = min(name.count(".") for name, *_ in candidates)
+    place, channels_last, channels = [each for each in candidates if each[0].count(".") == outermost][-1]
+    head = (FirstChannelsOfMaps if reads_maps(found.head) else FirstChannels)(found.head, found.channels)
+    trunk = EarlierTrunk(found.trunk, place, channels_last).eval()
+    return Split(trunk, head.eval(), found.channels + channels, found.outputs), channels
