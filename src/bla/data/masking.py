@@ -101,12 +101,6 @@ def enlarged(masks: Pixels, like: Pixels) -> Pixels:
     return found
 
 
-def mixed(photos: Pixels, fills: Pixels, masks: Pixels) -> Pixels:
-    """Photos (B, 3, h, w) where masks (B, H, W) are 1, and what :func:`filled` gave for them where they are 0."""
-    found: Pixels = fills + enlarged(masks, photos)[:, None] * (photos - fills)
-    return found
-
-
 def masked(photos: Pixels, masks: Pixels, fill: str = FILLS[0]) -> Pixels:
     """Normalised photos (B, 3, h, w) with the pixels of masks (B, H, W) kept and the others filled.
 
@@ -115,7 +109,9 @@ def masked(photos: Pixels, masks: Pixels, fill: str = FILLS[0]) -> Pixels:
     >>> masked(np.ones((1, 3, 4, 4), np.float32), np.array([[[1, 0]]]), "grey")[0, 0, 0].tolist()
     [1.0, 0.75, 0.25, 0.0]
     """
-    return mixed(photos, filled(photos, fill), masks)
+    fills = filled(photos, fill)
+    found: Pixels = fills + enlarged(masks, photos)[:, None] * (photos - fills)
+    return found
 
 
 def masked_photos(

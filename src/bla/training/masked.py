@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from bla import BlaError
 from bla.data.image_sets import ImageSet
-from bla.data.masking import blurring, filled, filling, mixed
+from bla.data.masking import blurring, enlarged, filled, filling
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
 from bla.model.evidence import evidence, from_all, linear_layer
@@ -190,6 +190,7 @@ class Masking:
     def __init__(self, classifier: ExplainableClassifier, count: int, fill: str, seed: int) -> None:
         self.classifier, self.count, self.fill, self.seed = classifier, count, fill, seed
         device = next(classifier.attention.parameters()).device
+        self.layout = torch.channels_last
         self.on_cpu = device.type == "cpu"
         self.at_once = _PASS.get(device.type, 256)
         self.photos = max(1, 8 * self.at_once // count)
@@ -228,7 +229,7 @@ class Masking:
             height, width = self.classifier.transform.size
             graph = compiled(self.logits, torch.zeros(2, 3, height, width))
             if graph is not None:
-                self.logits = graph
+                self.logits, self.layout = graph, torch.contiguous_format
                 seconds = passes * self.seconds()
         return _duration(seconds)
 
@@ -252,14 +253,12 @@ class Masking:
         return torch.stack([contrast, contrast, logit, norm, disc.to(logit)], dim=1)
 
     def _masked(self, pixels: Tensor, masks: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Masked photos and their classes, a pass at a time."""
-        fills = filled(pixels, self.fill)
-        parts, count = masks.to(pixels.device).flatten(0, 1), masks.shape[1]
-        for start in range(0, len(parts), self.at_once):
-            part = parts[start : start + self.at_once]
-            photo = torch.arange(start, start + len(part), device=pixels.device) // count
-            photos = mixed(pixels[photo], fills[photo], part)
-            yield photos.contiguous(memory_format=torch.channels_last), targets[photo]
+        """Masked photos and their classes, a pass at a time; a pass is of one photo."""
+        for pixel, fill, subsets, target in zip(pixels, filled(pixels, self.fill), masks, targets, strict=True):
+            difference = pixel - fill
+            for part in subsets.to(pixels.device).split(self.at_once):
+                photos = torch.addcmul(fill, enlarged(part, pixels)[:, None], difference)
+                yield photos.contiguous(memory_format=self.layout), target.expand(len(part))
 
 
 def _duration(seconds: float) -> str:
