@@ -25,6 +25,7 @@ from benchmarks.results import parser_of
 from bla.data.image_sets import ImageSet, image_folder
 from bla.data.photo import open_photo
 from bla.metrics import Accuracy
+from bla.model.attention import BoundedLogitAttention
 from bla.model.backbones import PACKAGED, load_backbone
 from bla.model.classifier import ExplainableClassifier, explainable
 from bla.progress import show
@@ -129,7 +130,9 @@ def times(model: str, data: Path, rounds: int) -> dict[str, Any]:
 
 def _crossed(model: str, images: ImageSet, changes: dict[str, Any], *, views: bool) -> dict[str, Any]:
     """Agreement and size, each photo's by the fold that did not train on it."""
-    classifier = explainable(load_backbone(model), name=model, transform=load(model).transform)
+    classifier = explainable(
+        load_backbone(model), name=model, transform=load(model).transform, attention=BoundedLogitAttention
+    )
     settings = Settings(**(SHIPPED | changes))
     examples = _examples(classifier, images)
     seen = _views(classifier, images) if views else examples

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bla.data.image_sets import ImageSet, image_folder
+from bla.model.attention import BoundedLogitAttention
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import explainable
 from bla.model.preprocessing import transform_of
@@ -24,7 +25,9 @@ Split = tuple[FeatureCache, npt.NDArray[np.int64]]
 def features(folder: str, report: Progress) -> list[Split]:
     """Train and test features with labels, from the user's cache, built there where they are missing."""
     model = load_backbone(LITE0)
-    classifier = explainable(model, transform=transform_of(model, "squash"))  # as in the paper
+    classifier = explainable(
+        model, transform=transform_of(model, "squash"), attention=BoundedLogitAttention
+    )  # as in the paper
     found = image_folder(folder)
     return [(cached_features(classifier, one, report=report), labels_of(one)) for one in (found.train, found.test)]
 

@@ -171,7 +171,9 @@ def main() -> None:
     arguments = parser.parse_args()
     images = read_images(arguments.data, cache=cache_root(), report=show)[0].train
     model = load_backbone(LITE0)
-    squashed = explainable(model, transform=transform_of(model, "squash"))  # as in the paper
+    squashed = explainable(
+        model, transform=transform_of(model, "squash"), attention=BoundedLogitAttention
+    )  # as in the paper
     features = cached_features(squashed, images, report=show)
     failed = {image for image, _ in features.failures}
     rows = np.array([row for row, name in enumerate(images.names) if name not in failed], np.int64)

@@ -91,7 +91,7 @@ def test_masked_photos_are_of_a_classifier_that_exists() -> None:
     assert Settings.recommended(head="own").setup == "bla-px"
     settings = Settings("bla-px", mean_size=5)
     assert Settings.from_record(settings.record()) == settings
-    assert (settings.head.head, settings.head.targets, settings.stages.epochs) == ("own", "predictions", 20)
+    assert (settings.head.head, settings.head.targets, settings.stages.epochs) == ("own", "predictions", 10)
     with pytest.raises(TrainingError, match="bla-px, which explains the classifier as it is"):
         Settings("bla-px", head="new", targets="labels")
     with pytest.raises(TrainingError, match="expected masks an even number of at least 8, got 7"):

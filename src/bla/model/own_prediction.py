@@ -30,6 +30,7 @@ class _Score(nn.Module):
     """
 
     shares: Tensor
+    bound: Tensor
     mean: Tensor
     scale: Tensor
 
@@ -37,6 +38,7 @@ class _Score(nn.Module):
         super().__init__()
         first, second, projected = hidden
         self.register_buffer("shares", torch.tensor([1.0, 0.0]))
+        self.register_buffer("bound", torch.tensor(-_UNTRAINED_BOUND))
         self.register_buffer("mean", torch.zeros(earlier, 1, 1))
         self.register_buffer("scale", torch.ones(earlier, 1, 1))
         projection = [nn.Conv2d(earlier, projected, 1), nn.ReLU(), nn.Dropout2d(_DROPOUT)] if earlier else []
@@ -50,7 +52,7 @@ class _Score(nn.Module):
     def forward(self, clues: Tensor, earlier: Tensor) -> Tensor:
         contrast = clues[:, :1]
         averaged = functional.avg_pool2d(contrast, 3, stride=1, padding=1, count_include_pad=False)
-        return self.learnt(clues, earlier) - self.shares[0] * contrast - self.shares[1] * averaged
+        return self.learnt(clues, earlier) - self.shares[0] * contrast - self.shares[1] * averaged - self.bound
 
     def learnt(self, clues: Tensor, earlier: Tensor) -> Tensor:
         """The part of u (B, 1, H, W) that is trained."""
@@ -124,10 +126,10 @@ class OwnPredictionAttention(BoundedLogitAttention):
         for layer in self.score.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.reset_parameters()
-        weight, bias = self._last_layer()
+        for value in self._last_layer():
+            nn.init.zeros_(value)
         self._score.shares.copy_(torch.tensor([1.0, 0.0]))
-        nn.init.zeros_(weight)
-        nn.init.constant_(bias, _UNTRAINED_BOUND)
+        self._score.bound.fill_(-_UNTRAINED_BOUND)
 
     def forward(self, features: Tensor, *, size: int | None = None, target: Tensor | None = None) -> Selection:
         """Weights for features (B, C, H, W); with ``size`` exactly so many cells; for classes (B,), by default its own.
@@ -141,6 +143,11 @@ class OwnPredictionAttention(BoundedLogitAttention):
         if size is not None or self.training or not self.agreeing:
             return self.weigh(unbounded, size)
         return self._agreed(features, unbounded, target, own)
+
+    @torch.no_grad()
+    def move_bound(self, score: float | Tensor) -> None:
+        """Subtract ``score`` from every u, and nothing from what is learnt."""
+        self._score.bound.add_(score)
 
     def predicted(self, features: Tensor) -> Tensor:
         """The classes (B,) that the classifier predicts from features (B, C, H, W)."""

@@ -164,7 +164,7 @@ def fit(
     Parameters
     ----------
     images: a folder, an image set, or a list of photos (paths, PIL images or arrays).
-    epochs: 20 by default for the default attention, else 5.
+    epochs: 10 by default for the default attention, else 5.
     masks, mean_size: of the default attention: masked copies of each photo, and the mean number of cells at the bound,
         or their share below 1.
     stream: cache no features, as in :func:`train`.
@@ -192,7 +192,7 @@ def fit(
     _check_float32(wrapped)
     several = wrapped.several_labels
     if isinstance(wrapped.attention, OwnPredictionAttention):
-        post_hoc = partial(Settings, "bla-px", targets=targets, masks=masks, mean_size=mean_size, epochs=epochs or 20)
+        post_hoc = partial(Settings, "bla-px", targets=targets, masks=masks, mean_size=mean_size, epochs=epochs or 10)
     else:
         setup: Setup = "bla-ph" if wrapped.attention.bounded else "l2x-f"
         post_hoc = partial(Settings, setup, head="own", targets=targets, epochs=epochs or 5)

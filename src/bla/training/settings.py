@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Setup = Literal["bla", "bla-t", "bla-ph", "l2x-f", "bla-px"]
 SETUPS: dict[Setup, str] = {"bla": "BLA", "bla-t": "BLA-T", "bla-ph": "BLA-PH", "l2x-f": "L2X-F", "bla-px": "BLA-PX"}
 """The paper's setups, then ours for a classifier that exists, and the names that explanations carry."""
+PAPER: tuple[Setup, ...] = ("bla", "bla-t", "bla-ph", "l2x-f")
+"""The paper's setups."""
 
 RECOMMENDED: dict[str, Any] = {
     "threshold": 0.0,
@@ -167,7 +169,7 @@ class Stages(Part):
     """How long the stages are, and Adam's options."""
 
     epochs: Annotated[int, AT_LEAST_1] = 5
-    """Epochs of the module's stage; 10 with recommended, 20 with bla-px."""
+    """Epochs of the module's stage; 10 with recommended, 10 with bla-px."""
     head_epochs: Annotated[int | None, AT_LEAST_1] = None
     """Epochs of the head's stage: by default as many, with recommended 15."""
     batch_size: Annotated[int, AT_LEAST_1] = 32
@@ -203,7 +205,7 @@ class HeldOut(Part):
 _SELECTIONS: dict[Setup, type[Bounded | FixedSize | Masked]] = {"l2x-f": FixedSize, "bla-px": Masked}
 """The selections of the setups that have one of their own."""
 
-_OF_MASKED: dict[str, Any] = {"head": "own", "targets": "predictions", "epochs": 20}
+_OF_MASKED: dict[str, Any] = {"head": "own", "targets": "predictions", "epochs": 10}
 """What bla-px has by default: it explains the classifier as it is."""
 
 _WITHOUT: dict[type[Part], str] = {
