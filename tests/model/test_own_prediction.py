@@ -124,8 +124,7 @@ def test_another_class_is_explained_at_the_bound() -> None:
 def test_a_size_is_kept_and_training_starts_untrained_again() -> None:
     attention = OwnPredictionAttention(6, heads()["linear"])
     assert attention.post_hoc_setup == UNTRAINED
-    with torch.no_grad():
-        [*attention.score.parameters()][-2].add_(1)
+    attention.learnt(features_of(), torch.tensor([0, 1, 2]))
     assert attention.post_hoc_setup != UNTRAINED
     features = features_of()
     assert attention.eval()(features, size=4).hard.count_nonzero(dim=(1, 2)).tolist() == [4, 4, 4]

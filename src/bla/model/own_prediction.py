@@ -164,7 +164,7 @@ class OwnPredictionAttention(BoundedLogitAttention):
     @property
     def post_hoc_setup(self) -> str:  # type: ignore[override]
         """What explanations are signed with."""
-        return TRAINED if self._last_layer()[0].any() else UNTRAINED
+        return UNTRAINED if self._score.shares[0] else TRAINED
 
     def _network(self, channels: int, hidden: Sequence[int]) -> nn.Module:
         return _Score(self.earlier, hidden)
