@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "model": {"data", "explanations", "operators"},
     "study": {"data", "explanations", "files", "metrics", "progress"},
     "training": {"data", "files", "metrics", "model", "operators", "progress"},
-    "runs": {"data", "files", "model", "progress", "training"},
+    "runs": {"data", "files", "metrics", "model", "progress", "training"},
     "comparison": {"data", "explanations", "files", "metrics", "model", "progress", "runs", "training"},
     "deploy": {"data", "explanations", "files", "model", "progress", "runs"},
     "cli": {"comparison", "data", "deploy", "explanations", "files", "progress", "runs", "study", "training"},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
 OPTION = re.compile(r"^\* `--.*\n(?:    .*\n)*", re.M)
-COMMON = 4
+COMMON = 3
 """An option that so many commands have, with the same words, is described once."""
 
 

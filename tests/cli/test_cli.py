@@ -168,6 +168,33 @@ def test_ten_broken_files_are_reported_and_the_rest_is_done(place: Path, capsys:
     assert sum("prediction" in line for line in lines) == 12
 
 
+def test_a_size_is_certified_and_used(run: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = "data/test/red/0.png"
+    assert run_command(["explain", photo, "--run", "run", "--size", "certified", "--json"]) == 2
+    assert "expected a certificate of run, got none" in capsys.readouterr().err
+    asked = ["calibrate", "run", "data", "--for", "agreement", "--share"]
+    assert run_command([*asked, "0.9"]) == 2
+    assert "expected at least 29 photos for a share of 0.9" in capsys.readouterr().err.splitlines()[-1]
+    assert not (place / "run" / "certificate.json").exists()
+    assert run_command([*asked, "0.5", "--json"]) == 0
+    certificate = json.loads(capsys.readouterr().out)
+    assert certificate == json.loads((place / "run" / "certificate.json").read_text())
+    assert run_command([*asked, "0.5"]) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    assert re.match(r"certificate: from the .*best cells? alone .* at least 50% of photos like those 12 \(95%", said)
+    assert run_command(["evaluate", "run"]) == 0
+    assert said in capsys.readouterr().out
+    certified = ["explain", photo, "--run", "run", "--size", "certified"]
+    assert run_command([*certified, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["size"] == certificate["size"]
+    assert said in captured.err
+    (place / "run" / "certificate.json").rename(place / "c.json")
+    assert run_command([*certified, "--certificate", "c.json", "--json"]) == 0
+    assert run_command([*certified, "--certificate", "c.json", "--target", "red"]) == 2
+    assert "expected no --target" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -14,6 +14,7 @@ from bla.metrics.statistics import (
     correlation,
     holm,
     images_to_decide,
+    lower_bound,
     mean_by_sign_flips,
     over_seeds,
     sign_flips,
@@ -128,3 +129,20 @@ def test_the_number_of_images_to_decide_a_difference_has_the_power_that_it_claim
     assert (z > 1.96).mean() == pytest.approx(0.8, abs=0.03)
     assert images_to_decide([1, -1, 0]) is None
     assert images_to_decide([0.5, 0.5]) == 1
+
+
+def test_the_lower_bound_is_clopper_and_pearsons() -> None:
+    for successes, trials, confidence in (
+        (1, 1, 0.95),
+        (3, 7, 0.9),
+        (12, 12, 0.99),
+        (478, 500, 0.95),
+        (1, 20_000, 0.5),
+    ):
+        expected = stats.beta.ppf(1 - confidence, successes, trials - successes + 1)
+        assert lower_bound(successes, trials, confidence) == pytest.approx(expected, abs=1e-9)
+    # of 2 of 3 successes: 3 p^2 (1 - p) + p^3 = 0.5 at p = 0.5
+    assert lower_bound(2, 3, 0.5) == pytest.approx(0.5)
+    assert lower_bound(0, 5) == 0
+    with pytest.raises(ValueError, match="from 0 to 3 successes"):
+        lower_bound(4, 3)

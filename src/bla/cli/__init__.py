@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError
 from bla import BlaError
 from bla.cli.batches import batch
 from bla.cli.caches import caches
+from bla.cli.calibrating import calibrate
 from bla.cli.comparing import compare
 from bla.cli.explaining import explain
 from bla.cli.reporting import report
@@ -27,7 +28,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(train, config=recommended)
-for command in (evaluate, explain, compare, report, export, batch, serve, caches):
+for command in (evaluate, calibrate, explain, compare, report, export, batch, serve, caches):
     app.command(command)
 about_study = "Ask people: a blind study of explanations.\n\nExample: `bla study init look --arms why-bla why-cam`"
 app.command("bla.cli.studies:studies", name="study", help=about_study)  # loaded when used: it needs an extra

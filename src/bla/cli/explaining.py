@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -19,7 +19,8 @@ def explain(
     /,
     *,
     run: str = "tf_efficientnet_lite0",
-    size: int | None = None,
+    size: int | Literal["certified"] | None = None,
+    certificate: Path | None = None,
     target: str | None = None,
     against: str | None = None,
     check: Check = False,
@@ -36,7 +37,9 @@ def explain(
 
     :param photos: Photos, and folders of photos.
     :param run: A run folder, or a shipped explainer's name.
-    :param size: Select exactly so many cells. By default the explainer chooses for each photo.
+    :param size: Select exactly so many cells, or as many as the certificate says: "certified". By default the explainer
+        chooses for each photo.
+    :param certificate: A file that `bla calibrate` wrote. By default the run's own, if it has one.
     :param target: A class, by name or index: how much each selected cell votes for it. A class-aware explainer selects
         the cells for this class; by default for the predicted class.
     :param against: With a target: votes for the target rather than for this class.
@@ -46,11 +49,22 @@ def explain(
     from bla.deploy.pictures import explain_files
     from bla.explanations.explanation import Unexplained
     from bla.progress import shown_progress
+    from bla.runs.calibration import read_certificate
+    from bla.runs.record import RunError
 
     paths = list_images(photos)
     folder = out if out is not None or json_ else Path("why")
     failed = 0
     with shown_progress() as report:
+        certified = read_certificate(run, certificate, report)
+        if certified is not None:
+            report(str(certified), 0, 0)
+        if size == "certified":
+            if certified is None:
+                raise RunError(f"expected a certificate of {run}, got none: `bla calibrate` makes one")
+            if target is not None:
+                raise RunError("expected no --target with a certified size, which is for the predicted class, got one")
+            size = certified.size
         asked, other = (int(name) if name is not None and name.isdecimal() else name for name in (target, against))
         question = {"size": size, "target": asked, "against": other, "check": check, "fill": fill}
         results = explain_files(paths, run=run, **question, out=folder, device=device, report=report)  # type: ignore[arg-type]

@@ -20,8 +20,9 @@ Check = Annotated[
         help="Ask the whole classifier, in two more passes, about the selected pixels alone and the other ones.",
     ),
 ]
+FillName = Literal["coarse", "blur", "mean", "grey"]
 Fill = Annotated[
-    Literal["coarse", "blur", "mean", "grey"],
+    FillName,
     Parameter(help="With --check, what replaces the other pixels: the photo made coarse, a blur, its mean, or grey."),
 ]
 Json = Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout, and nothing else there.")]

@@ -156,6 +156,7 @@ def evaluate(
     :param stream: Keep no features: for sets whose features fit no disk.
     """
     from bla.progress import shown_progress
+    from bla.runs.calibration import read_certificate
     from bla.runs.run import evaluate as measured
     from bla.training import distributed
 
@@ -163,10 +164,13 @@ def evaluate(
         metrics, failures = measured(run, data, **asdict(places or Places()), stream=stream, report=report)
         if distributed.rank():
             return DONE
+        certificate = read_certificate(run, report=report)
     if json_:
         print(json.dumps(metrics))
     else:
         _print_metrics(metrics, run)
+        if certificate is not None:
+            print(certificate)
     return skipped(failures)
 
 

@@ -167,6 +167,29 @@ def mean_by_sign_flips(
     )
 
 
+def lower_bound(successes: int, trials: int, confidence: float = 0.95) -> float:
+    r"""The one-sided lower confidence bound on a share, exact (Clopper & Pearson 1934).
+
+    .. math:: P(\mathrm{Bin}(n, p) \ge x) = 1 - \text{confidence}
+
+    at this bound p, of x successes in n trials; it is 0 where x is.
+
+    >>> round(lower_bound(29, 29), 4), round(0.05 ** (1 / 29), 4)
+    (0.9019, 0.9019)
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"expected from 0 to {trials} successes, got {successes}")
+    steps = np.arange(1, trials + 1)
+    ways = np.concatenate([[0.0], np.cumsum(np.log((trials + 1 - steps) / steps))])[successes:]  # log binomials
+    k = np.arange(successes, trials + 1)
+    low, high = 0.0, 1.0
+    for _ in range(60 if successes else 0):
+        p = (low + high) / 2
+        tail = np.exp(ways + k * math.log(p) + (trials - k) * math.log1p(-p)).sum()
+        low, high = (p, high) if tail <= 1 - confidence else (low, p)
+    return low
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """P-values corrected for several comparisons (Holm 1979): max over p_(j) <= p_(k) of (m - j + 1) p_(j), at most 1.
 

@@ -21,7 +21,19 @@ from bla.data.photo import Transform
 from bla.model.backbones import load_backbone, weights_digest
 from bla.model.classifier import ExplainableClassifier, explainable
 from bla.model.own_prediction import OwnPredictionAttention
-from bla.runs.record import RECORD, WEIGHTS, Backbone, Data, Record, new_record, read_record, run_folder, write_run
+from bla.runs.calibration import Certificate, read_certificate
+from bla.runs.record import (
+    CERTIFICATE,
+    RECORD,
+    WEIGHTS,
+    Backbone,
+    Data,
+    Record,
+    new_record,
+    read_record,
+    run_folder,
+    write_run,
+)
 from bla.runs.run import load, placeholder
 from bla.training.checkpoint import tensor_bytes
 from bla.training.networks import Networks
@@ -66,6 +78,7 @@ def save_pretrained(
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / RECORD).exists()):
         raise HubError(f"expected a new folder, or one that holds an explainer, got {target}: choose another name")
     own: dict[str, Tensor] | None = None
+    certificate: Certificate | None = None
     if isinstance(explainer, ExplainableClassifier):
         record, weights = _fitted(explainer, model, metrics or {})
         if with_classifier and model is not None:
@@ -77,6 +90,7 @@ def save_pretrained(
         if source.resolve() == target.resolve():
             raise HubError(f"expected another folder than the run's own, got {target}: choose another name")
         record, weights = read_record(source), (source / WEIGHTS).read_bytes()
+        certificate = read_certificate(source)
         with_classifier = with_classifier and "trunk" not in record  # a run with a trained trunk holds it already
         if with_classifier and (name := record["backbone"]["name"]) is not None:
             file = record["backbone"]["weights"]
@@ -87,9 +101,11 @@ def save_pretrained(
             raise HubError("expected model=, the name of the classifier to share the weights of, got none")
         _check_rebuilt(record, own)
         files[CLASSIFIER] = tensor_bytes(own)
+    if certificate is not None:
+        files[CERTIFICATE] = (source / CERTIFICATE).read_bytes()
     record = _portable(record, with_classifier)
     (target / CLASSIFIER).unlink(missing_ok=True)
-    write_run(target, record, files | {CARD: card(record).encode()})
+    write_run(target, record, files | {CARD: card(record, certificate).encode()})
     return target
 
 
@@ -122,7 +138,7 @@ def from_pretrained(
         name = os.fspath(name)
         if name.count("/") != 1 or name.startswith((".", "/")):
             raise HubError(f"expected a folder, or user/name on the Hub, got {name!r}, which is neither")
-        files = [RECORD, WEIGHTS, CARD, CLASSIFIER]
+        files = [RECORD, WEIGHTS, CARD, CLASSIFIER, CERTIFICATE]
         download = partial(huggingface_hub.snapshot_download, revision=revision, token=token, allow_patterns=files)
         try:
             folder = Path(download(name))
@@ -177,19 +193,20 @@ def push_to_hub(
         try:
             repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             upload = partial(api.upload_folder, repo_id=repo, folder_path=folder, commit_message=commit_message)
-            # An earlier commit's weights of the classifier go, if this one has none.
-            commit = upload(revision=revision, delete_patterns=[CLASSIFIER])
+            # An earlier commit's weights of the classifier, and its certificate, go if this one has none.
+            commit = upload(revision=revision, delete_patterns=[CLASSIFIER, CERTIFICATE])
         except (OSError, ValueError) as error:
             raise HubError(f"expected to write {repo_id} on the Hub, got {_first_line(error)}") from error
     return str(commit.commit_url)
 
 
-def card(record: Record) -> str:
+def card(record: Record, certificate: Certificate | None = None) -> str:
     """The model card of a run, in Markdown."""
     tags = ["explainable-ai", "interpretability", "bounded-logit-attention"]
     data = partial(huggingface_hub.ModelCardData, library_name="bounded-logit-attention", tags=tags)
     fill = partial(huggingface_hub.ModelCard.from_template, template_path=str(Path(__file__).with_name("card.md")))
-    return str(fill(data(pipeline_tag="image-classification"), record=record, classifier_file=CLASSIFIER))
+    described = partial(fill, data(pipeline_tag="image-classification"), classifier_file=CLASSIFIER)
+    return str(described(record=record, certificate=certificate))
 
 
 def _fitted(classifier: ExplainableClassifier, model: str | None, metrics: Mapping[str, Any]) -> tuple[Record, bytes]:

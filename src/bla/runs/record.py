@@ -13,7 +13,7 @@ from bla import BlaError
 from bla.files import read_json, reading, timestamp, write_atomically, write_json
 
 SCHEMA_VERSION = 1
-RECORD, WEIGHTS = "run.json", "model.safetensors"
+RECORD, WEIGHTS, CERTIFICATE = "run.json", "model.safetensors", "certificate.json"
 SHIPPED = Path(__file__).parent / "explainers"
 """The explainers that come with the package, a run folder each."""
 
@@ -111,7 +111,8 @@ def new_record(**fields: Any) -> Record:
 def write_run(folder: Path, record: Record, files: Mapping[str, bytes]) -> None:
     """Write the files of a run, and its record last: a folder with a record is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).unlink(missing_ok=True)
+    for name in (RECORD, CERTIFICATE):
+        (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         write_atomically(folder / name, content)
     write_json(folder / RECORD, record, indent=1)
