@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from bla.data.image_sets import ImageSet, Splits
-from bla.data.masking import FILLS, filled, mixed
+from bla.data.masking import FILLS, masked
 from bla.data.prefetching import cores, prefetch
 from bla.data.published import read_images
 from bla.files import read_json, reading, timestamp, write_json
@@ -236,7 +236,7 @@ def _misses(
             if not readable:
                 continue
             pixels = classifier.pixels(np.stack(readable))
-            features, fills = classifier.trunk(pixels), filled(pixels, fill)
+            features = classifier.trunk(pixels)
             own = from_all(head, features)
             ranking = attention(features, size=1).unbounded
             cells = ranking[0].numel()
@@ -247,8 +247,8 @@ def _misses(
                 if quantity == "agreement":
                     said = classifier.classify(features, best)
                 else:
-                    seen = mixed(pixels, fills, ((best > 0) == (quantity == "kept")).to(pixels))
-                    said = from_all(head, classifier.trunk(seen))
+                    mask = (best > 0) == (quantity == "kept")
+                    said = from_all(head, classifier.trunk(masked(pixels, mask, fill)))
                 passed = (said.argmax(1) == own.argmax(1)) == (quantity != "removed")
                 misses[size] += int((~(passed & own.isfinite().all(1))).sum())
                 if misses[size] >= too_many:
