@@ -84,7 +84,7 @@ class Attention(nn.Module):
         A class-conditional attention takes class indices (B,) as ``target``; for others that is an AttentionError.
         Features of another shape and sizes outside of 1..H*W are a ValueError.
         """
-        return self.weigh(self._unbounded(features, target), size)
+        return self.weigh(self.ranking(features, target), size)
 
     @abstractmethod
     def weigh(self, unbounded: Tensor, size: int | Tensor | None = None) -> Selection:
@@ -119,8 +119,8 @@ class Attention(nn.Module):
         """The settings, for ``repr``."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._arguments)
 
-    def _unbounded(self, features: Tensor, target: Tensor | None) -> Tensor:
-        """-u of every cell, (B, H, W)."""
+    def ranking(self, features: Tensor, target: Tensor | None = None) -> Tensor:
+        """-u of every cell, (B, H, W), larger for what is more relevant."""
         self._check(features)
         if target is not None:
             raise AttentionError("expected no target for a class-agnostic attention, got one: leave it out")
@@ -303,7 +303,8 @@ class ClassAwareAttention(BoundedLogitAttention):
         self._check(features)
         return self._judged(features.mean(dim=(2, 3))).argmax(-1)
 
-    def _unbounded(self, features: Tensor, target: Tensor | None) -> Tensor:
+    def ranking(self, features: Tensor, target: Tensor | None = None) -> Tensor:
+        """-u of every cell, (B, H, W), for classes (B,), by default the predicted ones."""
         self._check(features)
         features = features.detach()
         logits = self._judged(features.permute(0, 2, 3, 1).flatten(0, 2)).detach()

@@ -139,7 +139,7 @@ class OwnPredictionAttention(BoundedLogitAttention):
         self._check(features)
         own = self.predicted(features)
         target = own if target is None else target
-        unbounded = self._unbounded(features, target)
+        unbounded = self.ranking(features, target)
         if size is not None or self.training or not self.agreeing:
             return self.weigh(unbounded, size)
         return self._agreed(features, unbounded, target, own)
@@ -169,8 +169,9 @@ class OwnPredictionAttention(BoundedLogitAttention):
     def _network(self, channels: int, hidden: Sequence[int]) -> nn.Module:
         return _Score(self.earlier, hidden)
 
-    def _unbounded(self, features: Tensor, target: Tensor | None) -> Tensor:
-        assert target is not None
+    def ranking(self, features: Tensor, target: Tensor | None = None) -> Tensor:
+        """-u of every cell, (B, H, W), for classes (B,), by default the predicted ones."""
+        target = self.predicted(features) if target is None else target
         unbounded: Tensor = -self.score(*self._inputs(features, target))[:, 0]
         return unbounded
 

@@ -108,7 +108,7 @@ class SizeControl:
         """U of these images' cells, (B, N); of a random part of the images if there are too many."""
         order = np.random.RandomState([self.settings.seed, 5]).permutation(len(examples))
         parts = examples.subset(np.sort(order[:SIZED_ON])).batches()
-        return torch.cat([-self.attention(self.networks.features(part)).unbounded.flatten(1) for part in parts])
+        return torch.cat([-self.attention.ranking(self.networks.features(part)).flatten(1) for part in parts])
 
     def _scores_judged_unseen(self) -> Tensor:
         fold_of = np.random.RandomState([self.settings.seed, 6]).permutation(len(self.train)) % JUDGES

@@ -174,7 +174,7 @@ class PixelStage(ModuleStage):
         expected = answers.by_size.to(said)[masks.sum(dim=(2, 3))]
         loss = masked_loss(contributions, masks, said.clamp(min=LEAST_ANSWER) - expected)
         with torch.no_grad():
-            unbounded = nets.attention(features, target=targets).unbounded
+            unbounded = nets.attention.ranking(features, targets)
         return loss, (unbounded < 0).flatten(1).any(1).sum().to(loss), unbounded
 
 
