@@ -141,7 +141,8 @@ def prepare(classifier: ExplainableClassifier, images: ImageSet, seed: int, fill
         found = {method.name: method.maps(batch).float() for method in methods}
         chosen = classifier.select(pixels)
         found[RUN] = chosen.unbounded.float()
-        bound = (chosen.scores >= chosen.scores.amax(dim=(1, 2), keepdim=True)).float()
+        at_bound = chosen.unbounded.amax(dim=(1, 2), keepdim=True).clamp(max=0)  # before any widening
+        bound = (chosen.unbounded >= at_bound).float()
         own = {"default": chosen.hard, "bound": bound / bound.sum(dim=(1, 2), keepdim=True)}
         own |= {f"{name} {k}": top_cells(maps, k).float() / k for name, maps in found.items() for k in sizes}
         for name, weights in own.items():

@@ -16,7 +16,7 @@ from PIL import Image
 
 import bla
 import bla.runs.run
-from bla.data.image_sets import image_folder
+from bla.data.image_sets import image_folder, list_images
 from bla.deploy.pictures import explain_files, output_names
 from bla.explanations.explanation import Explanation, ExplanationError, Unexplained
 from bla.model.classifier import ClassifierError
@@ -139,11 +139,12 @@ def test_the_size_dial_nests(photographs: list[Path]) -> None:
 
 def test_the_shipped_explainer_agrees_with_its_classifier_on_photos_that_it_never_saw(shared_data: Path) -> None:
     classifier = bla.load("tf_efficientnet_lite0")
-    found = classifier.explain(sorted((shared_data / "imagenet_val").glob("*.jpg"))[:100])
+    photos = list_images([shared_data / "imagenet_val"])[:100]
+    found = classifier.explain(photos)
     assert all(each.agrees for each in found)
     assert np.mean([each.size for each in found]) <= 49 / 3
     classifier.attention.agreeing = False
-    bare = classifier.explain(sorted((shared_data / "imagenet_val").glob("*.jpg"))[:100])
+    bare = classifier.explain(photos)
     assert np.mean([each.agrees for each in bare]) >= 0.95
 
 
