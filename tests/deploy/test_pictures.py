@@ -162,6 +162,6 @@ def test_the_larger_shipped_explainers_on_photos_that_they_never_saw(name: str, 
     right = [int(photo.name[:4]) for photo in photos] == plain.numpy()
     assert selected[0].numel() == cells
     assert right.mean() >= 0.7  # the weights are the classifier's
-    assert (alone == plain).float().mean() >= 0.85
+    assert torch.equal(alone, plain)
     assert (selected > 0).sum() / len(photos) <= cells / 3
-    assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 30_000
+    assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 250_000
