@@ -288,6 +288,6 @@ def test_files_of_the_users_are_left_alone(run_folder: Path, tmp_path: Path) -> 
 def test_the_shipped_explainer_is_shared_by_name(tmp_path: Path) -> None:
     shared = save_pretrained("tf_efficientnet_lite0", tmp_path / "shared")
     text = (shared / "README.md").read_text()
-    assert "400 images of `imagenet500`" in text
-    assert "93.0%" in text
+    assert "4,406 images of `photos and imagenet500, two views each`" in text
+    assert "100.0%" in text
     assert bla.from_pretrained is from_pretrained
