@@ -31,6 +31,13 @@ def normalising() -> nn.Module:
     return nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 5))
 
 
+def deepening() -> nn.Module:
+    """A linear head on 4 x 4 cells, before which there is a map of 8 x 8."""
+    early = nn.Sequential(nn.Conv2d(3, 6, 8, stride=8), nn.ReLU())
+    late = nn.Sequential(nn.Conv2d(6, 8, 2, stride=2), nn.ReLU())
+    return nn.Sequential(early, late, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
 def flattening() -> nn.Module:
     """A head that flattens its 4 x 4 cells, as VGG's does."""
     return nn.Sequential(nn.Conv2d(3, 8, 16, stride=16), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))

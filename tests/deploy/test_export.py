@@ -14,16 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import bla
 from bla.cli import run_command
 from bla.data.photo import Transform
 from bla.deploy.engine import KEY, Card, Engine, EngineError
 from bla.deploy.export import ExportError, export
 from bla.deploy.export.checking import check_onnx, maps_to_check
 from bla.deploy.export.graph import OUTPUTS
-from bla.explanations.explanation import Unexplained
+from bla.explanations.explanation import Explanation, Unexplained
 from bla.model.attention import BoundedLogitAttention, L2XAttention
 from bla.model.own_prediction import OwnPredictionAttention
-from small_exports import CLASSES, Pair, averaging, flattening, normalising, of_tokens, photos, wrapped
+from small_exports import CLASSES, Pair, averaging, deepening, flattening, normalising, of_tokens, photos, wrapped
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -260,3 +261,16 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
 def test_the_command(plain: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["export", "nowhere", "--out", str(tmp_path / "x.onnx")]) == 2
     assert "expected a run folder" in capsys.readouterr().err
+
+
+def test_an_explainer_with_an_earlier_map_exports_before_it_was_ever_called(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    classifier = bla.explainable(deepening(), transform=Transform((64, 64), HALF, HALF), classes=CLASSES)
+    assert classifier.attention.earlier == 6
+    exported = export(classifier, tmp_path / "graph.onnx")
+    images = list(photos(3))
+    for ours, theirs in zip(Engine(exported.path).explain_each(images), classifier.explain(images), strict=True):
+        assert isinstance(ours, Explanation)
+        assert (ours.selected == theirs.selected).all()
+        assert ours.agrees
+        assert ours.sizes == theirs.sizes

@@ -110,9 +110,11 @@ class OwnPredictionAttention(BoundedLogitAttention):
         self.earlier = earlier  # which the score is built by
         super().__init__(in_channels, hidden=hidden)
         self.agreeing = agreeing
-        self.judge = judge
-        self._layer_of: tuple[nn.Module | None, nn.Linear | None] = (None, None)
+        self.judge: nn.Module | None = None
+        self._linear: tuple[nn.Linear | None] = (None,)  # in a tuple: it is the judge's already
         self._traced: Slopes | None = None
+        if judge is not None:
+            self.judged_by(judge)
 
     def train(self, mode: bool = True) -> OwnPredictionAttention:
         """Set the mode; the judge stays in evaluation."""
@@ -155,8 +157,8 @@ class OwnPredictionAttention(BoundedLogitAttention):
 
     def freeze(self, features: Tensor) -> None:
         """Make what depends on the judge's code a constant, so that the module can be traced for such features."""
-        judge, layer = self._judge(), self._layer()
-        if layer is None:
+        judge = self._judge()
+        if self._linear[0] is None:
             at = features if reads_maps(judge) else features.mean(dim=(2, 3))
             slopes, target = slopes_of(judge), features.new_zeros(len(features), dtype=torch.long)
             self._traced = make_fx(slopes, tracing_mode="symbolic", _allow_non_fake_inputs=True)(at, target)
@@ -190,7 +192,7 @@ class OwnPredictionAttention(BoundedLogitAttention):
         """The standardised clues, and the channels of the earlier map."""
         features = features.detach()
         own, earlier = features.tensor_split([self.in_channels - self.earlier], dim=1)
-        found = evidence(self._judge(), features, target, self._layer(), self._traced)
+        found = evidence(self._judge(), features, target, self._linear[0], self._traced)
         clues = torch.cat([found, torch.linalg.vector_norm(own, dim=1, keepdim=True)], dim=1)
         clues = clues - clues.mean(dim=(2, 3), keepdim=True)
         return clues / (clues.square().mean(dim=(2, 3), keepdim=True).sqrt() + 1e-6), earlier
@@ -210,12 +212,12 @@ class OwnPredictionAttention(BoundedLogitAttention):
 
     def judged_by(self, head: nn.Module) -> None:
         """Explain what this head predicts."""
-        self.judge = head
+        self.judge, self._linear = head, (linear_layer(head, self.in_channels),)
 
     def _agreed(self, features: Tensor, unbounded: Tensor, target: Tensor, own: Tensor) -> Selection:
         """The selection at the bound; where the class is the classifier's own, of enough cells to give it."""
         flat = unbounded.flatten(1)
-        enough = sufficiency(self._judge(), features, unbounded, target, self._layer())
+        enough = sufficiency(self._judge(), features, unbounded, target, self._linear[0])
         size = torch.ones_like(target) if enough is None else torch.where(target == own, enough.sufficient, 1)
         least = flat.sort(dim=1, descending=True).values.gather(1, size[:, None] - 1)
         selection = self.weigh((flat - least.clamp(max=0)).reshape_as(unbounded))
@@ -234,9 +236,3 @@ class OwnPredictionAttention(BoundedLogitAttention):
         if self.judge is None:
             raise AttentionError("expected a judge to ask about each cell, got none: pass one, or wrap a classifier")
         return self.judge
-
-    def _layer(self) -> nn.Linear | None:
-        """The judge's one linear layer, found when the judge is new."""
-        if self._layer_of[0] is not self.judge:
-            object.__setattr__(self, "_layer_of", (self.judge, linear_layer(self._judge(), self.in_channels)))
-        return self._layer_of[1]
