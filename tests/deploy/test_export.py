@@ -50,7 +50,6 @@ def test_the_contract_of_the_file(plain: Pair) -> None:
 KINDS = (
     "plain",
     "class_aware",
-    "own",
     "own, normalised",
     "own, flattened",
     "l2x, flattened",
