@@ -239,7 +239,26 @@ class BoundedLogitAttention(Attention):
             bias.add_(_START_SPREAD - middle)
 
 
-class ClassAwareAttention(BoundedLogitAttention):
+class JudgedAttention(BoundedLogitAttention):
+    """What class-conditional kinds share: a head, the ``judge``, that is asked about a class and never trained here."""
+
+    class_conditional = True
+    judge: nn.Module | None
+
+    def train(self, mode: bool = True) -> JudgedAttention:
+        """Set the mode; the judge stays in evaluation."""
+        super().train(mode)
+        if self.judge is not None:
+            self.judge.eval()
+        return self
+
+    def _judge(self) -> nn.Module:
+        if self.judge is None:
+            raise AttentionError("expected a judge to ask about each cell, got none: pass one, or wrap a classifier")
+        return self.judge
+
+
+class ClassAwareAttention(JudgedAttention):
     r"""Class-conditional bounded logit attention: its score reads what a head says at each cell about one class.
 
     .. math:: l = \mathrm{judge}(F_n), \quad
@@ -266,8 +285,6 @@ class ClassAwareAttention(BoundedLogitAttention):
     >>> other = attention(features, target=torch.tensor([4, 0]))
     """
 
-    class_conditional = True
-
     def __init__(
         self,
         in_channels: int,
@@ -281,13 +298,6 @@ class ClassAwareAttention(BoundedLogitAttention):
         super().__init__(3, temperature=temperature, threshold=threshold, hidden=hidden, gate=gate)
         self.in_channels = in_channels
         self.judge = judge
-
-    def train(self, mode: bool = True) -> ClassAwareAttention:
-        """Set the mode; the judge stays in evaluation."""
-        super().train(mode)
-        if self.judge is not None:
-            self.judge.eval()
-        return self
 
     def judged_by(self, head: nn.Module) -> None:
         """Ask this head, which must read pooled vectors, about each cell; an AttentionError for one that reads maps."""
@@ -318,9 +328,7 @@ class ClassAwareAttention(BoundedLogitAttention):
         return unbounded
 
     def _judged(self, pooled: Tensor) -> Tensor:
-        if self.judge is None:
-            raise AttentionError("expected a judge to ask about each cell, got none: pass one, or wrap a classifier")
-        logits: Tensor = self.judge(pooled)
+        logits: Tensor = self._judge()(pooled)
         return logits
 
 

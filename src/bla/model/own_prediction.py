@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from bla.model.attention import AttentionError, BoundedLogitAttention, Selection
+from bla.model.attention import JudgedAttention, Selection
 from bla.model.evidence import Slopes, evidence, from_all, linear_layer, slopes_of, sufficiency
 from bla.model.heads import read, reads_maps
 
@@ -61,7 +61,7 @@ class _Score(nn.Module):
         return u
 
 
-class OwnPredictionAttention(BoundedLogitAttention):
+class OwnPredictionAttention(JudgedAttention):
     r"""Bounded logits that explain the prediction of a classifier that stays as it is.
 
     .. math:: -u_n = a(x)_n + s \, \text{contrast}_n, \quad
@@ -95,7 +95,6 @@ class OwnPredictionAttention(BoundedLogitAttention):
     """
 
     needs_training = False
-    class_conditional = True
     _arguments = ()
 
     def __init__(
@@ -115,13 +114,6 @@ class OwnPredictionAttention(BoundedLogitAttention):
         self._traced: Slopes | None = None
         if judge is not None:
             self.judged_by(judge)
-
-    def train(self, mode: bool = True) -> OwnPredictionAttention:
-        """Set the mode; the judge stays in evaluation."""
-        super().train(mode)
-        if self.judge is not None:
-            self.judge.eval()
-        return self
 
     def reset_parameters(self) -> None:
         """Start anew: untrained."""
@@ -231,8 +223,3 @@ class OwnPredictionAttention(BoundedLogitAttention):
             torch.where(lost[:, None, None], 1 / cells, selection.soft),
             torch.where(lost[:, None, None], 1 / cells, hard),
         )
-
-    def _judge(self) -> nn.Module:
-        if self.judge is None:
-            raise AttentionError("expected a judge to ask about each cell, got none: pass one, or wrap a classifier")
-        return self.judge

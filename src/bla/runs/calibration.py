@@ -238,7 +238,7 @@ def _misses(
             pixels = classifier.pixels(np.stack(readable))
             features = classifier.trunk(pixels)
             own = from_all(head, features)
-            ranking = attention(features, size=1).unbounded
+            ranking = attention.ranking(features)
             cells = ranking[0].numel()
             step = 1 if quantity == "agreement" else math.ceil(cells / _SIZES)
             misses = misses or dict.fromkeys(range(cells, 0, -step), 0)
