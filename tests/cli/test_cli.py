@@ -67,6 +67,7 @@ def place(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A working folder with the classifier and the images: no run yet, and an empty cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BLA_TRUST_CODE", "tinynet:build")
     monkeypatch.delitem(sys.modules, "tinynet", raising=False)
     shutil.copy(original / "tinynet.py", tmp_path)
     shutil.copytree(original / "data", tmp_path / "data")

@@ -61,6 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
+    monkeypatch.setenv("BLA_TRUST_CODE", "comparednet:build")
     monkeypatch.setattr("bla.metrics.leakage.STEPS", 20)
 
 
@@ -254,11 +255,8 @@ def splits_with_masks(place: Path) -> Splits:
 
 @pytest.mark.parametrize("known", [splits_with_boxes, splits_with_masks])
 def test_objects_are_compared_with_where_they_are_known(place: Path, known: Callable[[Path], Splits]) -> None:
-    sys.path.insert(0, str(place))
-    try:
-        result = compare("run", known(place), out=place / known.__name__, methods=["centre", "norm"], leakage=True)
-    finally:
-        sys.path.remove(str(place))
+    options = {"methods": ["centre", "norm"], "leakage": True, "model": "comparednet:build"}
+    result = compare("run", known(place), out=place / known.__name__, **options)
     assert result["data"]["objects"] == 11
     # photos of 60 x 40 pixels, cells of 12 x 10: the box covers rows 1 and 2 in full, and 4, 12, 12 and 2 of 12 columns
     covered = np.zeros((4, 5))

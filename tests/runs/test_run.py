@@ -442,8 +442,8 @@ def test_a_classifier_by_name_needs_no_model_to_load(
     result = train(data, "run", SHORT, model=name, device="cpu")
     assert result.record["backbone"]["name"] == result.record["model"] == name
     pixels = torch.randn(2, 3, 24, 40)
-    assert torch.equal(load("run", device="cpu")(pixels), result.classifier(pixels))
-    assert evaluate("run", device="cpu")[0] == result.record["metrics"]
+    assert torch.equal(load("run", model=name, device="cpu")(pixels), result.classifier(pixels))
+    assert evaluate("run", model=name, device="cpu")[0] == result.record["metrics"]
 
 
 def test_a_run_is_of_one_classifier(trained: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bla import needs_extra
-from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json
+from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json, TrustCode
 
 
 def batch(
@@ -25,6 +25,7 @@ def batch(
     check: Check = False,
     fill: Fill = "coarse",
     pictures: Flag = False,
+    trust_code: TrustCode = None,
     json_: Json = False,
 ) -> int:
     """Explain any number of photos into Parquet files.
@@ -54,7 +55,7 @@ def batch(
 
     with shown_progress() as report:
         explained = partial(explain_all, engine=engine, workers=workers, shard=shard, column=column)
-        opened = open_engine(run)
+        opened = open_engine(run, model=trust_code)
         report(opened.card.transform.in_words(), 0, 0)
         asked = fill if check else None
         record = explained(source, out, opened.path, pictures=pictures, size=size, fill=asked, report=report)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import FillName, Json, skipped
+from bla.cli.sharing import FillName, Json, TrustCode, skipped
 from bla.cli.training import FLAT, Places
 
 
@@ -23,6 +23,7 @@ def calibrate(
     confidence: float = 0.95,
     fill: FillName = "coarse",
     out: Path | None = None,
+    trust_code: TrustCode = None,
     places: Annotated[Places | None, FLAT] = None,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
@@ -45,7 +46,14 @@ def calibrate(
     from bla.progress import shown_progress
     from bla.runs import calibration
 
-    options = {"quantity": for_, "share": share, "confidence": confidence, "fill": fill, "out": out}
+    options = {
+        "quantity": for_,
+        "share": share,
+        "confidence": confidence,
+        "fill": fill,
+        "out": out,
+        "model": trust_code,
+    }
     with shown_progress() as report:
         found, failures = calibration.calibrate(run, photos, **options, **asdict(places or Places()), report=report)  # type: ignore[arg-type]
     if json_:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import CacheFolder, Device, Flag, Json, skipped
+from bla.cli.sharing import CacheFolder, Device, Flag, Json, TrustCode, skipped
 
 
 def compare(
@@ -25,6 +25,7 @@ def compare(
     sanity: Flag = False,
     limit: int | None = None,
     seed: int = 0,
+    trust_code: TrustCode = None,
     device: Device = "auto",
     cache: CacheFolder = None,
     json_: Json = False,
@@ -56,7 +57,9 @@ def compare(
 
     folder = out or (Path(run) / "comparison" if Path(run).is_dir() else Path("comparison"))
     with shown_progress() as report:
-        drawn = partial(compared, leakage=leakage, sanity=sanity, pixels=pixels, limit=limit, seed=seed)
+        drawn = partial(
+            compared, model=trust_code, leakage=leakage, sanity=sanity, pixels=pixels, limit=limit, seed=seed
+        )
         result = drawn(run, data, out=folder, methods=methods or CHEAP, device=device, cache=cache, report=report)
     if json_:
         print(json.dumps(result))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import DONE, DONE_BUT, Check, Device, Fill, skip_line
+from bla.cli.sharing import DONE, DONE_BUT, Check, Device, Fill, TrustCode, skip_line
 
 if TYPE_CHECKING:
     from bla.explanations.explanation import Explanation
@@ -26,6 +26,7 @@ def explain(
     check: Check = False,
     fill: Fill = "coarse",
     out: Path | None = None,
+    trust_code: TrustCode = None,
     device: Device = "auto",
     json_: Annotated[bool, Parameter(negative=(), help="Print one JSON object per photo, each on a line.")] = False,
 ) -> int:
@@ -66,7 +67,7 @@ def explain(
                 raise RunError("expected no --target with a certified size, which is for the predicted class, got one")
             size = certified.size
         asked, other = (int(name) if name is not None and name.isdecimal() else name for name in (target, against))
-        question = {"size": size, "target": asked, "against": other, "check": check, "fill": fill}
+        question = {"size": size, "target": asked, "against": other, "check": check, "fill": fill, "model": trust_code}
         results = explain_files(paths, run=run, **question, out=folder, device=device, report=report)  # type: ignore[arg-type]
         for index, result in enumerate(results, start=1):
             if json_:

@@ -27,6 +27,13 @@ Fill = Annotated[
 ]
 Json = Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout, and nothing else there.")]
 Device = Annotated[str, Parameter(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")]
+TrustCode = Annotated[
+    str | None,
+    Parameter(
+        name="--trust-code", env_var="BLA_TRUST_CODE", show_env_var=False,
+        help="package.module:callable, the code that the run names as its classifier: run it.",
+    ),
+]  # fmt: skip
 CacheFolder = Annotated[
     Path | None, Parameter(name="--cache", help="Where features are kept. By default $BLA_CACHE or the user's cache.")
 ]

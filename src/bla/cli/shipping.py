@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bla import needs_extra
-from bla.cli.sharing import Json
+from bla.cli.sharing import Json, TrustCode
 
 
 def export(
@@ -18,6 +18,7 @@ def export(
     out: Path,
     to: Literal["onnx", "torch"] = "onnx",
     entry: Literal["pixels", "photos"] = "pixels",
+    trust_code: TrustCode = None,
     json_: Json = False,
 ) -> None:
     """Export a trained explainer as one graph that runs without torch, checked against the module.
@@ -32,7 +33,7 @@ def export(
     """
     from bla.deploy.export import export as write
 
-    exported = write(run, out, to=to, entry=entry)
+    exported = write(run, out, to=to, entry=entry, model=trust_code)
     if json_:
         print(json.dumps(exported.to_dict()))
         return
@@ -54,6 +55,7 @@ def serve(
     megabytes: float = 32.0,
     megapixels: float = 50.0,
     timeout: float = 30.0,
+    trust_code: TrustCode = None,
 ) -> None:
     """Serve explanations: an API (/openapi.json) and a page (/).
 
@@ -81,7 +83,7 @@ def serve(
     with needs_extra("serve"):
         from bla.deploy.serve import Limits
         from bla.deploy.serve import serve as run
-    engine = open_engine(explainer, threads=threads)
+    engine = open_engine(explainer, model=trust_code, threads=threads)
     print(engine.card.transform.in_words(), file=sys.stderr)
     limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
     print(f"{engine.card.setup} on {engine.card.model}: http://{host}:{port}/", file=sys.stderr, flush=True)

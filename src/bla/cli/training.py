@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, skipped
+from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, TrustCode, skipped
 from bla.training.settings import (
     RECOMMENDED,
     Bounded,
@@ -144,6 +144,7 @@ def evaluate(
     *,
     data: str | None = None,
     stream: Annotated[bool, Parameter(negative=())] = False,
+    trust_code: TrustCode = None,
     places: Annotated[Places | None, FLAT] = None,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
@@ -161,7 +162,8 @@ def evaluate(
     from bla.training import distributed
 
     with distributed.joined(), shown_progress() as report:
-        metrics, failures = measured(run, data, **asdict(places or Places()), stream=stream, report=report)
+        where = asdict(places or Places())
+        metrics, failures = measured(run, data, model=trust_code, **where, stream=stream, report=report)
         if distributed.rank():
             return DONE
         certificate = read_certificate(run, report=report)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bla.comparison.catalogue import CHEAP, METHODS, Setting, method_names
 from bla.comparison.explanations import Explained, explain_photos, wait
@@ -52,6 +52,7 @@ def compare(
     pixels: int = 0,
     limit: int | None = None,
     seed: int = 0,
+    model: nn.Module | str | None = None,
     device: str = "auto",
     cache: Path | None = None,
     report: Progress = silent,
@@ -71,6 +72,7 @@ def compare(
     pixels: how many photos, drawn by ``seed``, to change and classify again by the whole network: for kept and removed,
         and of at most :data:`bla.comparison.pixels.COSTLY` of them for the other measures.
     limit: how many photos, drawn by ``seed``, to compare on; by default all.
+    model: as :func:`bla.load` takes it.
 
     Raises
     ------
@@ -82,7 +84,7 @@ def compare(
         raise ComparisonError(f"expected a folder for the comparison, got the file {out}: choose another name")
     if pixels < 0:
         raise ComparisonError(f"expected a number of photos to change the pixels of, got {pixels}")
-    opened = _comparable(open_run(run, device=device))
+    opened = _comparable(open_run(run, model=model, device=device))
     photos = find_photos(opened, data, limit=limit, seed=seed, cache=cache, report=report)
     needed = leakage or any(METHODS[name].trained for name in names)
     training = training_photos(opened, cache, report) if needed else None

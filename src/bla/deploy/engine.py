@@ -328,11 +328,11 @@ def _whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def open_engine(explainer: str | Path, *, threads: int | None = None) -> Engine:
+def open_engine(explainer: str | Path, *, model: str | None = None, threads: int | None = None) -> Engine:
     """The engine of an exported file, or of a run or shipped explainer, which is exported first and kept.
 
     Another process does the export, so that this one loads no torch. The result stays in the user's cache
-    (``$BLA_CACHE``) and serves until the run changes.
+    (``$BLA_CACHE``) and serves until the run changes. ``model`` is as :func:`bla.load` takes it.
 
     Raises
     ------
@@ -347,7 +347,9 @@ def open_engine(explainer: str | Path, *, threads: int | None = None) -> Engine:
     digest = content_digest(folder, f"{importlib.metadata.version('bounded-logit-attention')} {SCHEMA_VERSION}")
     kept = cache_root() / "exported" / f"{digest}.onnx"
     if not kept.exists():
-        command = [sys.executable, "-m", "bla", "export", str(folder), "--out", str(kept)]
+        # -P: a module in the working folder is not taken for one of ours
+        command = [sys.executable, "-P", "-m", "bla", "export", str(folder), "--out", str(kept)]
+        command += [] if model is None else ["--trust-code", model]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("bla: ")

@@ -58,10 +58,13 @@ def explain_files(
     check: bool = False,
     fill: str = FILLS[0],
     out: Path | None = None,
+    model: str | None = None,
     device: str = "auto",
     report: Progress = silent,
 ) -> Iterator[Explanation | Unexplained]:
     """Explain photos in order; with ``out``, write ``NAME.png`` (the panel) and ``NAME.json`` for each.
+
+    ``run`` and ``model`` are as :func:`bla.load` takes them.
 
     Where a photo may have several labels, its picture has a panel for each present label, one below another.
 
@@ -76,7 +79,7 @@ def explain_files(
     from bla.model.backbones import weights_digest
     from bla.runs.run import load
 
-    classifier = load(run, device=device)
+    classifier = load(run, model=model, device=device)
     report(classifier.transform.in_words(), 0, 0)
     kept: dict[Path, Explanation] = {}
     names: dict[Path, str] = {}

@@ -95,7 +95,7 @@ def calibrate(
     confidence: float = 0.95,
     fill: str = FILLS[0],
     out: Path | None = None,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     device: str = "auto",
     data_root: Path | None = None,
     cache: Path | None = None,

@@ -34,7 +34,7 @@ from bla.runs.record import (
     run_folder,
     write_run,
 )
-from bla.runs.run import load, placeholder
+from bla.runs.run import backbone_of, load, placeholder
 from bla.training.checkpoint import tensor_bytes
 from bla.training.networks import Networks
 from bla.training.settings import Settings, TrainingError
@@ -65,7 +65,7 @@ def save_pretrained(
     ----------
     explainer: a run folder, a shipped explainer's name, or a fitted classifier with its own head.
     model: the name of a classifier passed as an object, as :func:`bla.model.backbones.load_backbone` takes it. Without
-        a name, others pass ``model=`` to load it.
+        a name, others pass ``model=`` to load it. With a run: as :func:`bla.load` takes a name.
     metrics: what :func:`bla.fit` returned for a classifier passed as an object; the card shows them.
     with_classifier: add the classifier's own weights as ``classifier.safetensors``, each tensor once.
 
@@ -83,7 +83,7 @@ def save_pretrained(
         record, weights = _fitted(explainer, model, metrics or {})
         if with_classifier and model is not None:
             own = _own_weights(explainer)
-    elif model is not None or metrics is not None:
+    elif metrics is not None or ":" not in (model or ":"):
         raise HubError("expected model= and metrics= beside a classifier, got them beside a run, which records both")
     else:
         source = run_folder(explainer)
@@ -92,9 +92,8 @@ def save_pretrained(
         record, weights = read_record(source), (source / WEIGHTS).read_bytes()
         certificate = read_certificate(source)
         with_classifier = with_classifier and "trunk" not in record  # a run with a trained trunk holds it already
-        if with_classifier and (name := record["backbone"]["name"]) is not None:
-            file = record["backbone"]["weights"]
-            own = load_backbone(name, source / file if file == CLASSIFIER else file).state_dict()
+        if with_classifier and record["backbone"]["name"] is not None:
+            own = backbone_of(source, record, model).state_dict()
     files = {WEIGHTS: weights}
     if with_classifier:
         if own is None:
@@ -113,14 +112,14 @@ def from_pretrained(
     name: str | os.PathLike[str],
     *,
     revision: str | None = None,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     device: str = "auto",
     token: str | bool | None = None,
 ) -> ExplainableClassifier:
     """The classifier of a shared explainer: a folder, or ``user/name`` on the Hugging Face Hub (extra ``hub``).
 
-    None of its content is run as code: it holds no pickle, and for a classifier named ``package.module:callable`` you
-    pass ``model``. With ``HF_HUB_OFFLINE=1`` only earlier downloads are found.
+    None of its content is run as code: it holds no pickle, and a classifier named ``package.module:callable`` is called
+    only if ``model`` repeats that name. With ``HF_HUB_OFFLINE=1`` only earlier downloads are found.
 
     Parameters
     ----------
@@ -148,17 +147,12 @@ def from_pretrained(
     elif revision is not None:
         raise HubError(f"expected a revision with a name on the Hub, got {revision!r} with the folder {folder}")
     backbone = read_record(folder)["backbone"]
-    if model is None and ":" in (backbone["name"] or ""):
-        raise HubError(
-            f"{folder}: expected model=, as its classifier is a callable of other people's code, {backbone['name']!r}, "
-            "which is not called unasked: build it and pass it"
-        )
     if backbone["weights"] not in (None, "random", CLASSIFIER):
         raise HubError(
             f"{folder}: expected a folder that bla.save_pretrained wrote, got one that wants weights from "
             f"{backbone['weights']!r}: bla.load reads your own runs"
         )
-    if model is not None and backbone["weights"] == CLASSIFIER:
+    if isinstance(model, nn.Module) and backbone["weights"] == CLASSIFIER:
         model = copy.deepcopy(model)
         try:
             model.load_state_dict(load_file(folder / CLASSIFIER))

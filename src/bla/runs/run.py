@@ -219,12 +219,13 @@ def fit(
         return measure(networks, test_part, report, several=several)
 
 
-def load(run: str | Path, *, model: nn.Module | None = None, device: str = "auto") -> ExplainableClassifier:
+def load(run: str | Path, *, model: nn.Module | str | None = None, device: str = "auto") -> ExplainableClassifier:
     """The classifier of a run folder, or of a shipped explainer by name, ready to predict and explain.
 
     Parameters
     ----------
-    model: the classifier, for a run that was trained on one passed as an object.
+    model: the classifier, for a run that was trained on one passed as an object. Where the run names code, as
+        ``package.module:callable``, that name: you trust the code, and it is imported and called. No other code is.
 
     Raises
     ------
@@ -235,22 +236,14 @@ def load(run: str | Path, *, model: nn.Module | None = None, device: str = "auto
 
 
 @torch.inference_mode(False)
-def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "auto") -> Run:
+def open_run(run: str | Path, *, model: nn.Module | str | None = None, device: str = "auto") -> Run:
     """As :func:`load`, with the record, the settings and the networks to measure."""
     folder = run_folder(run)
     record = read_record(folder)
     backbone, classes, place = record["backbone"], record["classes"], pick_device(device)
     with reading("the record of a run", folder / RECORD, RunError):
         settings, transform = Settings.from_record(record["settings"]), Transform.from_dict(record["transform"])
-    if model is None:
-        if backbone["name"] is None:
-            raise RunError(f"{folder}: expected model=, the classifier it was trained on, which came as an object")
-        weights: str | Path | None = backbone["weights"]
-        if settings.trunk is not None:
-            weights = "random"  # the run holds the trained trunk
-        elif weights not in (None, "random"):
-            weights = folder / str(weights)  # a relative name is a file of the run folder
-        model = load_backbone(backbone["name"], weights)
+    model = backbone_of(folder, record, model)
     head = None if settings.own_head else len(classes)
     own = placeholder(settings)
     wrapped = explainable(model, name=record["model"], head=head, transform=transform, attention=own).to(place)
@@ -262,12 +255,32 @@ def open_run(run: str | Path, *, model: nn.Module | None = None, device: str = "
     return _restored(folder, record, settings, *_assembled(wrapped, settings, classes))
 
 
+def backbone_of(folder: Path, record: Record, model: nn.Module | str | None = None) -> nn.Module:
+    """The classifier that a run names, unless ``model`` is it; code is run only if ``model`` repeats its name."""
+    name, weights = record["backbone"]["name"], record["backbone"]["weights"]
+    if isinstance(model, nn.Module):
+        return model
+    if name is None:
+        raise RunError(f"{folder}: expected model=, the classifier it was trained on, which came as an object")
+    if ":" in name and model != name:
+        raise RunError(
+            f"{folder}: expected model=, as its classifier is code, {name!r}, which is not run unasked, got {model!r}: "
+            f"pass the classifier, or, if you trust this code, its name (--trust-code {name})"
+        )
+    file: str | Path | None = weights
+    if "trunk" in record:
+        file = "random"  # the run holds the trained trunk
+    elif weights not in (None, "random"):
+        file = folder / str(weights)  # a relative name is a file of the run folder
+    return load_backbone(name, file)
+
+
 @distributed.joined()  # type: ignore[has-type, untyped-decorator]
 def evaluate(
     run: str | Path,
     data: str | Path | Splits | None = None,
     *,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     device: str = "auto",
     data_root: Path | None = None,
     cache: Path | None = None,

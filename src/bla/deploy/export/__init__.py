@@ -51,7 +51,12 @@ class Exported:
 
 @torch.inference_mode(False)
 def export(
-    explainer: str | Path | ExplainableClassifier, out: str | Path, *, to: Target = "onnx", entry: Entry = "pixels"
+    explainer: str | Path | ExplainableClassifier,
+    out: str | Path,
+    *,
+    to: Target = "onnx",
+    entry: Entry = "pixels",
+    model: str | None = None,
 ) -> Exported:
     """Write a run, a shipped explainer or a wrapped classifier as one graph, after checking it against the module.
 
@@ -67,7 +72,8 @@ def export(
     - ``masks``, float32 (B, M, H, W): subsets of cells to ask the head about, which gives ``answers``; by default none.
 
     A torch file (``torch.export.load(FILE).module()``) takes the images alone and gives a dictionary without answers.
-    Class names, transform, version and setup are in the file: :class:`bla.deploy.engine.Card`.
+    Class names, transform, version and setup are in the file: :class:`bla.deploy.engine.Card`. ``model`` is as
+    :func:`bla.load` takes it.
 
     Raises
     ------
@@ -80,7 +86,7 @@ def export(
         raise ExportError(f"expected to 'onnx' or 'torch' and entry 'pixels' or 'photos', got {to!r} and {entry!r}")
     if out.is_dir():
         raise ExportError(f"expected a file to write, got the folder {out}: name a file in it")
-    wrapped = explainer if isinstance(explainer, ExplainableClassifier) else load(explainer, device="cpu")
+    wrapped = explainer if isinstance(explainer, ExplainableClassifier) else load(explainer, model=model, device="cpu")
     like = next(wrapped.attention.parameters())
     if not wrapped.explains:
         raise ExportError(f"expected a trained attention, got {wrapped.name} with one never fitted: bla.fit trains it")
