@@ -168,6 +168,7 @@ WITHOUT_EXTRAS = """
 import os, sys
 
 os.chdir({place!r})
+os.environ["HOME"] = {place!r}
 for stream, name in ((1, "out"), (2, "err")):
     os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), stream)
 extras = (
@@ -177,20 +178,44 @@ extras = (
 assert not set(extras) & set(sys.modules), "training and the model load no extra"
 sys.modules |= dict.fromkeys(extras)
 from bla.cli import run_command
-commands = "train embedded --out run,report run,study results study,batch in out,serve run"
-for command in commands.split(","):
-    assert run_command(command.split()) == 2, command
-assert run_command(["explain", "photo.png", "--json"]) == 0
+for code, commands in {commands!r}.items():
+    for command in commands:
+        os.write(2, b"$ " + command.encode() + b"\\n")
+        assert run_command(command.split()) == code, command
 """
+CORE = ["explain photo.png --json", "compare lite0 . --methods random --out c --json", "cache list", "cache check"]
+CORE += ["completion --shell bash", "--version", "--help", "train --help"]
+NEEDED = {
+    "train embedded --out run": "demo",
+    "train hf:beans --out run": "datasets",
+    "explain photo.png --run x.onnx": "export",
+    "compare lite0 .": "compare",
+    "report run": "compare",
+    "export lite0 --out x.onnx": "export",
+    "batch . out": "batch,export",
+    "batch . out --engine ray": "batch,export,ray",
+    "serve lite0": "serve",
+    **dict.fromkeys(("study --help", "study results run", "study power", "study serve run"), "study"),
+}
+OTHERS = ["train nowhere --out run", "evaluate run", "calibrate lite0 . --for agreement", "cache remove x"]
 
 
-def test_bla_explain_needs_no_extra(start: Starter, tmp_path: Path) -> None:
+def test_without_extras_every_command_works_or_names_its_extra(start: Starter, tmp_path: Path) -> None:
     Image.new("RGB", (60, 40), "red").save(tmp_path / "photo.png")
-    done = start(1, WITHOUT_EXTRAS.format(place=str(tmp_path)))
+    (tmp_path / "x.onnx").write_text("mine")
+    commands = {
+        code: [one.replace("lite0", "tf_efficientnet_lite0") for one in some]
+        for code, some in {2: [*NEEDED, *OTHERS], 0: CORE}.items()
+    }
+    done = start(1, WITHOUT_EXTRAS.format(place=str(tmp_path), commands=commands))
     out, err = ((tmp_path / name).read_text() for name in ("out", "err"))
     assert done == [0], err
-    assert json.loads(out)["method"]
-    said = [line for line in err.splitlines() if line.startswith("bla: expected the package ")]
-    assert said[0] == "bla: expected the package skimage, got none: pip install 'bounded-logit-attention[demo]'"
-    extras = [line.partition("[")[2] for line in said[1:]]
-    assert extras == ["compare]'", "study]'", "batch,export]'", "serve]'"]
+    assert "Traceback" not in err
+    assert json.loads(out.splitlines()[0])["method"]
+    said = dict(part.split("\n", 1) for part in err.split("$ ")[1:])
+    for command, extra in NEEDED.items():
+        (line,) = said[command.replace("lite0", "tf_efficientnet_lite0")].splitlines()
+        assert line.startswith("bla: expected the package")
+        assert line.endswith(f"got none: pip install 'bounded-logit-attention[{extra}]'")
+    assert (tmp_path / "x.onnx").read_text() == "mine"
+    assert not {"run", "comparison"} & {path.name for path in tmp_path.iterdir()}

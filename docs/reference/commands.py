@@ -20,10 +20,11 @@ def reference() -> str:
     """The page: cyclopts' own, without its lists of commands, and with the options of many commands described once."""
     from bla.cli import app
 
+    app["study"]  # which loads it
     sys.argv = ["bla"]  # which cyclopts takes for the program's name
     text = app.generate_docs()
     text = re.sub(r"^## Table of Contents\n\n(?: *- .*\n)+\n", "", text, flags=re.M)
-    text = re.sub(r"^\*\*Commands\*\*:\n\n(?:\* .*\n|    .*\n)+\n?", "", text, flags=re.M)
+    text = re.sub(r"^\*\*.*\*\*:\n\n(?:\* \[`.*\n|    .*\n)+\n?", "", text, flags=re.M)
     text = re.sub(r"^\*\*(?:Arguments|Parameters)\*\*:\n\n", "", text, flags=re.M)
     text = re.sub(r"^(#+) bla .*\n\n```console\n(.*)\n```", r"\1 `\2`", text, flags=re.M).replace(" [OPTIONS]", "")
     text = re.sub(r" \*\[default: (?:False|\(\))\]\*| \*\*\[required\]\*\*", "", text)
@@ -32,7 +33,7 @@ def reference() -> str:
     for option in common:
         text = text.replace(option, f"* {option.split('`')[1]}\n")
     text = re.sub(r"^(?:\* --.*\n)+", _named, text, flags=re.M)
-    head, rest = text.split("\n## ", 1)
+    head, rest = re.sub(r"\n\nExample: `bla explain.*", "", text, count=1).split("\n## ", 1)
     many = "Several commands share these options:\n\n" + "".join(common)
     text = f"{head.strip()} What a heading names is required; defaults stand in brackets.\n\n{many}\n## {rest}"
     return re.sub(r"\n{3,}", "\n\n", text).strip().replace("# bla\n", "# Commands\n", 1) + "\n"

@@ -6,7 +6,7 @@ The names load on first use, so that ``import bla`` loads no torch; ``__init__.p
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,7 +44,24 @@ def needs_extra(extra: str, error: type[BlaError] = BlaError) -> Iterator[None]:
         ) from None
 
 
+def meant(name: str, names: Iterable[str]) -> str:
+    """What to add to an error about an unknown name: the nearest of the known ones, or nothing.
+
+    >>> meant("tabby", ["tabby cat", "tiger cat", "hen"]), meant("hem", ["cock", "hen"]), meant("x", ["hen"])
+    ("; did you mean 'tabby cat'?", "; did you mean 'hen'?", '')
+    """
+    import difflib
+
+    folded = {known.casefold(): known for known in names}
+    holding = [known for known in folded if name.casefold() in known]
+    near = [*holding, *difflib.get_close_matches(name.casefold(), folded)]
+    best = " or ".join(repr(folded[known]) for known in dict.fromkeys(near[:3]))
+    return f"; did you mean {best}?" if name and best else ""
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("bounded-logit-attention")
     if name in _MODULES:
         return importlib.import_module(f"bla.{_MODULES[name]}")
     if name not in _HOMES:

@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 from bla.data import photo as photo
@@ -13,7 +14,9 @@ from bla.runs.run import load as load
 from bla.runs.run import train as train
 
 __all__: list[str]
+__version__: str
 
 class BlaError(ValueError): ...
 
+def meant(name: str, names: Iterable[str]) -> str: ...
 def needs_extra(extra: str, error: type[BlaError] = ...) -> AbstractContextManager[None]: ...

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ import torch
 from cyclopts import App
 from PIL import Image
 
+import bla
 from bla.cli import app, run_command
+from bla.cli.sharing import listening
 from bla.explanations.explanation import Explanation
 from forked import Starter
 
@@ -227,6 +230,56 @@ def test_mistakes_are_one_line_and_exit_2(
     assert last.startswith("bla: ")
     assert message in last
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (["explain", "data/test/red/0.png", "--run", "run", "--target", "rde"], "did you mean 'red'?"),
+        (
+            ["explain", "data/test/red/0.png", "--run", "run", "--siz", "3"],
+            "Did you mean --size? (see bla explain --help)",
+        ),
+        (["compare", "run", "--methods", "gradcam"], "did you mean 'grad-cam'"),
+        (["exprot", "run"], 'Did you mean "export"?'),
+    ],
+)
+def test_near_matches_are_named(arguments: list[str], near: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(arguments) == 2
+    assert near in capsys.readouterr().err
+
+
+def test_a_taken_port_is_one_line_and_no_address(capsys: pytest.CaptureFixture[str]) -> None:
+    with listening("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert run_command(["serve", "nowhere", "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said == f"bla: expected a free port at 127.0.0.1:{port}, got: Address already in use (while attempting to "
+        f"bind on address ('127.0.0.1', {port})); choose another --port\n"
+    )
+
+
+def test_the_shell_completes(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.delenv("ZSH_CUSTOM", raising=False)
+    assert run_command(["completion", "--shell", "fish"]) == 0
+    script = Path(capsys.readouterr().out.removeprefix("New shells complete bla, by ").rstrip(".\n"))
+    assert script.is_relative_to(place)
+    text = script.read_text()
+    assert all(word in text for word in ("explain", "mean-size", "rehearse"))
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == bla.__version__ == metadata.version("bounded-logit-attention")
+
+
+def test_the_ten_common_options_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["train", "--help"]) == 0
+    groups = capsys.readouterr().out.split("╭─ ")[1:]
+    assert [group.split(" ─")[0] for group in groups[:3]] == ["Arguments", "Common options", "The classifier"]
+    assert len(re.findall(r"^│ [* ]  --", groups[1], re.M)) == 10
 
 
 def test_our_faults_exit_1_with_a_traceback(

@@ -9,16 +9,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from bla.cli import run_command
 from bla.data.photo import Transform
-from bla.deploy.engine import Engine, EngineError, open_engine
+from bla.deploy.engine import STEP, Engine, EngineError, open_engine
 from bla.deploy.export import export
 from bla.explanations.explanation import Explanation, Unexplained
 from bla.runs.record import SHIPPED, RunError
@@ -126,33 +128,52 @@ def test_photos_that_cannot_be_read_and_numbers_that_are_none(plain: Pair) -> No
 
 
 def test_a_run_is_exported_once_and_kept(plain: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls, said = [], list[str]()
 
     def exporting(command: list[str], **_: Any) -> Any:
         calls.append(command)
         Path(command[-1]).parent.mkdir(parents=True, exist_ok=True)
         Path(command[-1]).write_bytes(plain[1].path.read_bytes())
-        return subprocess.CompletedProcess(command, 0)
+        return contextlib.nullcontext(SimpleNamespace(returncode=0, stderr=["a warning\n", f"{STEP}making\n"]))
 
-    monkeypatch.setattr(subprocess, "run", exporting)
-    kept, again = (open_engine("tf_efficientnet_lite0").path for _ in range(2))
+    monkeypatch.setattr(subprocess, "Popen", exporting)
+    kept, again = (
+        open_engine("tf_efficientnet_lite0", report=lambda text, *_: said.append(text)).path for _ in range(2)
+    )
+    assert said == ["exporting tf_efficientnet_lite0, which takes up to a minute, once", f"{STEP}making"]
     assert kept == again
     assert kept.is_relative_to(os.environ["BLA_CACHE"])
-    assert [command[1:5] for command in calls] == [["-m", "bla", "export", str(EXPLAINER)]]
+    assert [command[2:6] for command in calls] == [["-m", "bla", "export", str(EXPLAINER)]]
     kept.unlink()
 
 
 def test_a_run_that_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_this_process(command: list[str], **_: Any) -> Any:
         with contextlib.redirect_stderr(io.StringIO()) as errors:
-            code = run_command(command[3:])
-        return subprocess.CompletedProcess(command, code, stderr=errors.getvalue())
+            code = run_command(command[4:])
+        return contextlib.nullcontext(SimpleNamespace(returncode=code, stderr=errors.getvalue().splitlines()))
 
-    monkeypatch.setattr(subprocess, "run", in_this_process)
+    monkeypatch.setattr(subprocess, "Popen", in_this_process)
     for name in ("run.json", "model.safetensors"):
         (tmp_path / name).write_bytes((EXPLAINER / name).read_bytes()[:100])
     with pytest.raises(EngineError, match=f"{tmp_path}: .*expected"):
         open_engine(tmp_path)
+
+
+def test_the_command_explains_by_an_exported_file(
+    class_aware: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(photos(1)[0]).save("photo.png")
+    explain = ["explain", "photo.png", "--run", str(class_aware[1].path)]
+    assert run_command([*explain, "--target", "bee", "--size", "3", "--out", "why", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (expected,) = class_aware[0].explain("photo.png", target="bee", size=3)
+    assert (found["size"], found["target"], found["selected"]) == (3, 1, expected.to_dict()["selected"])
+    assert Explanation.load(tmp_path / "why" / "photo.json").to_dict() == found
+    for mistake in ("--target be", "--size 99", "--target bee --against ant", "--size certified"):
+        assert run_command([*explain, *mistake.split()]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("bla: expected ")
 
 
 WITHOUT_TORCH = """
@@ -171,7 +192,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_the_documented_program_needs_no_torch(plain: Pair, tmp_path: Path) -> None:
     """examples/explain_onnx.py, of 20 lines, explains a photograph with onnxruntime, numpy and Pillow alone."""
     classifier, path = plain[0], plain[1].path
-    from PIL import Image
     from skimage.data import chelsea
 
     program = Path(__file__).parents[2] / "examples" / "explain_onnx.py"

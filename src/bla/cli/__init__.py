@@ -6,9 +6,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Literal
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group
 
+import bla
 from bla import BlaError
 from bla.cli.batches import batch
 from bla.cli.caches import caches
@@ -16,22 +18,62 @@ from bla.cli.calibrating import calibrate
 from bla.cli.comparing import compare
 from bla.cli.explaining import explain
 from bla.cli.reporting import report
-from bla.cli.sharing import DONE, FAULT, MISTAKE
+from bla.cli.sharing import DONE, FAULT, MISTAKE, Command
 from bla.cli.shipping import export, serve
 from bla.cli.training import evaluate, recommended, train
 
-app = App(
+app = Command(
     name="bla",
-    help="Make an image classifier show what it looked at: bounded logit attention.",
+    help="Make an image classifier show what it looked at: bounded logit attention.\n\n"
+    "Example: `bla explain photo.jpg`",
     help_format="plaintext",
+    version=lambda: bla.__version__,
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-app.command(train, config=recommended)
-for command in (evaluate, calibrate, explain, compare, report, export, batch, serve, caches):
-    app.command(command)
+_GROUPS = {
+    "Explain photos": (explain, batch),
+    "Train on your own images": (train, evaluate, calibrate),
+    "Compare with other methods": (compare, report),
+    "Put to use": (export, serve),
+    "This computer": (caches,),
+}
+for title, commands in _GROUPS.items():
+    group = Group.create_ordered(title)
+    for number, command in enumerate(commands):
+        if isinstance(command, App):
+            command.group = group
+            app.command(command)
+        else:
+            app.command(command, group=group, sort_key=number, config=recommended if command is train else None)
+
+
+@app.command(group=group)
+def completion(*, shell: Literal["bash", "zsh", "fish", "powershell"] | None = None) -> None:
+    """Let the shell complete commands and options: installs a script, and its line in the shell's startup file.
+
+    Example: `bla completion --shell bash`
+
+    :param shell: By default the one that runs the command.
+    """
+    from cyclopts.completion.detect import ShellDetectionError
+
+    try:
+        app["study"]
+    except BlaError:  # its extra is missing
+        del app["study"]
+    try:
+        path = app.install_completion(shell=shell)
+    except ShellDetectionError as error:
+        raise BlaError("expected a shell that can be recognised, got another: name one with --shell") from error
+    print(f"New shells complete bla, by {path}.")
+
+
+for flag in ("--help", "--version"):
+    app[flag].group = group
 about_study = "Ask people: a blind study of explanations.\n\nExample: `bla study init look --arms why-bla why-cam`"
-app.command("bla.cli.studies:studies", name="study", help=about_study)  # loaded when used: it needs an extra
+# loaded when used: it needs an extra
+app.command("bla.cli.studies:studies", name="study", help=about_study, group="Compare with other methods")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +87,8 @@ def run_command(arguments: Sequence[str]) -> int:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else DONE
     except CycloptsError as error:
-        return _mistake(f"{str(error).strip()} (bla --help shows the commands)")
+        command = " ".join(("bla", *(error.command_chain or ())))
+        return _mistake(f"{str(error).strip()} (see {command} --help)")
     except KeyboardInterrupt:
         print("interrupted; rerun the command to resume", file=sys.stderr)
         return 130

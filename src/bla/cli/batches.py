@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from bla import needs_extra
-from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json, TrustCode
+from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json, TrustCode, require
 
 
 def batch(
@@ -46,16 +45,14 @@ def batch(
     :param size: Select exactly so many cells. By default the explainer chooses for each photo.
     :param pictures: Write a panel for each photo, OUT/pictures/ROW.png.
     """
-    with needs_extra("batch,export"):
-        import onnxruntime  # noqa: F401  the engine needs it
-
-        from bla.deploy.batch import explain_all
+    require("batch", "export", *(["ray"] if engine == "ray" else []))
+    from bla.deploy.batch import explain_all
     from bla.deploy.engine import open_engine
     from bla.progress import shown_progress
 
     with shown_progress() as report:
         explained = partial(explain_all, engine=engine, workers=workers, shard=shard, column=column)
-        opened = open_engine(run, model=trust_code)
+        opened = open_engine(run, model=trust_code, report=report)
         report(opened.card.transform.in_words(), 0, 0)
         asked = fill if check else None
         record = explained(source, out, opened.path, pictures=pictures, size=size, fill=asked, report=report)

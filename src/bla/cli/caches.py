@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from bla.cli.sharing import DONE, DONE_BUT, CacheFolder, Flag, Json
+from bla.cli.sharing import DONE, DONE_BUT, CacheFolder, Command, Flag, Json
 
 about = "List, check and remove cached features and masked answers.\n\nExample: `bla cache list`"
-caches = App(name="cache", help=about, help_format="plaintext")
+caches = Command(name="cache", help=about, help_format="plaintext")
 
 
 @caches.command(name="list")

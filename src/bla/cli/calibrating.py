@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import FillName, Json, TrustCode, skipped
-from bla.cli.training import FLAT, Places
+from bla.cli.sharing import FillName, Json, TrustCode, flat, skipped
+from bla.cli.training import Places
 
 
 def calibrate(
@@ -24,7 +24,7 @@ def calibrate(
     fill: FillName = "coarse",
     out: Path | None = None,
     trust_code: TrustCode = None,
-    places: Annotated[Places | None, FLAT] = None,
+    places: Annotated[Places | None, flat()] = None,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
     """Certify a size: from how many of the best cells the classifier keeps its class, on photos like these.

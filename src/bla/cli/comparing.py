@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import CacheFolder, Device, Flag, Json, TrustCode, skipped
+from bla.cli.sharing import CacheFolder, Device, Flag, Json, TrustCode, require, skipped
 
 
 def compare(
@@ -51,10 +51,12 @@ def compare(
     :param limit: Compare on so many random photos.
     :param seed: Of everything random.
     """
-    from bla.comparison import CHEAP
     from bla.comparison import compare as compared
+    from bla.comparison.catalogue import CHEAP, METHODS, method_names
     from bla.progress import shown_progress
 
+    if pixels or any(METHODS[name].library for name in method_names(methods or CHEAP)):
+        require("compare")
     folder = out or (Path(run) / "comparison" if Path(run).is_dir() else Path("comparison"))
     with shown_progress() as report:
         drawn = partial(

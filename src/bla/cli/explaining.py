@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import DONE, DONE_BUT, Check, Device, Fill, TrustCode, skip_line
+from bla.cli.sharing import DONE, DONE_BUT, Check, Device, Fill, TrustCode, require, skip_line
 
 if TYPE_CHECKING:
     from bla.explanations.explanation import Explanation
@@ -37,7 +37,7 @@ def explain(
     Example: `bla explain cat.jpg --run run`
 
     :param photos: Photos, and folders of photos.
-    :param run: A run folder, or a shipped explainer's name.
+    :param run: A run folder, a shipped explainer's name, or an exported graph, FILE.onnx.
     :param size: Select exactly so many cells, or as many as the certificate says: "certified". By default the explainer
         chooses for each photo.
     :param certificate: A file that `bla calibrate` wrote. By default the run's own, if it has one.
@@ -53,16 +53,18 @@ def explain(
     from bla.runs.calibration import read_certificate
     from bla.runs.record import RunError
 
+    if graph := Path(run).is_file():
+        require("export")
     paths = list_images(photos)
     folder = out if out is not None or json_ else Path("why")
     failed = 0
     with shown_progress() as report:
-        certified = read_certificate(run, certificate, report)
+        certified = None if graph else read_certificate(run, certificate, report)
         if certified is not None:
             report(str(certified), 0, 0)
         if size == "certified":
             if certified is None:
-                raise RunError(f"expected a certificate of {run}, got none: `bla calibrate` makes one")
+                raise RunError(f"expected a certificate of {run}, got none: `bla calibrate` makes one for a run")
             if target is not None:
                 raise RunError("expected no --target with a certified size, which is for the predicted class, got one")
             size = certified.size

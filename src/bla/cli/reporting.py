@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bla import needs_extra
-from bla.cli.sharing import Json
+from bla.cli.sharing import Json, require
 
 
 def report(run: Path, /, *, out: Path | None = None, photos: int = 12, seed: int = 0, json_: Json = False) -> None:
@@ -19,8 +18,8 @@ def report(run: Path, /, *, out: Path | None = None, photos: int = 12, seed: int
     :param photos: How many photos to show: half at random, a quarter each the best and the worst.
     :param seed: Of the random photos.
     """
-    with needs_extra("compare"):
-        from bla.comparison.report import write_report
+    require("compare")
+    from bla.comparison.report import write_report
 
     written = write_report(run, out, photos=photos, seed=seed)
     if json_:

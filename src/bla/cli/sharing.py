@@ -1,16 +1,47 @@
-"""What the commands share: exit codes, options, and how they report a skipped photo."""
+"""What the commands share: exit codes, options, needed packages, a port, and how they report a skipped photo."""
 
 from __future__ import annotations
 
+import importlib.util
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import App, ArgumentCollection, Group, Parameter
+
+from bla import BlaError
 
 DONE, FAULT, MISTAKE, DONE_BUT = 0, 1, 2, 3
 """Exit codes: done; a fault of ours; the user's mistake; done except for some inputs, each reported."""
+
+_COMMON = {
+    "train": {"out", "setup", "model", "head", "epochs", "mean-size", "image-size", "validation", "device", "json"},
+    "init": {"arms", "task", "title", "question", "trials", "people", "truth", "texts", "seed", "json"},
+}
+"""The ten options that most users of a command with many want."""
+_FIRST = Group.create_ordered("Common options")
+
+
+class Command(App):
+    """A command that shows its common options in a group before the others."""
+
+    def assemble_argument_collection(self, **options: Any) -> ArgumentCollection:
+        """The arguments, as cyclopts finds them, the common ones in a group of their own."""
+        found = super().assemble_argument_collection(**options)
+        for argument in found:
+            if argument.name.removeprefix("--") in _COMMON.get(self.name[0], ()):
+                argument.parameter = Parameter.combine(argument.parameter, Parameter(group=_FIRST))
+        return found
+
+
+def flat(title: str | None = None, **others: Any) -> Parameter:
+    """A dataclass's fields as options, in a group if it has a title."""
+    if title is not None:
+        others["group"] = Group.create_ordered(title)
+    return Parameter(name="*", negative_iterable=(), **others)
+
 
 Flag = Annotated[bool, Parameter(negative=())]
 Check = Annotated[
@@ -41,6 +72,40 @@ DataRoot = Annotated[
     Path | None,
     Parameter(name="--data-root", help="Where named data sets are kept. By default $BLA_DATA or the user's data."),
 ]
+
+EXTRAS = {
+    "batch": "pyarrow",
+    "compare": "captum jinja2 pytorch_grad_cam",
+    "export": "onnx onnx_ir onnxruntime onnxscript",
+    "ray": "pyarrow ray",
+    "serve": "fastapi onnxruntime pydantic python_multipart uvicorn",
+    "study": "alembic fastapi jinja2 pydantic python_multipart scipy sqlalchemy uvicorn",
+}
+"""The modules that commands need of each extra in pyproject.toml."""
+
+
+def require(*extras: str) -> None:
+    """Raise an error with the command to run if packages of these extras are missing: before any work, and without
+    importing them.
+    """
+    missing = {
+        extra: absent
+        for extra in extras
+        if (absent := [name for name in EXTRAS[extra].split() if importlib.util.find_spec(name) is None])
+    }
+    if missing:
+        names = dict.fromkeys(name for absent in missing.values() for name in absent)
+        packages, wanted = f"package{'s' * (len(names) > 1)} {', '.join(names)}", ",".join(missing)
+        raise BlaError(f"expected the {packages}, got none: pip install 'bounded-logit-attention[{wanted}]'")
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BlaError(f"expected a free port at {host}:{port}, got: {reason}; choose another --port") from error
 
 
 def skipped(failures: Sequence[tuple[str, str]]) -> int:

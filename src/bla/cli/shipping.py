@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from bla import needs_extra
-from bla.cli.sharing import Json, TrustCode
+from bla.cli.sharing import Json, TrustCode, listening, require
 
 
 def export(
@@ -31,9 +30,13 @@ def export(
     :param entry: What the graph takes: normalised pixels; or photos, uint8 of any size, which it resizes and
         normalises.
     """
+    if to == "onnx":
+        require("export")
     from bla.deploy.export import export as write
+    from bla.progress import shown_progress
 
-    exported = write(run, out, to=to, entry=entry, model=trust_code)
+    with shown_progress() as report:
+        exported = write(run, out, to=to, entry=entry, model=trust_code, report=report)
     if json_:
         print(json.dumps(exported.to_dict()))
         return
@@ -65,7 +68,7 @@ def serve(
 
     :param explainer: An exported file, or a run or shipped explainer, which is exported first and kept.
     :param host: The address to listen at; 0.0.0.0 for all.
-    :param port: The port to listen at.
+    :param port: The port to listen at; 0 takes a free one.
     :param threads: Threads of the computation. By default all cores.
     :param batch_size: Photos per batch, at most.
     :param deadline: Milliseconds that a photo waits for its batch to fill, at most.
@@ -76,15 +79,20 @@ def serve(
     """
     from bla.deploy.engine import EngineError, open_engine
 
-    counts = {"port": port, "batch-size": batch_size, "queue": queue, "megabytes": megabytes, "megapixels": megapixels}
+    counts = {"batch-size": batch_size, "queue": queue, "megabytes": megabytes, "megapixels": megapixels}
     for name, value in (counts | {"timeout": timeout, "threads": threads or 1}).items():
         if not value > 0:
             raise EngineError(f"expected {name} > 0, got {value}")
-    with needs_extra("serve"):
-        from bla.deploy.serve import Limits
-        from bla.deploy.serve import serve as run
-    engine = open_engine(explainer, model=trust_code, threads=threads)
-    print(engine.card.transform.in_words(), file=sys.stderr)
-    limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
-    print(f"{engine.card.setup} on {engine.card.model}: http://{host}:{port}/", file=sys.stderr, flush=True)
-    run(engine, host=host, port=port, limits=limits, most=batch_size, deadline=deadline / 1000, room=queue)
+    require("serve")
+    from bla.deploy.serve import Limits
+    from bla.deploy.serve import serve as run
+    from bla.progress import shown_progress
+
+    with listening(host, port) as listener:
+        with shown_progress() as report:
+            engine = open_engine(explainer, model=trust_code, threads=threads, report=report)
+        print(engine.card.transform.in_words(), file=sys.stderr)
+        limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
+        print(f"{engine.card.setup} on {engine.card.model}: {address}", file=sys.stderr, flush=True)
+        run(engine, listener, limits=limits, most=batch_size, deadline=deadline / 1000, room=queue)

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from bla import needs_extra
-from bla.cli.sharing import Flag, Json
+from bla.cli.sharing import Command, Flag, Json, flat, listening, require
 from bla.progress import shown_progress
 
 with needs_extra("study"):
+    require("study")  # all of its packages, before any work
     from bla.study.behaviour import Behaviour, RehearsalBehaviour
     from bla.study.effect import EffectSize
     from bla.study.guard import Limits
@@ -21,7 +22,7 @@ with needs_extra("study"):
     from bla.study.plan import Plan
     from bla.study.preparing import Wishes, prepare
 
-studies = App(name="study", help_format="plaintext")
+studies = Command(name="study", help_format="plaintext")
 
 Folder = Annotated[Path, Parameter(help="The study's folder.")]
 Url = Annotated[
@@ -30,7 +31,6 @@ Url = Annotated[
 ]
 Seed = Annotated[int, Parameter(help="Seed of everything random.")]
 Rehearsal = Annotated[Flag, Parameter(help="Read the simulated answers of the rehearsal.")]
-Flat = Parameter(name="*")
 
 
 @studies.command
@@ -38,8 +38,8 @@ def init(
     folder: Path,
     /,
     *,
-    arms: Annotated[list[str], Parameter(consume_multiple=True)],
-    wishes: Annotated[Wishes | None, Flat] = None,
+    arms: Annotated[list[str], Parameter(consume_multiple=True, negative=())],
+    wishes: Annotated[Wishes | None, flat("The design")] = None,
     truth: Path | None = None,
     texts: Path | None = None,
     json_: Json = False,
@@ -81,7 +81,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     proxy: str | None = None,
-    limits: Annotated[Limits | None, Flat] = None,
+    limits: Annotated[Limits | None, flat()] = None,
 ) -> None:
     """Serve a study's pages until interrupted. Answers are stored at once; after a restart participants continue.
 
@@ -91,11 +91,10 @@ def serve(
     :param port: The port; 0 takes a free one.
     :param proxy: The address of your reverse proxy (which brings HTTPS), so that rate limits apply to its clients.
     """
-    with needs_extra("study"):
-        from bla.study.app import create_app
-        from bla.study.serving import listening, serve
-        from bla.study.store import Store
-        from bla.study.texts import Texts
+    from bla.study.app import create_app
+    from bla.study.serving import serve as run
+    from bla.study.store import Store
+    from bla.study.texts import Texts
 
     with Store.of(folder, db) as store:
         app = create_app(folder, store, limits=limits)
@@ -104,7 +103,7 @@ def serve(
         server = listening(host, port)
         address = f"http://{host}:{server.getsockname()[1]}"
         print(f"The study is at {address}, what it collected at {address}/researcher. Stop it with Ctrl-C.", flush=True)
-        serve(app, server, proxy=proxy)
+        run(app, server, proxy=proxy)
 
 
 @studies.command
@@ -115,7 +114,7 @@ def rehearse(
     people: int | None = None,
     share: float = 0.6,
     against: float | None = None,
-    behaviour: Annotated[RehearsalBehaviour | None, Flat] = None,
+    behaviour: Annotated[RehearsalBehaviour | None, flat()] = None,
     seed: Seed = 0,
     db: Url = None,
     keep: Flag = False,
@@ -131,9 +130,8 @@ def rehearse(
     :param against: In tasks with right answers, their share with the other arms. By default the same.
     :param keep: Refuse to replace an earlier rehearsal.
     """
-    with needs_extra("study"):
-        from bla.study.rehearsal import behaviour_for, rehearse
-        from bla.study.store import Store
+    from bla.study.rehearsal import behaviour_for, rehearse
+    from bla.study.store import Store
 
     plan = Plan.load(folder)
     people = plan.people if people is None else people
@@ -168,8 +166,8 @@ def export(folder: Folder, /, *, out: Path, db: Url = None, rehearsal: Rehearsal
 
     :param out: The folder to write into.
     """
-    with needs_extra("study"):
-        from bla.study.store import Store
+    from bla.study.store import Store
+
     with Store.of(folder, db, rehearsal=rehearsal, new=False) as store:
         collected = store.collected(Plan.load(folder))
     written = collected.save(out)
@@ -192,10 +190,9 @@ def results(
     :param out: The page to write, with its numbers as JSON beside it. By default STUDY/results.html, or
         STUDY/simulated-results.html.
     """
-    with needs_extra("study"):
-        from bla.study.analysis import analyse
-        from bla.study.results import as_json, cautions, save, verdicts
-        from bla.study.store import Store
+    from bla.study.analysis import analyse
+    from bla.study.results import as_json, cautions, save, verdicts
+    from bla.study.store import Store
 
     plan = Plan.load(folder)
     with Store.of(folder, db, rehearsal=rehearsal, new=False) as store:
@@ -214,10 +211,10 @@ def power(
     study: Path | None = None,
     /,
     *,
-    effect: Annotated[EffectSize | None, Flat] = None,
+    effect: Annotated[EffectSize | None, flat()] = None,
     people: int | None = None,
     wanted: Annotated[float, Parameter(name="--power")] = 0.8,
-    behaviour: Annotated[Behaviour | None, Flat] = None,
+    behaviour: Annotated[Behaviour | None, flat()] = None,
     simulations: int = 2_000,
     seed: Seed = 0,
     json_: Json = False,
@@ -232,8 +229,7 @@ def power(
     :param wanted: The power to reach.
     :param simulations: Simulated studies for each number of people tried.
     """
-    with needs_extra("study"):
-        from bla.study.power import people_needed, power_of
+    from bla.study.power import people_needed, power_of
 
     plan = None if study is None else Plan.load(study)
     wished = (effect or EffectSize()).between_two_arms(behaviour or Behaviour(), plan)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, TrustCode, skipped
+from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, TrustCode, flat, skipped
 from bla.training.settings import (
     RECOMMENDED,
     Bounded,
@@ -25,7 +25,6 @@ from bla.training.settings import (
 )
 
 SETUP = Literal["bla", "bla-t", "bla-ph", "l2x-f", "bla-px", "recommended", "recommended-ph"]
-FLAT = Parameter(name="*", negative_bool=(), negative_iterable=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +68,17 @@ def train(
     *,
     out: Path,
     setup: SETUP = "bla",
-    classifier: Annotated[Classifier | None, FLAT] = None,
-    head: Annotated[Head | None, FLAT] = None,
-    stages: Annotated[Stages | None, FLAT] = None,
-    score: Annotated[Score | None, FLAT] = None,
-    bounded: Annotated[Bounded | None, Parameter(name="*")] = None,
-    fixed_size: Annotated[FixedSize | None, FLAT] = None,
-    masked: Annotated[MaskedPhotos | None, FLAT] = None,
-    trunk: Annotated[Trunk | None, FLAT] = None,
-    held_out: Annotated[HeldOut | None, FLAT] = None,
-    stream: Annotated[bool, Parameter(negative=())] = False,
-    places: Annotated[Places | None, FLAT] = None,
+    classifier: Annotated[Classifier | None, flat("The classifier", negative_bool=())] = None,
+    head: Annotated[Head | None, flat("The head")] = None,
+    stages: Annotated[Stages | None, flat("How long")] = None,
+    score: Annotated[Score | None, flat("The score", negative_bool=())] = None,
+    bounded: Annotated[Bounded | None, flat("The selection")] = None,
+    fixed_size: Annotated[FixedSize | None, flat("With l2x-f")] = None,
+    masked: Annotated[MaskedPhotos | None, flat("With bla-px")] = None,
+    trunk: Annotated[Trunk | None, flat("Fine-tuning the trunk", negative_bool=())] = None,
+    held_out: Annotated[HeldOut | None, flat("Early stopping")] = None,
+    stream: Annotated[bool, Parameter(negative=(), group="Where")] = False,
+    places: Annotated[Places | None, flat("Where")] = None,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
     """Train an explainer on images and write a run folder. If interrupted, rerun it: it resumes.
@@ -145,7 +144,7 @@ def evaluate(
     data: str | None = None,
     stream: Annotated[bool, Parameter(negative=())] = False,
     trust_code: TrustCode = None,
-    places: Annotated[Places | None, FLAT] = None,
+    places: Annotated[Places | None, flat()] = None,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
     """Measure a run on test images: baseline, soft and hard predictions, agreement, size of the explanations.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bla import meant
 from bla.comparison.methods import (
     RUN,
     Batch,
@@ -83,6 +84,7 @@ class Kind:
     trained: needs the run's training images.
     rebuilds: can be built on a randomised network without training anything.
     optional: compared only if named.
+    library: needs the packages of the extra ``compare``.
     """
 
     build: Callable[[Setting], Method]
@@ -90,10 +92,11 @@ class Kind:
     trained: bool = False
     rebuilds: bool = False
     optional: bool = False
+    library: bool = False
 
 
 def _cam_kind(name: libraries.CamName, **flags: Any) -> Kind:
-    return Kind(lambda s: libraries.grad_cam_family(s.pooled, name), rebuilds=True, **flags)
+    return Kind(lambda s: libraries.grad_cam_family(s.pooled, name), rebuilds=True, library=True, **flags)
 
 
 def _own(setting: Setting) -> Method:
@@ -127,9 +130,9 @@ METHODS = {
     "l2x": Kind(lambda s: trained.l2x(*s.lessons, seed=s.seed), trained=True),
     "learned-mask": Kind(lambda s: trained.learned_mask(*s.lessons, seed=s.seed), trained=True),
     "shuffled": Kind(lambda s: controls.another_images(s.run.record["setup"], s.ranking)),
-    "score-cam": Kind(lambda s: libraries.score_cam(s.pooled), costly=True),
-    "integrated-gradients": Kind(lambda s: libraries.integrated_gradients(s.pooled), costly=True),
-    "occlusion": Kind(lambda s: libraries.occlusion(s.pooled), costly=True),
+    "score-cam": Kind(lambda s: libraries.score_cam(s.pooled), costly=True, library=True),
+    "integrated-gradients": Kind(lambda s: libraries.integrated_gradients(s.pooled), costly=True, library=True),
+    "occlusion": Kind(lambda s: libraries.occlusion(s.pooled), costly=True, library=True),
     "hires-cam": _cam_kind("hires-cam", optional=True),  # at the last map with a linear head it is CAM
 }
 """In the order of every table: what a trivial ranking scores first, then the run's own, then the rivals."""
@@ -143,5 +146,6 @@ def method_names(methods: Sequence[str]) -> list[str]:
     """The names of the methods to compare, the run's own first."""
     wanted = list(ALL) if "all" in methods else list(methods)
     if unknown := [name for name in wanted if name not in METHODS]:
-        raise ComparisonError(f"expected methods among {', '.join(METHODS)} or all, got {', '.join(unknown)}")
+        near = meant(unknown[0], METHODS)
+        raise ComparisonError(f"expected methods among {', '.join(METHODS)} or all, got {', '.join(unknown)}{near}")
     return [*dict.fromkeys((RUN, *wanted))]

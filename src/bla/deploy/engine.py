@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import itertools
 import json
 import os
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bla import BlaError
+from bla import BlaError, __version__, meant
 from bla.data.masking import FILLS, masked_photos
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
 from bla.explanations.explanation import Explanation, Sizes, Unexplained
 from bla.files import cache_root
+from bla.progress import Progress, silent
 from bla.runs.record import content_digest, run_folder
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ KEY = "bla"
 """Where a file keeps its card: an ONNX file's metadata under this key, a torch file's extra file ``bla.json``."""
 
 SCHEMA_VERSION = 2
+STEP = "export: "
+"""What a line on the progress of an export begins with."""
 Pixels = npt.NDArray[np.float32]
 
 
@@ -96,8 +98,8 @@ class Card:
             raise EngineError(f"expected no target for {self.setup}, got {str(target)[:80]!r}: it is not class-aware")
         names = [*self.classes, *map(str, range(len(self.classes)))]
         if str(target) not in names:
-            count = len(self.classes)
-            raise EngineError(f"expected the name or index of one of {count} classes, got {str(target)[:80]!r}")
+            count, near = len(self.classes), meant(str(target)[:80], self.classes)
+            raise EngineError(f"expected the name or index of one of {count} classes, got {str(target)[:80]!r}{near}")
         return names.index(str(target)) % len(self.classes)
 
     def checked_masks(self, masks: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -257,16 +259,23 @@ class Engine:
         images: Iterable[PhotoSource],
         *,
         size: int | None = None,
-        target: int | None = None,
+        target: int | str | None = None,
+        against: int | str | None = None,
         check: bool = False,
         fill: str = FILLS[0],
         batch_size: int = 16,
     ) -> Iterator[Explanation | Unexplained]:
         """Explain photos one by one, in order; one that cannot be read gives an :class:`Unexplained`.
 
-        ``check`` and ``fill`` are as in :meth:`bla.model.classifier.ExplainableClassifier.explain`. A graph that takes
-        ``photos`` gets masked ones rounded to 8 bits, which moved probabilities by .01 on average, by .1 at most.
+        The options are those of :meth:`bla.model.classifier.ExplainableClassifier.explain`; a graph has no votes, so
+        that ``against`` is refused. A graph that takes ``photos`` gets masked ones rounded to 8 bits, which moved
+        probabilities by .01 on average, by .1 at most.
         """
+        if against is not None:
+            raise EngineError(f"expected no class to hold against another, got {against!r}: only a run has votes")
+        about = None if target is None else self.card.class_index(target)
+        if size is not None:
+            self.card.checked_size(size)
         named = (
             (os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}", image)
             for index, image in enumerate(images)
@@ -274,7 +283,7 @@ class Engine:
         while batch := list(itertools.islice(named, batch_size)):
             names = [name for name, _ in batch]
             photos = list(itertools.starmap(self.read, batch))
-            yield from self.explanations(names, photos, fill=fill if check else None, sizes=size, targets=target)
+            yield from self.explanations(names, photos, fill=fill if check else None, sizes=size, targets=about)
 
     def probabilities(self, logits: Pixels) -> Pixels:
         """The classes' probabilities for logits (K,): their softmax, or for several labels the sigmoid of each."""
@@ -328,7 +337,9 @@ def _whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def open_engine(explainer: str | Path, *, model: str | None = None, threads: int | None = None) -> Engine:
+def open_engine(
+    explainer: str | Path, *, model: str | None = None, threads: int | None = None, report: Progress = silent
+) -> Engine:
     """The engine of an exported file, or of a run or shipped explainer, which is exported first and kept.
 
     Another process does the export, so that this one loads no torch. The result stays in the user's cache
@@ -344,14 +355,19 @@ def open_engine(explainer: str | Path, *, model: str | None = None, threads: int
     if Path(explainer).is_file():
         return Engine(explainer, threads=threads)
     folder = run_folder(explainer)
-    digest = content_digest(folder, f"{importlib.metadata.version('bounded-logit-attention')} {SCHEMA_VERSION}")
+    digest = content_digest(folder, f"{__version__} {SCHEMA_VERSION}")
     kept = cache_root() / "exported" / f"{digest}.onnx"
     if not kept.exists():
+        report(f"exporting {explainer}, which takes up to a minute, once", 0, 0)
         # -P: a module in the working folder is not taken for one of ours
         command = [sys.executable, "-P", "-m", "bla", "export", str(folder), "--out", str(kept)]
         command += [] if model is None else ["--trust-code", model]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("bla: ")
-            raise EngineError(f"{folder}: {reason}")
+        said = "no reason given"
+        with subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as exporting:
+            for line in filter(None, map(str.strip, exporting.stderr or ())):
+                said = line
+                if line.startswith(STEP):
+                    report(line, 0, 0)
+        if exporting.returncode:
+            raise EngineError(f"{folder}: {said.removeprefix('bla: ')}")
     return Engine(kept, threads=threads)

@@ -11,12 +11,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from bla.data.masking import FILLS
 from bla.data.photo import PhotoSource, open_photo
+from bla.deploy.engine import Engine
 from bla.explanations.explanation import SCHEMA_VERSION, Explanation, ExplanationError, Unexplained
 from bla.explanations.render import panel
 from bla.files import write_atomically
@@ -76,25 +78,20 @@ def explain_files(
     ExplanationError
         If we would overwrite a file in ``out`` that is not an explanation of ours; nothing is written then.
     """
-    from bla.model.backbones import weights_digest
-    from bla.runs.run import load
-
-    classifier = load(run, model=model, device=device)
-    report(classifier.transform.in_words(), 0, 0)
+    explainer, *made = _opened(run, model, device)
+    report(explainer.transform.in_words(), 0, 0)
     kept: dict[Path, Explanation] = {}
     names: dict[Path, str] = {}
     signature = ""
     if out is not None:
         if out.exists() and not out.is_dir():
             raise ExplanationError(f"expected a folder for the pictures, got the file {out}: choose another name")
-        made = (classifier.name, classifier.setup, classifier.classes, classifier.transform.to_dict())
-        labels = ["several labels"] if classifier.several_labels else []
-        parts = [SCHEMA_VERSION, weights_digest(classifier), *made, *labels, size, target, against, fill * check]
+        parts = [SCHEMA_VERSION, *made, size, target, against, fill * check]
         signature = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         names = output_names(photos, out)
         kept = _kept(names, out, signature)
     others = [photo for photo in photos if photo not in kept]
-    fresh = classifier.explain_each(others, size=size, target=target, against=against, check=check, fill=fill)
+    fresh = explainer.explain_each(others, size=size, target=target, against=against, check=check, fill=fill)
     for photo in photos:
         result = kept.get(photo) or next(fresh)
         if out is not None and isinstance(result, Explanation) and photo not in kept:
@@ -103,6 +100,20 @@ def explain_files(
             write_atomically(out / f"{names[photo]}.png", picture(photo, result, signature))
             result.save(record)
         yield result
+
+
+def _opened(run: str | Path, model: str | None, device: str) -> tuple[Any, ...]:
+    """What explains, a run's classifier or an exported file's engine, and all that its explanations depend on."""
+    if Path(run).is_file():
+        engine = Engine(run)
+        return engine, hashlib.sha256(Path(run).read_bytes()).hexdigest()
+    from bla.model.backbones import weights_digest
+    from bla.runs.run import load
+
+    classifier = load(run, model=model, device=device)
+    made = (weights_digest(classifier), classifier.name, classifier.setup, classifier.classes)
+    labels = ["several labels"] if classifier.several_labels else []
+    return classifier, *made, classifier.transform.to_dict(), *labels
 
 
 def output_names(photos: Sequence[Path], out: Path | None = None) -> dict[Path, str]:

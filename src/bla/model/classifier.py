@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bla import meant
 from bla.data.masking import FILLS, masked
 from bla.data.photo import DataError, Transform
 from bla.data.prefetching import prefetch
@@ -210,8 +211,8 @@ class ExplainableClassifier(nn.Module):
         if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(self.classes):
             return target
         raise ClassifierError(
-            f"expected a class of {self.name} by name, or by index from 0 to {len(self.classes) - 1}, got {target!r}; "
-            f"it knows {list(self.classes[:5])}, ..."
+            f"expected a class of {self.name} by name, or by index from 0 to {len(self.classes) - 1}, got {target!r}"
+            + (meant(str(target), self.classes) or f"; it knows {list(self.classes[:5])}, ...")
         )
 
     @torch.inference_mode()

@@ -15,15 +15,6 @@ from fastapi import FastAPI
 from bla.study.errors import StudyError
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        problem = f"expected a free port at {host}:{port}, got: {error.strerror}; choose another --port"
-        raise StudyError(problem) from error
-
-
 def configured(app: FastAPI, *, proxy: str | None = None) -> uvicorn.Config:
     """How uvicorn runs it; `proxy` is the address of the reverse proxy that may say whom it speaks for."""
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
@@ -39,7 +30,7 @@ def serve(app: FastAPI, server: socket.socket, *, proxy: str | None = None) -> N
 @contextlib.contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """Serve in a thread at a free port of this machine; gives the address."""
-    listener = listening("127.0.0.1", 0)
+    listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(configured(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

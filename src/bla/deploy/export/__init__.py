@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.metadata
 import io
 import json
 import warnings
@@ -17,13 +16,14 @@ from typing import Any, Literal
 
 import torch
 
-from bla import needs_extra
-from bla.deploy.engine import KEY, Card
+from bla import __version__, needs_extra
+from bla.deploy.engine import KEY, STEP, Card
 from bla.deploy.export.checking import ExportError, check_onnx, check_torch
 from bla.deploy.export.entries import hide, optional_inputs, photos_entry
 from bla.deploy.export.graph import EXPLAINED, FEATURES, OUTPUTS, ExplainedGraph, NamedGraph
 from bla.files import write_atomically
 from bla.model.classifier import ExplainableClassifier
+from bla.progress import Progress, silent
 from bla.runs.run import load
 
 __all__ = ["Entry", "ExportError", "Exported", "Target", "export"]
@@ -57,6 +57,7 @@ def export(
     to: Target = "onnx",
     entry: Entry = "pixels",
     model: str | None = None,
+    report: Progress = silent,
 ) -> Exported:
     """Write a run, a shipped explainer or a wrapped classifier as one graph, after checking it against the module.
 
@@ -86,6 +87,7 @@ def export(
         raise ExportError(f"expected to 'onnx' or 'torch' and entry 'pixels' or 'photos', got {to!r} and {entry!r}")
     if out.is_dir():
         raise ExportError(f"expected a file to write, got the folder {out}: name a file in it")
+    report(f"{STEP}loading {explainer if isinstance(explainer, (str, Path)) else explainer.name}", 0, 0)
     wrapped = explainer if isinstance(explainer, ExplainableClassifier) else load(explainer, model=model, device="cpu")
     like = next(wrapped.attention.parameters())
     if not wrapped.explains:
@@ -107,20 +109,20 @@ def export(
         entry=entry,
         sizes=wrapped.attention.bounded,
         targets=wrapped.attention.class_conditional,
-        version=importlib.metadata.version("bounded-logit-attention"),
+        version=__version__,
         several_labels=wrapped.several_labels,
     )
-    content, misses = (_onnx if to == "onnx" else _torch)(wrapped, card)
+    content, misses = (_onnx if to == "onnx" else _torch)(wrapped, card, report)
     return Exported(write_atomically(out, content), card, misses)
 
 
-def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[str, float]]:
+def _onnx(wrapped: ExplainableClassifier, card: Card, report: Progress) -> tuple[bytes, Mapping[str, float]]:
     with needs_extra("export", ExportError):
         import onnx
         import onnx_ir
         import onnx_ir.passes.common
         import onnxruntime  # noqa: F401  the check needs it
-
+    report(f"{STEP}making the graph", 0, 0)
     # Two photos: torch would take a batch of one for a constant.
     examples: dict[str, tuple[torch.Tensor, dict[int, str]]] = {
         "pixels": (torch.zeros(2, 3, *wrapped.transform.size), {0: "batch"})
@@ -156,16 +158,18 @@ def _onnx(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[st
         photos_entry(model, card.transform)
     onnx.helper.set_model_props(model, {KEY: json.dumps(dataclasses.asdict(card))})
     onnx.checker.check_model(model)
+    report(f"{STEP}checking it against the module", 0, 0)
     return model.SerializeToString(), check_onnx(wrapped, model, card)
 
 
-def _torch(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[str, float]]:
+def _torch(wrapped: ExplainableClassifier, card: Card, report: Progress) -> tuple[bytes, Mapping[str, float]]:
     shape: dict[int, Any] = {0: torch.export.Dim("batch")}
     example = torch.zeros(2, 3, *wrapped.transform.size)
     if card.entry == "photos":
         shape |= {1: torch.export.Dim("rows", min=2), 2: torch.export.Dim("columns", min=2)}
         example = torch.zeros(2, 300, 400, 3, dtype=torch.uint8)
     file = io.BytesIO()
+    report(f"{STEP}making the graph", 0, 0)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -176,6 +180,7 @@ def _torch(wrapped: ExplainableClassifier, card: Card) -> tuple[bytes, Mapping[s
             loaded = torch.export.load(file).module()
         except Exception as error:
             raise _refused(wrapped, error, "torch.export", "") from error
+        report(f"{STEP}checking it against the module", 0, 0)
         return file.getvalue(), check_torch(wrapped, loaded, card)
 
 

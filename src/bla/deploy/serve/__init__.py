@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from typing import Any
 
 from fastapi import FastAPI
@@ -45,21 +46,20 @@ def application(
     return app
 
 
-def serve(engine: Engine, *, host: str = "127.0.0.1", port: int = 8000, **settings: Any) -> None:
-    """Serve until the process is signalled to stop; accepted requests are answered first.
+def serve(engine: Engine, listener: socket.socket, **settings: Any) -> None:
+    """Serve on a socket until the process is signalled to stop; accepted requests are answered first.
 
     ``settings`` are those of :func:`application`.
     """
     import uvicorn
 
     limits: Limits = settings.get("limits") or Limits()
-    uvicorn.run(
+    config = uvicorn.Config(
         application(engine, **settings),
-        host=host,
-        port=port,
         log_level="warning",
         server_header=False,
         timeout_keep_alive=10,
         timeout_graceful_shutdown=math.ceil(limits.seconds) + 1,
         h11_max_incomplete_event_size=64 * 1024,
     )
+    uvicorn.Server(config).run(sockets=[listener])
