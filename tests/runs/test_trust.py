@@ -6,8 +6,9 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from subprocess import CompletedProcess
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,11 +74,11 @@ def test_modules_in_the_working_folder_are_not_ours(run: Path, monkeypatch: pyte
     """Another process exports what is served: a file there must not pass for a library, which Python's -P ensures."""
     commands: list[list[str]] = []
 
-    def refused(command: list[str], **_: object) -> CompletedProcess[str]:
+    def refused(command: list[str], **_: object) -> nullcontext[SimpleNamespace]:
         commands.append(command)
-        return CompletedProcess(command, 2, "", "bla: refused")
+        return nullcontext(SimpleNamespace(returncode=2, stderr=["bla: refused"]))
 
-    monkeypatch.setattr("bla.deploy.engine.subprocess.run", refused)
+    monkeypatch.setattr("bla.deploy.engine.subprocess.Popen", refused)
     with pytest.raises(EngineError, match="refused"):
         open_engine(run, model=NAMES[0])
     assert commands[0][:4] == [sys.executable, "-P", "-m", "bla"]
