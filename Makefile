@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CPU_TORCH := torch torchvision --index-url https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test pytest docs tutorials lint format bench clean
+.PHONY: demo test pytest docs tutorials lint format bench dist constraints clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -41,5 +42,19 @@ format: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.speed.performance
 
+# The wheel and the source distribution, and the wheel in a fresh environment with torch for the CPU.
+dist: $(VENV)/.installed
+	rm -rf dist && mkdir dist
+	$(BIN)/hatchling build -d dist
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip install --quiet $(CPU_TORCH) --constraint constraints.txt
+	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd dist && venv/bin/bla --version && venv/bin/bla explain ../docs/cat.png --out why
+	du -sh dist/venv
+
+# The versions that were tested: those of this environment.
+constraints: $(VENV)/.installed
+	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(nvidia|cuda|triton)' > constraints.txt
+
 clean:
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) site dist .mypy_cache .ruff_cache .pytest_cache

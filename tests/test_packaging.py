@@ -1,0 +1,71 @@
+"""The wheel holds the package and nothing else, its metadata is complete, and the tested versions fit it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tarfile
+import tomllib
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SOURCE = {
+    str(path.relative_to(ROOT / "src"))
+    for path in (ROOT / "src/bla").rglob("*")
+    if path.is_file() and path.suffix != ".pyc"
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    (path,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("wheel")))
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_is_the_package(wheel: zipfile.ZipFile) -> None:
+    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert names == SOURCE
+    assert {"bla/py.typed", "bla/deploy/serve/page.html", "bla/study/texts.toml"} <= names
+    assert sum(file.file_size for file in wheel.filelist) < 10e6
+
+
+def test_the_metadata_is_complete(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith("dist-info/METADATA"))
+    about = Parser().parsestr(wheel.read(name).decode())
+    assert about["Version"] == PROJECT["version"]
+    assert all(about[field] for field in ("Author", "Summary", "License-Expression", "Project-URL", "Requires-Python"))
+    assert "Programming Language :: Python :: 3.14" in about.get_all("Classifier", [])
+    assert set(about.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
+    assert b"bla = bla.cli:main" in wheel.read(name.replace("METADATA", "entry_points.txt"))
+
+
+def test_the_source_distribution_can_run_its_tests(tmp_path: Path) -> None:
+    (path,) = SdistBuilder(str(ROOT)).build(directory=str(tmp_path))
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"src/{name}" for name in SOURCE} <= names
+    assert {"Makefile", "constraints.txt", "tests/conftest.py", "docs/conf.py", "CITATION.cff"} <= names
+
+
+def test_the_tested_versions_fit_the_requirements() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    for text in itertools.chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
+        needed = Requirement(text)
+        if needed.name != PROJECT["name"]:
+            assert needed.specifier.contains(tested[canonicalize_name(needed.name)]), text
+
+
+def test_extras_are_named_by_the_packages_own_name() -> None:
+    """On the index, `bla` is a stranger's package."""
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *(ROOT / "src").rglob("*.py")]:
+        assert not re.search(r"\bbla\[|pip install bla\b", path.read_text()), path
