@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import shutil
@@ -10,10 +11,17 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import platformdirs
 from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Kind = TypeVar("Kind")
+CLOSED = {"extra": "forbid"}
+"""As ``__pydantic_config__`` of a dataclass: :func:`typed` refuses keys that it does not name."""
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -41,6 +49,49 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def typed(content: bytes | str, kind: type[Kind]) -> Kind:
+    """JSON as a dataclass, a TypedDict or another type, field by field and without conversions.
+
+    A ValueError names the first field that is wrong.
+
+    >>> typed('{"a": [1, 2.5]}', dict[str, list[float]]), typed("[1, 2]", tuple[int, int])
+    ({'a': [1.0, 2.5]}, (1, 2))
+    >>> typed('{"a": [1, "2"]}', dict[str, list[float]])
+    Traceback (most recent call last):
+    ValueError: a.1: Input should be a valid number
+    """
+    from pydantic import ValidationError  # loads when the first record is read
+
+    try:
+        return cast("Kind", _adapter(kind).validate_json(content, strict=True))  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))[:200]
+        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from None
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, its parts included; NaN and infinity are no numbers.
+
+    >>> is_a((1, 2), tuple[int, ...]), is_a((1, True), tuple[int, ...]), is_a(3, float), is_a(float("nan"), float)
+    (True, False, True, False)
+    """
+    from pydantic import ValidationError
+
+    try:
+        _adapter(kind, allow_inf_nan=False).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+@functools.cache
+def _adapter(kind: Any, **config: bool) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(kind, config=ConfigDict(**config) if config else None)  # type: ignore[typeddict-item]
+
+
 @contextmanager
 def reading(what: str, path: Path, error: type[Exception], *, remedy: str = "") -> Iterator[None]:
     """Raise ``error`` if the block fails to read ``what`` from the file, since the file holds something else.
@@ -52,8 +103,9 @@ def reading(what: str, path: Path, error: type[Exception], *, remedy: str = "") 
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise error(f"expected {what} in {path}, got another file ({problem!r}){remedy}") from problem
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as problem:
+        said = problem if type(problem) is ValueError else repr(problem)
+        raise error(f"expected {what} in {path}, got another file ({said}){remedy}") from problem
 
 
 def check_keys(

@@ -17,6 +17,17 @@ Progress = Callable[[str, int, int], None]
 """Called with the task, the steps done and the steps in all; with 0 steps in all, the text is a remark."""
 
 
+def printable(text: str) -> str:
+    r"""Text for people: what is no printable character is escaped, so that a name cannot command a terminal.
+
+    >>> printable("red\x1b[2J \udcff\u202egpj.exe")
+    'red\\x1b[2J \\udcff\\u202egpj.exe'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def silent(title: str, done: int, total: int) -> None:
     """Show no progress."""
 
@@ -34,11 +45,11 @@ class Display:
     def __call__(self, title: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` steps are done, or a remark if ``total`` is 0."""
         if not total:
-            tqdm.write(title, file=sys.stderr)
+            tqdm.write(printable(title), file=sys.stderr)
             return
-        if title != self.title or done < self.first:
+        if printable(title) != self.title or done < self.first:
             self.close()
-            self.title, self.first, self.since = title, done, time.monotonic()
+            self.title, self.first, self.since = printable(title), done, time.monotonic()
         if sys.stderr.isatty() or tqdm is not tqdm_asyncio:  # in a notebook, it is another class
             self._redraw(done, total)
         elif time.monotonic() - self.last > SECONDS_BETWEEN_LINES:

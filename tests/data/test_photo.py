@@ -399,8 +399,8 @@ def test_photos_cut_short_open_or_are_refused(which: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": (0, 224)}, r"expected size as two positive integers .* got \(0, 224\)"),
-        ({"size": (224.5, 224)}, "expected size as two positive"),
+        ({"size": (0, 224)}, r"expected size as two integers .* got \(0, 224\)"),
+        ({"size": (224.5, 224)}, "expected size as two integers"),
         ({"size": 224}, "expected size as 2 finite"),
         ({"mean": (0.5, 0.5)}, "expected mean as 3 finite"),
         ({"mean": (0.5, 0.5, float("nan"))}, "expected mean as 3 finite"),
@@ -408,8 +408,8 @@ def test_photos_cut_short_open_or_are_refused(which: int) -> None:
         ({"std": None}, "expected std as 3 finite"),
         ({"interpolation": "box"}, "expected interpolation one of .* got 'box'"),
         ({"mode": "pad"}, "expected mode one of .* got 'pad'"),
-        ({"crop_fraction": 0}, "expected 0 < crop_fraction <= 1"),
-        ({"crop_fraction": 1.01}, "expected 0 < crop_fraction <= 1"),
+        ({"crop_fraction": 0}, "expected 0.01 <= crop_fraction <= 1"),
+        ({"crop_fraction": 1.01}, "expected 0.01 <= crop_fraction <= 1"),
         ({"crop_fraction": "all"}, "expected crop_fraction as 1 finite"),
     ],
 )
@@ -439,9 +439,9 @@ def test_transforms_survive_json(transform: Transform) -> None:
 
 def test_foreign_dictionaries_are_refused() -> None:
     record = Transform((8, 8), HALF, HALF).to_dict()
-    with pytest.raises(DataError, match=r"missing \['std'\], unknown \['sdt'\]"):
+    with pytest.raises(DataError, match="expected a transform, got another record: std: "):
         Transform.from_dict({"sdt" if key == "std" else key: value for key, value in record.items()})
-    with pytest.raises(DataError, match="expected mode"):
+    with pytest.raises(DataError, match="mode: "):
         Transform.from_dict(record | {"mode": ["squash"]})
 
 

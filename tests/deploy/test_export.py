@@ -197,7 +197,7 @@ def test_torch(entry: Any, tmp_path: Path) -> None:
     exported = export(classifier, tmp_path / "file.pt2", to="torch", entry=entry)
     extra = {f"{KEY}.json": ""}
     program = torch.export.load(exported.path, extra_files=extra).module()
-    assert Card.from_dict(json.loads(extra[f"{KEY}.json"])) == exported.card
+    assert Card.from_json(extra[f"{KEY}.json"]) == exported.card
     images = photos(3)
     outputs = program(classifier.pixels(images) if entry == "pixels" else torch.from_numpy(images))
     assert set(outputs) == set(OUTPUTS) - {"answers"}

@@ -108,9 +108,9 @@ def test_contradictions_are_refused(changes: dict[str, object], message: str) ->
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "why.json"
     for content, message in [
-        (b"\xff\xfe", "got no JSON"),
-        (b"{", "got no JSON"),
-        (b"[]", "JSON list"),
+        (b"\xff\xfe", "got another file"),
+        (b"{", "got another file"),
+        (b"[]", "got another file"),
         (b'{"a": 1}', r"unknown \['a'\]"),
     ]:
         path.write_bytes(content)

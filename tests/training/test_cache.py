@@ -631,14 +631,14 @@ def test_listing_says_what_is_there(images: ImageSet, classifier: ExplainableCla
 def test_listing_while_a_build_ends(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     progress, manifest = built / "progress.json", built / "manifest.json"
     manifest.rename(progress)
-    read = Path.read_text
+    read = Path.read_bytes
 
-    def end_the_build(path: Path, **options: Any) -> str:
+    def end_the_build(path: Path) -> bytes:
         if path == progress:
             progress.rename(manifest)
-        return read(path, **options)
+        return read(path)
 
-    monkeypatch.setattr(Path, "read_text", end_the_build)
+    monkeypatch.setattr(Path, "read_bytes", end_the_build)
     assert [(entry["key"], entry["complete"]) for entry in listed(built.parent)] == [(built.name, True)]
 
 

@@ -41,7 +41,7 @@ from small import MAP_CHANNELS as CHANNELS
         ({"dial": -0.1}, r"expected dial in \[0, 1\], got -0\.1"),
         ({"setup": "l2x-f", "mean_size": 8}, "expected no mean_size with setup l2x-f, which bounds nothing"),
         ({"setup": "l2x-f", "dial": 0.5}, "expected no dial with setup l2x-f"),
-        ({"hidden": (4, 0)}, r"expected hidden channels of at least 1, got \(4, 0\)"),
+        ({"hidden": (4, 0)}, r"expected hidden channels from 1 to 16,384, got \(4, 0\)"),
         ({"temperature": 0.0}, r"expected temperature > 0, got 0\.0"),
         ({"threshold": -0.1}, r"expected threshold 'auto' or a number in \[0, 1\), got -0\.1"),
         ({"setup": "bla-ph", "gate": True}, "expected no threshold with the sigmoid gate, got auto"),

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Literal
 
-from cyclopts import App, CycloptsError, Group
+from cyclopts import App, CycloptsError, Group, Parameter
 
 import bla
 from bla import BlaError
@@ -18,9 +18,12 @@ from bla.cli.calibrating import calibrate
 from bla.cli.comparing import compare
 from bla.cli.explaining import explain
 from bla.cli.reporting import report
-from bla.cli.sharing import DONE, FAULT, MISTAKE, Command
+from bla.cli.sharing import DONE, FAULT, MISTAKE, Command, plausible, say
 from bla.cli.shipping import export, serve
 from bla.cli.training import evaluate, recommended, train
+
+FOREIGN = {"pyarrow", "safetensors", "sqlalchemy", "sqlite3", "zipfile", "zlib"}
+"""Libraries that read files, and raise errors of their own classes at a damaged one."""
 
 app = Command(
     name="bla",
@@ -30,6 +33,7 @@ app = Command(
     version=lambda: bla.__version__,
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(validator=plausible),
 )
 _GROUPS = {
     "Explain photos": (explain, batch),
@@ -66,7 +70,7 @@ def completion(*, shell: Literal["bash", "zsh", "fish", "powershell"] | None = N
         path = app.install_completion(shell=shell)
     except ShellDetectionError as error:
         raise BlaError("expected a shell that can be recognised, got another: name one with --shell") from error
-    print(f"New shells complete bla, by {path}.")
+    say(f"New shells complete bla, by {path}.")
 
 
 for flag in ("--help", "--version"):
@@ -90,7 +94,7 @@ def run_command(arguments: Sequence[str]) -> int:
         command = " ".join(("bla", *(error.command_chain or ())))
         return _mistake(f"{str(error).strip()} (see {command} --help)")
     except KeyboardInterrupt:
-        print("interrupted; rerun the command to resume", file=sys.stderr)
+        say("interrupted; rerun the command to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at exit
@@ -99,11 +103,15 @@ def run_command(arguments: Sequence[str]) -> int:
         return _mistake(str(error))
     except OSError as error:
         return _mistake(f"expected to read and write files, got {error}")
-    except Exception:
+    except MemoryError as error:
+        return _mistake(f"expected enough memory, got {error or 'none left'}: ask for less at once")
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in FOREIGN:
+            return _mistake(f"expected files that can be read, got {type(error).__name__}: {error!s:.500}")
         traceback.print_exc()
         return FAULT
 
 
 def _mistake(message: str) -> int:
-    print("bla: " + " ".join(message.split()), file=sys.stderr)
+    say("bla: " + " ".join(message.split()), file=sys.stderr)
     return MISTAKE

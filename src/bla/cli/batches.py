@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json, TrustCode, require
+from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json, TrustCode, require, say, within
 
 
 def batch(
@@ -17,8 +17,8 @@ def batch(
     *,
     run: str = "tf_efficientnet_lite0",
     engine: Literal["local", "ray"] = "local",
-    workers: int | None = None,
-    shard: int = 4096,
+    workers: Annotated[int | None, within(1, 1024)] = None,
+    shard: Annotated[int, within(1, 10_000_000)] = 4096,
     column: str | None = None,
     size: int | None = None,
     check: Check = False,
@@ -62,7 +62,7 @@ def batch(
     else:
         done, seconds = record["last_call"]["rows"], record["last_call"]["seconds"]
         rate = f", {done / seconds:,.1f} photos per second" if done and seconds else ""
-        print(f"{record['rows']:,} rows in {record['parts']} files in {out}{rate}.")
+        say(f"{record['rows']:,} rows in {record['parts']} files in {out}{rate}.")
         if failed:
-            print(f"{failed:,} photos could not be explained: the columns status and error say why.")
+            say(f"{failed:,} photos could not be explained: the columns status and error say why.")
     return DONE_BUT if failed else DONE

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import DONE, DONE_BUT, CacheFolder, Command, Flag, Json
+from bla.cli.sharing import DONE, DONE_BUT, CacheFolder, Command, Flag, Json, say
 
 about = "List, check and remove cached features and masked answers.\n\nExample: `bla cache list`"
 caches = Command(name="cache", help=about, help_format="plaintext")
@@ -28,11 +28,11 @@ def list_caches(*, cache: CacheFolder = None, json_: Json = False) -> None:
         return
     for entry in entries:
         state = "" if entry["complete"] else f"  incomplete, {entry['done']} done"
-        print(
+        say(
             f"{entry['key'][:12]}  {entry['bytes'] / 1e6:9.1f} MB  {entry['images']:7} images  "
             f"{entry['kind']}  {entry['classifier']}  {entry['data']}  {entry['created']}{state}"
         )
-    print(f"{len(entries)} in {root}, {sum(entry['bytes'] for entry in entries) / 1e6:.1f} MB")
+    say(f"{len(entries)} in {root}, {sum(entry['bytes'] for entry in entries) / 1e6:.1f} MB")
 
 
 @caches.command(name="remove")
@@ -56,7 +56,7 @@ def remove_caches(
     if not chosen and not all_:
         raise CacheError("expected keys of caches to remove, or --all, got neither: `bla cache list` shows them")
     for key in remove(chosen, cache):
-        print(f"removed {key[:12]}")
+        say(f"removed {key[:12]}")
 
 
 @caches.command(name="check")
@@ -71,5 +71,5 @@ def check_caches(*, cache: CacheFolder = None) -> int:
     complete = [entry["key"] for entry in listed(cache) if entry["complete"]]
     files = {key: damaged((cache or cache_root()) / key) for key in complete}
     for key, bad in files.items():
-        print(f"{key[:12]}  {'damaged: ' + ', '.join(bad) if bad else 'whole'}")
+        say(f"{key[:12]}  {'damaged: ' + ', '.join(bad) if bad else 'whole'}")
     return DONE_BUT if any(files.values()) else DONE

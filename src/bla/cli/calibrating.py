@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import FillName, Json, TrustCode, flat, skipped
+from bla.cli.sharing import FillName, Json, TrustCode, flat, say, skipped
 from bla.cli.training import Places
 
 
@@ -59,6 +59,6 @@ def calibrate(
     if json_:
         print(json.dumps(asdict(found)))
     else:
-        print(found)
-        print(f"It held in {100 * found.rate:.1f}% of the photos; at this size the lower bound is {found.bound:.3f}.")
+        say(found)
+        say(f"It held in {100 * found.rate:.1f}% of the photos; at this size the lower bound is {found.bound:.3f}.")
     return skipped(failures)

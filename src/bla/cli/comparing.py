@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import CacheFolder, Device, Flag, Json, TrustCode, require, skipped
+from bla.cli.sharing import CacheFolder, Device, Flag, Json, TrustCode, require, say, skipped, within
 
 
 def compare(
@@ -21,9 +21,9 @@ def compare(
     out: Path | None = None,
     methods: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
     leakage: Flag = False,
-    pixels: int = 0,
+    pixels: Annotated[int, within(0, 1_000_000)] = 0,
     sanity: Flag = False,
-    limit: int | None = None,
+    limit: Annotated[int | None, within(1, 1_000_000_000)] = None,
     seed: int = 0,
     trust_code: TrustCode = None,
     device: Device = "auto",
@@ -67,7 +67,7 @@ def compare(
         print(json.dumps(result))
     else:
         _print_table(result)
-        print(f"The result is {folder / 'compare.json'}, the explanations are in {folder / 'explanations'}.")
+        say(f"The result is {folder / 'compare.json'}, the explanations are in {folder / 'explanations'}.")
     return skipped([(entry["image"], entry["error"]) for entry in result["skipped"]])
 
 
@@ -92,7 +92,7 @@ def _print_table(result: dict[str, Any]) -> None:
         table.add_row(record["title"], *cells, *cost)
     Console(width=None if sys.stdout.isatty() else 40 + 13 * len(shown)).print(table)
     size, baseline, cells = result["size"], result["baseline"], result["grid"][0] * result["grid"][1]
-    print(
+    say(
         f"Size {size['mean']:.1f} of {cells} cells. ms: beyond the forward pass of {baseline['forward_ms']} ms. Areas "
         f"are judged by the {result['judge']}. Labels: {result['data']['labels']}."
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import DONE, DONE_BUT, Check, Device, Fill, TrustCode, require, skip_line
+from bla.cli.sharing import DONE, DONE_BUT, Check, Device, Fill, TrustCode, require, say, skip_line
 
 if TYPE_CHECKING:
     from bla.explanations.explanation import Explanation
@@ -78,10 +78,10 @@ def explain(
                 failed += 1
                 report(skip_line(result.image, result.error), 0, 0)
             elif not json_:
-                print(_one_line(result), flush=True)
+                say(_one_line(result), flush=True)
             report("explaining", index, len(paths))
     if folder is not None and not json_ and failed < len(paths):
-        print(f"The pictures are in {folder}.")
+        say(f"The pictures are in {folder}.")
     return DONE_BUT if failed else DONE
 
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-from bla.cli.sharing import Json, require
+from bla.cli.sharing import Json, require, say, within
 
 
-def report(run: Path, /, *, out: Path | None = None, photos: int = 12, seed: int = 0, json_: Json = False) -> None:
+def report(
+    run: Path,
+    /,
+    *,
+    out: Path | None = None,
+    photos: Annotated[int, within(0, 1000)] = 12,
+    seed: int = 0,
+    json_: Json = False,
+) -> None:
     """Write the result of `bla compare` as one self-contained HTML page: verdict, curves, photos, figures.
 
     Example: `bla report run --out report.html`
@@ -26,9 +35,9 @@ def report(run: Path, /, *, out: Path | None = None, photos: int = 12, seed: int
         print(json.dumps(written.to_dict()))
         return
     marks = {"for": "+", "against": "-", "open": "?"}
-    print(f"{written.headline} {written.summary}")
+    say(f"{written.headline} {written.summary}")
     for finding in written.findings:
-        print(f"{marks[finding.answer]} {finding.question} {finding.words}")
+        say(f"{marks[finding.answer]} {finding.question} {finding.words}")
     if written.not_shown:
-        print(f"Not shown, since it was not measured: {'; '.join(written.not_shown)}.")
-    print(f"The page is {written.path}.")
+        say(f"Not shown, since it was not measured: {'; '.join(written.not_shown)}.")
+    say(f"The page is {written.path}.")

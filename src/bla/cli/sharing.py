@@ -7,11 +7,13 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 from cyclopts import App, ArgumentCollection, Group, Parameter
+from cyclopts.validators import Number
 
 from bla import BlaError
+from bla.progress import printable
 
 DONE, FAULT, MISTAKE, DONE_BUT = 0, 1, 2, 3
 """Exit codes: done; a fault of ours; the user's mistake; done except for some inputs, each reported."""
@@ -43,6 +45,19 @@ def flat(title: str | None = None, **others: Any) -> Parameter:
     return Parameter(name="*", negative_iterable=(), **others)
 
 
+def plausible(_: object, value: object) -> None:
+    """What every number on a command line must be."""
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, int | float) and not abs(each) < 1e15:
+            raise ValueError("Must be a number below 1e15.")
+
+
+def within(low: float, high: float) -> Parameter:
+    """A number from ``low`` to ``high``."""
+    return Parameter(validator=Number(gte=low, lte=high))
+
+
+Port = Annotated[int, within(0, 65_535)]
 Flag = Annotated[bool, Parameter(negative=())]
 Check = Annotated[
     bool,
@@ -108,10 +123,15 @@ def listening(host: str, port: int) -> socket.socket:
         raise BlaError(f"expected a free port at {host}:{port}, got: {reason}; choose another --port") from error
 
 
+def say(text: object, *, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print text for people."""
+    print(printable(str(text)), file=file, flush=flush)
+
+
 def skipped(failures: Sequence[tuple[str, str]]) -> int:
     """Report the skipped photos, and return the exit code."""
     for image, error in failures:
-        print(skip_line(image, error), file=sys.stderr)
+        say(skip_line(image, error), file=sys.stderr)
     return DONE_BUT if failures else DONE
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from bla.cli.sharing import Json, TrustCode, listening, require
+from bla.cli.sharing import Json, Port, TrustCode, listening, require, say, within
 
 
 def export(
@@ -41,8 +41,8 @@ def export(
         print(json.dumps(exported.to_dict()))
         return
     card, worst = exported.card, max(exported.misses.items(), key=lambda item: item[1])
-    print(f"{out}: {card.setup} on {card.model}, {out.stat().st_size / 1e6:.1f} MB, takes {card.entry}.")
-    print(f"Checked against the module: the largest difference is {worst[1]:.1e}, in {worst[0]}.")
+    say(f"{out}: {card.setup} on {card.model}, {out.stat().st_size / 1e6:.1f} MB, takes {card.entry}.")
+    say(f"Checked against the module: the largest difference is {worst[1]:.1e}, in {worst[0]}.")
 
 
 def serve(
@@ -50,14 +50,14 @@ def serve(
     /,
     *,
     host: str = "127.0.0.1",
-    port: int = 8000,
-    threads: int | None = None,
-    batch_size: int = 16,
-    deadline: float = 5.0,
-    queue: int = 64,
-    megabytes: float = 32.0,
-    megapixels: float = 50.0,
-    timeout: float = 30.0,
+    port: Port = 8000,
+    threads: Annotated[int | None, within(1, 1024)] = None,
+    batch_size: Annotated[int, within(1, 4096)] = 16,
+    deadline: Annotated[float, within(0, 60_000)] = 5.0,
+    queue: Annotated[int, within(1, 65_536)] = 64,
+    megabytes: Annotated[float, within(0.001, 1024)] = 32.0,
+    megapixels: Annotated[float, within(0.001, 178)] = 50.0,
+    timeout: Annotated[float, within(0.1, 3600)] = 30.0,
     trust_code: TrustCode = None,
 ) -> None:
     """Serve explanations: an API (/openapi.json) and a page (/).
@@ -77,12 +77,8 @@ def serve(
     :param megapixels: Size of a photo, at most; checked before it is decoded.
     :param timeout: Seconds per request, at most.
     """
-    from bla.deploy.engine import EngineError, open_engine
+    from bla.deploy.engine import open_engine
 
-    counts = {"batch-size": batch_size, "queue": queue, "megabytes": megabytes, "megapixels": megapixels}
-    for name, value in (counts | {"timeout": timeout, "threads": threads or 1}).items():
-        if not value > 0:
-            raise EngineError(f"expected {name} > 0, got {value}")
     require("serve")
     from bla.deploy.serve import Limits
     from bla.deploy.serve import serve as run
@@ -91,8 +87,8 @@ def serve(
     with listening(host, port) as listener:
         with shown_progress() as report:
             engine = open_engine(explainer, model=trust_code, threads=threads, report=report)
-        print(engine.card.transform.in_words(), file=sys.stderr)
+        say(engine.card.transform.in_words(), file=sys.stderr)
         limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
-        print(f"{engine.card.setup} on {engine.card.model}: {address}", file=sys.stderr, flush=True)
+        say(f"{engine.card.setup} on {engine.card.model}: {address}", file=sys.stderr, flush=True)
         run(engine, listener, limits=limits, most=batch_size, deadline=deadline / 1000, room=queue)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from bla import needs_extra
-from bla.cli.sharing import Command, Flag, Json, flat, listening, require
+from bla.cli.sharing import Command, Flag, Json, Port, flat, listening, require, say, within
 from bla.progress import shown_progress
 
 with needs_extra("study"):
@@ -60,13 +60,13 @@ def init(
     if json_:
         print(json.dumps({"study": str(folder), "digest": plan.digest(), "secret": secret, "left_out": plan.left_out}))
         return
-    print(f"{folder}: {len(plan.photos)} photos by {len(plan.arms)} arms ({', '.join(plan.arm_names)}), {plan.task}.")
+    say(f"{folder}: {len(plan.photos)} photos by {len(plan.arms)} arms ({', '.join(plan.arm_names)}), {plan.task}.")
     if plan.left_out:
         left = ", ".join(f"{count} because {reason}" for reason, count in plan.left_out.items())
-        print(f"Left out of {plan.considered + sum(plan.left_out.values())} photos: {left}.")
-    print(f"The plan's digest, to register: {plan.digest()}")
-    print(f"The researcher's secret, shown only now: {secret}")
-    print(
+        say(f"Left out of {plan.considered + sum(plan.left_out.values())} photos: {left}.")
+    say(f"The plan's digest, to register: {plan.digest()}")
+    say(f"The researcher's secret, shown only now: {secret}")
+    say(
         f"Write your consent text into {folder / 'texts.toml'}; then: bla study rehearse {folder}, "
         f"bla study serve {folder}"
     )
@@ -79,7 +79,7 @@ def serve(
     *,
     db: Url = None,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Port = 8000,
     proxy: str | None = None,
     limits: Annotated[Limits | None, flat()] = None,
 ) -> None:
@@ -99,10 +99,10 @@ def serve(
     with Store.of(folder, db) as store:
         app = create_app(folder, store, limits=limits)
         if Texts.load(folder / "texts.toml")["consent.text"] == Texts.english()["consent.text"]:
-            print(f"The consent text in {folder / 'texts.toml'} is still the template: put yours in.", file=sys.stderr)
+            say(f"The consent text in {folder / 'texts.toml'} is still the template: put yours in.", file=sys.stderr)
         server = listening(host, port)
         address = f"http://{host}:{server.getsockname()[1]}"
-        print(f"The study is at {address}, what it collected at {address}/researcher. Stop it with Ctrl-C.", flush=True)
+        say(f"The study is at {address}, what it collected at {address}/researcher. Stop it with Ctrl-C.", flush=True)
         run(app, server, proxy=proxy)
 
 
@@ -111,9 +111,9 @@ def rehearse(
     folder: Folder,
     /,
     *,
-    people: int | None = None,
-    share: float = 0.6,
-    against: float | None = None,
+    people: Annotated[int | None, within(1, 100_000)] = None,
+    share: Annotated[float, within(0, 1)] = 0.6,
+    against: Annotated[float | None, within(0, 1)] = None,
     behaviour: Annotated[RehearsalBehaviour | None, flat()] = None,
     seed: Seed = 0,
     db: Url = None,
@@ -143,7 +143,7 @@ def rehearse(
         counts = {"people": people, "finished": finished, "responses": responses}
         print(json.dumps({"simulated": True, "plan": plan.digest()} | counts))
         return
-    print(
+    say(
         f"Simulated: {people} people took part, {finished} to the end, {responses} responses. "
         f"Next: bla study results {folder} --rehearsal"
     )
@@ -155,7 +155,7 @@ def secret(folder: Folder, /) -> None:
 
     Example: `bla study secret look`
     """
-    print(f"The researcher's secret, shown only now: {Keys.renewed(folder)}")
+    say(f"The researcher's secret, shown only now: {Keys.renewed(folder)}")
 
 
 @studies.command
@@ -176,7 +176,7 @@ def export(folder: Folder, /, *, out: Path, db: Url = None, rehearsal: Rehearsal
         return
     word = "simulated " if collected.simulated else ""
     people, given = len(collected.participants), len(collected.responses)
-    print(f"{given} {word}responses of {people} {word}participants: {', '.join(map(str, written))}")
+    say(f"{given} {word}responses of {people} {word}participants: {', '.join(map(str, written))}")
 
 
 @studies.command
@@ -202,8 +202,8 @@ def results(
         print(as_json(found))
         return
     for text in (*verdicts(found), *cautions(found)):
-        print(text)
-    print(f"The page is {page}, its numbers are in {numbers}.")
+        say(text)
+    say(f"The page is {page}, its numbers are in {numbers}.")
 
 
 @studies.command
@@ -212,10 +212,10 @@ def power(
     /,
     *,
     effect: Annotated[EffectSize | None, flat()] = None,
-    people: int | None = None,
-    wanted: Annotated[float, Parameter(name="--power")] = 0.8,
+    people: Annotated[int | None, within(1, 1_000_000)] = None,
+    wanted: Annotated[float, Parameter(name="--power"), within(0.01, 0.999)] = 0.8,
     behaviour: Annotated[Behaviour | None, flat()] = None,
-    simulations: int = 2_000,
+    simulations: Annotated[int, within(1, 1_000_000)] = 2_000,
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
@@ -244,14 +244,14 @@ def power(
     if json_:
         print(json.dumps(record))
         return
-    print(
+    say(
         f"Simulated: {found.people} people give a power of {found.power:.3f} "
         f"(95% interval {found.low:.3f} to {found.high:.3f} from {found.studies} simulated studies)."
     )
-    print(f"Assumed: {wished.assumptions()}; {found.analysed:.1f} people left after exclusions.")
+    say(f"Assumed: {wished.assumptions()}; {found.analysed:.1f} people left after exclusions.")
     if people is None:
         tried = ", ".join(f"{entry['people']}: {entry['power']:.2f}" for entry in record["tried"])
-        print(
+        say(
             f"This is the smallest number tried above all that stayed below a power of {wanted:g}, measured again on "
             f"new studies (power rises and falls with single people). Tried: {tried}."
         )

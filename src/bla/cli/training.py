@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, TrustCode, flat, skipped
+from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, TrustCode, flat, say, skipped
+from bla.progress import printable
 from bla.training.settings import (
     RECOMMENDED,
     Bounded,
@@ -123,8 +124,8 @@ def train(
     else:
         _print_metrics(record["metrics"], f"{record['setup']} on {record['model']}")
         if record["dead"]:
-            print("The module died in training: all cells are selected. Train with a lower learning rate.")
-        print(f"The run is in {out}. Next: bla explain PHOTO --run {out}")
+            say("The module died in training: all cells are selected. Train with a lower learning rate.")
+        say(f"The run is in {out}. Next: bla explain PHOTO --run {out}")
     return skipped([(entry["image"], entry["error"]) for entry in record["skipped"]])
 
 
@@ -171,18 +172,19 @@ def evaluate(
     else:
         _print_metrics(metrics, run)
         if certificate is not None:
-            print(certificate)
+            say(certificate)
     return skipped(failures)
 
 
 def _print_metrics(metrics: dict[str, Any], title: str) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     columns = {"loss": "loss", "top1": "top-1", "top5": "top-5"}
     if several := "label_agreement" in metrics:
         columns = {"loss": "loss", "average_precision": "mean AP", "auc": "mean AUC", "exact": "all labels right"}
-    table = Table("predictions from", *columns.values(), title=title, title_justify="left")
+    table = Table("predictions from", *columns.values(), title=escape(printable(title)), title_justify="left")
     rows = {
         "mean pooling (baseline)": "baseline",
         "mean pooling, both stages' epochs": "baseline_continued",  # with an own head there is no such training
@@ -197,8 +199,8 @@ def _print_metrics(metrics: dict[str, Any], title: str) -> None:
     Console().print(table)
     size = metrics["size"]
     if several:
-        print(f"Labels on which hard and baseline agree: {metrics['label_agreement']:.3f}.")
-    print(
+        say(f"Labels on which hard and baseline agree: {metrics['label_agreement']:.3f}.")
+    say(
         f"Size: {size['mean']:.1f} of {size['cells']} cells on average (std {size['std']:.1f}, {size['min']} to "
         f"{size['max']}). Agreement of hard with baseline: {metrics['agreement']:.3f}. Images: {metrics['images']}."
     )

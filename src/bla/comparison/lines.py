@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bla.files import read_json, write_atomically, write_json
+from bla.files import typed, write_atomically, write_json
 
 
 class JsonLines:
@@ -23,15 +23,16 @@ class JsonLines:
         self.path = base.with_name(base.name + ".jsonl")
         self.record = base.with_name(base.name + ".state.json")
         self.state: dict[str, Any] = {"signature": signature, "photos": 0}
+        self.found: list[Any] = []
         whole: list[str] = []
         try:
-            state = read_json(self.record)
+            state = typed(self.record.read_bytes(), dict[str, Any])
             lines = self.path.read_text("utf-8").splitlines()
-            if state["signature"] == signature and len(lines) >= state["photos"]:
-                self.state, whole = state, lines[: state["photos"]]
+            if state["signature"] == signature and 0 <= state["photos"] <= len(lines):
+                whole = lines[: state["photos"]]
+                self.found, self.state = [json.loads(line) for line in whole], state
         except (OSError, ValueError, KeyError, TypeError):
-            pass
-        self.found: list[Any] = [json.loads(line) for line in whole]
+            self.found, whole = [], []
         write_atomically(self.path, "".join(line + "\n" for line in whole).encode())
 
     def append(self, fresh: Sequence[Any], **state: Any) -> None:

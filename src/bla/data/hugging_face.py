@@ -23,7 +23,7 @@ from filelock import FileLock
 from bla import needs_extra
 from bla.data.image_sets import SUFFIXES, ImageSet, Splits
 from bla.data.photo import DataError
-from bla.files import read_json, write_atomically, write_json
+from bla.files import reading, typed, write_atomically, write_json
 from bla.progress import Progress
 
 PREFIX = "hf:"
@@ -63,7 +63,9 @@ def read_dataset(name: str, *, seed: int, cache: Path, report: Progress) -> tupl
         if not folder.exists():
             _write(folder, chosen, image=image, label=label, classes=classes, name=canonical, report=report)
     sets = {}
-    for split, rows in read_json(folder / "manifest.json").items():
+    with reading("the record of a data set", folder / "manifest.json", DataError, remedy=f": remove {folder}"):
+        listed = typed((folder / "manifest.json").read_bytes(), dict[str, list[tuple[str, int | None]]])
+    for split, rows in listed.items():
         names, labels = zip(*sorted(rows), strict=True) if rows else ((), ())
         known = np.array(labels, np.int64) if classes else None
         sets[split] = ImageSet(folder / split, names, known, tuple(classes))

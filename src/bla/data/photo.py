@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import math
 import os
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, get_args
+from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bla import BlaError
-from bla.files import check_keys
+from bla.files import CLOSED, typed
 
 PhotoSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -31,6 +32,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # that a JPEG can declare: a photo of 1 x 100,000,000 would be small, and its resizing would not.
 MAX_PIXELS = 178_956_970
 MAX_SIDE = 65_535
+MAX_INPUT = 8192
+"""The longest side of a classifier's input."""
 
 
 class DataError(BlaError):
@@ -264,6 +267,7 @@ class Transform:
     True
     """
 
+    __pydantic_config__: ClassVar[Any] = CLOSED
     size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -274,8 +278,8 @@ class Transform:
 
     def __post_init__(self) -> None:
         size = _numbers("size", self.size, 2)
-        if min(size) < 1 or any(side != int(side) for side in size):
-            raise DataError(f"expected size as two positive integers (height, width), got {self.size}")
+        if not all(1 <= side <= MAX_INPUT and side == int(side) for side in size):
+            raise DataError(f"expected size as two integers (height, width) from 1 to {MAX_INPUT}, got {self.size}")
         object.__setattr__(self, "size", tuple(map(int, size)))
         for name in ("mean", "std"):
             object.__setattr__(self, name, _numbers(name, getattr(self, name), 3))
@@ -285,8 +289,8 @@ class Transform:
             if getattr(self, name) not in allowed:
                 raise DataError(f"expected {name} one of {allowed}, got {getattr(self, name)!r}")
         (fraction,) = _numbers("crop_fraction", (self.crop_fraction,), 1)
-        if not 0 < fraction <= 1:
-            raise DataError(f"expected 0 < crop_fraction <= 1, got {fraction}")
+        if not 0.01 <= fraction <= 1:
+            raise DataError(f"expected 0.01 <= crop_fraction <= 1, got {fraction}")
 
     def pixels(self, photo: Image.Image) -> npt.NDArray[np.uint8]:
         """The input's pixels, uint8 ``(H, W, 3)``, of an upright RGB photo as :func:`open_photo` gives it."""
@@ -384,8 +388,10 @@ class Transform:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Transform:
         """The inverse of :meth:`to_dict`, also after JSON; a DataError names wrong keys or the wrong value."""
-        check_keys(record, {field.name for field in dataclasses.fields(cls)}, "a transform's keys", DataError)
-        return cls(**record)
+        try:
+            return typed(json.dumps(record), cls)
+        except ValueError as error:
+            raise DataError(f"expected a transform, got another record: {error}") from error
 
 
 def _numbers(name: str, values: Sequence[float], count: int) -> tuple[float, ...]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from bla import BlaError, __version__, meant
 from bla.data.masking import FILLS, masked_photos
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
 from bla.explanations.explanation import Explanation, Sizes, Unexplained
-from bla.files import cache_root
+from bla.files import CLOSED, cache_root, typed
 from bla.progress import Progress, silent
 from bla.runs.record import content_digest, run_folder
 
@@ -55,6 +54,7 @@ class Card:
     several_labels: whether an image may have several classes or none.
     """
 
+    __pydantic_config__: ClassVar[Any] = CLOSED
     classes: tuple[str, ...]
     transform: Transform
     grid: tuple[int, int]
@@ -73,16 +73,20 @@ class Card:
         """H * W."""
         return self.grid[0] * self.grid[1]
 
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1 or not self.classes:
+            raise EngineError(f"expected cells and classes, got a grid of {self.grid} and {len(self.classes)} classes")
+
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Card:
-        """The inverse of ``dataclasses.asdict``, also after JSON."""
-        if (version := record.get("schema_version")) != SCHEMA_VERSION:
-            raise EngineError(f"expected schema_version {SCHEMA_VERSION}, got {version}: export the run again")
+    def from_json(cls, text: str) -> Card:
+        """The card in a file's metadata."""
         try:
-            tuples = {"classes": tuple(record["classes"]), "grid": tuple(record["grid"])}
-            return cls(**{**record, **tuples, "transform": Transform.from_dict(record["transform"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise EngineError(f"expected the card of an exported explainer, got another: {error!r}") from error
+            version = typed(text, dict[str, Any]).get("schema_version")
+            if version == SCHEMA_VERSION:
+                return typed(text, cls)
+        except ValueError as error:
+            raise EngineError(f"expected the card of an exported explainer, got another: {error}") from error
+        raise EngineError(f"expected schema_version {SCHEMA_VERSION}, got {version}: export the run again")
 
     def checked_size(self, size: int) -> int:
         """The size, if the explainer can select that many cells."""
@@ -163,7 +167,7 @@ class Engine:
         text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
         if text is None:
             raise EngineError(f"expected a file that `bla export` wrote, got {self.path}, an ONNX file of another's")
-        self.card = Card.from_dict(json.loads(text))
+        self.card = Card.from_json(text)
         self.classes, self.transform, self.grid = self.card.classes, self.card.transform, self.card.grid
 
     def run(

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from bla import BlaError
 from bla.explanations.lettering import percent
-from bla.files import check_keys, read_json, write_json
+from bla.files import CLOSED, check_keys, typed, write_json
 
 SCHEMA_VERSION = 2
 READ_VERSIONS = (1, 2)
 """Of version 1 are explanations without the classifier's own answer: ``classifier``, ``sizes`` and ``check``."""
 
-FloatMap = npt.NDArray[np.float32]
-BoolMap = npt.NDArray[np.bool_]
 
+class _Rows:
+    """A map is saved as rows of numbers."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(_: Any, handler: Any) -> Any:
+        return handler.generate_schema(list[list[float]])
+
+
+FloatMap = Annotated[npt.NDArray[np.float32], _Rows]
+BoolMap = Annotated[npt.NDArray[np.bool_], _Rows]
 
 _KEYS = (
     "schema_version", "image", "prediction", "top", "method", "target", "grid", "unbounded", "scores", "soft",
@@ -177,6 +186,7 @@ class Explanation:
     True
     """
 
+    __pydantic_config__: ClassVar[Any] = CLOSED
     image: str
     prediction: Prediction
     top: tuple[Prediction, ...]
@@ -309,29 +319,15 @@ class Explanation:
                 "finer cells train again with a larger --image-size, and explain the image again"
             )
         check_keys(record, _KEYS, "an explanation's keys", ExplanationError, optional=_OPTIONAL)
-        values = dict(record)
-        size = values.pop("size")
+        values = {key: value for key, value in record.items() if key != "size"}
+        if isinstance(values.get("check"), dict):
+            values["check"] = {key: value for key, value in values["check"].items() if key != "words"}
         try:
-            values["prediction"] = Prediction(**values["prediction"])
-            values["top"] = tuple(Prediction(**guess) for guess in values["top"])
-            for name, kind in (("classifier", Prediction), ("sizes", Sizes)):
-                if values.get(name) is not None:
-                    values[name] = kind(**values[name])
-            if values.get("check") is not None:
-                guesses = {name: Prediction(**values["check"][name]) for name in ("about", "kept", "removed")}
-                checked = {key: value for key, value in values["check"].items() if key != "words"}
-                values["check"] = Check(**checked | guesses)
-            if values.get("votes") is not None:
-                values["votes"] = Votes(**values["votes"])
-            if values.get("present") is not None:
-                values["present"] = tuple(Votes(**votes) for votes in values["present"])
-            explanation = cls(**values)
-        except ExplanationError:
-            raise
-        except (TypeError, IndexError, ValueError) as error:
+            explanation = typed(json.dumps(values), cls)
+        except (ValueError, TypeError) as error:
             raise ExplanationError(f"expected an explanation, got a malformed one: {error}") from error
-        if explanation.size != size:
-            raise ExplanationError(f"expected size {explanation.size}, the selected cells, got {size}")
+        if explanation.size != record["size"]:
+            raise ExplanationError(f"expected size {explanation.size}, the selected cells, got {record['size']}")
         return explanation
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -342,11 +338,9 @@ class Explanation:
     def load(cls, path: str | os.PathLike[str]) -> Explanation:
         """Read what :meth:`save` wrote; an ExplanationError if the file is not JSON or holds no explanation."""
         try:
-            record = read_json(Path(path))
+            record = typed(Path(path).read_bytes(), dict[str, Any])
         except ValueError as error:
-            raise ExplanationError(f"expected an explanation in {path}, got no JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ExplanationError(f"expected an explanation in {path}, got a JSON {type(record).__name__}")
+            raise ExplanationError(f"expected an explanation in {path}, got another file: {error}") from error
         return cls.from_dict(record)
 
 

@@ -29,6 +29,7 @@ from bla.runs.record import (
     Backbone,
     Data,
     Record,
+    Skipped,
     new_record,
     read_record,
     run_folder,
@@ -267,7 +268,11 @@ def _portable(record: Record, with_classifier: bool) -> Record:
         if "trunk" not in record:
             backbone["name"] = None  # nobody else has that file: they must bring the classifier
     name = Path(root).name
-    skipped = [{key: text.replace(root, name) for key, text in entry.items()} for entry in record["skipped"] if root]
+    skipped = [
+        Skipped(image=entry["image"].replace(root, name), error=entry["error"].replace(root, name))
+        for entry in record["skipped"]
+        if root
+    ]
     return {**record, "backbone": backbone, "data": {**record["data"], "root": name}, "skipped": skipped}
 
 

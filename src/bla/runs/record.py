@@ -7,10 +7,12 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, cast
+
+from typing_extensions import TypedDict
 
 from bla import BlaError
-from bla.files import read_json, reading, timestamp, write_atomically, write_json
+from bla.files import reading, timestamp, typed, write_atomically, write_json
 
 SCHEMA_VERSION = 1
 RECORD, WEIGHTS, CERTIFICATE = "run.json", "model.safetensors", "certificate.json"
@@ -39,6 +41,13 @@ class Data(TypedDict):
     images: NotRequired[dict[str, int]]  # how many could be read: train, validation, test
 
 
+class Skipped(TypedDict):
+    """An image that could not be read."""
+
+    image: str
+    error: str
+
+
 class Record(TypedDict):
     """What run.json holds."""
 
@@ -54,7 +63,7 @@ class Record(TypedDict):
     dead: bool  # the module died in training: it selects every cell
     epochs: dict[str, int]
     mean_size: NotRequired[dict[str, Any]]
-    skipped: list[dict[str, str]]
+    skipped: list[Skipped]
     versions: dict[str, str]
     created: str
     seconds: float
@@ -79,21 +88,14 @@ def read_record(folder: Path) -> Record:
         remedy = "its training was interrupted; start it again to finish it" if again else "`bla train` writes one"
         raise RunError(f"expected a complete run in {folder}, got no {RECORD}: {remedy}")
     with reading("the record of a run", path, RunError):
-        record: Record = read_json(path)
-        version = record["schema_version"]
-        if version == SCHEMA_VERSION:
-            backbone, data = record["backbone"], record["data"]
-            texts = [record["setup"], record["model"], backbone["digest"], data["root"], data["train"], data["test"]]
-            texts += [*record["classes"], backbone["name"] or "", backbone["weights"] or ""]
-            objects = [record["transform"], record["settings"], record["metrics"], data]
-            if not all(isinstance(text, str) for text in texts) or not all(isinstance(part, dict) for part in objects):
-                raise TypeError("a field has another type")
-            maps = record["settings"].pop("maps", 1)
-    if version != SCHEMA_VERSION:
+        content = path.read_bytes()
+        version = typed(content, dict[str, Any])["schema_version"]
+        record = typed(content, Record) if version == SCHEMA_VERSION else None
+    if record is None:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         remedy = "update bla to read it" if newer else "train again with this bla"
         raise RunError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version}: {remedy}")
-    if maps != 1:
+    if (maps := record["settings"].pop("maps", 1)) != 1:
         raise RunError(
             f"{path}: expected a selection over the last feature map, got maps={maps!r}: earlier maps and several in "
             "one selection are no longer supported; for finer cells train again with a larger --image-size"

@@ -12,6 +12,8 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bla.study.errors import StudyError
+
 LARGEST_BODY = 8 * 1024
 LARGEST_HEADERS = 16 * 1024
 Knows = Callable[[str], bool]
@@ -66,6 +68,11 @@ class Limits:
     """Requests per second of one participant; an address without a participant may make five times as many."""
     timing: bool = False
     """Report the server's processing time with each response, in the header Server-Timing."""
+
+    def __post_init__(self) -> None:
+        for name in ("joins_a_minute", "requests_a_second"):
+            if not 0 < (value := getattr(self, name)) <= 1e6:
+                raise StudyError(f"expected {name} above 0, at most a million, got {value}")
 
 
 class Guard:

@@ -9,11 +9,17 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from bla.files import read_json, reading
+from bla.files import reading, typed
 from bla.study.errors import StudyError
+from bla.study.plan import Record, Sha256
 
 FILE = "secrets.json"
 _ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"  # nothing that is read as another
+
+
+class _File(Record):
+    key: Sha256
+    researcher_sha256: Sha256
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ class Keys:
     def load(cls, study: Path) -> Keys:
         """Read a study's keys."""
         with reading("the keys of a study", study / FILE, StudyError):
-            record = read_json(study / FILE)
-            return cls(bytes.fromhex(record["key"]), str(record["researcher_sha256"]))
+            record = typed((study / FILE).read_bytes(), _File)
+            return cls(bytes.fromhex(record.key), record.researcher_sha256)
 
     def signed(self, purpose: str, text: str) -> str:
         """A signature that nobody without the key can make."""

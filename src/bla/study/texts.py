@@ -49,9 +49,9 @@ class Texts:
         """From TOML: a table for each section."""
         words = {}
         for section, texts in tomllib.loads(source).items():
-            for name, text in texts.items():
-                if not isinstance(text, str):
-                    raise StudyError(f"expected a text for {section}.{name}, got {text!r}: put it in quotes")
+            for name, text in texts.items() if isinstance(texts, dict) else [("", texts)]:
+                if not name or not isinstance(text, str):
+                    raise StudyError(f"expected a text for {section}.{name}, got {text!r:.80}: put it in quotes")
                 words[f"{section}.{name}"] = text.strip()
         return cls(source, words)
 

@@ -28,7 +28,7 @@ from bla import BlaError
 from bla.data.image_sets import ImageSet
 from bla.data.photo import Photo
 from bla.data.prefetching import cores, prefetch
-from bla.files import cache_root, read_json, timestamp, write_json
+from bla.files import CLOSED, cache_root, timestamp, typed, write_json
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
@@ -105,6 +105,7 @@ def _layout(kind: Kind, shape: Sequence[int]) -> dict[str, tuple[str, tuple[int,
 class _Record:
     """The content of manifest.json and progress.json."""
 
+    __pydantic_config__: ClassVar[Any] = CLOSED
     classifier: str
     data: str
     images: int
@@ -115,20 +116,25 @@ class _Record:
     """Rows that are on disk."""
     shape: list[int] | None = None
     """:attr:`Computed.shape`, known after the first batch."""
-    failures: list[list[str]] = dataclasses.field(default_factory=list)
+    failures: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     checksums: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     """CRC-32 of every chunk, by file."""
 
     def __post_init__(self) -> None:
         self.checksums = self.checksums or {file: [] for file in self.files}
+        chunks = dict.fromkeys(self.files, -(-self.done // self.chunk))
+        if not 0 <= self.done <= self.images or {file: len(sums) for file, sums in self.checksums.items()} != chunks:
+            raise ValueError(f"{self.done} rows of {self.images}, with checksums of others")
+        if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
+            raise ValueError(f"a shape of {self.shape}")
 
     @classmethod
     def read(cls, path: Path) -> _Record:
         try:
-            return cls(**read_json(path))
-        except (ValueError, TypeError) as error:
+            return typed(path.read_bytes(), cls)
+        except ValueError as error:
             raise CacheError(
-                f"expected the record of a cache in {path}, got another file: {_remedy(path.parent)}"
+                f"expected the record of a cache in {path}, got another file ({error}): {_remedy(path.parent)}"
             ) from error
 
     @property
@@ -370,7 +376,7 @@ def _build_share(folder: Path, rows: Rows, report: Progress) -> _Record:
                 photos = list(itertools.islice(read, len(batch)))
                 computed = _computed(rows, batch, photos)
                 record.shape = list(computed.shape)
-                record.failures += [[images.names[batch[place]], why] for place, why in computed.refused.items()]
+                record.failures += [(images.names[batch[place]], why) for place, why in computed.refused.items()]
                 for file, array in computed.arrays.items():
                     files[file].write(array.data)
                     sums[file] = zlib.crc32(array.data, sums[file])
@@ -445,8 +451,7 @@ def _opened(folder: Path) -> Stored:
         if rows is None:
             raise CacheError(f"expected {folder / file} as it was written, got a damaged file: {_remedy(folder)}")
         arrays[file] = rows
-    failures = tuple((image, reason) for image, reason in record.failures)
-    return Stored(folder, arrays, tuple(record.shape or ()), failures)
+    return Stored(folder, arrays, tuple(record.shape or ()), tuple(record.failures))
 
 
 def _remedy(folder: Path) -> str:

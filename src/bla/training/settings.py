@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from bla import BlaError
+from bla.files import is_a
 
 if TYPE_CHECKING:
     from bla.model.attention import Attention
@@ -42,9 +43,10 @@ class Valid(NamedTuple):
     test: Callable[[Any], bool]
 
 
-AT_LEAST_1 = Valid("of at least 1", lambda value: value >= 1)
+AT_LEAST_1 = Valid("of at least 1", lambda value: 1 <= value < 2**31)
 ABOVE_0 = Valid("above 0", lambda value: value > 0)
 SHARE = Valid("in [0, 1]", lambda value: 0 <= value <= 1)
+CHANNELS = Valid("channels from 1 to 16,384", lambda widths: all(1 <= width <= 16_384 for width in widths))
 BELOW_1 = Valid("in [0, 1)", lambda value: 0 <= value < 1)
 
 
@@ -53,16 +55,19 @@ class Part:
     """Options that belong together; each value is checked against its field's type."""
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name)
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for name in (field.name for field in dataclasses.fields(self)):
+            value, hint = getattr(self, name), hints[name]
             if isinstance(value, list):  # as JSON and the command line give a tuple
                 object.__setattr__(self, name, tuple(value))
             kinds = typing.get_args(hint)
             if typing.get_origin(hint) is Literal and value not in kinds:
                 raise TrainingError(f"expected {name} {' or '.join(map(repr, kinds))}, got {value!r}")
-            for valid in getattr(hint, "__metadata__", ()):
-                if value is not None and not valid.test(value):
-                    raise TrainingError(f"expected {name} {valid.words}, got {value!r}")
+            valid = next(iter(getattr(hint, "__metadata__", ())), None)
+            value = getattr(self, name)
+            if not is_a(value, hint) or (valid and value is not None and not valid.test(value)):
+                words = valid.words if valid else f"of type {getattr(hint, '__name__', hint)}"
+                raise TrainingError(f"expected {name} {words}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +76,7 @@ class Score(Part):
 
     temperature: float = 0.1
     """Multiplies the scores."""
-    hidden: Annotated[tuple[int, ...], Valid("channels of at least 1", lambda widths: all(w >= 1 for w in widths))] = ()
+    hidden: Annotated[tuple[int, ...], CHANNELS] = ()
     """Channels of a further 1x1 convolution before the score; may be given several times."""
     context: bool = False
     """Add a vector made from the pooled map to every cell before scoring."""
@@ -133,7 +138,9 @@ class FixedSize(Part):
 class Masked(Part):
     """A selection that explains a classifier's own prediction, trained on its answers to masked photos."""
 
-    masks: Annotated[int, Valid("an even number of at least 8", lambda value: value >= 8 and value % 2 == 0)] = 64
+    masks: Annotated[
+        int, Valid("an even number of at least 8", lambda value: 8 <= value <= 65_536 and value % 2 == 0)
+    ] = 64
     """Masked copies of each photo that bla-px learns from."""
     fill: str = "coarse"
     """What takes the place of masked pixels for bla-px: coarse, blur, mean or grey."""

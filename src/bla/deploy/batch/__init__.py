@@ -24,12 +24,33 @@ from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, 
 from bla.deploy.batch.rows import SCHEMA, explain_rows, part_name, unpacked, write_part
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine
-from bla.files import read_json, reading, sole_writer, timestamp, write_atomically, write_json
+from bla.files import reading, sole_writer, timestamp, typed, write_atomically, write_json
 from bla.progress import Progress, silent
 
 __all__ = ["SCHEMA", "BatchError", "explain_all", "unpacked"]
 
 RECORD = "batch.json"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LastCall:
+    """What the last call did: so many rows, in seconds."""
+
+    rows: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finished(Task):
+    """The record of a finished batch: its rows, how many of each status, and parts; and when it was made."""
+
+    schema_version: Literal[1] = 1
+    rows: int
+    statuses: dict[str, int]
+    parts: int
+    begun: str
+    ended: str = dataclasses.field(default_factory=timestamp)
+    last_call: LastCall
 
 
 def explain_all(
@@ -115,7 +136,7 @@ def explain_all(
         for rows in explained:
             ready += rows
             report(title, ready, plan.rows)
-        return _concluded(plan, out, {"rows": left, "seconds": round(time.monotonic() - start, 2)})
+        return _concluded(plan, out, LastCall(left, round(time.monotonic() - start, 2)))
 
 
 def run_locally(plan: Plan, shards: Sequence[Shard], graph: Engine, *, out: Path, workers: int) -> Iterator[int]:
@@ -141,11 +162,10 @@ def _finished(task: Task, out: Path) -> dict[str, Any] | None:
     if not (out / RECORD).exists():
         return None
     with reading("the record of a batch", out / RECORD, BatchError):
-        record: dict[str, Any] = read_json(out / RECORD)
-        kept = Task(**{field.name: record[field.name] for field in dataclasses.fields(Task)})
-    _check_same(task, kept, out)
+        record = typed((out / RECORD).read_bytes(), Finished)
+    _check_same(task, record, out)
     shutil.rmtree(out / BATCH_FOLDER, ignore_errors=True)  # a kill may have left it
-    return record
+    return dataclasses.asdict(record)
 
 
 def _begun(task: Task, out: Path) -> Plan | None:
@@ -167,20 +187,13 @@ def _check_same(task: Task, kept: Task, out: Path) -> None:
             )
 
 
-def _concluded(plan: Plan, out: Path, last_call: dict[str, Any]) -> dict[str, Any]:
+def _concluded(plan: Plan, out: Path, last_call: LastCall) -> dict[str, Any]:
     """Add up the statuses that the footers of all parts hold, and write the record."""
     parts = [pq.read_schema(out / part_name(shard.index)).metadata[b"bla"] for shard in plan.shards()]
     counts = sum((Counter(json.loads(part)["counts"]) for part in parts), Counter[str]())
-    record = {
-        "schema_version": 1,
-        **{field.name: getattr(plan, field.name) for field in dataclasses.fields(Task)},
-        "rows": plan.rows,
-        "statuses": dict(counts),
-        "parts": len(parts),
-        "begun": plan.begun,
-        "ended": timestamp(),
-        "last_call": last_call,
-    }
+    task: dict[str, Any] = {field.name: getattr(plan, field.name) for field in dataclasses.fields(Task)}
+    made: dict[str, Any] = {"rows": plan.rows, "statuses": dict(counts), "parts": len(parts), "begun": plan.begun}
+    record = dataclasses.asdict(Finished(**task, **made, last_call=last_call))
     write_json(out / RECORD, record, indent=1)
     shutil.rmtree(out / BATCH_FOLDER)
     return record

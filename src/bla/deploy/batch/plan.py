@@ -7,14 +7,15 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Ge
 
 from bla import BlaError
 from bla.data.image_sets import SUFFIXES, files_below
-from bla.files import read_json, reading, timestamp, write_json
+from bla.files import CLOSED, reading, timestamp, typed, write_json
 
 SHARD = 4096
 LISTS = frozenset({".txt", ".lst", ".list"})
@@ -44,6 +45,7 @@ class Shard:
 class Task:
     """What a batch does: two calls with equal tasks belong to one batch."""
 
+    __pydantic_config__: ClassVar[Any] = CLOSED
     source: str  # a resolved path
     graph: str  # SHA-256 of the exported graph that explains
     pictures: bool = False
@@ -59,7 +61,7 @@ class Plan(Task):
     files: tuple[File, ...]
     content: str  # the column of paths or photos, dotted for a struct's field
     name: str | None  # the column of names; a row without a name is called FILE#ROW
-    shard: int  # the largest number of rows in a shard; a shard lies in one file
+    shard: Annotated[int, Ge(1)]  # the largest number of rows in a shard; a shard lies in one file
     begun: str
 
     @property
@@ -117,14 +119,19 @@ def read_plan(work: Path) -> Plan | None:
     if not (work / PLAN).exists():
         return None
     with reading("the plan of a batch", work / PLAN, BatchError):
-        record = read_json(work / PLAN)
-        plan = Plan(**record | {"files": tuple(tuple(file) for file in record["files"])})
-    for file in plan.files if plan.kind == "content" else ():
-        if not Path(file[0]).exists() or _file(Path(file[0]), file[1]) != file:
+        plan = typed((work / PLAN).read_bytes(), Plan)
+    for file in plan.files:
+        path = Path(file[0])
+        if not path.exists() or _file(path, file[1]) != file:
             raise BatchError(
-                f"expected {file[0]} as it was when the batch began, got a changed or missing file: put it back, or "
+                f"expected {path} as it was when the batch began, got a changed or missing file: put it back, or "
                 "begin anew in another folder"
             )
+        with reading("the plan of a batch", work / PLAN, BatchError):
+            table = pq.read_metadata(path)
+            names = table.schema.to_arrow_schema().empty_table().flatten().schema.names
+            if table.num_rows != file[1] or not {plan.content, plan.name or plan.content} <= {*names}:
+                raise ValueError(f"{file[1]} rows with {plan.content}, {plan.name}, not {table.num_rows} with {names}")
     return plan
 
 
