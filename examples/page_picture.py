@@ -35,7 +35,7 @@ def main() -> None:
     thread.start()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1160, "height": 800})
+        page = browser.new_page(viewport={"width": 1160, "height": 960})
         page.goto(f"http://127.0.0.1:{port}/")
         page.set_input_files("#choose", {"name": "cat.png", "mimeType": "image/png", "buffer": photo.getvalue()})
         page.wait_for_selector("#curve path", state="attached")

@@ -305,6 +305,18 @@ def test_what_takes_too_long_is_told_so(engine: Engine) -> None:
         assert client.post("/v1/explain", files={"photo": photo()}).status_code == 504
 
 
+def test_an_answer_holds_the_probability_of_a_class(client: TestClient, engine: Engine) -> None:
+    send: dict[str, Any] = {
+        "files": {"photo": photo()},
+        "data": {"masks": json.dumps(np.ones((1, *engine.grid), int).tolist())},
+    }
+    (answer,) = client.post("/v1/answers?target=eel", **send).json()["answers"]
+    whole = {guess["label"]: guess for guess in answer["top"]}
+    assert answer["target"] == whole["eel"]
+    refused = client.post("/v1/answers?target=el", **send)
+    assert (refused.status_code, "did you mean 'eel'" in refused.json()["error"]) == (422, True)
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -370,6 +382,7 @@ def test_the_page_in_a_browser(phone: bool, browser: Browser, engine: Engine, tm
         context = browser.new_context(viewport=size, color_scheme="dark" if phone else "light", has_touch=phone)  # type: ignore[arg-type]
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(f"http://127.0.0.1:{port}/")
         page.set_input_files("#choose", tmp_path / "text.png")
@@ -382,9 +395,23 @@ def test_the_page_in_a_browser(phone: bool, browser: Browser, engine: Engine, tm
         assert f"from {own} of 20 cells, the explainer" in page.inner_text("#read")
         (why,) = engine.explain_each([Path(tmp_path / "photo.png")])
         assert isinstance(why, Explanation)
-        assert page.inner_text("#whole").startswith(why.classifier.label)
+        assert page.inner_text("#whole") == str(why.classifier)  # the file itself was sent: these are the API's figures
+        assert page.inner_text("#label") == str(why.prediction)
         assert page.locator("#differs").is_hidden() == why.agrees
-        assert "the likeliest class" in page.inner_text("#legend")
+        assert page.locator("#curve text").all_text_contents()[:6] == ["0%", "50%", "100%", "1", "10", "20"]
+        assert f"from the whole photo: {str(why.classifier).split()[-1]}." in page.inner_text("#legend")
+        assert why.sizes is not None
+        enough = f"From {why.sizes.sufficient} cells on, it stays" if why.sizes.sufficient > 1 else "at every size"
+        assert (enough in page.inner_text("#legend")) == why.agrees
+        page.fill("#target", "bee")
+        page.press("#target", "Enter")
+        page.locator("#legend", has_text="The probability of bee").wait_for()
+        (about,) = engine.explain_each([tmp_path / "photo.png"], target="bee")
+        assert isinstance(about, Explanation)
+        assert page.inner_text("#label") == str(about.prediction)
+        page.fill("#target", "")
+        page.press("#target", "Enter")
+        page.locator("#legend", has_text=f"The probability of {why.classifier.label}").wait_for()
         page.click("#check")
         page.locator("#checked", has_text="from these pixels alone: ").wait_for()
         page.locator("#size").focus()
@@ -400,6 +427,10 @@ def test_the_page_in_a_browser(phone: bool, browser: Browser, engine: Engine, tm
         page.locator("#read").filter(has_not_text="from 3 of").wait_for()
         page.click("#own")
         assert checked.count() == own
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert [violation["id"] for violation in Axe().run(page).response["violations"]] == []
+        page.goto(f"http://127.0.0.1:{port}/docs")
+        assert "POST /v1/explain" in page.inner_text("main")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert [violation["id"] for violation in Axe().run(page).response["violations"]] == []
         context.close()

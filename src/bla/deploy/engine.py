@@ -97,9 +97,13 @@ class Card:
         return size
 
     def class_index(self, target: int | str) -> int:
-        """The index of a class, given by name or by index, if the explainer is class-aware and has it."""
+        """The index of a class to explain, given by name or by index, if the explainer is class-aware and has it."""
         if not self.targets:
             raise EngineError(f"expected no target for {self.setup}, got {str(target)[:80]!r}: it is not class-aware")
+        return self.index_of(target)
+
+    def index_of(self, target: int | str) -> int:
+        """The index of a class, given by name or by index."""
         names = [*self.classes, *map(str, range(len(self.classes)))]
         if str(target) not in names:
             count, near = len(self.classes), meant(str(target)[:80], self.classes)

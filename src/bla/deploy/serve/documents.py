@@ -11,6 +11,7 @@ from bla.explanations.explanation import Prediction, Unexplained
 DESCRIPTION = "A classifier's answer, and what it says from selected cells alone. No gradient; no photo is stored."
 SIZE = "Select exactly this many cells; by default the explainer chooses."
 TARGET = "The class that a class-aware explainer explains, by name or index; by default the predicted one."
+PROBABILITY = "A class, by name or index, whose probability each answer is to hold."
 CHECK = "Also ask the whole classifier, in two more passes, about the selected pixels alone and the other ones."
 FILL = "With check, what replaces the other pixels."
 FORMAT = "json, or png for a picture of one photo; by default the Accept header decides."
@@ -30,10 +31,16 @@ class Answer(BaseModel):
     top: list[Prediction]
 
 
+class Asked(Answer):
+    """What the head predicts from a subset of cells, and the probability of the class asked about, if one is."""
+
+    target: Prediction | None = None
+
+
 class Answers(BaseModel):
     """Answers, in the order of the masks."""
 
-    answers: list[Answer]
+    answers: list[Asked]
 
 
 class Explained(Answer):

@@ -18,8 +18,9 @@ from bla.deploy.engine import Engine, Outputs
 from bla.deploy.pictures import picture
 from bla.deploy.serve import documents
 from bla.deploy.serve.batching import Batcher
+from bla.deploy.serve.reference import as_html
 from bla.deploy.serve.requests import Limits, masks_of, received
-from bla.explanations.explanation import Explanation, Unexplained, likeliest
+from bla.explanations.explanation import Explanation, Prediction, Unexplained, likeliest
 
 PAGE = Path(__file__).with_name("page.html")
 # The page is one file: it loads nothing else, from here or elsewhere, and no frame may show it.
@@ -104,9 +105,15 @@ async def explain(
 
 
 @router.post("/v1/answers", **documents.ANSWERS)
-async def answers(request: Request, server: Shared) -> Response:
+async def answers(
+    request: Request,
+    server: Shared,
+    *,
+    target: Annotated[str | None, Query(description=documents.PROBABILITY, max_length=200)] = None,
+) -> Response:
     """Say what the head predicts from other subsets of one photo's cells."""
     engine, limits = server.engine, server.limits
+    about = None if target is None else engine.card.index_of(target)
     async with asyncio.timeout(limits.seconds):
         with server.batcher.admitted(1):
             photos, masks = await received(request, limits)
@@ -116,9 +123,14 @@ async def answers(request: Request, server: Shared) -> Response:
             outputs = await server.batcher.run(await server.photo(*photos[0]), masks=subsets)
     found = []
     for subset, logits in zip(subsets, outputs.answers, strict=True):
-        guesses = likeliest(engine.probabilities(logits), engine.classes, several_labels=engine.card.several_labels)
+        probabilities = engine.probabilities(logits)
+        guesses = likeliest(probabilities, engine.classes, several_labels=engine.card.several_labels)
         top = [dataclasses.asdict(guess) for guess in guesses]
-        found.append({"size": int(subset.sum()), "prediction": top[0], "top": top})
+        answer = {"size": int(subset.sum()), "prediction": top[0], "top": top}
+        if about is not None:
+            asked = Prediction(about, engine.classes[about], float(probabilities[about]))
+            answer["target"] = dataclasses.asdict(asked)
+        found.append(answer)
     return JSONResponse({"answers": found})
 
 
@@ -143,6 +155,12 @@ async def health(server: Shared) -> dict[str, Any]:
 async def page() -> HTMLResponse:
     """Show the page that explains a photo in the browser."""
     return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
+
+
+@router.get("/docs", include_in_schema=False)
+async def reference(request: Request) -> HTMLResponse:
+    """Show the API's reference."""
+    return HTMLResponse(as_html(request.app.openapi()), headers={"Content-Security-Policy": POLICY})
 
 
 async def refused(request: Request, error: Exception) -> Response:
