@@ -24,7 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "progress": set(),
     "operators": set(),
     "data": {"files", "progress"},
-    "explanations": {"files"},
+    "explanations": {"data", "files"},
     "metrics": {"data", "operators"},
     "model": {"data", "explanations", "operators"},
     "study": {"data", "explanations", "files", "metrics", "progress"},

@@ -17,6 +17,7 @@ _HOMES = {
     "explainable": "model.classifier",
     "fit": "runs.run",
     "from_pretrained": "runs.hub",
+    "gallery": "explanations.explanation",
     "load": "runs.run",
     "push_to_hub": "runs.hub",
     "save_pretrained": "runs.hub",

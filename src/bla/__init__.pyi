@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 from bla.data import photo as photo
 from bla.data.photo import Transform as Transform
 from bla.explanations.explanation import Explanation as Explanation
+from bla.explanations.explanation import gallery as gallery
 from bla.model.attention import BoundedLogitAttention as BoundedLogitAttention
 from bla.model.classifier import explainable as explainable
 from bla.runs.hub import from_pretrained as from_pretrained

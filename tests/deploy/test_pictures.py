@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -28,13 +28,14 @@ parts = st.lists(
 
 
 @given(st.lists(parts, max_size=8))
+@example([["contact-sheet.jpg"], ["a", "contact-sheet-2.png"]])
 def test_names_never_collide(paths: list[list[str]]) -> None:
     photos = [Path(*path) for path in paths]
     names = output_names(photos)
     assert set(names) == set(photos)
     folded = [name.casefold() for name in names.values()]
     assert len(set(folded)) == len(folded)
-    assert all("/" not in name and name not in ("", ".", "..") for name in folded)
+    assert all("/" not in name and name not in ("", ".", "..", "contact-sheet", "contact-sheet-2") for name in folded)
 
 
 def test_names_are_short_where_they_can_be() -> None:
@@ -75,8 +76,11 @@ def test_the_shipped_explainer_on_photographs(photographs: list[Path], tmp_path:
         middle = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
         assert result.region == pytest.approx(middle, abs=2)
         assert Explanation.load(tmp_path / "why" / f"{path.stem}.json") == result
-        with Image.open(tmp_path / "why" / f"{path.stem}.png") as panel:
-            assert np.asarray(panel).std() > 10
+        with Image.open(tmp_path / "why" / f"{path.stem}.png") as picture:
+            assert picture.width == width
+            assert np.abs(np.asarray(picture)[:height] - np.asarray(result.overlay()).astype(float)).max() == 0
+    with Image.open(tmp_path / "why" / "contact-sheet.png") as sheet:
+        assert sheet.width == 3 * 320 + 4 * 16
 
 
 def test_files_of_the_users_are_never_written_over(photographs: list[Path], tmp_path: Path) -> None:
@@ -92,6 +96,10 @@ def test_files_of_the_users_are_never_written_over(photographs: list[Path], tmp_
             list(explain_files([photo_path], run="tf_efficientnet_lite0", out=out))
     assert (place / "cat.png").read_bytes() == before
     assert [path.name for path in (tmp_path / "why").iterdir()] == ["chelsea.json"]
+    (tmp_path / "why" / "chelsea.json").unlink()
+    (tmp_path / "why" / "contact-sheet.png").write_text("mine")
+    with pytest.raises(ExplanationError, match=r"expected to write .*sheet.png, got a file there that is yours"):
+        list(explain_files(photographs, run="tf_efficientnet_lite0", out=tmp_path / "why"))
     (tmp_path / "file").touch()
     with pytest.raises(ExplanationError, match="expected a folder for the pictures, got the file"):
         list(explain_files(photographs, run="tf_efficientnet_lite0", out=tmp_path / "file"))

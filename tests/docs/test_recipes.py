@@ -13,7 +13,7 @@ GUIDES = Path(__file__).parents[2] / "docs" / "how-to"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch", "ignore::FutureWarning")
-@pytest.mark.parametrize(("guide", "count"), [("own-loop", 7), ("pictures", 5), ("inputs", 4), ("subsets", 1)])
+@pytest.mark.parametrize(("guide", "count"), [("own-loop", 7), ("pictures", 6), ("inputs", 4), ("subsets", 1)])
 def test_a_guide_runs_block_after_block(
     guide: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

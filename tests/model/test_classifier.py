@@ -715,6 +715,20 @@ def test_normalised_pixels_are_taken_as_they_are(wrapped: ExplainableClassifier)
     assert wrapped.explain(torch.randn(5, 3, 32, 48), batch_size=2)[4].image == "image 4"
 
 
+def test_an_explanation_knows_a_photo_that_came_in_memory(wrapped: ExplainableClassifier, tmp_path: Path) -> None:
+    image = Image.fromarray(noise(40, 60))
+    image.save(tmp_path / "photo.png")
+    array = np.array(image)
+    paths, arrays, images = (wrapped.explain(each)[0] for each in (tmp_path / "photo.png", array, image))
+    array[:] = 0
+    assert paths.photo is None
+    assert all(np.array_equal(each.upright(), image) for each in (paths, arrays, images))
+    shown = wrapped.transform.read(image).pixels
+    pixels = wrapped.explain(wrapped.pixels(shown[None]))[0]
+    assert np.array_equal(pixels.upright(), shown)
+    assert pixels.overlay().size == (48, 32)
+
+
 def test_batches_make_no_difference(wrapped: ExplainableClassifier) -> None:
     photos = np.stack([noise(20, 30, seed) for seed in range(7)])
     expected = [wrapped.explain(photo)[0] for photo in photos]

@@ -26,13 +26,15 @@ def explain(
     check: Check = False,
     fill: Fill = "coarse",
     out: Path | None = None,
+    panel: Literal["plain", "paper"] = "plain",
     trust_code: TrustCode = None,
     device: Device = "auto",
     json_: Annotated[bool, Parameter(negative=(), help="Print one JSON object per photo, each on a line.")] = False,
 ) -> int:
     """Explain photos: what the classifier sees in each, and what the selected cells alone say.
 
-    Writes a panel (PNG) and an explanation (JSON) for each photo. If interrupted, rerun the command: it resumes.
+    Writes a picture (PNG) and an explanation (JSON) for each photo, and a contact sheet of several photos. If
+    interrupted, rerun the command: it resumes.
 
     Example: `bla explain cat.jpg --run run`
 
@@ -45,6 +47,7 @@ def explain(
         the cells for this class; by default for the predicted class.
     :param against: With a target: votes for the target rather than for this class.
     :param out: Where to write. By default "why"; with --json nothing is written unless this is given.
+    :param panel: A picture in plain words, or the paper's four pictures with the scores.
     """
     from bla.data.image_sets import list_images
     from bla.deploy.pictures import explain_files
@@ -70,7 +73,8 @@ def explain(
             size = certified.size
         asked, other = (int(name) if name is not None and name.isdecimal() else name for name in (target, against))
         question = {"size": size, "target": asked, "against": other, "check": check, "fill": fill, "model": trust_code}
-        results = explain_files(paths, run=run, **question, out=folder, device=device, report=report)  # type: ignore[arg-type]
+        drawn = {"out": folder, "panel": panel, "device": device, "report": report}
+        results = explain_files(paths, run=run, **question, **drawn)  # type: ignore[arg-type]
         for index, result in enumerate(results, start=1):
             if json_:
                 print(json.dumps(result.to_dict()), flush=True)

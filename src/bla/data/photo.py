@@ -232,12 +232,14 @@ _PILLOW_QUIET = _PillowQuiet()
 class Photo:
     """A photo as the classifier's input, before normalisation: uint8 ``pixels`` (H, W, 3).
 
-    They cover the ``region`` (left, top, right, bottom) of the upright photo of ``size`` (width, height).
+    They cover the ``region`` (left, top, right, bottom) of the upright photo of ``size`` (width, height), which is
+    kept as ``upright`` if it came as an image in memory.
     """
 
     pixels: npt.NDArray[np.uint8]
     size: tuple[int, int]
     region: Box
+    upright: Image.Image | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -307,7 +309,8 @@ class Transform:
         ``most_pixels``, below :data:`MAX_PIXELS`, is checked before any pixel is decoded.
         """
         upright = _open_upright(source, self, name, most_pixels)
-        return Photo(self._resized(upright), upright.size, self.region(upright.size))
+        kept = upright.photo if isinstance(source, Image.Image | np.ndarray) else None
+        return Photo(self._resized(upright), upright.size, self.region(upright.size), kept)
 
     def framed(self, photos: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Inputs (B, H, W, 3) in a black frame of the width that this transform crops: it gives them back unchanged."""

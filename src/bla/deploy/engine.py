@@ -319,6 +319,7 @@ class Engine:
             **{name: getattr(outputs, name) for name in ("unbounded", "scores", "soft", "selected")},
             method=card.method,
             region=photo.region,
+            photo=photo.upright,
             target=int(outputs.explained) if card.targets else None,
             model=card.model,
             setup=card.setup,

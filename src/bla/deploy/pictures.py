@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 from bla.data.masking import FILLS
 from bla.data.photo import PhotoSource, open_photo
 from bla.deploy.engine import Engine
-from bla.explanations.explanation import SCHEMA_VERSION, Explanation, ExplanationError, Unexplained
-from bla.explanations.render import panel
+from bla.explanations.explanation import SCHEMA_VERSION, Explanation, ExplanationError, Panel, Unexplained
+from bla.explanations.picture import columns_of, tiled
 from bla.files import write_atomically
 from bla.progress import Progress, silent
 
@@ -28,25 +29,37 @@ SIGNED = "bla"
 """The text field of a panel's PNG that holds its signature; we do not overwrite a picture without one."""
 
 
-def picture(source: PhotoSource, explanation: Explanation, signature: str | None = None) -> bytes:
-    """The panel of a photo as a PNG file; for several present labels one panel each, one below another."""
-    photo, parts = open_photo(source), [explanation]
+SHEET = "contact-sheet"
+_SHEETS = re.compile(rf"{SHEET}(-\d+)?", re.IGNORECASE)
+_ON_A_SHEET = 60
+_TILE = 320  # pixels across
+
+
+def picture(
+    source: PhotoSource,
+    explanation: Explanation,
+    signature: str | None = None,
+    *,
+    panel: Panel = "plain",
+    width: int | None = None,
+) -> bytes:
+    """The picture of a photo as a PNG file; for several present labels one each, one below another."""
+    explanation = dataclasses.replace(explanation, photo=open_photo(source))
+    parts = [explanation]
     if explanation.present and explanation.votes is None:
         likely = {guess.index: guess for guess in explanation.top}
         alone = dataclasses.replace(explanation, present=None, classifier=None)
         parts = [
             dataclasses.replace(alone, prediction=likely[votes.target], votes=votes) for votes in explanation.present
         ]
-    panels = [panel(photo, part) for part in parts]
-    whole = Image.new("RGB", (max(each.width for each in panels), sum(each.height for each in panels)), "white")
-    top = 0
-    for each in panels:
-        whole.paste(each, (0, top))
-        top += each.height
+    return _png(tiled([part.picture(panel=panel, width=width) for part in parts], columns=1, gap=0), signature)
+
+
+def _png(picture: Image.Image, signature: str | None) -> bytes:
     text, content = PngInfo(), io.BytesIO()
     if signature is not None:
         text.add_text(SIGNED, signature)
-    whole.save(content, "PNG", compress_level=3, pnginfo=text)
+    picture.save(content, "PNG", compress_level=3, pnginfo=text)
     return content.getvalue()
 
 
@@ -61,14 +74,16 @@ def explain_files(
     fill: str = FILLS[0],
     out: Path | None = None,
     model: str | None = None,
+    panel: Panel = "plain",
     device: str = "auto",
     report: Progress = silent,
 ) -> Iterator[Explanation | Unexplained]:
-    """Explain photos in order; with ``out``, write ``NAME.png`` (the panel) and ``NAME.json`` for each.
+    """Explain photos in order; with ``out``, write ``NAME.png`` (the picture) and ``NAME.json`` for each.
 
     ``run`` and ``model`` are as :func:`bla.load` takes them.
 
-    Where a photo may have several labels, its picture has a panel for each present label, one below another.
+    Of several photos there are also contact sheets, of up to 60 each: ``contact-sheet.png``, ``contact-sheet-2.png``.
+    Where a photo may have several labels, its picture has a part for each present label, one below another.
 
     An explanation in ``out`` is read back if the same explainer made it with the same options, and the photo has
     not changed since. A photo that cannot be read yields an :class:`Unexplained`, and the others are explained.
@@ -82,23 +97,30 @@ def explain_files(
     report(explainer.transform.in_words(), 0, 0)
     kept: dict[Path, Explanation] = {}
     names: dict[Path, str] = {}
-    signature = ""
+    signature, sheets = "", 0
     if out is not None:
         if out.exists() and not out.is_dir():
             raise ExplanationError(f"expected a folder for the pictures, got the file {out}: choose another name")
-        parts = [SCHEMA_VERSION, *made, size, target, against, fill * check]
+        parts = [SCHEMA_VERSION, *made, size, target, against, fill * check, panel]
         signature = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         names = output_names(photos, out)
         kept = _kept(names, out, signature)
-    others = [photo for photo in photos if photo not in kept]
+    others, tiles = [photo for photo in photos if photo not in kept], list[Image.Image]()
     fresh = explainer.explain_each(others, size=size, target=target, against=against, check=check, fill=fill)
-    for photo in photos:
+    for number, photo in enumerate(photos, start=1):
         result = kept.get(photo) or next(fresh)
         if out is not None and isinstance(result, Explanation) and photo not in kept:
             record = out / f"{names[photo]}.json"
             record.unlink(missing_ok=True)  # written last: where it is, the picture belongs to it
-            write_atomically(out / f"{names[photo]}.png", picture(photo, result, signature))
+            write_atomically(out / f"{names[photo]}.png", picture(photo, result, signature, panel=panel))
             result.save(record)
+        if out is not None and isinstance(result, Explanation) and len(names) > 1:
+            tiles.append(result.picture(width=_TILE))
+        if out is not None and tiles and (len(tiles) == _ON_A_SHEET or number == len(photos)):
+            sheets += 1
+            name = SHEET if sheets == 1 else f"{SHEET}-{sheets}"
+            write_atomically(out / f"{name}.png", _png(tiled(tiles, columns_of(len(tiles))), signature))
+            tiles.clear()
         yield result
 
 
@@ -139,7 +161,8 @@ def output_names(photos: Sequence[Path], out: Path | None = None) -> dict[Path, 
         )
         for name in candidates:
             saved = _saved(out / f"{name}.json") if out is not None else None
-            if name.casefold() not in taken and (saved is None or saved.image == os.fspath(photo)):
+            free = name.casefold() not in taken and not _SHEETS.fullmatch(name)
+            if free and (saved is None or saved.image == os.fspath(photo)):
                 names[photo] = name
                 break
         taken.add(names[photo].casefold())
@@ -150,6 +173,9 @@ def _kept(names: dict[Path, str], out: Path, signature: str) -> dict[Path, Expla
     """The explanations in ``out`` that need not be made again."""
     kept = {}
     inputs = {photo.resolve() for photo in names}
+    for sheet in out.glob("*.png"):
+        if _SHEETS.fullmatch(sheet.stem) and _signed(sheet) is None:
+            raise ExplanationError(f"expected to write {sheet}, got a file there that is yours: choose another folder")
     for photo, name in names.items():
         record, drawn = out / f"{name}.json", out / f"{name}.png"
         found, signed = _saved(record), _signed(drawn)

@@ -1,4 +1,4 @@
-"""Text in pictures: what Pillow's own font can write, how long it is, and what fits."""
+"""Text in pictures: in which font, how long it is, and what fits. Any script, where the system has a font for it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,73 @@ import bisect
 import functools
 import math
 import unicodedata
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 from PIL import ImageFont
 
-# The font has English letters alone; these are the ones that Unicode does not take apart.
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+# For systems without a font for them: what Unicode does not take apart.
 _SPELLINGS = str.maketrans("øØłŁđĐðÐ\u00d7\u2212\u2013\u2014", "oOlLdDdDx---") | str.maketrans(
     {"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "þ": "th", "Þ": "Th", "\u0131": "i"}
 )
+FONT_FOLDERS = (
+    "/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts", "/Library/Fonts",
+    "/System/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts",
+)  # fmt: skip
+_STYLES = ("bold", "italic", "oblique", "light", "thin", "black", "mono", "serif", "condensed", "math")
 
 
-@functools.lru_cache(maxsize=64)
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font."""
-    return ImageFont.load_default(size=size)
+def font(size: int, text: str = "") -> Font:
+    """Pillow's own font, which has English letters, or the first of the system's fonts that can write ``text``."""
+    return _loaded(_face(frozenset(text)), size)
+
+
+@functools.lru_cache(maxsize=256)
+def _loaded(path: Path | None, size: int) -> Font:
+    return ImageFont.load_default(size=size) if path is None else ImageFont.truetype(path, size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _face(letters: frozenset[str]) -> Path | None:
+    return next((path for path in (None, *_files()) if all(_has_glyph(path, letter) for letter in letters)), None)
+
+
+def _writable(text: str) -> bool:
+    letters = frozenset(text)
+    path = _face(letters)
+    return path is not None or all(_has_glyph(None, letter) for letter in letters)
+
+
+@functools.cache
+def _files() -> tuple[Path, ...]:
+    """The system's fonts, upright ones of ordinary weight first."""
+
+    def found() -> Iterator[Path]:
+        for folder in FONT_FOLDERS:
+            yield from (
+                path for path in Path(folder).expanduser().rglob("*") if path.suffix in (".ttf", ".otf", ".ttc")
+            )
+
+    return tuple(sorted(found(), key=lambda path: (any(style in path.stem.lower() for style in _STYLES), path.stem)))
+
+
+@functools.lru_cache(maxsize=16384)
+def _has_glyph(path: Path | None, letter: str) -> bool:
+    # Pillow does not say which characters a font has: it draws a missing one like a non-character, as a box.
+    try:
+        mask = _loaded(path, 20).getmask
+        drawn = bytes(mask(letter))
+        return letter.isspace() or (any(drawn) and drawn != bytes(mask("\uffff")))
+    except OSError:  # no font after all
+        return False
 
 
 def length(text: str, size: int) -> int:
     """Pixels across."""
-    return math.ceil(font(size).getlength(text))
+    return math.ceil(font(size, text).getlength(text))
 
 
 def shorten(text: str, size: int, room: int) -> str:
@@ -34,34 +83,54 @@ def shorten(text: str, size: int, room: int) -> str:
     return text[:fitting].rstrip(" ,;") + "…" if fitting else ""
 
 
+def wrapped(text: str, size: int, room: int, lines: int) -> list[str]:
+    """``text`` in at most so many lines, broken at spaces, or within a word that is too long for one."""
+    found, rest = list[str](), text
+    while rest and len(found) < lines - 1 and length(rest, size) > room:
+        fitting = max(bisect.bisect_right(range(1, len(rest)), room, key=lambda end: length(rest[:end], size)), 1)
+        space = rest.rfind(" ", 0, fitting + 1)
+        end = space if space > 0 else fitting
+        found.append(rest[:end].rstrip())
+        rest = rest[end:].lstrip()
+    return [*found, shorten(rest, size, room)] if rest else found
+
+
 def legible(text: str, otherwise: str) -> str:
-    """``text`` in the letters that the font has, or ``otherwise`` if some of it cannot be written in them.
+    """``text`` without what is no letter and cannot be written, or ``otherwise`` if nothing is left.
 
-    >>> legible("crème brûlée", "class 7"), legible("猫", "class 7")
-    ('creme brulee', 'class 7')
+    Where no font has some letter, a warning says so, and the text is spelled in English letters and code points.
+
+    >>> legible(" crème brûlée \U0001f36e", "class 7"), legible("", "class 7")
+    ('crème brûlée', 'class 7')
     """
-    plain = unicodedata.normalize("NFKD", text[:400]).translate(_SPELLINGS)
-    if any(letter.isalnum() and not _has_glyph(letter) for letter in plain):
-        return otherwise
-    kept = (letter if _has_glyph(letter) else " " * letter.isspace() for letter in plain)
-    return " ".join("".join(kept).split()) or otherwise
+    letters = (letter for letter in unicodedata.normalize("NFC", " ".join(text[:400].split())) if letter.isprintable())
+    known = (letter for letter in letters if letter.isalnum() or ord(letter) in _SPELLINGS or _writable(letter))
+    whole = "".join(known).strip()
+    if not whole or _writable(whole):
+        return whole or otherwise
+    spelled = unicodedata.normalize("NFKD", whole).translate(_SPELLINGS)
+    if missing := sorted({letter for letter in spelled if letter.isalnum() and not _has_glyph(None, letter)}):
+        warnings.warn(
+            f"expected a font with {''.join(missing)!r} to draw {text[:40]!r}, found none on this system: install one "
+            "for its script, such as Noto",
+            stacklevel=2,
+        )
+    drawn = (
+        letter if _has_glyph(None, letter) else f"U+{ord(letter):04X} " if letter.isalnum() else ""
+        for letter in spelled
+    )
+    return " ".join("".join(drawn).split()) or otherwise
 
 
-@functools.lru_cache(maxsize=4096)
-def _has_glyph(letter: str) -> bool:
-    # Pillow does not say which characters a font has: it draws a missing one like a non-character, as a box.
-    mask = font(20).getmask
-    return bytes(mask(letter)) != bytes(mask("\uffff"))
+def percent(probability: float, decimals: int = 1) -> str:
+    """With one decimal, or none; 0 and 100 only where they are exact.
 
-
-def percent(probability: float) -> str:
-    """With one decimal; 0 and 100 only where they are exact.
-
-    >>> percent(0.5), percent(0.99999), percent(1)
-    ('50.0%', '>99.9%', '100%')
+    >>> percent(0.5), percent(0.99999), percent(1), percent(0.99999, 0)
+    ('50.0%', '>99.9%', '100%', '>99%')
     """
-    if 0 < probability < 0.0005:
-        return "<0.1%"
-    if 0.9995 <= probability < 1:
-        return ">99.9%"
-    return f"{100 * probability:.0f}%" if probability in {0, 1} else f"{probability:.1%}"
+    step = 0.01 / 10**decimals
+    if 0 < probability < step / 2:
+        return f"<{step:.{decimals}%}"
+    if 1 - step / 2 <= probability < 1:
+        return f">{1 - step:.{decimals}%}"
+    return f"{100 * probability:.0f}%" if probability in {0, 1} else f"{probability:.{decimals}%}"

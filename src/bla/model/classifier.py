@@ -245,7 +245,7 @@ class ExplainableClassifier(nn.Module):
             alone = [self._probabilities(from_all(self.head, self.trunk(each)).float()) for each in photos]
         unbounded, scores, soft, hard = (values.float().cpu().numpy() for values in selection)
         found: list[Explanation | Unexplained] = []
-        for row, (name, _, region) in enumerate(inputs):
+        for row, (name, _, region, photo) in enumerate(inputs):
             if not all(np.isfinite(values[row]).all() for values in (unbounded, probabilities, whole)):
                 reason = f"{name}: expected finite features, got NaN or infinity from {self.name}"
                 found.append(Unexplained(name, reason))
@@ -264,6 +264,7 @@ class ExplainableClassifier(nn.Module):
                 selected=hard[row] > 0,
                 method=self.attention.method,
                 region=region,
+                photo=photo,
                 target=None if targets is None else int(targets[row]),
                 model=self.name,
                 setup=self.setup,

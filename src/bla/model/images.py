@@ -25,6 +25,8 @@ class Input(NamedTuple):
     """A photo of the transform's size, uint8 (h, w, 3), or normalised pixels (3, h, w)."""
     region: tuple[float, float, float, float]
     """What the pixels show of the upright photo: (left, top, right, bottom) in its pixels."""
+    photo: Image.Image | None = None
+    """The upright photo, if it came as an image or a tensor."""
 
 
 def each(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
@@ -44,7 +46,7 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
     if isinstance(image, Tensor) and image.is_floating_point():
         height, width = transform.size
         if image.shape == (3, height, width):
-            return Input(name, image, (0, 0, width, height))
+            return Input(name, image, (0, 0, width, height), _shown(transform, image))
         came = tuple(image.shape)
         return Unexplained(name, f"{name}: expected normalised pixels (3, {height}, {width}), got {came}")
     if isinstance(image, Tensor):
@@ -54,4 +56,11 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
         photo = transform.read(image)
     except DataError as error:
         return Unexplained(name, str(error) if path else f"{name}: {error}")
-    return Input(name, photo.pixels, photo.region)
+    return Input(name, photo.pixels, photo.region, photo.upright)
+
+
+def _shown(transform: Transform, pixels: Tensor) -> Image.Image:
+    """The photo of normalised pixels."""
+    mean, std = (np.array(each)[:, np.newaxis, np.newaxis] for each in (transform.mean, transform.std))
+    values = 255 * (pixels.detach().double().cpu().numpy() * std + mean)
+    return Image.fromarray(np.rint(np.nan_to_num(values).clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))

@@ -77,7 +77,7 @@ def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> l
                 result |= {f"{prefix}{name}": value for name, value in dataclasses.asdict(answer).items()}
         results.append(result)
         if plan.pictures and row.photo is not None:
-            write_atomically(out / "pictures" / f"{row.number:09}.png", picture(row.photo, found))
+            write_atomically(out / "pictures" / f"{row.number:09}.png", picture(row.photo, found, width=480))
     return results
 
 

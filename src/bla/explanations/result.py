@@ -1,0 +1,335 @@
+"""What an explanation says: a prediction and the cells that alone made it. Frozen, versioned, saved all or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from bla import BlaError
+from bla.explanations.lettering import percent
+from bla.files import CLOSED, check_keys, typed, write_json
+
+SCHEMA_VERSION = 2
+READ_VERSIONS = (1, 2)
+"""Of version 1 are explanations without the classifier's own answer: ``classifier``, ``sizes`` and ``check``."""
+
+
+class _Rows:
+    """A map is saved as rows of numbers."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(_: Any, handler: Any) -> Any:
+        return handler.generate_schema(list[list[float]])
+
+
+FloatMap = Annotated[npt.NDArray[np.float32], _Rows]
+BoolMap = Annotated[npt.NDArray[np.bool_], _Rows]
+
+_KEYS = (
+    "schema_version", "image", "prediction", "top", "method", "target", "grid", "unbounded", "scores", "soft",
+    "selected", "size", "region", "model", "setup",
+)  # fmt: skip
+_OPTIONAL = ("classifier", "agrees", "sizes", "check", "votes", "present")  # written where they are known
+
+
+class ExplanationError(BlaError):
+    """An explanation that contradicts itself, or a file that does not hold one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prediction:
+    """A class and the probability that the classifier gives it."""
+
+    index: int
+    label: str
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.label} {percent(self.probability)}"
+
+
+def likeliest(
+    probabilities: npt.NDArray[np.floating[Any]], classes: Sequence[str], *, several_labels: bool = False
+) -> tuple[Prediction, ...]:
+    """The five likeliest classes, among equal ones the first; with several labels also any other above one half."""
+    shown = max(5, int((probabilities > 0.5).sum())) if several_labels else 5
+    best = np.argsort(-probabilities, kind="stable")[:shown].tolist()
+    return tuple(Prediction(index, classes[index], min(float(probabilities[index]), 1.0)) for index in best)
+
+
+VoteMethod = Literal["exact", "integrated gradients", "left out one by one"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Votes:
+    """The contribution of each selected cell to a class, or to one class over another (:mod:`bla.model.votes`).
+
+    Attributes
+    ----------
+    target, against: the classes' indices; ``against`` is None where the class stands alone.
+    labels: their names, one or two.
+    cells: ``(H, W)``, zero where nothing is selected.
+    offset, logit: the value without any cell, and the whole; of exact votes ``offset + cells.sum() == logit``.
+    method: ``exact`` for a linear head, else ``integrated gradients`` or ``left out one by one``.
+    """
+
+    target: int
+    against: int | None
+    labels: tuple[str, ...]
+    cells: FloatMap
+    offset: float
+    logit: float
+    method: VoteMethod
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        shape = np.shape(self.cells)
+        object.__setattr__(self, "cells", _read_only_map("votes", self.cells, np.float32, (shape[0], shape[-1])))
+        if self.method not in get_args(VoteMethod):
+            raise ExplanationError(f"expected votes found in one of {get_args(VoteMethod)}, got {self.method!r}")
+        if len(self.labels) != 1 + (self.against is not None):
+            raise ExplanationError(f"expected a label for each class of the votes, got {self.labels}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes with a meaning, in cells, of the ranking by ``unbounded``; of the class that the classifier predicts.
+
+    Attributes
+    ----------
+    sufficient: the smallest prefix of the ranking from which the head gives the classifier's class, as it does from
+        every longer one.
+    decisive: the smallest prefix without which the head gives another class; all cells if there is none.
+    bound: the cells at the learned bound.
+    """
+
+    sufficient: int
+    decisive: int
+    bound: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Check:
+    """The whole classifier's answers to the photo with only, and without, the selected cells' pixels.
+
+    Attributes
+    ----------
+    about: the class that was explained, with its probability from the whole photo.
+    kept, removed: the likeliest class there.
+    probability_kept, probability_removed: of the class ``about``.
+    fill: what replaces the other pixels (:data:`bla.data.masking.FILLS`).
+    """
+
+    about: Prediction
+    kept: Prediction
+    removed: Prediction
+    probability_kept: float
+    probability_removed: float
+    fill: str
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """The two answers in words."""
+        kept = self._in_words(self.probability_kept, self.kept)
+        removed = self._in_words(self.probability_removed, self.removed)
+        return f"from these pixels alone: {kept}", f"without them: {removed}"
+
+    def __str__(self) -> str:
+        return "; ".join(self.lines)
+
+    def _in_words(self, probability: float, first: Prediction) -> str:
+        found = str(dataclasses.replace(self.about, probability=probability))
+        return found if first.index == self.about.index else f"{found} (likeliest: {first})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Result:
+    """What an :class:`bla.Explanation` says: its fields, held against one another, and their JSON."""
+
+    __pydantic_config__: ClassVar[Any] = CLOSED
+    image: str
+    prediction: Prediction
+    top: tuple[Prediction, ...]
+    method: str
+    grid: tuple[int, int]
+    unbounded: FloatMap
+    scores: FloatMap
+    soft: FloatMap | None
+    selected: BoolMap
+    region: tuple[float, float, float, float]
+    target: int | None = None
+    model: str = ""
+    setup: str = ""
+    schema_version: int = SCHEMA_VERSION
+    classifier: Prediction | None = None
+    agrees: bool | None = None
+    sizes: Sizes | None = None
+    check: Check | None = None
+    votes: Votes | None = None
+    present: tuple[Votes, ...] | None = None
+
+    def __post_init__(self) -> None:
+        grid = (int(self.grid[0]), int(self.grid[1]))
+        frozen: dict[str, Any] = {"top": tuple(self.top), "region": tuple(map(float, self.region)), "grid": grid}
+        for name in ("unbounded", "scores", "soft", "selected"):
+            if (values := getattr(self, name)) is not None:
+                kind = np.bool_ if name == "selected" else np.float32
+                frozen[name] = _read_only_map(name, values, kind, grid)
+        if self.present is not None:
+            frozen["present"] = tuple(self.present)
+        for name, value in frozen.items():
+            object.__setattr__(self, name, value)
+        for votes in (self.votes, *(self.present or ())):
+            if votes is not None and votes.cells.shape != self.grid:
+                raise ExplanationError(f"expected votes on the grid {self.grid}, got {votes.cells.shape}")
+        if not self.selected.any():
+            raise ExplanationError("expected at least one selected cell, got none")
+        if self.schema_version not in READ_VERSIONS:
+            raise ExplanationError(
+                f"expected schema_version {SCHEMA_VERSION}, got {self.schema_version}: "
+                "explain the image again with this version of bla"
+            )
+        left, top, right, bottom = self.region
+        if not (left < right and top < bottom):
+            raise ExplanationError(f"expected a region with left < right and top < bottom, got {self.region}")
+        for guess in (self.prediction, *self.top, *([self.classifier] if self.classifier else [])):
+            if not 0.0 <= guess.probability <= 1.0:
+                raise ExplanationError(f"expected a probability in [0, 1], got {guess.probability}")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        image: str,
+        probabilities: npt.NDArray[np.floating[Any]],
+        classes: Sequence[str],
+        *,
+        selected: npt.NDArray[np.bool_],
+        from_all: npt.NDArray[np.floating[Any]],
+        several_labels: bool = False,
+        masked: Sequence[npt.NDArray[np.floating[Any]]] = (),
+        fill: str | None = None,
+        **fields: Any,
+    ) -> Self:
+        """An explanation from the probabilities (K,) of ``classes``, from the selected cells and ``from_all`` cells.
+
+        ``masked`` are those of the whole classifier with only the selected pixels, and without them, under a ``fill``.
+        """
+        top, whole = (likeliest(of, classes, several_labels=several_labels) for of in (probabilities, from_all))
+        agrees = top[0].index == whole[0].index
+        if several_labels:
+            agrees = bool(((probabilities > 0.5) == (from_all > 0.5)).all())
+        shown: dict[str, Any] = {"prediction": top[0], "top": top, "classifier": whole[0], "agrees": agrees}
+        height, width = selected.shape
+        if fill is not None:
+            votes, about = fields.get("votes"), fields.get("target")
+            about = about if about is not None else votes.target if votes else whole[0].index
+            asked = Prediction(about, classes[about], float(from_all[about]))
+            kept, removed = (likeliest(of, classes)[0] for of in masked)
+            shown["check"] = Check(asked, kept, removed, float(masked[0][about]), float(masked[1][about]), fill)
+        return cls(image=image, grid=(height, width), selected=selected, **shown, **fields)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Result) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # equality is by value, and the maps are arrays
+
+    @property
+    def size(self) -> int:
+        """The number of selected cells."""
+        return int(self.selected.sum())
+
+    @property
+    def cells(self) -> int:
+        """The number of cells that there are to select from."""
+        return self.selected.size
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the classifier's own answer is another one, although its own answer was to be explained."""
+        asked = self.classifier is not None and self.target not in (None, self.classifier.index)
+        return self.agrees is False and not asked
+
+    def __str__(self) -> str:
+        """The classifier's answer and the selection's in one line; if they differ, this is said first."""
+        cells, said = f"{self.size} of {self.cells} cells", str(self.prediction)
+        if self.present is not None:
+            labels = {votes.target for votes in self.present}
+            said = ", ".join(str(guess) for guess in self.top if guess.index in labels) or "no label above 50%"
+        if self.classifier is None or (self.present is not None and self.agrees):
+            return f"{said} (from {cells})"
+        if self.disagrees:
+            return f"DISAGREES: the classifier says {self.classifier}, the selected {cells} say {said}"
+        chosen = "" if self.agrees else " chosen for another class"
+        return f"{self.classifier} (from {cells}{chosen}: {said})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of ``bla explain --json``."""
+        record = {key: _plain(getattr(self, key)) for key in _KEYS}
+        record |= {key: _plain(value) for key in _OPTIONAL if (value := getattr(self, key)) is not None}
+        if self.check is not None:
+            record["check"]["words"] = str(self.check)
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`; an ExplanationError names keys that are missing, unknown or contradictory."""
+        if "maps" in record:
+            raise ExplanationError(
+                "expected cells of one feature map, got a selection over several, which is no longer supported: for "
+                "finer cells train again with a larger --image-size, and explain the image again"
+            )
+        check_keys(record, _KEYS, "an explanation's keys", ExplanationError, optional=_OPTIONAL)
+        values = {key: value for key, value in record.items() if key != "size"}
+        if isinstance(values.get("check"), dict):
+            values["check"] = {key: value for key, value in values["check"].items() if key != "words"}
+        try:
+            explanation = typed(json.dumps(values), cls)
+        except (ValueError, TypeError) as error:
+            raise ExplanationError(f"expected an explanation, got a malformed one: {error}") from error
+        if explanation.size != record["size"]:
+            raise ExplanationError(f"expected size {explanation.size}, the selected cells, got {record['size']}")
+        return explanation
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write as JSON, all or nothing: the file appears whole or not at all."""
+        return write_json(Path(path), self.to_dict(), indent=1)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote; an ExplanationError if the file is not JSON or holds no explanation."""
+        try:
+            record = typed(Path(path).read_bytes(), dict[str, Any])
+        except ValueError as error:
+            raise ExplanationError(f"expected an explanation in {path}, got another file: {error}") from error
+        return cls.from_dict(record)
+
+
+def _read_only_map(name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple[int, int]) -> npt.NDArray[Any]:
+    array = np.array(value, dtype=kind)
+    if array.shape != grid:
+        raise ExplanationError(f"expected {name} of shape {grid}, the grid's, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ExplanationError(f"expected finite {name}, got NaN or infinity")
+    array.setflags(write=False)
+    return array
+
+
+def _plain(value: Any) -> Any:
+    """As JSON: records as objects, maps as rows."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype == np.bool_:
+        return value.astype(int).tolist()
+    # The shortest decimal that gives the float32 back: exact, and a third of the length of the float64's.
+    return [[float(str(each + 0.0)) for each in row] for row in value]  # + 0.0: no "-0.0"
