@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -232,6 +233,9 @@ def test_rows_say_what_the_graph_says(photos: Path, graph: Path, tmp_path: Path)
         assert row["classifier_probability"] == pytest.approx(whole.max(), rel=1e-4)
         assert row["agrees"] == (row["index"] == row["classifier_index"])
         assert [row[name] for name in ("sufficient", "decisive", "bound")] == outputs.sizes[0].tolist()
+        assert [guess["index"] for guess in row["top"]] == np.argsort(-probabilities, kind="stable")[:5].tolist()
+        assert row["top"][0] == {name: row[name] for name in ("index", "label", "probability")}
+        assert row["unbounded"] is None
         assert row["kept_index"] is row["probability_removed"] is None
         selected = outputs.selected[0]
         assert (unpacked(row["mask"], row["grid"]) == selected).all()
@@ -267,12 +271,18 @@ def test_a_check_on_request_is_the_engines(photos: Path, graph: Path, tmp_path: 
         explain_all(photos / "folder0", tmp_path / "out", graph)
 
 
-def test_pictures_and_sizes_on_request(photos: Path, graph: Path, tmp_path: Path) -> None:
-    explain_all(photos / "folder0", tmp_path / "out", graph, size=5, pictures=True)
+def test_pictures_scores_and_sizes_on_request(photos: Path, graph: Path, tmp_path: Path) -> None:
+    explain_all(photos / "folder0", tmp_path / "out", graph, size=5, pictures=True, scores=True)
+    table = pandas.read_parquet(tmp_path / "out")  # the folder, whatever else it holds
+    assert list(table.columns) == SCHEMA.names
+    assert table.row.tolist() == list(range(8))
     rows = rows_of(tmp_path / "out")
     assert {row["size"] for row in rows} == {5}
     for row in rows:
-        with Image.open(tmp_path / "out" / "pictures" / f"{row['row']:09}.png") as picture:
+        best = np.argsort(-np.array(row["unbounded"]), kind="stable")[:5]
+        assert set(np.flatnonzero(unpacked(row["mask"], row["grid"]))) == set(best)
+    for row in rows:
+        with Image.open(tmp_path / "out" / "_pictures" / f"{row['row']:09}.png") as picture:
             assert picture.height >= 160
     with pytest.raises(EngineError, match="expected a size from 1 to 20"):
         explain_all(photos, tmp_path / "new", graph, size=21)
@@ -404,7 +414,7 @@ def test_killed_again_and_again_nothing_is_doubled_or_lost(
         more = starter.killed(many, out, graph)
         assert more > parts
         parts = more
-        assert not (out / "batch.json").exists()
+        assert not (out / "_batch.json").exists()
         some = rows_of(out)  # what is there is whole at any time
         assert some == [uninterrupted[row["row"]] for row in some]
     (out / ".part-000063.parquet.abc").write_bytes(b"of a killed writer")
@@ -415,7 +425,7 @@ def test_killed_again_and_again_nothing_is_doubled_or_lost(
     assert record["rows"] == 640
     assert record["statuses"] == {"ok": 560, "unreadable": 80}
     assert sorted(path.name for path in out.iterdir() if path.name != ".lock") == sorted(
-        [*(f"part-{index:06}.parquet" for index in range(64)), "batch.json"]
+        [*(f"part-{index:06}.parquet" for index in range(64)), "_batch.json"]
     )
     # done is done
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -442,7 +452,7 @@ def test_interrupted_at_any_write(
     with pytest.raises(KeyboardInterrupt):
         explain_all(photos, out, graph, shard=12)
     monkeypatch.setattr(Path, "replace", replace)
-    assert not (out / "batch.json").exists()
+    assert not (out / "_batch.json").exists()
     explain_all(photos, out, graph, shard=12)
     assert [row["row"] for row in rows_of(out)] == list(range(23))
 
@@ -458,7 +468,7 @@ def test_other_work_is_refused(photos: Path, graph: Path, tmp_path: Path) -> Non
         explain_all(photos / "folder0", out, graph)
     with pytest.raises(BatchError, match="of a batch with pictures False, not True"):
         explain_all(photos, out, graph, pictures=True)
-    (out / "batch.json").unlink()
+    (out / "_batch.json").unlink()
     with pytest.raises(BatchError, match="with parts of other work"):
         explain_all(photos, out, graph)
     with FileLock(tmp_path / "busy" / ".lock"), pytest.raises(BatchError, match="no other batch is writing"):

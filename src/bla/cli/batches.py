@@ -24,6 +24,7 @@ def batch(
     check: Check = False,
     fill: Fill = "coarse",
     pictures: Flag = False,
+    scores: Flag = False,
     trust_code: TrustCode = None,
     json_: Json = False,
 ) -> int:
@@ -36,14 +37,15 @@ def batch(
 
     :param source: A folder of photos, a text file with one path per line, a Parquet file with encoded photos, or a
         folder of such.
-    :param out: The folder to write part-*.parquet and, at the end, batch.json to.
+    :param out: The folder to write part-*.parquet and, at the end, _batch.json to: `pandas.read_parquet(OUT)` reads it.
     :param run: A run folder, a shipped explainer's name, or an exported graph, FILE.onnx.
     :param engine: local: the cores of this machine; ray: the cluster at RAY_ADDRESS, or this machine without one.
     :param workers: Threads, or actors. By default one per core.
     :param shard: Photos per Parquet file; a killed command repeats at most so many.
     :param column: The Parquet column with the encoded photos; by default the only binary column.
     :param size: Select exactly so many cells. By default the explainer chooses for each photo.
-    :param pictures: Write a panel for each photo, OUT/pictures/ROW.png.
+    :param pictures: Write a panel for each photo, OUT/_pictures/ROW.png.
+    :param scores: Keep the score of every cell, the column unbounded.
     """
     require("batch", "export", *(["ray"] if engine == "ray" else []))
     from bla.deploy.batch import explain_all
@@ -55,7 +57,9 @@ def batch(
         opened = open_engine(run, model=trust_code, report=report)
         report(opened.card.transform.in_words(), 0, 0)
         asked = fill if check else None
-        record = explained(source, out, opened.path, pictures=pictures, size=size, fill=asked, report=report)
+        record = explained(
+            source, out, opened.path, pictures=pictures, scores=scores, size=size, fill=asked, report=report
+        )
     failed = record["rows"] - record["statuses"].get("ok", 0)
     if json_:
         print(json.dumps(record))

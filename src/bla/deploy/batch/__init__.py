@@ -29,7 +29,7 @@ from bla.progress import Progress, silent
 
 __all__ = ["SCHEMA", "BatchError", "explain_all", "unpacked"]
 
-RECORD = "batch.json"
+RECORD = "_batch.json"  # readers of folders of Parquet skip what begins with _ or .
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ def explain_all(
     shard: int = SHARD,
     column: str | None = None,
     pictures: bool = False,
+    scores: bool = False,
     size: int | None = None,
     fill: str | None = None,
     report: Progress = silent,
@@ -78,13 +79,14 @@ def explain_all(
     workers: threads, or actors of a core each; by default one for each core.
     shard: the number of photos in one file of results; after a kill, an unfinished shard is explained again.
     column: the Parquet column with the photos' bytes.
-    pictures: write ``out/pictures/ROW.png``, the panel, for each photo.
+    pictures: write ``out/_pictures/ROW.png``, the panel, for each photo.
+    scores: keep every cell's score, the column ``unbounded``.
     size: cells to select; by default the explainer chooses, photo by photo.
     fill: check each explanation under this fill, one of :data:`bla.data.masking.FILLS`, in two more passes.
 
     Returns
     -------
-    The record, which ``out/batch.json`` holds once all rows are done: rows, how many of each status, parts.
+    The record, which ``out/_batch.json`` holds once all rows are done: rows, how many of each status, parts.
 
     Raises
     ------
@@ -108,7 +110,9 @@ def explain_all(
         opened.card.checked_size(size)
     with graph.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    task = Task(source=str(Path(source).resolve()), graph=digest, pictures=pictures, size=size, fill=fill)
+    task = Task(
+        source=str(Path(source).resolve()), graph=digest, pictures=pictures, scores=scores, size=size, fill=fill
+    )
     out.mkdir(parents=True, exist_ok=True)
     busy = BatchError(f"expected a folder that no other batch is writing, got {out}: wait for it")
     with sole_writer(out, busy):

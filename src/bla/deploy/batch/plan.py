@@ -49,6 +49,7 @@ class Task:
     source: str  # a resolved path
     graph: str  # SHA-256 of the exported graph that explains
     pictures: bool = False
+    scores: bool = False
     size: int | None = None  # None leaves it to the explainer
     fill: str | None = None  # None checks nothing
 

@@ -22,12 +22,12 @@ from bla.deploy.pictures import picture
 from bla.explanations.explanation import Unexplained
 from bla.files import write_atomically
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_KINDS = (("index", pa.int32()), ("label", pa.string()), ("probability", pa.float32()))
 
 
 def _answer(prefix: str) -> list[pa.Field]:
-    kinds = (("index", pa.int32()), ("label", pa.string()), ("probability", pa.float32()))
-    return [pa.field(f"{prefix}{name}", kind) for name, kind in kinds]
+    return [pa.field(f"{prefix}{name}", kind) for name, kind in _KINDS]
 
 
 SCHEMA = pa.schema(
@@ -39,9 +39,11 @@ SCHEMA = pa.schema(
         *_answer(""),
         *_answer("classifier_"),
         pa.field("agrees", pa.bool_()),
+        pa.field("top", pa.list_(pa.struct(_KINDS))),
         pa.field("size", pa.int32()),
         pa.field("mask", pa.binary()),
         pa.field("grid", pa.list_(pa.int32(), 2)),
+        pa.field("unbounded", pa.list_(pa.float32())),
         pa.field("region", pa.list_(pa.float32(), 4)),
         *(pa.field(name, pa.int32()) for name in ("sufficient", "decisive", "bound")),
         *_answer("kept_"),
@@ -52,7 +54,7 @@ SCHEMA = pa.schema(
 
 
 def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> list[dict[str, Any]]:
-    """A result for each row, in order; a failed one holds the reason. Panels, if wanted, go to ``out/pictures``."""
+    """A result for each row, in order; a failed one holds the reason. Panels, if wanted, go to ``out/_pictures``."""
     names = [row.name for row in rows]
     photos = [
         Unexplained(row.name, row.error) if row.photo is None else graph.read(row.name, row.photo) for row in rows
@@ -66,6 +68,8 @@ def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> l
             results.append(result | {"status": status, "error": found.error})
             continue
         cells = {"size": found.size, "mask": np.packbits(found.selected).tobytes(), "grid": found.grid}
+        cells |= {"top": [dataclasses.asdict(guess) for guess in found.top]}
+        cells |= {"unbounded": found.unbounded.ravel()} if plan.scores else {}
         answers = {"": found.prediction, "classifier_": found.classifier}
         if (check := found.check) is not None:
             answers |= {"kept_": check.kept, "removed_": check.removed}
@@ -77,7 +81,7 @@ def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> l
                 result |= {f"{prefix}{name}": value for name, value in dataclasses.asdict(answer).items()}
         results.append(result)
         if plan.pictures and row.photo is not None:
-            write_atomically(out / "pictures" / f"{row.number:09}.png", picture(row.photo, found, width=480))
+            write_atomically(out / "_pictures" / f"{row.number:09}.png", picture(row.photo, found, width=480))
     return results
 
 
