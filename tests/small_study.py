@@ -23,7 +23,8 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 def photo(name: str, arms: tuple[str, ...] = ("BLA", "CAM"), **more: Any) -> dict[str, Any]:
     def picture(part: str) -> dict[str, Any]:
-        return {"token": f"{name}{part}".encode().hex().ljust(16, "0")[:40], "sha256": "0" * 64}
+        text = f"{name}{part}".encode().hex()
+        return {"token": text.ljust(16, "0")[:40], "sha256": text.ljust(64, "0")[:64]}
 
     explained = {arm: picture(arm.lower()) | {"cells": 5} for arm in arms}
     return {

@@ -31,7 +31,8 @@ def plan_of(arms: tuple[str, ...] = ("A", "B"), *, task: str = "preference", pho
     """A plan without pictures to it."""
 
     def picture(*name: object) -> dict[str, Any]:
-        return {"token": hashlib.sha256(repr(name).encode()).hexdigest()[:20], "sha256": "0" * 64}
+        digest = hashlib.sha256(repr(name).encode()).hexdigest()
+        return {"token": digest[:20], "sha256": digest}
 
     def photo(name: str) -> dict[str, Any]:
         explained = {arm: picture(name, arm) for arm in arms}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from PIL import Image
 
 from bla.cli import run_command
 from bla.explanations.explanation import Explanation, Prediction
+from bla.study.errors import StudyError
 from bla.study.pictures import cut_to, encoded, filled_up
 from bla.study.plan import Plan
 from bla.study.preparing import Wishes, prepare
@@ -151,6 +154,47 @@ def test_photos_on_which_arms_disagree_are_left_out(tmp_path: Path) -> None:
     assert plan.considered == 9
     reasons = {"not explained by every arm": 1, "the arms' predictions differ": 1, "the arms' regions differ": 1}
     assert plan.left_out == reasons
+
+
+def test_photos_that_look_alike_are_left_out_or_asked(tmp_path: Path) -> None:
+    explained(tmp_path)
+    alike = {"cat-0", "cup-1", "coin-2", "coin-3"}
+    for name in alike:
+        first, second = (json.loads((tmp_path / arm / f"{name}.json").read_text()) for arm in ARMS)
+        (tmp_path / ARMS[1] / f"{name}.json").write_text(json.dumps(second | {"unbounded": first["unbounded"]}))
+    plan = made(tmp_path, "a", trials=5, practice=2, catches=1)
+    assert plan.identical == "left out"
+    assert plan.left_out == {"two arms show the same picture": 4}
+    assert plan.identical_photos == 0
+    assert not {photo.name.removesuffix(".png") for photo in plan.every_photo.values()} & alike
+    asked = made(tmp_path, "b", trials=5, practice=1, catches=1, identical="asked", seed=1)
+    assert not asked.left_out
+    same = [photo for photo in asked.photos if photo.name.removesuffix(".png") in alike]
+    assert asked.identical_photos == len(same) > 0
+    for photo in (*asked.practice, *asked.spare):
+        assert len({picture.sha256 for picture in photo.explained.values()}) == 2
+    record = asked.model_dump(mode="json")
+    assert Plan.model_validate({**record, "identical": None}).digest() != asked.digest()
+    record.pop("identical")
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert Plan.model_validate(record).digest() == hashlib.sha256(text.encode()).hexdigest(), "as before the rule"
+    assert made(tmp_path, "c", task="prediction", trials=5, options=2).identical is None
+
+
+def test_a_study_opens_only_with_a_consent_text_of_its_own(
+    prepared: Callable[[str], tuple[Path, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, _ = prepared("preference")
+    assert run_command(["study", "serve", os.fspath(study), "--port", "0"]) == 2
+    assert "the template's paragraph in brackets" in capsys.readouterr().err
+
+
+def test_participants_read_no_arms_name(tmp_path: Path) -> None:
+    explained(tmp_path)
+    assert made(tmp_path, "bounded-or-activation").title == "What did the program look at?"
+    for wish in ({"title": "Bounded or not?"}, {"question": "Is activation better?"}):
+        with pytest.raises(StudyError, match=r"names no arm, since participants see it, got (bounded|activation) in"):
+            made(tmp_path, "x", **wish)
 
 
 def test_init_says_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

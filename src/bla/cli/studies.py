@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ with needs_extra("study"):
     require("study")  # all of its packages, before any work
     from bla.study.behaviour import Behaviour, RehearsalBehaviour
     from bla.study.effect import EffectSize
+    from bla.study.errors import StudyError
     from bla.study.guard import Limits
     from bla.study.keys import Keys
     from bla.study.plan import Plan
@@ -96,10 +96,14 @@ def serve(
     from bla.study.store import Store
     from bla.study.texts import Texts
 
+    words = folder / "texts.toml"
+    if any(text.startswith("[") for text in Texts.load(words).paragraphs("consent.text")):
+        raise StudyError(
+            f"expected a consent text that says who asks, got the template's paragraph in brackets in {words}: "
+            "replace it"
+        )
     with Store.of(folder, db) as store:
         app = create_app(folder, store, limits=limits)
-        if Texts.load(folder / "texts.toml")["consent.text"] == Texts.english()["consent.text"]:
-            say(f"The consent text in {folder / 'texts.toml'} is still the template: put yours in.", file=sys.stderr)
         server = listening(host, port)
         address = f"http://{host}:{server.getsockname()[1]}"
         say(f"The study is at {address}, what it collected at {address}/researcher. Stop it with Ctrl-C.", flush=True)

@@ -9,6 +9,7 @@ from bla.study import description, registered
 from bla.study.errors import AnalysisError
 from bla.study.plan import Plan
 from bla.study.responses import Collected, Response
+from bla.study.texts import filled
 
 
 def analyse(plan: Plan, collected: Collected) -> dict[str, Any]:
@@ -30,9 +31,10 @@ def analyse(plan: Plan, collected: Collected) -> dict[str, Any]:
         "schema_version": 1,
         "simulated": collected.simulated,
         "registered": plan.model_dump(
-            mode="json", include={"title", "question", "task", "people", "trials", "exclusions"}
+            mode="json", include={"title", "task", "people", "trials", "exclusions", "left_out"}
         )
-        | {"plan": plan.digest(), "arms": list(plan.arm_names), "photos": len(plan.photos)}
+        | {"question": filled(plan.question, prediction="…"), "plan": plan.digest(), "arms": list(plan.arm_names)}
+        | {"photos": len(plan.photos), "identical_photos": plan.identical_photos}
         | plan.analysis.model_dump(mode="json"),
         "people": {
             "took_part": len(collected.participants),

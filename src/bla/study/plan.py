@@ -120,6 +120,9 @@ class Plan(Record):
     seed: int = Field(default=0, ge=0, description="of photos, sides and order")
     rule: Literal["all", "correct", "wrong", "half"] = Field(default="all", description="which photos were drawn from")
     area: Literal["equal", "own"] = Field(default="equal", description="explanations cut to one size, or as they are")
+    identical: Literal["left out", "asked"] | None = Field(
+        default=None, description="photos of which two arms show the same picture; null: no rule, they are asked"
+    )
     cells: int | None = Field(default=None, ge=1, description="the equal size; null: as the first arm chose it")
     considered: int = Field(default=0, ge=0, description="photos that all arms explain")
     left_out: dict[str, int] = Field(default_factory=dict, description="reason -> photos that were not drawn from")
@@ -168,6 +171,12 @@ class Plan(Record):
         return tuple(combinations(self.arm_names, 2))
 
     @property
+    def identical_photos(self) -> int:
+        """Photos of the main trials of which two arms show the same picture."""
+        pictures = [{picture.sha256 for picture in photo.explained.values()} for photo in self.photos]
+        return sum(len(different) < len(self.arms) for different in pictures)
+
+    @property
     def every_photo(self) -> dict[str, Photo]:
         """Photos of main, practice and catch trials by their ids."""
         return {photo.id: photo for photo in (*self.photos, *self.practice, *self.spare)}
@@ -181,7 +190,8 @@ class Plan(Record):
 
     def digest(self) -> str:
         """SHA-256 of the plan's canonical JSON: what a registration quotes."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        fields = self.model_dump(mode="json", exclude={"identical"} if self.identical is None else None)  # as before it
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_json(self) -> str:

@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import re
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -40,10 +41,10 @@ class Wishes:
 
     task: Task = "preference"
     """preference between two explanations; prediction of what the program says; agreement that it is right."""
-    title: str = ""
-    """As participants see it. By default the folder's name."""
+    title: str = "What did the program look at?"
+    """As participants see it; it names no arm."""
     question: str = ""
-    """Asked in each trial; {prediction} is what the program says. By default the texts' question."""
+    """Asked in each trial; {prediction} stands for what the program says. By default the texts' question."""
     trials: int = 20
     """Main trials of a person, each of another photo."""
     photos: int | None = None
@@ -62,6 +63,8 @@ class Wishes:
     """Which photos: all; those that the program gets right or wrong; half of each. By default half for agreement."""
     area: Literal["equal", "own"] = "equal"
     """Cut all explanations of a photo to one size by their ranks, or show each at the size its arm chose."""
+    identical: Literal["left out", "asked"] = "left out"
+    """For a preference, what happens to photos of which two arms show the same picture."""
     cells: int | None = None
     """The one size, in cells of the first arm's grid. By default each photo's, as the first arm chose it."""
     options: int = 4
@@ -134,6 +137,12 @@ def prepare(
     names = list(folders)
     words = Texts.load(texts) if texts else Texts.english()
     found, left_out = _candidates(folders.values(), _truths(truth))
+    words_shown = {"title": wishes.title, "question": wishes.question or words["question." + wishes.task]}
+    for what, text in words_shown.items():
+        if named := [name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.I)]:
+            raise StudyError(
+                f"expected a {what} that names no arm, since participants see it, got {named[0]} in {text!r}"
+            )
     drawn = _drawn(_by_rule(found, wishes, left_out), wishes)
     with whole_folder(study) as folder:
         photos, shared = _written(drawn, names, wishes, sorted({item.prediction for item in found}), folder)
@@ -142,8 +151,8 @@ def prepare(
         catches = _catches(spare, practice, names, wishes.task)
         record = wishes.of(Plan) | shared
         record |= {
-            "title": wishes.title or study.name,
-            "question": wishes.question or words["question." + wishes.task],
+            **words_shown,
+            "identical": wishes.identical if wishes.task == "preference" else None,
             "arms": [_arm(name, [item.explanations[k] for item in drawn]) for k, name in enumerate(names)],
             "photos": photos[:first],
             "practice": practice,
@@ -247,6 +256,8 @@ def _by_rule(found: Sequence[Candidate], wishes: Wishes, left_out: Counter[str])
             left_out["truth unknown"] += 1
         elif rule in ("correct", "wrong") and item.right is not (rule == "correct"):
             left_out["the program is wrong" if rule == "correct" else "the program is right"] += 1
+        elif wishes.task == "preference" and wishes.identical == "left out" and _identical(item, wishes):
+            left_out["two arms show the same picture"] += 1
         else:
             allowed.append(item)
     return allowed
@@ -262,6 +273,9 @@ def _drawn(allowed: Sequence[Candidate], wishes: Wishes) -> list[Candidate]:
         right = _by_turns([item for item in allowed if item.right], rng)
         wrong = _by_turns([item for item in allowed if not item.right], rng)
         queue = [item for both in zip(right, wrong, strict=False) for item in both]
+    if wishes.task == "preference":  # in practice, and in attention checks, no two pictures are the same
+        others = [item for item in queue[wishes.photo_count :] if not _identical(item, wishes)]
+        queue = [*queue[: wishes.photo_count], *others]
     if len(queue) < needed:
         raise StudyError(
             f"expected {needed} photos ({wishes.photo_count} for trials, {wishes.practice} for practice, "
@@ -269,6 +283,18 @@ def _drawn(allowed: Sequence[Candidate], wishes: Wishes) -> list[Candidate]:
             "photos, or ask for fewer --trials, --practice or --catches"
         )
     return queue[:needed]
+
+
+def _identical(item: Candidate, wishes: Wishes) -> bool:
+    """Whether two arms select the same cells: their pictures are then the same to the byte."""
+    shown = _shown(item, wishes)
+    return len({(why.grid, why.selected.tobytes()) for why in shown}) < len(shown)
+
+
+def _shown(item: Candidate, wishes: Wishes) -> list[Explanation]:
+    """The explanations as participants see them: cut to one size, or as they are."""
+    share = (wishes.cells or item.explanations[0].size) / item.explanations[0].selected.size
+    return [why if wishes.area == "own" else pictures.cut_to(why, share) for why in item.explanations]
 
 
 def _by_turns(items: Sequence[Candidate], rng: Random) -> list[Candidate]:
@@ -292,9 +318,7 @@ def _written(
     made = []
     for item in drawn:
         photo = open_photo(item.path)
-        first = item.explanations[0]
-        share = (wishes.cells or first.size) / first.selected.size
-        shown = [why if wishes.area == "own" else pictures.cut_to(why, share) for why in item.explanations]
+        shown = _shown(item, wishes)
         drawings = [pictures.drawn(photo, why, size, alone=wishes.task == "prediction") for why in (None, *shown)]
         cells = [None, *(why.size for why in shown)]
         made.append(list(zip(map(pictures.encoded, drawings), cells, strict=True)))

@@ -92,6 +92,11 @@ def cautions(results: Results) -> list[str]:
             f"{analysed} people are analysed where {planned} were planned. If people were added because of results, "
             "the registered test does not hold."
         )
+    if identical := results["registered"]["identical_photos"]:
+        said.append(
+            f"In {identical} of {results['registered']['photos']} photos two arms show the same picture: answers there "
+            "do not depend on the arms, which makes differences look smaller."
+        )
     pairs = len(results["comparisons"])
     tested = [entry["people"] for entry in results["comparisons"] if entry["people"] is not None]
     powerless = [found for found in tested if 2 / found["subsets"] * pairs > results["registered"]["alpha"]]
