@@ -19,7 +19,7 @@ from bla.study.serving import served
 from bla.study.store import Store
 from small_study import small_study
 
-TRIALS = 5
+TRIALS = 3  # the practice, and what counts
 Places = Callable[[str], "Served"]
 
 
@@ -40,7 +40,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 
         @cache
         def of(task: str) -> Served:
-            study, _ = small_study(tmp_path_factory.mktemp(task), task=task, trials=2)
+            study, _ = small_study(tmp_path_factory.mktemp(task), task=task, trials=2, repeats=0, catches=0)
             store = stack.enter_context(Store.of(study))
             return Served(study, store, stack.enter_context(served(create_app(study, store))))
 
@@ -127,8 +127,16 @@ PHONE: dict[str, Any] = {
 }  # fmt: skip
 
 
+def accessible(page: Page) -> None:
+    page.wait_for_load_state()
+    found = Axe().run(page).response["violations"]
+    wrong = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
+    assert not wrong, f"{page.url}: {wrong}"
+
+
 def fits_a_phone(page: Page) -> None:
     ready(page)
+    accessible(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
     for button in page.locator("form.answer button").all():
         box = button.bounding_box()
@@ -145,13 +153,13 @@ def test_on_a_phone_and_back_by_the_personal_link(places: Places, context: Brows
     page.get_by_role("link", name="Start").tap()
     for number in range(TRIALS):
         fits_a_phone(page)
-        if number == 3:  # on another device
+        if number == 1:  # on another device
             assert link is not None
             other = browser.new_context(**PHONE)
             page = other.new_page()
             page.goto(link)
             ready(page)
-            assert "Question 4 of 5" in page.inner_text("header")
+            assert "Question 2 of 3" in page.inner_text("header")
         with page.expect_navigation():
             page.locator("form.answer button").last.tap()
     assert "completion code" in page.inner_text("main")
@@ -161,11 +169,12 @@ def test_on_a_phone_and_back_by_the_personal_link(places: Places, context: Brows
 
 @pytest.mark.parametrize("task", ["prediction", "agreement"])
 @pytest.mark.parametrize("context", [PHONE], indirect=True)
-def test_every_task_fits_a_phone(task: str, places: Places, context: BrowserContext) -> None:
+def test_every_task_fits_a_phone_and_is_accessible(task: str, places: Places, context: BrowserContext) -> None:
     page, said = opened(context, places(task).address)
     begin(page)
+    accessible(page)
     start(page)
-    for _ in range(2):  # practice, and what counts
+    for _ in range(2):  # the practice, and then with feedback to it
         fits_a_phone(page)
         with page.expect_navigation():
             page.locator("form.answer button").last.tap()
@@ -210,45 +219,27 @@ def test_double_clicks_and_the_way_back_change_nothing(places: Places, context: 
     assert len(mine) <= 2
 
 
-def accessible(page: Page) -> None:
-    page.wait_for_load_state()
-    found = Axe().run(page).response["violations"]
-    wrong = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
-    assert not wrong, f"{page.url}: {wrong}"
-
-
-@pytest.mark.parametrize("context", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True)
-def test_axe_finds_nothing_serious(places: Places, context: BrowserContext) -> None:
+def test_axe_finds_nothing_serious_in_light_and_in_dark(places: Places, context: BrowserContext) -> None:
     place = places("preference")
     page, said = opened(context, place.address)
-    accessible(page)
+
+    def in_both() -> None:
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            accessible(page)
+
+    in_both()
     begin(page)
-    accessible(page)
+    in_both()
     start(page)
     for number in range(TRIALS):
         ready(page)
         if number < 2:
-            accessible(page)
+            in_both()
         with page.expect_navigation():
             page.locator("form.answer button").first.click()
-    accessible(page)
+    in_both()
     for address in ("/pause", "/nowhere", "/researcher"):
         page.goto(place.address + address)
-        accessible(page)
+        in_both()
     assert not [text for text in said if "404" not in text]
-
-
-@pytest.mark.parametrize(
-    ("task", "context"), [("prediction", {}), ("agreement", {}), ("preference", PHONE)], indirect=["context"]
-)
-def test_axe_finds_nothing_serious_in_any_task(task: str, places: Places, context: BrowserContext) -> None:
-    page, _ = opened(context, places(task).address)
-    begin(page)
-    accessible(page)
-    start(page)
-    ready(page)
-    accessible(page)
-    with page.expect_navigation():
-        page.locator("form.answer button").first.click()
-    ready(page)
-    accessible(page)  # with feedback to the practice before
