@@ -19,12 +19,10 @@ import torch
 from PIL import Image
 
 from bla.cli import run_command
-from bla.data.photo import Transform
 from bla.deploy.engine import STEP, Engine, EngineError, open_engine
-from bla.deploy.export import export
 from bla.explanations.explanation import Explanation, Unexplained
 from bla.runs.record import SHIPPED, RunError
-from small_exports import Pair, photos, wrapped
+from small_exports import Pair, photos
 
 EXPLAINER = SHIPPED / "tf_efficientnet_lite0"
 
@@ -48,10 +46,12 @@ def test_a_size_and_a_subset_for_each_photo_of_a_batch(plain: Pair) -> None:
         np.testing.assert_allclose(classifier.classify(spoilt, weights), own.logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("entry", "tolerance"), [("pixels", 1e-5), ("photos", 2e-3)])
-def test_a_check_is_torchs_and_nearly_so_where_photos_are_rounded(entry: Any, tolerance: float, tmp_path: Path) -> None:
-    classifier = wrapped(transform=Transform((64, 80), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bilinear", mode="crop"))
-    engine = Engine(export(classifier, tmp_path / "explainer.onnx", entry=entry).path)
+@pytest.mark.parametrize(("pair", "tolerance"), [("plain", 1e-5), ("of_photos", 2e-3)])
+def test_a_check_is_torchs_and_nearly_so_where_photos_are_rounded(
+    pair: str, tolerance: float, request: pytest.FixtureRequest
+) -> None:
+    classifier, exported = request.getfixturevalue(pair)
+    engine = Engine(exported.path)
     images = list(photos(3, 90, 200))
     for own, found in zip(
         classifier.explain(images, check=True, fill="blur"),

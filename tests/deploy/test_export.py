@@ -22,9 +22,9 @@ from bla.deploy.export import ExportError, export
 from bla.deploy.export.checking import check_onnx, maps_to_check
 from bla.deploy.export.graph import OUTPUTS
 from bla.explanations.explanation import Explanation, Unexplained
-from bla.model.attention import BoundedLogitAttention, L2XAttention
+from bla.model.attention import L2XAttention
 from bla.model.own_prediction import OwnPredictionAttention
-from small_exports import CLASSES, Pair, averaging, deepening, flattening, normalising, of_tokens, photos, wrapped
+from small_exports import CLASSES, Pair, deepening, flattening, normalising, photos, wrapped
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -50,30 +50,27 @@ def test_the_contract_of_the_file(plain: Pair) -> None:
 KINDS = (
     "plain",
     "class_aware",
+    "of_photos",
     "own, normalised",
     "own, flattened",
     "l2x, flattened",
-    "gate, context, tokens, photos",
 )
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def each(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """An explainer with some attention and some head, and its graph."""
-    if request.param in ("plain", "class_aware"):
+    if request.param in ("plain", "class_aware", "of_photos"):
         pair: Pair = request.getfixturevalue(request.param)
         return pair
     path = tmp_path_factory.mktemp("each") / "graph.onnx"
     square = Transform((64, 64), HALF, HALF, "bicubic")
     if request.param.startswith("own"):
-        make = {"normalised": normalising, "flattened": flattening}.get(request.param.removeprefix("own, "), averaging)
+        make = normalising if request.param == "own, normalised" else flattening
         classifier = wrapped(OwnPredictionAttention(8), square, make)
         return classifier, export(classifier, path)
-    if request.param.startswith("l2x"):
-        classifier = wrapped(L2XAttention(8, size=3), square, flattening)
-        return classifier, export(classifier, path)
-    classifier = wrapped(BoundedLogitAttention(48, gate=True, context=True), square, of_tokens)
-    return classifier, export(classifier, path, entry="photos")
+    classifier = wrapped(L2XAttention(8, size=3), square, flattening)
+    return classifier, export(classifier, path)
 
 
 def test_every_attention_says_what_the_module_says(each: Pair) -> None:

@@ -145,31 +145,31 @@ def test_the_size_dial_nests(photographs: list[Path]) -> None:
         smaller = explanation.selected
 
 
-def test_the_shipped_explainer_agrees_with_its_classifier_on_photos_that_it_never_saw(shared_data: Path) -> None:
-    classifier = bla.load("tf_efficientnet_lite0")
-    photos = list_images([shared_data / "imagenet_val"])[:100]
-    found = classifier.explain(photos)
-    assert all(each.agrees for each in found)
-    assert np.mean([each.size for each in found]) <= 49 / 3
-    classifier.attention.agreeing = False
-    bare = classifier.explain(photos)
-    assert np.mean([each.agrees for each in bare]) >= 0.95
-
-
-@pytest.mark.parametrize(("name", "cells"), [("tf_efficientnet_lite1", 64), ("tf_efficientnet_lite2", 81)])
-def test_the_larger_shipped_explainers_on_photos_that_they_never_saw(name: str, cells: int, shared_data: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "cells"), [("tf_efficientnet_lite0", 49), ("tf_efficientnet_lite1", 64), ("tf_efficientnet_lite2", 81)]
+)
+def test_the_shipped_explainers_on_photos_that_they_never_saw(name: str, cells: int, shared_data: Path) -> None:
     held_out = image_folder(shared_data / "imagenet500").test
-    photos = [held_out.path(index) for index in range(0, 100, 4)]
+    photos = [held_out.path(index) for index in range(0, 100, 8)]
+    if cells == 49:
+        photos = list_images([shared_data / "imagenet_val"])[:40]
     classifier = bla.load(name)
     with torch.inference_mode():
         pixels = torch.cat([classifier.pixels(classifier.transform.read(photo).pixels[None]) for photo in photos])
         features = classifier.trunk(pixels.contiguous(memory_format=torch.channels_last))
+
+        def said(weights: torch.Tensor) -> torch.Tensor:
+            return classifier.classify(features, weights).argmax(-1)
+
         selected = classifier.attention(features).hard
-        plain = classifier.classify(features, torch.full_like(selected, 1 / cells)).argmax(-1)
-        alone = classifier.classify(features, selected).argmax(-1)
-    right = [int(photo.name[:4]) for photo in photos] == plain.numpy()
+        plain = said(torch.full_like(selected, 1 / cells))
+        assert torch.equal(said(selected), plain)
+        if cells == 49:  # trained, and others are not
+            classifier.attention.agreeing = False
+            assert (said(classifier.attention(features).hard) == plain).float().mean() >= 0.95
+        else:
+            right = [int(photo.name[:4]) for photo in photos] == plain.numpy()
+            assert right.mean() >= 0.7  # the weights are the classifier's
     assert selected[0].numel() == cells
-    assert right.mean() >= 0.7  # the weights are the classifier's
-    assert torch.equal(alone, plain)
     assert (selected > 0).sum() / len(photos) <= cells / 3
     assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 250_000
