@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 from bla.cli import run_command
+from bla.deploy.batch import BatchError, explain_all
 from bla.deploy.engine import STEP, Engine, EngineError, open_engine
 from bla.explanations.explanation import Explanation, Unexplained
 from bla.runs.record import SHIPPED, RunError
@@ -91,6 +93,26 @@ def test_files_that_are_not_ours(plain: Pair, tmp_path: Path) -> None:
         open_engine("nowhere")
     with pytest.raises(RunError, match="expected a complete run"):
         open_engine(tmp_path)
+
+
+def test_with_several_labels_each_has_its_own_probability(plain: Pair, tmp_path: Path) -> None:
+    classifier = copy.deepcopy(plain[0])
+    classifier.several_labels = True
+    model = onnx.load(plain[1].path)
+    record = json.loads(model.metadata_props[0].value)
+    model.metadata_props[0].value = json.dumps(record | {"several_labels": True})
+    graph = tmp_path / "several.onnx"
+    graph.write_bytes(model.SerializeToString())
+    photo = photos(1)[0]
+    (one,), (other,) = classifier.explain(photo), Engine(graph).explain_each([photo])
+    assert isinstance(other, Explanation)
+    assert [guess.index for guess in other.top] == [guess.index for guess in one.top]
+    assert sum(guess.probability for guess in one.top) > 1.1
+    for mine, theirs in zip(one.top, other.top, strict=True):
+        assert theirs.probability == pytest.approx(mine.probability, abs=1e-5)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    with pytest.raises(BatchError, match="one class a photo, as a row of the results has, got one of several labels"):
+        explain_all(tmp_path, tmp_path / "out", graph)
 
 
 @pytest.mark.parametrize(

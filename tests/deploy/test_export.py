@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -52,7 +52,6 @@ KINDS = (
     "class_aware",
     "of_photos",
     "own, normalised",
-    "own, flattened",
     "l2x, flattened",
 )
 
@@ -66,8 +65,7 @@ def each(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("each") / "graph.onnx"
     square = Transform((64, 64), HALF, HALF, "bicubic")
     if request.param.startswith("own"):
-        make = normalising if request.param == "own, normalised" else flattening
-        classifier = wrapped(OwnPredictionAttention(8), square, make)
+        classifier = wrapped(OwnPredictionAttention(8), square, normalising)
         return classifier, export(classifier, path)
     classifier = wrapped(L2XAttention(8, size=3), square, flattening)
     return classifier, export(classifier, path)
@@ -188,15 +186,20 @@ def test_a_resize_that_onnx_lacks_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "no.onnx").exists()
 
 
-@pytest.mark.parametrize("entry", ["pixels", "photos"])
-def test_torch(entry: Any, tmp_path: Path) -> None:
-    classifier = wrapped()
+@pytest.mark.parametrize("kind", ["pixels", "photos", "own, flattened"])
+def test_torch(kind: str, tmp_path: Path) -> None:
+    square = Transform((64, 64), HALF, HALF, "bicubic")
+    classifier = wrapped(OwnPredictionAttention(8), square, flattening) if kind == "own, flattened" else wrapped()
+    entry: Literal["pixels", "photos"] = "photos" if kind == "photos" else "pixels"
+    classifier.several_labels = kind == "photos"
     exported = export(classifier, tmp_path / "file.pt2", to="torch", entry=entry)
+    assert exported.misses["selected"] == 0
+    assert exported.card.several_labels == classifier.several_labels
     extra = {f"{KEY}.json": ""}
     program = torch.export.load(exported.path, extra_files=extra).module()
     assert Card.from_json(extra[f"{KEY}.json"]) == exported.card
-    images = photos(3)
-    outputs = program(classifier.pixels(images) if entry == "pixels" else torch.from_numpy(images))
+    images = photos(3, *classifier.transform.size)
+    outputs = program(classifier.pixels(images).contiguous() if entry == "pixels" else torch.from_numpy(images))
     assert set(outputs) == set(OUTPUTS) - {"answers"}
     with torch.inference_mode():
         assert torch.allclose(outputs["logits"], classifier(classifier.pixels(images)), atol=1e-5)

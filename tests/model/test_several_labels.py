@@ -210,26 +210,6 @@ def test_every_label_above_one_half_is_explained_by_the_cells(trained: run.Run, 
             assert Explanation.from_dict(json.loads(json.dumps(each.to_dict()))) == each
 
 
-def test_the_exported_graph_gives_the_same_probabilities(
-    trained: run.Run, folder: Path, table: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("onnxruntime")
-    from bla.deploy.batch import explain_all
-    from bla.deploy.batch.plan import BatchError
-    from bla.deploy.engine import Engine
-    from bla.deploy.export import export
-
-    export(folder, tmp_path / "run.onnx")
-    photo = read_table(table).test.path(0)
-    [one], [other] = bla.load(folder).explain([photo]), list(Engine(tmp_path / "run.onnx").explain_each([photo]))
-    assert isinstance(other, Explanation)
-    assert [guess.index for guess in other.top] == [guess.index for guess in one.top]
-    for mine, theirs in zip(one.top, other.top, strict=True):
-        assert theirs.probability == pytest.approx(mine.probability, abs=1e-3)
-    with pytest.raises(BatchError, match="one class a photo, as a row of the results has, got one of several labels"):
-        explain_all(table.parent, tmp_path / "out", tmp_path / "run.onnx")
-
-
 def test_the_commands_show_every_label(
     trained: run.Run, folder: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
