@@ -31,6 +31,8 @@ from bla.training.settings import Settings, TrainingError
 from small import Tiny
 
 COLOURS = ("blue", "green", "red")
+CODE = "small:Tiny"
+TRUSTED = ("--trust-code", CODE)
 
 
 def picture(rng: np.random.Generator, labels: list[int]) -> Image.Image:
@@ -65,7 +67,7 @@ def trained(table: Path, tmp_path_factory: pytest.TempPathFactory) -> run.Run:
         head_epochs=40, epochs=15, batch_size=8, learning_rate=3e-2, dropout=0, validation=0.1, mean_size=0.4
     )
     out = tmp_path_factory.mktemp("runs") / "run"
-    return run.train(table, out, settings, model="small:Tiny", report=silent)
+    return run.train(table, out, settings, model=CODE, report=silent)
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +186,14 @@ def test_the_run_says_so_and_tells_the_labels_apart(trained: run.Run, folder: Pa
         assert len(metrics[name]["by_label"]["auc"]) == 3
     assert metrics["label_agreement"] >= metrics["agreement"] > 0
     assert metrics["size"]["mean"] < metrics["size"]["cells"]
-    again, failures = run.evaluate(folder)
+    again, failures = run.evaluate(folder, model=CODE)
     assert again == metrics
     assert not failures
 
 
 def test_every_label_above_one_half_is_explained_by_the_cells(trained: run.Run, folder: Path, table: Path) -> None:
     splits = read_table(table)
-    loaded = bla.load(folder)
+    loaded = bla.load(folder, model=CODE)
     assert loaded.several_labels
     found = loaded.explain([splits.test.path(index) for index in range(len(splits.test))])
     assert {len(each.present or ()) for each in found} >= {1, 2}
@@ -213,12 +215,12 @@ def test_every_label_above_one_half_is_explained_by_the_cells(trained: run.Run, 
 def test_the_commands_show_every_label(
     trained: run.Run, folder: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(["evaluate", str(folder)]) == 0
+    assert run_command(["evaluate", str(folder), *TRUSTED]) == 0
     shown = capsys.readouterr().out
     assert "mean AP" in shown
     assert "Labels on which hard and baseline agree" in shown
     photos = [str(path) for path in sorted((table.parent / "photos").glob("*.png"))[:12]]
-    assert run_command(["explain", *photos, "--run", str(folder), "--out", str(tmp_path / "why")]) == 0
+    assert run_command(["explain", *photos, "--run", str(folder), "--out", str(tmp_path / "why"), *TRUSTED]) == 0
     lines = capsys.readouterr().out.splitlines()[:12]
     heights: dict[int, set[int]] = {}
     for photo, line in zip(photos, lines, strict=True):
@@ -229,11 +231,11 @@ def test_the_commands_show_every_label(
         assert len(record.present) == labels
         with Image.open(tmp_path / "why" / f"{Path(photo).stem}.png") as panel:
             heights.setdefault(max(labels, 1), set()).add(panel.height)
-    assert heights[2] == {2 * height for height in heights[1]}
+    assert heights[2] <= {one + other for one in heights[1] for other in heights[1]}
 
 
 def test_a_run_is_shared_and_comes_back(trained: run.Run, folder: Path, table: Path, tmp_path: Path) -> None:
-    shared = bla.save_pretrained(folder, tmp_path / "shared")
+    shared = bla.save_pretrained(folder, tmp_path / "shared", model=CODE)
     loaded = bla.from_pretrained(shared, model=Tiny())
     assert loaded.several_labels
     photos = sorted((table.parent / "photos").glob("*.png"))[:6]
@@ -252,7 +254,7 @@ def test_what_cannot_be_is_refused(trained: run.Run, folder: Path, table: Path, 
     ):
         bla.explainable(_small(), attention=ClassAwareAttention(8), several_labels=True)
     with pytest.raises(ComparisonError, match=r"one class each, got one of .* whose photos may have several labels"):
-        compare(folder, out=tmp_path / "compared")
+        compare(folder, out=tmp_path / "compared", model=CODE)
     classes = tmp_path / "classes"
     for index, name in enumerate(COLOURS):
         (classes / name).mkdir(parents=True)
