@@ -263,7 +263,7 @@ def test_what_cannot_be_is_refused(trained: run.Run, folder: Path, table: Path, 
                 classes / name / f"{number}.png"
             )
     with pytest.raises(DataError, match="expected a table of several labels an image, got one class"):
-        run.evaluate(folder, classes)
+        run.evaluate(folder, classes, model=CODE)
 
 
 def test_a_classifier_of_several_labels_is_fitted_to_its_own_decisions(table: Path) -> None:
