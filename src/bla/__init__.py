@@ -14,6 +14,7 @@ _HOMES = {
     "BoundedLogitAttention": "model.attention",
     "Explanation": "explanations.explanation",
     "Transform": "data.photo",
+    "compare": "comparison.side_by_side",
     "explainable": "model.classifier",
     "fit": "runs.run",
     "from_pretrained": "runs.hub",

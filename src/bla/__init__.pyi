@@ -1,6 +1,7 @@
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
+from bla.comparison.side_by_side import compare as compare
 from bla.data import photo as photo
 from bla.data.photo import Transform as Transform
 from bla.explanations.explanation import Explanation as Explanation

@@ -15,6 +15,7 @@ from PIL import Image
 
 from bla.cli import run_command
 from bla.comparison import ALL, CHEAP, RUN, compare
+from bla.comparison.catalogue import METHODS
 from bla.comparison.lines import JsonLines
 from bla.data.image_sets import Splits, image_folder
 from bla.explanations.explanation import Explanation
@@ -189,6 +190,10 @@ def test_one_photo_one_class_no_classes_and_a_broken_file(place: Path, capsys: p
     assert loose["baseline"]["accuracy"] is None
     assert loose["skipped"][0]["image"].endswith("c.png")
     assert set(loose["methods"]) == set(CHEAP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bla.comparison.comparison.training_source", lambda run: "")
+        lone = compared("data/test/red/0.png", "--out", "lone", capsys=capsys)
+    assert set(lone["methods"]) == {name for name in CHEAP if not METHODS[name].trained}
     few = compared("--methods", "norm", "--limit", "3", "--out", "few", capsys=capsys)
     assert few["data"]["images"] == 3
     assert few["data"]["objects"] == 0
@@ -208,7 +213,7 @@ def test_it_prints_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> Non
         (["compare", "run", "--methods", "gradcam"], "expected methods among random, centre, norm, cam, bla"),
         (["compare", "nowhere"], "expected a run folder"),
         (["compare", "run", "nowhere"], "expected a folder of images"),
-        (["compare", "run", "--limit", "0"], "expected a limit of at least 1"),
+        (["compare", "run", "--limit", "0"], "Must be >= 1"),
         (["compare", "run", "--out", "comparednet.py"], "expected a folder for the comparison"),
     ],
 )

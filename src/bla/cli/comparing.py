@@ -43,7 +43,8 @@ def compare(
         explainer.
     :param methods: random, centre, norm, cam, cam-3x3, c-e, c-e-3x3, finer-cam, grad-cam, grad-cam++, layer-cam,
         hires-cam, softmax-attention, l2x, learned-mask, shuffled; the slow ones, which run the whole network many times
-        per photo: score-cam, integrated-gradients, occlusion; or all. By default those that read the feature map alone.
+        per photo: score-cam, integrated-gradients, occlusion; or all. By default those that read the feature map
+        alone, without those trained on the run's training images where these are missing.
     :param leakage: Train an evaluator, probes and heads that measure what the selections give away.
     :param pixels: Run the whole network on changed pixels of so many random photos: 8 passes per photo and method, and
         on at most 50 of them, for deletion, insertion, ROAD and others, seconds per photo and method.
@@ -62,7 +63,7 @@ def compare(
         drawn = partial(
             compared, model=trust_code, leakage=leakage, sanity=sanity, pixels=pixels, limit=limit, seed=seed
         )
-        result = drawn(run, data, out=folder, methods=methods or CHEAP, device=device, cache=cache, report=report)
+        result = drawn(run, data, out=folder, methods=methods, device=device, cache=cache, report=report)
     if json_:
         print(json.dumps(result))
     else:

@@ -27,8 +27,22 @@ from bla.comparison.methods import (
 )
 from bla.comparison.photos import Photos
 from bla.model.backbones import weights_digest
+from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
 from bla.runs.run import Run
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A wrapped classifier to compare methods on."""
+
+    classifier: ExplainableClassifier
+    seed: int = 0
+
+    @functools.cached_property
+    def pooled(self) -> PooledClassifier:
+        """The classifier without attention."""
+        return PooledClassifier(self.classifier.trunk, self.classifier.head).eval()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +62,11 @@ class Setting:
     def run(self) -> Run:
         """The run, from which all photos have their features."""
         return self.photos.run
+
+    @property
+    def classifier(self) -> ExplainableClassifier:
+        """The run's."""
+        return self.run.classifier
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +99,7 @@ class Kind:
 
     Attributes
     ----------
+    build: from a :class:`Setting`; of a method that is not trained on images, also from a :class:`Subject`.
     costly: runs the whole network many times per photo.
     trained: needs the run's training images.
     rebuilds: can be built on a randomised network without training anything.
@@ -87,7 +107,7 @@ class Kind:
     library: needs the packages of the extra ``compare``.
     """
 
-    build: Callable[[Setting], Method]
+    build: Callable[[Any], Method]
     costly: bool = False
     trained: bool = False
     rebuilds: bool = False
@@ -116,7 +136,7 @@ def _own(setting: Setting) -> Method:
 METHODS = {
     "random": Kind(lambda s: controls.random_cells(s.seed)),
     "centre": Kind(lambda s: controls.centre_disc()),
-    "norm": Kind(lambda s: controls.feature_norm(s.run.classifier.attention.earlier), rebuilds=True),
+    "norm": Kind(lambda s: controls.feature_norm(s.classifier.attention.earlier), rebuilds=True),
     "cam": Kind(lambda s: logits.cam(s.pooled), rebuilds=True),
     RUN: Kind(_own, rebuilds=True),
     "cam-3x3": Kind(lambda s: logits.smoothed(logits.cam(s.pooled)), rebuilds=True),
@@ -138,6 +158,8 @@ METHODS = {
 """In the order of every table: what a trivial ranking scores first, then the run's own, then the rivals."""
 ALL = tuple(name for name, kind in METHODS.items() if not kind.optional)
 """As the command names them; ``all`` stands for all of them."""
+UNTRAINED = tuple(name for name, kind in METHODS.items() if not kind.trained and name not in (RUN, "shuffled"))
+"""Methods that need a classifier and photos alone."""
 CHEAP = tuple(name for name in ALL if not METHODS[name].costly)
 """Methods that read the feature map alone: those compared by default."""
 

@@ -16,7 +16,7 @@ from bla.comparison.catalogue import CHEAP, METHODS, Setting, method_names
 from bla.comparison.explanations import Explained, explain_photos, wait
 from bla.comparison.leakage import evaluator_of, measure_leakage
 from bla.comparison.methods import RUN, ComparisonError
-from bla.comparison.photos import Photos, find_photos, training_photos
+from bla.comparison.photos import Photos, find_photos, training_photos, training_source
 from bla.comparison.pixels import measure_pixels
 from bla.comparison.sanity import measure_sanity
 from bla.data.image_sets import Splits
@@ -46,7 +46,7 @@ def compare(
     data: str | Path | Splits | None = None,
     *,
     out: str | Path,
-    methods: Sequence[str] = CHEAP,
+    methods: Sequence[str] | None = None,
     leakage: bool = False,
     sanity: bool = False,
     pixels: int = 0,
@@ -66,7 +66,8 @@ def compare(
     ----------
     run: a run folder, or a shipped explainer's name.
     data: images, with or without classes or objects, or splits, of which the test images; by default the run's own.
-    methods: names in :data:`ALL`. The run's own is always among them: it sets the sizes.
+    methods: names in :data:`ALL`, by default :data:`CHEAP`, without those trained on the run's training images where
+        these are not there. The run's own is always among them: it sets the sizes.
     leakage: train an evaluator, probes and retrained heads on the run's training images.
     sanity: compare maps under randomised networks and changed photos, on the photos of ``pixels``, or on 16.
     pixels: how many photos, drawn by ``seed``, to change and classify again by the whole network: for kept and removed,
@@ -79,12 +80,15 @@ def compare(
     ComparisonError, RunError, DataError
         If a method is unknown or does not fit, or there is no such run or no photo.
     """
-    started, out, names = time.monotonic(), Path(out), method_names(methods)
+    started, out, names = time.monotonic(), Path(out), method_names(methods or CHEAP)
     if out.is_file():
         raise ComparisonError(f"expected a folder for the comparison, got the file {out}: choose another name")
     if pixels < 0:
         raise ComparisonError(f"expected a number of photos to change the pixels of, got {pixels}")
     opened = _comparable(open_run(run, model=model, device=device))
+    if methods is None and not training_source(opened):
+        names = [name for name in names if not METHODS[name].trained]
+        report("the methods that need the run's training images are left out", 0, 0)
     photos = find_photos(opened, data, limit=limit, seed=seed, cache=cache, report=report)
     needed = leakage or any(METHODS[name].trained for name in names)
     training = training_photos(opened, cache, report) if needed else None

@@ -54,7 +54,7 @@ def explain_photos(method: Method, setting: Setting, sizes: Tensor, folder: Path
             before, begun = _peak_memory(device, restart=True), time.perf_counter()
             if batch.pixels is not None:
                 batch = dataclasses.replace(batch, features=classifier.trunk(batch.pixels))
-            cells = method.select(batch) if method.select else _cut(method.maps(batch).float(), sizes[rows])
+            cells = method.select(batch) if method.select else cut(method.maps(batch).float(), sizes[rows])
             wait(device)
             seconds += time.perf_counter() - begun
             if before is not None:
@@ -74,7 +74,7 @@ def explain_photos(method: Method, setting: Setting, sizes: Tensor, folder: Path
     return Explained(method, ranking, selected, cost)
 
 
-def _cut(maps: Tensor, sizes: Tensor) -> Cells:
+def cut(maps: Tensor, sizes: Tensor) -> Cells:
     """The best cells of maps (B, H, W); scores are 0 on them and negative elsewhere, as bounded scores are."""
     selected = top_cells(maps, sizes.to(maps.device))
     least = maps.masked_fill(~selected, float("inf")).amin(dim=(1, 2), keepdim=True)

@@ -123,12 +123,18 @@ def find_photos(
     return dataclasses.replace(found, source=source if isinstance(source, str) else "")
 
 
+def training_source(run: runs.Run) -> str:
+    """The run's training images, a folder or a name; "" if they are not there."""
+    source: str = run.record["data"]["root"]
+    return source if named(source) or (source and Path(source).is_dir()) else ""
+
+
 def training_photos(run: runs.Run, cache: Path | None, report: Progress) -> Photos:
     """The run's training images, if they are still there."""
-    source = run.record["data"]["root"]
-    if not named(source) and not (source and Path(source).is_dir()):
+    if not (source := training_source(run)):
+        where = run.record["data"]["root"] or "a folder"
         raise ComparisonError(
-            f"expected the run's training images in {source or 'a folder'}, which trained rivals and the evaluator "
+            f"expected the run's training images in {where}, which trained rivals and the evaluator "
             "need, got no such folder: leave out --leakage, softmax-attention, l2x and learned-mask"
         )
     splits, _ = read_images(source, seed=run.settings.seed, cache=cache or cache_root(), report=report)

@@ -167,6 +167,11 @@ def _warn(draw: ImageDraw.ImageDraw, x: int, y: int, side: int) -> None:
     draw.rectangle((middle - stroke, y + 0.78 * side, middle + stroke, y + 0.78 * side + 2 * stroke), fill=ALARM)
 
 
+def heading(text: str, width: int) -> Image.Image:
+    """A line of text as wide as a picture."""
+    return _caption(Words(legible(text, "?"), "", "", "", "", False), width, width / 20)
+
+
 def tiled(pictures: Sequence[Image.Image], columns: int, gap: int = 16) -> Image.Image:
     """Pictures in rows, each row as high as its highest."""
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]

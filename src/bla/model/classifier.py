@@ -102,6 +102,9 @@ class ExplainableClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, K) of normalised pixels (B, 3, h, w)."""
+        if torch.is_grad_enabled() and not (self.training or pixels.requires_grad or pixels.is_inference()):
+            # the trunk is frozen: without this, libraries that hook it (Grad-CAM) would find no gradient
+            pixels = pixels.clone().requires_grad_()
         features = self.trunk(pixels)
         selection = self.attention(features)
         return self.classify(features, selection.soft if self.training else selection.hard)
@@ -219,12 +222,7 @@ class ExplainableClassifier(nn.Module):
     def _explanations(
         self, inputs: Sequence[Input], size: int | None, target: int | None, against: int | None, fill: str | None
     ) -> list[Explanation | Unexplained]:
-        like = next(self.attention.parameters())
-        each_input = [
-            item.pixels[None].to(like) if isinstance(item.pixels, Tensor) else self.pixels(item.pixels[None])
-            for item in inputs
-        ]
-        pixels = torch.cat(each_input).contiguous(memory_format=torch.channels_last)
+        pixels = self.batch(inputs)
         features = self.trunk(pixels)
         cells = features.shape[2] * features.shape[3]
         if size is not None and size > cells:
@@ -233,6 +231,32 @@ class ExplainableClassifier(nn.Module):
         if targets is not None and target is not None:
             targets = torch.full_like(targets, target)
         selection = self.attention(features, size=size, target=targets)
+        question = {"target": target, "against": against, "fill": fill}
+        return self.explained(inputs, pixels, features, selection, targets, **question)  # type: ignore[arg-type]
+
+    def batch(self, inputs: Sequence[Input]) -> Tensor:
+        """The normalised pixels (B, 3, h, w) of inputs."""
+        like = next(self.attention.parameters())
+        each_input = [
+            item.pixels[None].to(like) if isinstance(item.pixels, Tensor) else self.pixels(item.pixels[None])
+            for item in inputs
+        ]
+        return torch.cat(each_input).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def explained(
+        self,
+        inputs: Sequence[Input],
+        pixels: Tensor,
+        features: Tensor,
+        selection: Selection,
+        targets: Tensor | None,
+        *,
+        target: int | None = None,
+        against: int | None = None,
+        fill: str | None = None,
+    ) -> list[Explanation | Unexplained]:
+        """The explanations of inputs by a selection of their features, whatever made it for the classes ``targets``."""
         logits = self.classify(features, selection.hard).float()
         probabilities, whole = (self._probabilities(of) for of in (logits, from_all(self.head, features).float()))
         asked = self._votes(features, selection.hard, target, against)

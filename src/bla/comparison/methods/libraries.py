@@ -110,7 +110,7 @@ def integrated_gradients(classifier: PooledClassifier, steps: int = GRADIENT_STE
             found = IntegratedGradients(classifier).attribute(
                 pixels, baselines=0.0, target=batch.targets, n_steps=steps, internal_batch_size=max(16, len(pixels))
             )
-        return _on_cells(found.detach().sum(dim=1), batch)
+        return on_cells(found.detach().sum(dim=1), batch)
 
     note = f"captum {version('captum')}, {steps} steps from the mean colour, summed over colours and the cell's pixels"
     return Method("integrated-gradients", "Integrated gradients", "baseline", True, maps, note, needs_pixels=True)
@@ -128,12 +128,13 @@ def occlusion(classifier: PooledClassifier) -> Method:
             found = Occlusion(classifier).attribute(
                 pixels.clone(), sliding_window_shapes=window, strides=window, baselines=0.0, target=batch.targets
             )
-        return _on_cells(found.detach().mean(dim=1), batch)
+        return on_cells(found.detach().mean(dim=1), batch)
 
     note = f"captum {version('captum')}, one cell at a time, the mean colour in its place"
     return Method("occlusion", "Occlusion", "baseline", True, maps, note, needs_pixels=True)
 
 
-def _on_cells(pixel_maps: Tensor, batch: Batch) -> Tensor:
+def on_cells(pixel_maps: Tensor, batch: Batch) -> Tensor:
+    """Maps of pixels (B, h, w) as means over the cells (B, H, W)."""
     height, width = batch.features.shape[2:]
     return functional.adaptive_avg_pool2d(pixel_maps[:, None].float(), (height, width))[:, 0]
