@@ -27,7 +27,7 @@ from bla.model.attention import BoundedLogitAttention, L2XAttention
 from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
 from bla.model.joining import _Replacing
 from bla.model.parts import tensor_in
-from bla.model.preprocessing import imagenet_classes, transform_of
+from bla.model.preprocessing import classes_of, imagenet_classes, transform_of
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -70,7 +70,12 @@ def reads_the_maximum_too(net: Cut, pixels: Tensor) -> Tensor:
     return logits
 
 
-def decides_by_content(net: Cut, pixels: Tensor) -> Tensor:
+def reads_the_photo_too(net: Cut, pixels: Tensor) -> Tensor:
+    logits: Tensor = net.classes(means(net.stem(pixels)) + pixels[:, 0, 0, :4])
+    return logits
+
+
+def decides_by_the_batch(net: Cut, pixels: Tensor) -> Tensor:
     features = net.stem(pixels)
     logits: Tensor = net.classes(means(features * 2 if features.mean() > 0 else features))
     return logits
@@ -160,6 +165,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "torchvision vgg11": vgg11,
     "torchvision alexnet": alexnet,
     "torchvision vit": lambda: vit(96),
+    "two maps": lambda: Cut(reads_a_branch),
     "average and maximum": lambda: Cut(reads_the_maximum_too),
     "maximum": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 8), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
     # heads that are not what is averaged, and classifiers that return more than logits
@@ -403,14 +409,12 @@ def timm_resnet(**settings: Any) -> nn.Module:
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "timm, no pooling": (lambda: timm_resnet(global_pool=""), 96, "resnet10t: expected .*RuntimeError"),
-    "timm, one cell": (timm_resnet, 32, "resnet10t: expected a feature map of several cells, got one of 1x1 "),
-    "timm, one colour": (lambda: timm_resnet(in_chans=1), 64, r"resnet10t: .*pixels \(2, 3, 64, 64\), .*transform="),
+    "timm, one colour": (lambda: timm_resnet(in_chans=1), 64, r"resnet10t: .*pixels \(5, 3, 64, 64\), .*transform="),
     "timm, all-zero head": (lambda: without_head(timm_resnet()), 96, "resnet10t: expected logits that depend on "),
-    "torchvision, one cell": (residual, 32, r"ResNet: expected .* several cells .*\(32, 32\)"),
     "all-zero head": (lambda: without_head(plain()), 48, "Sequential: expected logits that depend on .*all zero"),
-    "map": (lambda: Cut(lambda net, x: net.stem(x)), 32, r"Cut: expected logits of shape .*, got \(2, 4, 8, 8\)"),
-    "another branch": (lambda: Cut(reads_a_branch), 32, "Cut: .* one feature map alone, .* also reads"),
-    "control flow": (lambda: Cut(decides_by_content), 32, "Cut: .*torch.export can trace, got TraceError"),
+    "map": (lambda: Cut(lambda net, x: net.stem(x)), 32, r"Cut: expected logits of shape .*, got \(5, 4, 8, 8\)"),
+    "the photo too": (lambda: Cut(reads_the_photo_too), 32, "Cut: expected a head that reads averages of feature maps"),
+    "the batch": (lambda: Cut(decides_by_the_batch), 32, "Cut: expected the same answer to a photo alone and beside"),
     "fails": (lambda: nn.Sequential(nn.Linear(5, 5)), 32, "Sequential: expected a classifier of pixels .*RuntimeError"),
     "not a number": (lambda: broken(plain()), 32, "Sequential: expected finite logits, got NaN"),
 }  # fmt: skip
@@ -523,11 +527,52 @@ def test_soft_weights_of_a_class_token_are_attended_by_their_share_and_pass_grad
     assert (keep.grad[0, :3] != 0).all()
 
 
-def test_what_cannot_be_copied_is_refused() -> None:
-    model = plain()
+def keeping(model: nn.Module) -> nn.Module:
+    model.kept = [model(torch.randn(1, 3, 32, 48))]  # type: ignore[assignment]
+    return model
+
+
+def locked(model: nn.Module) -> nn.Module:
     model.lock = threading.Lock()  # type: ignore[assignment]
-    with pytest.raises(ClassifierError, match=r"Sequential: expected a module that can be copied, got .*lock"):
-        explainable(model)
+    return model
+
+
+def tied(model: nn.Module) -> nn.Module:
+    model[1].again = model[3]  # type: ignore[index]
+    return locked(model)
+
+
+def generating(model: nn.Module) -> nn.Module:
+    model.rows = (row for row in range(3))  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: timm_resnet(zero_init_last=False), residual], ids=["timm", "torchvision"])
+def test_where_the_last_map_has_one_cell_an_earlier_one_is_read_and_this_is_said(
+    make: Callable[[], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    model = lively(make()).eval()
+    wrapped = explainable(model, transform=inputs(32))
+    (why,) = wrapped.explain(torch.randn(1, 3, 32, 32))
+    assert why.grid == (2, 2)
+    assert why.note == "approximate: the head reads zero for a cell left out, and 4 layers follow the map"
+
+
+@pytest.mark.parametrize("holding", [keeping, locked, tied, generating])
+def test_what_a_classifier_holds_besides_is_no_obstacle(holding: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = holding(plain())
+    before = snapshot(model)
+    wrapped = explainable(model, transform=inputs(32, 48))
+    pixels = torch.randn(3, 3, 32, 48)
+    with torch.no_grad():
+        whole = wrapped.classify(wrapped.trunk(pixels), torch.full((3, 4, 6), 1 / 24))
+        torch.testing.assert_close(whole, model(pixels))
+    assert_untouched(model, before)
+    nn.init.zeros_(model[3].weight)  # type: ignore[index]  # the copy is not moved by the original
+    with torch.no_grad():
+        assert torch.equal(wrapped.classify(wrapped.trunk(pixels), torch.full((3, 4, 6), 1 / 24)), whole)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -543,7 +588,10 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_class_names_by_default() -> None:
     assert explainable(plain(3), transform=inputs(32)).classes == ("class 0", "class 1", "class 2")
     names = imagenet_classes()
-    assert explainable(plain(1000), transform=inputs(32)).classes == tuple(names)
+    theirs = [timm.create_model("test_resnet"), nn.Sequential(nn.Identity(), torchvision.models.squeezenet1_1())]
+    assert all(classes_of(model, 1000) == names for model in theirs)
+    for own in (plain(1000), timm.create_model("test_resnet", num_classes=0), nn.Sequential(residual(5), plain(1000))):
+        assert classes_of(own, 1000)[0] == "class 0"
     assert (len(names), names[0], names[281]) == (1000, "tench", "tabby")
     assert explainable(plain(2), transform=inputs(32), classes=["a", "b"]).classes == ("a", "b")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import bla
 from bla.model.attention import AttentionError
 from bla.model.evidence import evidence, from_all, linear_layer, sizes
-from bla.model.heads import MapHead, read, zeroed
+from bla.model.heads import MapHead, read
 from bla.model.own_prediction import UNTRAINED, OwnPredictionAttention
 
 
@@ -24,7 +24,7 @@ class Flattened(MapHead):
         self.layer = nn.Linear(features[0].numel(), classes)
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        logits: Tensor = self.layer(torch.relu(zeroed(features, keep).flatten(1)))
+        logits: Tensor = self.layer(torch.relu(self.emptied(features, keep).flatten(1)))
         return logits
 
 

@@ -224,11 +224,21 @@ def test_features_that_are_not_finite_are_a_failure_of_that_photo(
     assert cache.features[[1, 5, 7]].any(axis=(1, 2, 3)).all()
 
 
-def test_features_beyond_float16_ask_for_float32(images: ImageSet, tmp_path: Path) -> None:
-    large = wrapped(tiny(scale=1e6))
-    with pytest.raises(CacheError, match=r"at most 65504 for float16, got .*: cache float32"):
-        cached_features(large, images, root=tmp_path)
-    assert cached_features(large, images, root=tmp_path, kind="float32").features.max() > 65504
+@pytest.mark.parametrize("scale", [1e6, 1e-9, 1e-12])
+def test_features_that_float16_does_not_hold_are_cached_in_float32(
+    scale: float, images: ImageSet, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    model = tiny(scale=scale)
+    with torch.no_grad():
+        model[0][1].bias.zero_()  # type: ignore[index,union-attr]
+        model[3].weight.div_(scale)  # type: ignore[operator]
+    classifier = wrapped(model)
+    cache = cached_features(classifier, images, root=tmp_path, report=lambda what, *_: said.append(what))
+    assert cache.features.dtype == np.float32
+    assert any(what.startswith("features are cached in float32: float16 does not hold ") for what in said)
+    assert [entry["kind"] for entry in listed(tmp_path)] == ["float32"]
+    assert cached_features(wrapped(tiny()), images, root=tmp_path).features.dtype == np.float16
 
 
 # --- running the trunk once

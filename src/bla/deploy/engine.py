@@ -52,6 +52,7 @@ class Card:
     sizes, targets: whether it takes the optional inputs ``size`` and ``target``.
     version: the version of bla that wrote it.
     several_labels: whether an image may have several classes or none.
+    note: how explanations are approximate; empty where they are not.
     """
 
     __pydantic_config__: ClassVar[Any] = CLOSED
@@ -67,6 +68,7 @@ class Card:
     version: str
     schema_version: int = SCHEMA_VERSION
     several_labels: bool = False
+    note: str = ""
 
     @property
     def cells(self) -> int:
@@ -314,6 +316,7 @@ class Engine:
             self.classes,
             from_all=self.probabilities(outputs.classifier_logits),
             several_labels=card.several_labels,
+            note=card.note,
             masked=[self.probabilities(each.classifier_logits) for each in masked],
             fill=fill,
             **{name: getattr(outputs, name) for name in ("unbounded", "scores", "soft", "selected")},

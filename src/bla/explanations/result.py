@@ -36,7 +36,7 @@ _KEYS = (
     "schema_version", "image", "prediction", "top", "method", "target", "grid", "unbounded", "scores", "soft",
     "selected", "size", "region", "model", "setup",
 )  # fmt: skip
-_OPTIONAL = ("classifier", "agrees", "sizes", "check", "votes", "present")  # written where they are known
+_OPTIONAL = ("classifier", "agrees", "sizes", "check", "votes", "present", "note")  # written where they are known
 
 
 class ExplanationError(BlaError):
@@ -45,14 +45,15 @@ class ExplanationError(BlaError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prediction:
-    """A class and the probability that the classifier gives it."""
+    """A class and the probability that the classifier gives it; or, of a regression, the ``value``."""
 
     index: int
     label: str
     probability: float
+    value: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.label} {percent(self.probability)}"
+        return f"{self.label} {percent(self.probability) if self.value is None else f'{self.value:.4g}'}"
 
 
 def likeliest(
@@ -174,6 +175,7 @@ class Result:
     check: Check | None = None
     votes: Votes | None = None
     present: tuple[Votes, ...] | None = None
+    note: str | None = None
 
     def __post_init__(self) -> None:
         grid = (int(self.grid[0]), int(self.grid[1]))
@@ -212,6 +214,7 @@ class Result:
         *,
         selected: npt.NDArray[np.bool_],
         from_all: npt.NDArray[np.floating[Any]],
+        values: tuple[float, float] | None = None,
         several_labels: bool = False,
         masked: Sequence[npt.NDArray[np.floating[Any]]] = (),
         fill: str | None = None,
@@ -219,10 +222,14 @@ class Result:
     ) -> Self:
         """An explanation from the probabilities (K,) of ``classes``, from the selected cells and ``from_all`` cells.
 
-        ``masked`` are those of the whole classifier with only the selected pixels, and without them, under a ``fill``.
+        ``values`` are those of a regression. ``masked`` are the probabilities of the whole classifier with only the
+        selected pixels, and without them, under a ``fill``.
         """
         top, whole = (likeliest(of, classes, several_labels=several_labels) for of in (probabilities, from_all))
-        agrees = top[0].index == whole[0].index
+        agrees: bool | None = top[0].index == whole[0].index
+        if values is not None:
+            top, whole = ((dataclasses.replace(top[0], value=value),) for value in values)
+            agrees = None
         if several_labels:
             agrees = bool(((probabilities > 0.5) == (from_all > 0.5)).all())
         shown: dict[str, Any] = {"prediction": top[0], "top": top, "classifier": whole[0], "agrees": agrees}
@@ -233,6 +240,7 @@ class Result:
             asked = Prediction(about, classes[about], float(from_all[about]))
             kept, removed = (likeliest(of, classes)[0] for of in masked)
             shown["check"] = Check(asked, kept, removed, float(masked[0][about]), float(masked[1][about]), fill)
+        fields["note"] = fields.get("note") or None
         return cls(image=image, grid=(height, width), selected=selected, **shown, **fields)
 
     def __eq__(self, other: object) -> bool:
@@ -258,6 +266,9 @@ class Result:
 
     def __str__(self) -> str:
         """The classifier's answer and the selection's in one line; if they differ, this is said first."""
+        return f"{self._in_words()}; {self.note}" if self.note else self._in_words()
+
+    def _in_words(self) -> str:
         cells, said = f"{self.size} of {self.cells} cells", str(self.prediction)
         if self.present is not None:
             labels = {votes.target for votes in self.present}
@@ -266,7 +277,7 @@ class Result:
             return f"{said} (from {cells})"
         if self.disagrees:
             return f"DISAGREES: the classifier says {self.classifier}, the selected {cells} say {said}"
-        chosen = "" if self.agrees else " chosen for another class"
+        chosen = " chosen for another class" if self.agrees is False else ""
         return f"{self.classifier} (from {cells}{chosen}: {said})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -324,7 +335,8 @@ def _read_only_map(name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple
 def _plain(value: Any) -> Any:
     """As JSON: records as objects, maps as rows."""
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        each = ((field.name, getattr(value, field.name), field.default) for field in dataclasses.fields(value))
+        return {name: _plain(own) for name, own, default in each if own is not None or default is not None}
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     if not isinstance(value, np.ndarray):

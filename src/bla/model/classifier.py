@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from bla import meant
 from bla.data.masking import FILLS, masked
@@ -23,6 +24,7 @@ from bla.model.earlier import with_earlier
 from bla.model.evidence import from_all, linear_layer, sizes
 from bla.model.heads import read
 from bla.model.images import ImageLike, Input, each, read_image
+from bla.model.outputs import Meaning, Output, Reading
 from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_processor
@@ -46,6 +48,8 @@ class ExplainableClassifier(nn.Module):
     head: pooled features (B, C) to logits (B, K); or a :class:`bla.model.heads.MapHead`.
     transform, classes, name, setup: preprocessing, class names, and what explanations are signed with.
     several_labels: whether an image may have several classes or none: each has a probability of its own.
+    regression: whether the one output is a value, and not the evidence for a class.
+    note: how explanations are approximate, in words; empty where they are not.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class ExplainableClassifier(nn.Module):
         setup: str = "BLA",
         frozen_head: bool = True,
         several_labels: bool = False,
+        regression: bool = False,
+        note: str = "",
     ) -> None:
         super().__init__()
         if getattr(head, "shares_trunk", False) and not frozen_head:
@@ -74,6 +80,8 @@ class ExplainableClassifier(nn.Module):
         self.setup = setup
         self.frozen_head = frozen_head
         self.several_labels = several_labels
+        self.regression = regression
+        self.note = note
         self._linear = (linear_layer(head, attention.in_channels),)  # in a tuple: it is the head's already
         self.register_buffer("_fitted", torch.tensor(False))
         self.train(False)
@@ -258,7 +266,8 @@ class ExplainableClassifier(nn.Module):
     ) -> list[Explanation | Unexplained]:
         """The explanations of inputs by a selection of their features, whatever made it for the classes ``targets``."""
         logits = self.classify(features, selection.hard).float()
-        probabilities, whole = (self._probabilities(of) for of in (logits, from_all(self.head, features).float()))
+        own = from_all(self.head, features).float()
+        probabilities, whole = (self._probabilities(of) for of in (logits, own))
         asked = self._votes(features, selection.hard, target, against)
         present = self._present(features, selection.hard, logits)
         counted = self.sizes(features, selection.unbounded).tolist()
@@ -279,6 +288,7 @@ class ExplainableClassifier(nn.Module):
                 probabilities[row],
                 self.classes,
                 from_all=whole[row],
+                values=(float(logits[row]), float(own[row])) if self.regression else None,
                 several_labels=self.several_labels,
                 masked=[answers[row] for answers in alone],
                 fill=fill,
@@ -295,6 +305,7 @@ class ExplainableClassifier(nn.Module):
                 sizes=Sizes(*counted[row]) if all(counted[row]) else None,
                 votes=asked[row] if asked else None,
                 present=present[row] if self.several_labels else None,
+                note=self.note,
             )
             found.append(explanation)
         return found
@@ -305,7 +316,7 @@ class ExplainableClassifier(nn.Module):
 
     def sizes(self, features: Tensor, unbounded: Tensor) -> Tensor:
         """The sizes (B, 3) of :class:`bla.explanations.explanation.Sizes`; 0 where there is none."""
-        if self.several_labels or not self.attention.bounded:
+        if self.several_labels or self.regression or not self.attention.bounded:
             return unbounded.new_zeros((unbounded.shape[0], 3), dtype=torch.long)
         return sizes(self.head, features, unbounded, self._linear[0])
 
@@ -339,20 +350,25 @@ def explainable(
     transform: Transform | Any = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
-    several_labels: bool = False,
+    output: Output | None = None,
+    inputs: Sequence[Any] | Mapping[str, Any] = (),
+    meaning: Meaning | None = None,
+    several_labels: bool | None = None,
 ) -> ExplainableClassifier:
     """Wrap a classifier: split it before its global average pooling and put an attention there.
 
     The classifier is copied, never edited; your hooks stay with the original. It is cut by timm's
-    ``forward_features`` / ``forward_head``, or, if torch.fx or torch.export can trace it, at the last operation that
-    averages a map, or patch tokens, over the grid. Where a class token reads the patch tokens (ViT), the cut is where
-    it joins them: :mod:`bla.model.joining`; where the map is flattened (VGG), the head reads it with the unselected
-    cells at zero. The split is checked on random input: uniform weights give the classifier's own logits, moving the
-    weight to one cell changes them, and cells that are left out change nothing.
+    ``forward_features`` / ``forward_head``, or, if torch.fx or torch.export can trace it, where a map, or patch
+    tokens, are averaged, whatever operations do that. Where a class token reads the patch tokens (ViT), the cut is
+    where it joins them: :mod:`bla.model.joining`; where the map is read in another way (flattened, its maxima), the
+    head reads it with something neutral in the place of unselected cells. What cannot be traced runs as it is, with
+    hooks: :mod:`bla.model.hooking`. The split is checked on random input, of several batch sizes and memory formats:
+    uniform weights give the classifier's own output, moving the weight to one cell changes it, and cells that are left
+    out change nothing.
 
     Parameters
     ----------
-    model: takes pixels (B, 3, h, w), returns logits (B, K), alone, as ``.logits`` or first in a tuple.
+    model: takes pixels (B, 3, h, w), returns a row for each image, alone or among other things.
     attention: the module to insert, or what makes it from C, the map's channels. By default
         :class:`bla.model.own_prediction.OwnPredictionAttention`, which explains the classifier's own prediction, also
         untrained; for several labels, or a new head to be trained, ``BoundedLogitAttention``. A class-conditional one
@@ -364,10 +380,16 @@ def explainable(
     transform: the preprocessing, an image processor of Hugging Face transformers or a preset of torchvision's weights;
         by default the model's own, crop included: :func:`bla.model.preprocessing.transform_of`. A new head gets the
         photo squashed, as in the paper.
-    classes: K names; by default transformers' ``config.id2label``, ImageNet's for 1,000 classes, or "class 0", ...
-    several_labels: whether an image may have several classes or none; a label's probability is its logit's sigmoid.
+    classes: K names; by default transformers' ``config.id2label``, ImageNet's for the 1,000 classes of a model of
+        timm's or torchvision's, or "class 0", ... One logit tells two classes apart, the second of which it speaks for.
+    output: which part of what the model returns is meant: an index, a key, or a callable that makes a tensor of it.
+    inputs: what the model takes beside the pixels, in order or by name; a tensor with one row is for every image.
+    meaning: of the output: ``"logits"``, ``"probabilities"`` or ``"value"`` (a regression). By default probabilities
+        are known by staying from 0 to 1, and all else are logits.
+    several_labels: whether an image may have several classes or none, each with a probability of its own; by default
+        where there are probabilities that do not sum to 1.
 
-    A classifier that cannot be split is a ClassifierError that says why.
+    A classifier that cannot be split, or an output that may be meant in several ways, is a ClassifierError.
 
     Examples
     --------
@@ -383,18 +405,23 @@ def explainable(
         model = model.module
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     name = name or name_of(model)
+    reading = Reading(output, inputs, meaning, several_labels)
     if transform is None:
         transform = transform_of(model, None if head is None else "squash")
     elif not isinstance(transform, Transform):
         transform = transform_of_processor(transform)
-    own = _copied(model, name)
+    own = _copied(model)
     if head is None:
-        found = split(own, transform, name, parts)
+        found = split(own, transform, name, reading, parts)
     elif parts is None:
-        found = split_for(head, own, transform, name)
+        found = split_for(head, own, transform, name, reading)
     else:
         raise ClassifierError(f"{name}: expected parts=, which name a head, or head=, got both")
-    classes = classes_of(model, found.outputs) if classes is None else classes
+    several_labels, regression = found.meant.several_labels, found.meant.meaning == "value"
+    if classes is None:
+        classes = ["value"] if regression else classes_of(model, found.outputs)
+    elif len(classes) == 1 and found.outputs == 2:
+        classes = [f"not {classes[0]}", classes[0]]
     if len(classes) != found.outputs:
         raise ClassifierError(f"{name}: expected {found.outputs} class names, as many as logits, got {len(classes)}")
     like = next(own.parameters(), torch.empty(0))
@@ -424,18 +451,40 @@ def explainable(
         setup=attention.post_hoc_setup,
         frozen_head=not isinstance(head, int),
         several_labels=several_labels,
+        regression=regression,
+        note=found.note,
     )
 
 
-def _copied(model: nn.Module, name: str) -> nn.Module:
+def _copied(model: nn.Module) -> nn.Module:
     """A frozen copy in evaluation mode, without the user's hooks; torch's own hooks compute weights and stay."""
+    kept = pytree.tree_leaves([vars(module) for module in model.modules()])
+    computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]  # activations that it keeps
     try:
-        own = copy.deepcopy(model)
-    except Exception as error:
-        raise ClassifierError(f"{name}: expected a module that can be copied, got {error}") from error
+        own = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    except Exception:  # locks, open files, a trainer
+        own = cast(nn.Module, _twin(model, {}))
     for module in own.modules():
+        module._compiled_call_impl = None
+        for name, child in module._modules.items():
+            module._modules[name] = getattr(child, "_orig_mod", child)
         for kind in ("forward", "forward_pre", "backward", "backward_pre"):
             hooks = getattr(module, f"_{kind}_hooks")
             for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.")]:
                 del hooks[key]
     return own.eval().requires_grad_(False)
+
+
+def _twin(value: Any, known: dict[int, Any]) -> Any:
+    """A module with copies of all modules and tensors that it consists of, and its other attributes as they are."""
+    if value is None or id(value) in known:
+        return known.get(id(value))
+    if isinstance(value, Tensor):
+        known[id(value)] = twin = value.detach().clone()
+        return nn.Parameter(twin, requires_grad=False) if isinstance(value, nn.Parameter) else twin
+    known[id(value)] = twin = value.__class__.__new__(value.__class__)
+    for name, own in vars(value).items():
+        parts = name in ("_parameters", "_buffers", "_modules")
+        made = {key: _twin(part, known) for key, part in own.items()} if parts else own
+        vars(twin)[name] = copy.copy(made) if name.endswith("_hooks") else made
+    return twin

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bla.model.heads import MapHead, reads_maps
+from bla.model.heads import reads_maps
 from bla.model.splitting import Split
 
 MOST = 1024
@@ -47,7 +47,7 @@ class EarlierTrunk(nn.Module):
 
 
 class FirstChannels(nn.Module):
-    """A head for pooled features that reads the first ``channels`` of them."""
+    """A head that reads the first ``channels`` of a pooled vector, or of maps."""
 
     shares_trunk = True
 
@@ -55,22 +55,10 @@ class FirstChannels(nn.Module):
         super().__init__()
         self.head = head
         self.channels = channels
+        self.reads_maps = reads_maps(head)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.head(pooled[:, : self.channels])
-        return logits
-
-
-class FirstChannelsOfMaps(MapHead):
-    """A head for maps that reads the first ``channels`` of them."""
-
-    def __init__(self, head: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.head = head
-        self.channels = channels
-
-    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        logits: Tensor = self.head(features[:, : self.channels], keep)
+    def forward(self, values: Tensor, *keep: Tensor | None) -> Tensor:
+        logits: Tensor = self.head(values[:, : self.channels], *keep)
         return logits
 
 
@@ -98,6 +86,6 @@ def with_earlier(found: Split, pixels: Tensor) -> tuple[Split, int]:
         return found, 0
     outermost = min(name.count(".") for name, *_ in candidates)
     place, channels_last, channels = [each for each in candidates if each[0].count(".") == outermost][-1]
-    head = (FirstChannelsOfMaps if reads_maps(found.head) else FirstChannels)(found.head, found.channels)
+    head = FirstChannels(found.head, found.channels)
     trunk = EarlierTrunk(found.trunk, place, channels_last).eval()
-    return Split(trunk, head.eval(), found.channels + channels, found.outputs), channels
+    return found._replace(trunk=trunk, head=head.eval(), channels=found.channels + channels), channels

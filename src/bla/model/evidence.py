@@ -69,8 +69,9 @@ def evidence(
         own = features[:, : layer.in_features]
         logits = layer(own.mean(dim=(2, 3)))
         weight, chosen = layer.weight, layer.weight[target]
+        expected = logits.softmax(-1) @ weight if len(weight) > 1 else 0  # a value stands for itself
         rows = torch.stack([
-            chosen - logits.softmax(-1) @ weight, chosen, chosen - weight[_runner_up(logits, target)]
+            chosen - expected, chosen, chosen - weight[_runner_up(logits, target)]
         ], dim=1)  # fmt: skip
         return torch.bmm(rows, own.flatten(2)).reshape(rows.shape[0], 3, *features.shape[2:])
     at = features if reads_maps(head) else features.mean(dim=(2, 3))
@@ -89,7 +90,8 @@ def slopes_of(head: nn.Module) -> Slopes:
             logits = head(at)
             other = _runner_up(logits.detach(), target)
             own, second = (logits.gather(1, chosen[:, None])[:, 0] for chosen in (target, other))
-            parts = (own - logits.logsumexp(-1), own, own - second)
+            total = logits.logsumexp(-1) if logits.shape[1] > 1 else 0
+            parts = (own - total, own, own - second)
             found = [torch.autograd.grad(part.sum(), at, retain_graph=True)[0] for part in parts]
         return torch.stack([each.detach() for each in found], dim=1)
 

@@ -7,27 +7,47 @@ classifier. A :class:`MapHead` reads the map itself and is given what is kept of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from bla.operators import memberships
 
+Fill = Literal["zero", "mean"]
+"""What takes the place of a cell left out, for a head that reads maps."""
+
 
 class MapHead(nn.Module):
     """The part of a classifier after a map that is not averaged, so that no pooled vector holds what it needs.
 
     ``forward(features, keep=None)``: features (B, C, H, W) and ``keep`` (B, H, W) in [0, 1] to logits (B, K). Of a
-    cell with 0 nothing is read; None keeps all.
+    cell with 0 nothing is read; None keeps all. ``fill`` says what such cells hold instead: zero, which is what a map
+    after a ReLU holds where nothing is; or the mean of the kept ones, which leaves averages, maxima and minima as they
+    are without it.
     """
 
     shares_trunk = True
+    reads_maps = True
+    fill: Fill | None = "zero"
+
+    def emptied(self, features: Tensor, keep: Tensor | None) -> Tensor:
+        """Features (B, C, H, W) with the ``fill`` in the place of what is not kept."""
+        if keep is None:
+            return features
+        share = keep[:, None].to(features.dtype)
+        kept = features * share
+        if self.fill == "zero":
+            return kept
+        total = share.sum(dim=(2, 3), keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+        return kept + (1 - share) * (kept.sum(dim=(2, 3), keepdim=True) / total)
 
 
 def reads_maps(head: nn.Module) -> bool:
     """Whether a head reads whole maps, and not pooled vectors."""
-    return isinstance(head, MapHead)
+    return getattr(head, "reads_maps", False) is True
 
 
 def read(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
@@ -54,11 +74,6 @@ def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
 def kept(weights: Tensor) -> Tensor:
     """What is kept of each cell, in [0, 1]: weights (B, H, W) as memberships, so that uniform weights keep all."""
     return memberships(weights.flatten(1)).reshape_as(weights)
-
-
-def zeroed(features: Tensor, keep: Tensor | None) -> Tensor:
-    """Each cell of features (B, C, H, W) times what is kept of it (B, H, W)."""
-    return features if keep is None else features * keep[:, None].to(features.dtype)
 
 
 class TimmHead(nn.Module):
@@ -93,31 +108,41 @@ class TimmMapHead(MapHead):
         self.channels_last = channels_last
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        features = zeroed(features, keep)
+        features = self.emptied(features, keep)
         logits: Tensor = self.model.forward_head(features.permute(0, 2, 3, 1) if self.channels_last else features)  # type: ignore[operator]
         return logits
 
 
 class TracedHead(nn.Module):
-    """The part of a traced classifier after its average, for one pooled vector (B, C), there of this ``shape``."""
+    """The part of a traced classifier after its averages, for one pooled vector (B, C) of all of them.
 
-    def __init__(self, graph: fx.GraphModule, shape: Sequence[int]) -> None:
+    In the classifier they are of these ``shapes``, and so many times the average.
+    """
+
+    def __init__(self, graph: fx.GraphModule, shapes: Sequence[Sequence[int]], scales: Sequence[float]) -> None:
         super().__init__()
         self.graph = graph
-        self.shape = tuple(shape)
+        self.shapes = [tuple(shape) for shape in shapes]
+        self.scales = tuple(scales)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.graph(pooled.reshape(-1, *self.shape))
+        parts = torch.split(pooled, [math.prod(shape) for shape in self.shapes], dim=1)
+        averages = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        logits: Tensor = self.graph(*(
+            average if scale == 1 else scale * average for average, scale in zip(averages, self.scales, strict=True)
+        ))  # fmt: skip
         return logits
 
 
 class TracedMapHead(MapHead):
-    """The part of a traced classifier after its last map, which it flattens, or takes the maxima of."""
+    """The part of a traced classifier after its last maps, of so many ``channels`` each, which it flattens or pools."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, channels: Sequence[int]) -> None:
         super().__init__()
         self.graph = graph
+        self.channels = list(channels)
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        logits: Tensor = self.graph(zeroed(features, keep))
+        maps = torch.split(self.emptied(features, keep), self.channels, dim=1)
+        logits: Tensor = self.graph(*(each.contiguous() for each in maps))  # its code may take a view
         return logits

@@ -140,6 +140,8 @@ class JoinedTrunk(_Joined):
 class JoinedHead(_Joined, MapHead):
     """All of a classifier from where its class token joins the patch tokens, for the kept ones."""
 
+    fill = None
+
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, 2D, H, W) and what is kept of each cell (B, H, W) to logits (B, K)."""
         batch, channels, height, width = features.shape

@@ -154,8 +154,9 @@ def _check_alike(processor: Any, transform: Transform) -> None:
 
 
 def classes_of(model: nn.Module, outputs: int) -> list[str]:
-    """The classes' names: those of a transformers model, ImageNet's for 1,000 classes, or "class 0", ...
+    """The classes' names: those of a transformers model, ImageNet's, or "class 0", ...
 
+    ImageNet's are those of 1,000 classes of a model of timm's or torchvision's, or of a module that consists of one.
     A transformers model that only numbers its classes, or has two of one name, counts as having none.
     """
     labels = getattr(getattr(model, "config", None), "id2label", None)
@@ -163,7 +164,19 @@ def classes_of(model: nn.Module, outputs: int) -> list[str]:
         names = [str(labels[index]) for index in range(outputs)]
         if len({*names}) == outputs and names[0] != "LABEL_0":
             return names
-    return imagenet_classes() if outputs == 1000 else [f"class {index}" for index in range(outputs)]
+    if outputs == 1000 and any(map(_has_imagenets_classes, model.modules())):
+        return imagenet_classes()
+    return [f"class {index}" for index in range(outputs)]
+
+
+def _has_imagenets_classes(model: nn.Module) -> bool:
+    if speaks_timm(model):
+        return getattr(model, "num_classes", None) == 1000
+    if not type(model).__module__.startswith("torchvision.models."):
+        return False
+    widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    widths += [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return 1000 in (widths[-1:] if isinstance(model, nn.Linear) else widths)
 
 
 def imagenet_classes() -> list[str]:

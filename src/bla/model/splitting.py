@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,16 +11,20 @@ from torch import Tensor, nn
 
 from bla import BlaError
 from bla.data.photo import Transform
-from bla.model.heads import TimmHead, TimmMapHead, kept, read, reads_maps
+from bla.model.heads import MapHead, TimmHead, TimmMapHead, read
+from bla.model.hooking import hooked
 from bla.model.joining import split_at_join
-from bla.model.parts import NamedPart, Part, named_parts, tensor_in
-from bla.model.tracing import TokenTrunk, TracingError, exported, said, split_at_average, split_at_map, traced, trunk_of
+from bla.model.outputs import Affine, Answers, Calling, Meant, MeantHead, OutputError, Reading, meaning_of, rows_of
+from bla.model.parts import Part, named_parts
+from bla.model.tracing import Graph, ReadsMoreError, TokenTrunk, TracingError, exported, said, traced
 
-SELF_CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+SELF_CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 """How far uniform weights may miss the classifier's logits at wrap time, of the largest logit; half precision: 2e-2."""
+_FEW = 3
+"""Layers of a head for which zero is as good as nothing."""
 
 Parts = tuple[nn.Module, nn.Module]
-Cut = Callable[[nn.Module, Tensor], Parts]
+Way = Callable[[], Iterator[Parts]]
 
 
 class ClassifierError(BlaError):
@@ -41,6 +46,9 @@ class Split(NamedTuple):
     head: nn.Module
     channels: int
     outputs: int
+    meant: Meant = Meant("logits", several_labels=False)
+    note: str = ""
+    """How its explanations are approximate, if they are."""
 
 
 class TimmTrunk(nn.Module):
@@ -56,45 +64,64 @@ class TimmTrunk(nn.Module):
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 
 
-def split(own: nn.Module, transform: Transform, name: str, parts: tuple[Part, Part] | None = None) -> Split:
+class ContiguousTrunk(nn.Module):
+    """A trunk that views its input's memory, which therefore must not be channels last."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.trunk(pixels.contiguous())
+        return features
+
+
+def split(
+    own: nn.Module, transform: Transform, name: str, reading: Reading, parts: tuple[Part, Part] | None = None
+) -> Split:
     """Cut our copy before its own head, which is then checked to be what the classifier does.
 
     Ways to cut are tried in turn, the plainest first, until one passes; where none does, the first's reason is given.
     With ``parts`` theirs is the only one.
     """
-    pixels, returned = _probed(own, transform, name)
+    pixels, returned, called = _probed(own, transform, name, reading)
+    reasons: list[Exception] = []
     with torch.inference_mode():
-        logits = tensor_in(returned)
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ClassifierError(f"{name}: expected logits of shape (batch, classes), got {came}")
-        if not torch.isfinite(logits).all():
+        try:
+            answers = called.chosen_in(returned, reading.output)
+            meant = meaning_of(called, answers, reading)
+        except OutputError as error:
+            raise ClassifierError(f"{name}: {error}") from error
+        if not torch.isfinite(answers.values).all():
             raise ClassifierError(f"{name}: expected finite logits, got NaN or infinity: check its weights")
-        model = own if returned is logits else NamedPart(own, nn.Module.__call__)
-        ways: tuple[Cut, ...] = _TIMM_WAYS if speaks_timm(model) else _OTHER_WAYS
-        if parts is not None:
-            ways = (lambda _, pixels: named_parts(own, parts, pixels),)
-        reasons: list[Exception] = []
-        for cut in ways:
+        model = own if called.is_plain else called
+        apart = (answers.alone - answers.values[:3]).abs().max() / answers.values.abs().max().clamp(min=1e-12)
+        if apart > _tolerance(answers):
+            raise ClassifierError(
+                f"{name}: expected the same answer to a photo alone and beside others, got one that differs by "
+                f"{float(apart):.1e} of the largest: it reads the whole batch"
+            )
+        ways = _ways(model, pixels) if parts is None else [_named(own, parts, pixels)]
+        for cut, head in _each(ways, reasons):
             try:
-                trunk, head = cut(model, pixels)
-                features = trunk(pixels)
-                _check_several_cells(features, pixels)
-                _self_check(head, features, logits)
-                return Split(trunk, head, features.shape[1], logits.shape[1])
+                trunk, note = _checked(cut, head, answers)
+                channels, outputs = trunk(pixels[:2]).shape[1], meant.outputs(answers.values.shape[1])
+                read_as = MeantHead(head, meant) if meant.changes(answers) else head
+                return Split(trunk, read_as, channels, outputs, meant, note)
             except _UncuttableError as error:
-                reasons.append(error)
+                reasons.insert(0, error)
                 break
             except (_UncutError, TracingError, ClassifierError) as error:
                 reasons.append(error)
             except Exception as error:  # whatever a classifier's own code raises at what it was not made for
                 reasons.append(_UncutError(f"expected {_AVERAGE}, got one that fails on it ({said(error)})"))
-    checked = [error for error in reasons if not isinstance(error, TracingError)]  # what was cut at all says more
-    reason = str((checked or reasons)[0])
+    # of what was cut at all the reason says more, and more yet where it is known what else is read
+    reasons.sort(key=lambda error: 0 if isinstance(error, ReadsMoreError) else 1 + isinstance(error, TracingError))
+    reason = str(reasons[0])
     raise ClassifierError(f"{name}: {reason}{'' if parts or 'nothing to select' in reason else _REMEDY}")
 
 
-def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name: str) -> Split:
+def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name: str, reading: Reading) -> Split:
     """Cut our copy for a head of another make: a module for pooled features, or so many classes for a new linear one.
 
     It serves any classifier with a last map of several cells: what follows that map in the classifier does not matter,
@@ -102,17 +129,18 @@ def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name:
     """
     if isinstance(head, int) and head < 1:
         raise ClassifierError(f"{name}: expected a head of at least one class, got {head}")
-    pixels, returned = _probed(own, transform, name)
+    pixels, returned, called = _probed(own, transform, name, reading)
     with torch.inference_mode():
-        model = own if isinstance(returned, Tensor) else NamedPart(own, nn.Module.__call__)
+        called.choose_any(returned)
+        model = own if called.is_plain else called
+        if not torch.isfinite(model(pixels[:2])).all():
+            raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
         try:
-            trunk = _cut_timm(model, pixels)[0] if speaks_timm(model) else _traced_trunk(model, pixels)
+            trunk = _cut_timm(model, pixels)[0] if speaks_timm(model) else _any_trunk(model, pixels)
             features = trunk(pixels)
             _check_several_cells(features, pixels)
         except Exception as error:
             raise ClassifierError(f"{name}: {error}") from error
-        if not torch.isfinite(features).all():
-            raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
         channels = features.shape[1]
     head = (nn.Linear(channels, head) if isinstance(head, int) else head).to(pixels.device, pixels.dtype)
     try:
@@ -124,21 +152,41 @@ def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name:
         raise ClassifierError(
             f"{name}: expected a head that gives logits (batch, classes), got {type(logits).__name__}"
         )
-    return Split(trunk, head, channels, logits.shape[1])
+    return Split(trunk, head, channels, logits.shape[1], Meant("logits", bool(reading.several_labels)))
 
 
 _AVERAGE = "a head that reads the average of the last feature map"
 _REMEDY = "; it needs a new head (head=), or name trunk and head yourself (parts=)"
 
 
-def _self_check(head: nn.Module, features: Tensor, logits: Tensor) -> None:
-    """Uniform weights give the classifier's logits, other weights others, and of a cell left out nothing is read."""
-    cells = features.shape[2] * features.shape[3]
-    uniform = features.new_full((len(features), *features.shape[2:]), 1 / cells)
-    same = read(head, features, uniform)
-    tolerance = SELF_CHECK_TOLERANCE.get(logits.dtype, 2e-2)
-    scale = logits.abs().max().clamp(min=1e-12)
-    miss = (same - logits).abs().max() / scale
+def _each(ways: Iterable[Way], reasons: list[Exception]) -> Iterator[Parts]:
+    """What each way gives, one or several; why one gives nothing is added to the reasons."""
+    for way in ways:
+        try:
+            yield from way()
+        except Exception as error:  # as above
+            reasons.append(error if isinstance(error, TracingError) else TracingError(said(error)))
+
+
+def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Module, str]:
+    """Check a split, whatever the number of images and their memory format; how it is approximate, if it is.
+
+    Uniform weights give the classifier's answers, other weights others, and of a cell left out nothing is read.
+    """
+    tolerance = _tolerance(answers)
+    scale = answers.values.abs().max().clamp(min=1e-12)
+
+    def missed(one: Tensor, other: Tensor) -> float:
+        return float((one - other).abs().max() / scale)
+
+    def answer(values: Tensor, weights: Tensor) -> Tensor:
+        return rows_of(read(head, values, weights), len(values))
+
+    pixels = answers.pixels[1:3]
+    features = trunk(pixels)
+    _check_several_cells(features, pixels)
+    uniform = torch.full_like(features[:, 0], 1 / features[0, 0].numel())
+    miss = missed(answer(features, uniform), answers.values[1:3])
     if not miss <= tolerance:
         if getattr(head, "prefix_tokens", 0):
             raise _UncutError(
@@ -146,39 +194,88 @@ def _self_check(head: nn.Module, features: Tensor, logits: Tensor) -> None:
                 "has read every patch by then"
             )
         raise _UncutError(
-            f"expected {_AVERAGE}, got one whose logits differ by {miss.item():.1e} of the largest when the average is "
+            f"expected {_AVERAGE}, got one whose logits differ by {miss:.1e} of the largest when the average is "
             "put in its place"
         )
+    note = _prepared(head, features, answer, missed) if isinstance(head, MapHead) else ""
     first, last = torch.zeros_like(uniform), torch.zeros_like(uniform)
     first[:, 0, 0] = last[:, -1, -1] = 1
-    alone = read(head, features, first)
-    if not (alone - read(head, features, last)).abs().max() > 0:
+    if not missed(answer(features, first), answer(features, last)) > 0:
         raise _UncuttableError(
             "expected logits that depend on the cells of the feature map, got the same from any cell (a head that is "
             "all zero, or features alike everywhere): it needs a trained head"
         )
-    if reads_maps(head):
-        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features)
-        others = features + (1 - kept(first))[:, None] * noise
-        leaked = (read(head, others, first) - alone).abs().max() / scale
+    noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features)
+    for weights in (first, last, (first + last) / 2):
+        others = features + (1 - (weights > 0).to(features.dtype))[:, None] * noise
+        leaked = missed(answer(others, weights), answer(features, weights))
         if not leaked <= tolerance:
             raise _UncutError(
                 "expected a head that reads nothing of the cells left out, got logits that change by "
-                f"{leaked.item():.1e} of the largest with them"
+                f"{leaked:.1e} of the largest with them"
             )
+    for rows, layout in ((slice(1), torch.contiguous_format), (slice(5), torch.channels_last)):
+        pixels, expected = answers.pixels[rows].contiguous(memory_format=layout), answers.values[rows]
+        try:
+            features = trunk(pixels)
+        except RuntimeError:  # its code views the memory
+            trunk = ContiguousTrunk(trunk)
+            features = trunk(pixels)
+        miss = missed(answer(features, uniform[:1].expand(len(features), -1, -1)), expected)
+        if not miss <= tolerance:
+            raise _UncutError(f"expected {_AVERAGE}, got one that differs by {miss:.1e} for {len(pixels)} photos")
+    return trunk, note
 
 
-@torch.inference_mode()
-def _probed(own: nn.Module, transform: Transform, name: str) -> tuple[Tensor, Any]:
-    """Noise of two pictures' size, the same at every call, and whatever the classifier returns for it."""
+def _tolerance(answers: Answers) -> float:
+    return 2e-2 if answers.half else SELF_CHECK_TOLERANCE.get(answers.values.dtype, 2e-2)
+
+
+def _prepared(
+    head: MapHead, features: Tensor, answer: Callable[[Tensor, Tensor], Tensor], missed: Callable[..., float]
+) -> str:
+    """Choose what a head that reads maps reads in place of a cell left out; in words, how far that is not nothing.
+
+    Where the order of the cells does not matter, it is the average of the selected ones, compared with a map of
+    nothing but these, repeated; else zero, which says nothing if the map has no other sign.
+    """
+    if head.fill is None:
+        return ""
+    flat = features.flatten(2)
+    cells, uniform = flat.shape[2], torch.ones_like(features[:, 0]) / flat.shape[2]
+    order = torch.randperm(cells, generator=torch.Generator().manual_seed(2)).to(features.device)
+    layers = Affine()
+    with layers:
+        own = answer(features, uniform)
+    if missed(answer(flat[:, :, order].reshape_as(features), uniform), own) > 1e-4:
+        if layers.count > _FEW:
+            return f"approximate: the head reads zero for a cell left out, and {layers.count} layers follow the map"
+        return "" if (features >= 0).all() else "approximate: the head reads zero for a cell left out, in a signed map"
+    head.fill = "mean"
+    parts = next((number for number in range(2, cells) if cells % number == 0), 1)
+    repeated = flat[:, :, : cells // parts].repeat(1, 1, parts).reshape_as(features)
+    weights = (torch.arange(cells, device=features.device) < cells // parts).to(features.dtype).expand(len(flat), -1)
+    some = answer(features, (weights * parts / cells).reshape_as(uniform))
+    miss = missed(some, answer(repeated, uniform)) if parts > 1 else 0.0
+    if miss <= 1e-4:
+        return ""
+    return (
+        f"approximate: the head reads the average of the selected cells for one left out, which moves it by {miss:.0e}"
+    )
+
+
+def _probed(own: nn.Module, transform: Transform, name: str, reading: Reading) -> tuple[Tensor, Any, Calling]:
+    """Noise of five pictures' size, the same at every call, and whatever the classifier returns for it."""
     like = next(own.parameters(), torch.empty(0))
-    pixels = torch.randn(2, 3, *transform.size, generator=torch.Generator().manual_seed(0)).to(like)
+    pixels = torch.randn(5, 3, *transform.size, generator=torch.Generator().manual_seed(0)).to(like)
+    called = Calling(own, pixels, reading.inputs)
     try:
-        return pixels, own(pixels)
+        with torch.inference_mode():
+            return pixels, called.probed(), called
     except Exception as error:
         raise ClassifierError(
             f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; pass "
-            "the transform= that it was trained with"
+            "the transform= that it was trained with, and inputs= for what it takes beside them"
         ) from error
 
 
@@ -186,7 +283,7 @@ def _check_several_cells(features: Tensor, pixels: Tensor) -> None:
     if features.ndim != 4:
         raise _UncutError(f"expected a feature map (batch, channels, height, width), got {tuple(features.shape)}")
     if features.shape[2] * features.shape[3] == 1:
-        raise _UncuttableError(
+        raise _UncutError(
             "expected a feature map of several cells, got one of 1x1 at input size "
             f"{tuple(pixels.shape[2:])}: there is nothing to select; use a larger input"
         )
@@ -196,9 +293,43 @@ def speaks_timm(model: nn.Module) -> bool:
     return all(hasattr(model, name) for name in ("forward_features", "forward_head", "num_features", "pretrained_cfg"))
 
 
+def _named(own: nn.Module, parts: tuple[Part, Part], pixels: Tensor) -> Way:
+    return lambda: iter([named_parts(own, parts, pixels[:2])])
+
+
+def _ways(model: nn.Module, pixels: Tensor) -> Iterator[Way]:
+    """The ways to cut, the plainest first."""
+    graph, program = (_once(functools.partial(make, model, pixels)) for make in (traced, exported))
+    timms = speaks_timm(model)
+    yield lambda: iter([_cut_timm(model, pixels) if timms else graph().split_at_averages()])
+    yield lambda: iter([split_at_join(model, pixels)])
+    if not timms:
+        yield lambda: iter([graph().split_at_maps()])
+    yield lambda: iter([program().split_at_averages()])
+    yield lambda: iter([_cut_timm_map(model, pixels) if timms else program().split_at_maps()])
+    yield lambda: hooked(model, pixels)
+
+
+def _once(make: Callable[[], Graph]) -> Callable[[], Graph]:
+    """What is made at the first call, or the error of that."""
+    made: list[Graph | TracingError] = []
+
+    def again() -> Graph:
+        if not made:
+            try:
+                made.append(make())
+            except TracingError as error:
+                made.append(error)
+        if isinstance(made[0], TracingError):
+            raise made[0]
+        return made[0]
+
+    return again
+
+
 def _cut_timm(own: nn.Module, pixels: Tensor) -> Parts:
     """By timm's seam, where the map, or the row of tokens, is averaged."""
-    features = own.forward_features(pixels)  # type: ignore[operator]
+    features = own.forward_features(pixels[:2])  # type: ignore[operator]
     if isinstance(features, Tensor) and features.ndim == 3:
         prefix = int(getattr(own, "num_prefix_tokens", 0))
         return TokenTrunk(TimmTrunk(own, channels_last=False), prefix), TimmHead(own, (1, -1), prefix)
@@ -216,18 +347,17 @@ def _cut_timm_map(own: nn.Module, pixels: Tensor) -> Parts:
     return trunk, TimmMapHead(own, trunk.channels_last)
 
 
-_cut_traced: Cut = lambda own, pixels: split_at_average(traced(own, pixels))  # noqa: E731
-_cut_traced_map: Cut = lambda own, pixels: split_at_map(traced(own, pixels))  # noqa: E731
-_cut_exported: Cut = lambda own, pixels: split_at_average(exported(own, pixels))  # noqa: E731
-_TIMM_WAYS = (_cut_timm, split_at_join, _cut_exported, _cut_timm_map)
-_OTHER_WAYS = (_cut_traced, split_at_join, _cut_traced_map, _cut_exported)
-
-
-def _traced_trunk(own: nn.Module, pixels: Tensor) -> nn.Module:
-    try:
-        return trunk_of(traced(own, pixels))
-    except TracingError as first:
+def _any_trunk(own: nn.Module, pixels: Tensor) -> nn.Module:
+    """What gives the last map, whatever follows it."""
+    reasons: list[Exception] = []
+    ways: tuple[Callable[[], nn.Module], ...] = (
+        lambda: traced(own, pixels).trunk(),
+        lambda: exported(own, pixels).trunk(),
+        lambda: next(hooked(own, pixels))[0],
+    )
+    for way in ways:
         try:
-            return trunk_of(exported(own, pixels))
-        except TracingError:
-            raise first from None
+            return way()
+        except (TracingError, StopIteration) as error:
+            reasons.append(error)
+    raise reasons[0]

@@ -1,58 +1,91 @@
-"""Classifiers as graphs of operations, and the graph cut at the map that is averaged or flattened."""
+"""Classifiers as graphs of operations, and the graph cut where maps are averaged, or where they are flattened."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import math
+import operator
 import warnings
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
 
 from bla import BlaError
 from bla.model.heads import TracedHead, TracedMapHead
+
+_NEAR = 60
+"""How many operations before an average its map is looked for."""
 
 
 class TracingError(BlaError):
     """A classifier of which no graph can be made, or whose graph has no such cut."""
 
 
+class ReadsMoreError(TracingError):
+    """A head that reads more of the photo than feature maps."""
+
+
+Layout = Literal["channels first", "channels last", "tokens", "channels, tokens"]
+"""Of a map (B, C, H, W) or (B, H, W, C), and of patch tokens (B, N, C) or (B, C, N)."""
+
+
+def as_map(values: Tensor, layout: Layout, size: tuple[int, int]) -> Tensor:
+    """A map (B, C, H, W) of a picture of this ``size`` from one of such a layout."""
+    if layout == "channels first":
+        return values
+    if layout == "channels last":
+        return values.permute(0, 3, 1, 2)
+    tokens = values if layout == "tokens" else values.mT
+    grid = token_grid(tokens.shape[1], size)
+    if grid is None:
+        raise TracingError(f"expected patch tokens in a grid over a picture of {size}, got {tokens.shape[1]}")
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
+
+
+def joined_maps(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (B, C, H, W) behind one another, averaged to the coarsest grid."""
+    if len(maps) == 1:
+        return maps[0]
+    height, width = min((each.shape[2:] for each in maps), key=math.prod)
+    return torch.cat([functional.adaptive_avg_pool2d(each, (height, width)) for each in maps], dim=1)
+
+
 class TokenTrunk(nn.Module):
     """The patch tokens that a part of a classifier gives, (B, P + H*W, C), as a map (B, C, H, W) of the photo's shape.
 
-    The P tokens in front, class token and registers, are left out. ``transposed``: the part gives (B, C, P + H*W).
+    The P tokens in front, class token and registers, are left out.
     """
 
-    def __init__(self, tokens: nn.Module, prefix: int, *, transposed: bool = False) -> None:
+    def __init__(self, tokens: nn.Module, prefix: int) -> None:
         super().__init__()
         self.tokens = tokens
         self.prefix = prefix
-        self.transposed = transposed
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, h, w) to features (B, C, H, W)."""
         tokens: Tensor = self.tokens(pixels)
-        tokens = (tokens.mT if self.transposed else tokens)[:, self.prefix :]
-        size = (pixels.shape[2], pixels.shape[3])
-        grid = token_grid(tokens.shape[1], size)
-        if grid is None:
-            raise TracingError(f"expected patch tokens in a grid over a picture of {size}, got {tokens.shape[1]}")
-        height, width = grid
-        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
+        return as_map(tokens[:, self.prefix :], "tokens", (pixels.shape[2], pixels.shape[3]))
 
 
 class TracedTrunk(nn.Module):
-    """The part of a traced classifier up to the map that is averaged, as (B, C, H, W)."""
+    """The part of a traced classifier up to the maps that its head reads, as one (B, C, H, W)."""
 
-    def __init__(self, graph: fx.GraphModule, channels_last: bool) -> None:
+    def __init__(self, graph: fx.GraphModule, layouts: Sequence[Layout]) -> None:
         super().__init__()
         self.graph = graph
-        self.channels_last = channels_last
+        self.layouts = tuple(layouts)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.graph(pixels)
-        return features.permute(0, 3, 1, 2) if self.channels_last else features
+        size = (pixels.shape[2], pixels.shape[3])
+        return joined_maps([
+            as_map(values, layout, size) for values, layout in zip(self.graph(pixels), self.layouts, strict=True)
+        ])  # fmt: skip
 
 
 def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -68,18 +101,31 @@ def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
     return rows, tokens // rows
 
 
+def is_over(grid: Sequence[int], size: tuple[int, int]) -> bool:
+    """Whether several cells may lie over a picture, each as high as wide but for rounding.
+
+    >>> is_over((7, 7), (224, 224)), is_over((3, 197), (224, 224)), is_over((1, 1), (224, 224))
+    (True, False, False)
+    """
+    (rows, columns), (height, width) = grid, size
+    return rows * columns > 1 and 2 * rows <= height and abs(rows * width - columns * height) <= max(height, width)
+
+
 def said(error: Exception) -> str:
     """An error's class and the first line of its message."""
     first, _, _ = str(error).partition("\n")
     return f"{type(error).__name__}: {first}"
 
 
-def traced(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
-    """The graph by symbolic tracing, with the shapes that these pixels take in it."""
+def traced(own: nn.Module, pixels: Tensor) -> Graph:
+    """The graph by symbolic tracing."""
     try:
-        graph = fx.symbolic_trace(own)
-        ShapeProp(graph).propagate(pixels)
-        return graph
+        if any(isinstance(module, torch.jit.ScriptModule) for module in own.modules()):
+            return Graph(_of_script(own, pixels), pixels)
+        try:
+            return Graph(fx.symbolic_trace(own), pixels)
+        except fx.proxy.TraceError:  # of optional and further arguments, too
+            return Graph(fx.symbolic_trace(_OfPixels(own)), pixels)
     except Exception as error:
         raise TracingError(
             "expected a timm or torchvision classifier or a module that torch.fx or torch.export can trace, got "
@@ -87,132 +133,313 @@ def traced(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
         ) from error
 
 
-def exported(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
+def exported(own: nn.Module, pixels: Tensor) -> Graph:
     """The graph by torch.export, of any batch but of this input size: slower, for what symbolic tracing cannot read."""
     try:
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.simplefilter("ignore")  # of torch, about itself
+        with quiet(), torch.inference_mode(False), torch.no_grad():
             program = torch.export.export(own, (pixels.clone(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-            graph = program.module(check_guards=False)
-            ShapeProp(graph).propagate(pixels)
-            return graph
+            return Graph(program.module(check_guards=False), pixels)
     except Exception as error:
         raise TracingError(f"expected a module that torch.export can trace, got {said(error)}") from error
 
 
-def split_at_average(graph: fx.GraphModule) -> tuple[nn.Module, nn.Module]:
-    """Cut at the last operation that takes a map (B, C, H, W) to (B, C) or (B, C, 1, 1)."""
-    average = _average(graph)
-    if average is None:
-        raise TracingError(
-            "expected an average over a feature map of several cells before the head, found none at input size "
-            f"{_input_size(graph)} (a small input leaves one cell: then use a larger input)"
-        )
-    return _until_average(graph, average), TracedHead(_graph_after(graph, average), _shape(average)[1:])
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's warnings, log and listings of what it cannot trace."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
-def split_at_map(graph: fx.GraphModule) -> tuple[nn.Module, nn.Module]:
-    """Cut at the last map (B, C, H, W) that an operation flattens, or reduces to one vector in another way."""
-    for node in reversed(graph.graph.nodes):
-        shape = _shape(node)
-        for source in node.all_input_nodes if len(shape) == 2 or shape[2:] == (1, 1) else ():
-            before = _shape(source)
-            if len(before) == 4 and before[2:] != (1, 1) and shape[1] in (before[1], math.prod(before[1:])):
-                head = TracedMapHead(_graph_after(graph, source))
-                return TracedTrunk(_graph_until(graph, source), channels_last=False), head
-    raise TracingError("expected a feature map that is flattened, found none")
+def _of_script(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
+    """The operations that TorchScript runs; a way that depends on values is an error."""
+    with torch.inference_mode(False), torch.no_grad():
+        return make_fx(own, tracing_mode="symbolic", _allow_non_fake_inputs=True)(pixels.clone())
 
 
-def trunk_of(graph: fx.GraphModule) -> nn.Module:
-    """The graph up to the average over its last map; where there is none, up to the last map or row of tokens."""
-    average = _average(graph)
-    if average is not None:
-        return _until_average(graph, average)
-    for node in reversed(graph.graph.nodes):
-        shape = _shape(node)
-        if len(shape) == 4:
-            return TracedTrunk(_graph_until(graph, node), channels_last=False)
-        if len(shape) == 3 and shape[1] > 1:
-            height, width = _input_size(graph)
-            prefix = shape[1] - int(shape[1] ** 0.5) ** 2 if height == width else 1
-            return TokenTrunk(_graph_until(graph, node), prefix)
-    raise TracingError("expected a feature map of several cells, found none before the head")
+class _Cut(NamedTuple):
+    """An operation's output that the head reads, and the map that the trunk gives for it."""
+
+    read: fx.Node
+    source: fx.Node
+    layout: Layout
+    scale: float = 1.0
+    """The output is so many times the average of the map."""
 
 
-def _average(graph: fx.GraphModule) -> fx.Node | None:
-    """The last operation that takes a map of several cells, or a row of patch tokens, to one vector an image."""
-    for node in reversed(graph.graph.nodes):
-        sources = node.all_input_nodes
-        before, after = _shape(sources[0]) if len(sources) == 1 else (), _shape(node)
-        lengths = [length for length in after[1:] if length != 1]
-        if len(before) not in (3, 4) or len(lengths) != 1 or lengths[0] not in (before[1], before[-1]):
-            continue
-        if math.prod(before[1:]) == lengths[0]:  # a flattening of one cell, after the average
-            continue
-        tokens = before[1] if lengths[0] == before[2] else before[2]
-        if len(before) == 3 and (tokens == 1 or token_grid(tokens, _input_size(graph)) is None):
-            continue
-        return cast("fx.Node", node)
-    return None
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps shapes of tensors, all other values, and the tensors of some nodes."""
+
+    def __init__(self, graph: fx.GraphModule, kept: Iterable[fx.Node] = ()) -> None:
+        super().__init__(graph)
+        self.kept = {*kept}
+        self.values: dict[fx.Node, Any] = {}
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = tuple(value.shape)
+        if not isinstance(value, Tensor) or n in self.kept:
+            self.values[n] = value
+        return value
 
 
-def _until_average(graph: fx.GraphModule, average: fx.Node) -> nn.Module:
-    (source,) = average.all_input_nodes
-    (channels,) = (length for length in _shape(average)[1:] if length != 1)
-    part, before = _graph_until(graph, source), _shape(source)
-    if len(before) == 3:
-        return TokenTrunk(part, 0, transposed=channels != before[2])
-    return TracedTrunk(part, channels_last=channels != before[1])
+class Graph:
+    """A classifier's operations, with the shapes that they give for some pixels."""
 
+    def __init__(self, module: fx.GraphModule, pixels: Tensor) -> None:
+        self.module = module
+        self.pixels = pixels[:2]
+        self.size = (pixels.shape[2], pixels.shape[3])
+        two, three = _Recorder(module), _Recorder(module)
+        two.run(pixels[:2])
+        three.run(pixels[[0, 1, 0]])
+        self.shapes = two.shapes
+        self.numbers = {node: (value, three.values.get(node)) for node, value in two.values.items()}
+        (output,) = (node for node in module.graph.nodes if node.op == "output")
+        answer = output.args[0]
+        self.answer = cast("fx.Node", answer[0] if isinstance(answer, (tuple, list)) else answer)
 
-def _input_size(graph: fx.GraphModule) -> tuple[int, int]:
-    height, width = next(
-        _shape(node)[2:] for node in graph.graph.nodes if node.op == "placeholder" and len(_shape(node)) == 4
-    )
-    return height, width
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
-
-
-def _graph_until(graph: fx.GraphModule, last: fx.Node) -> fx.GraphModule:
-    copied = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.graph.nodes:
-        copies[node] = copied.node_copy(node, copies.__getitem__)
-        if node is last:
-            break
-    copied.output(copies[last])
-    return _compiled(graph, copied)
-
-
-def _graph_after(graph: fx.GraphModule, cut: fx.Node) -> fx.GraphModule:
-    copied = fx.Graph()
-    copies = {cut: copied.placeholder("pooled")}
-    nodes = list(graph.graph.nodes)
-    for node in nodes[: nodes.index(cut)]:
-        if node.op == "get_attr":  # of an exported graph all weights come first
-            copies[node] = copied.node_copy(node, copies.__getitem__)
-    for node in nodes[nodes.index(cut) + 1 :]:
-        if node.op == "output":
-            logits = node.args[0][0] if isinstance(node.args[0], (tuple, list)) else node.args[0]
-            if logits not in copies:
-                raise TracingError("expected logits that are made from the feature map, got none")
-            copied.output(copies[logits])
-            break
-        missing = [source for source in node.all_input_nodes if source not in copies]
-        if node.op != "get_attr" and missing:
-            raise TracingError(
-                "expected a head that reads one feature map alone, got one that also reads "
-                f"{', '.join(source.name for source in missing)}"
+    def split_at_averages(self) -> tuple[nn.Module, nn.Module]:
+        """Cut at the last averages over maps, or over patch tokens, whatever operations make them."""
+        averages = self._averages()
+        cuts = self._cuts(averages.get)
+        if averages and not cuts:
+            raise ReadsMoreError(
+                "expected a head that reads averages of feature maps alone, got one that also reads something else of "
+                "the photo"
             )
-        copies[node] = copied.node_copy(node, copies.__getitem__)
-    return _compiled(graph, copied)
+        if not cuts:
+            raise TracingError(
+                "expected an average over a feature map of several cells before the head, found none at input size "
+                f"{self.size} (a small input leaves one cell: then use a larger input)"
+            )
+        shapes = [self.shapes[cut.read][1:] for cut in cuts]
+        head = TracedHead(self._after(cuts), shapes, [cut.scale for cut in cuts])
+        return self._trunk(cuts), head
+
+    def split_at_maps(self) -> tuple[nn.Module, nn.Module]:
+        """Cut at the last maps (B, C, H, W), which are flattened, or reduced to one vector in another way."""
+        found = {
+            node: _Cut(node, node, "channels first")
+            for node, shape in self.shapes.items()
+            if len(shape) == 4 and is_over(shape[2:], self.size)
+        }
+        cuts = self._cuts(found.get)
+        if not cuts:
+            raise TracingError("expected a head that reads feature maps alone, found no such maps")
+        if len({self.shapes[cut.source][2:] for cut in cuts}) > 1:
+            raise TracingError("expected a head that reads maps of one grid, got one that reads maps of several")
+        return self._trunk(cuts), TracedMapHead(self._after(cuts), [self.shapes[cut.read][1] for cut in cuts])
+
+    def trunk(self) -> nn.Module:
+        """The graph up to the averages over its last maps; where there are none, up to the last map or row of tokens.
+
+        An average that a class token's way passes by, as in a squeeze and excitation, is none.
+        """
+        try:
+            return self.split_at_averages()[0]
+        except TracingError:
+            pass
+        for node in reversed(self.module.graph.nodes):
+            shape = self.shapes.get(node, ())
+            if len(shape) == 4:
+                return TracedTrunk(self._until([node]), ["channels first"])
+            if len(shape) == 3 and shape[1] > 1:
+                height, width = self.size
+                prefix = shape[1] - int(shape[1] ** 0.5) ** 2 if height == width else 1
+                return TokenTrunk(_First(self._until([node])), prefix)
+        raise TracingError("expected a feature map of several cells, found none before the head")
+
+    def _averages(self) -> dict[fx.Node, _Cut]:
+        """Of vectors on the way from the last maps to the answer those that are the average over a map."""
+        near: dict[fx.Node, list[fx.Node]] = {}
+        pending, seen = [self.answer], {self.answer}
+        while pending:
+            node = pending.pop()
+            if _is_vector(self.shapes.get(node, ())):
+                near[node] = self._maps_before(node)
+            if not self._is_grid(self.shapes.get(node, ())[2:]):
+                fresh = [source for source in node.all_input_nodes if source not in seen]
+                pending += fresh
+                seen.update(fresh)
+        recorder = _Recorder(self.module, {*near, *(each for maps in near.values() for each in maps)})
+        recorder.run(self.pixels)
+        found: dict[fx.Node, _Cut] = {}
+        for node, maps in near.items():
+            for source in maps:
+                cut = self._as_average(node, source, recorder.values[node], recorder.values[source])
+                if cut is not None:
+                    found[node] = cut
+                    break
+        return found
+
+    def _maps_before(self, node: fx.Node) -> list[fx.Node]:
+        """The nearest maps, and behind them the nearest rows of tokens, that a vector is made from."""
+        pending, found = list(node.all_input_nodes), []
+        for source in pending:  # which grows
+            shape = self.shapes.get(source, ())
+            if len(shape) in (3, 4) and math.prod(shape[1:]) > math.prod(self.shapes[node][1:]):
+                found.append(source)
+            if len(pending) < _NEAR:
+                pending += [each for each in source.all_input_nodes if each not in pending]
+        return sorted(found, key=lambda source: -len(self.shapes[source]))
+
+    def _as_average(self, node: fx.Node, source: fx.Node, vector: Tensor, values: Tensor) -> _Cut | None:
+        channels = math.prod(vector.shape[1:])
+        layouts: dict[Layout, tuple[int, ...]] = (
+            {"channels first": (2, 3), "channels last": (1, 2)} if values.ndim == 4 else
+            {"tokens": (1,), "channels, tokens": (2,)}
+        )  # fmt: skip
+        for layout, cells in layouts.items():
+            counts = [values.shape[cell] for cell in cells]
+            if math.prod(values.shape[1:]) != channels * math.prod(counts) or math.prod(counts) == 1:
+                continue
+            if values.ndim == 3 and token_grid(counts[0], self.size) is None:
+                continue
+            mean, flat = values.double().mean(dim=cells), vector.double().reshape(len(vector), -1)
+            scale = float((mean * flat).sum() / mean.square().sum().clamp(min=1e-300))
+            if not math.isfinite(scale):
+                continue
+            scale = 1.0 if abs(scale - 1) < 1e-3 else float(round(scale)) if abs(scale - round(scale)) < 1e-2 else scale
+            tolerance = 1e-5 if vector.dtype in (torch.float32, torch.float64) else 1e-2
+            if scale and (scale * mean - flat).abs().max() <= tolerance * flat.abs().max():
+                return _Cut(node, source, layout, scale)
+        return None
+
+    def _is_grid(self, grid: tuple[int, ...]) -> bool:
+        """Whether so many cells are several, and lie over the picture."""
+        return len(grid) == 2 and grid != (1, 1)
+
+    def _cuts(self, cut_at: Callable[[fx.Node], _Cut | None]) -> list[_Cut]:
+        """The cuts nearest to the answer by which it reads the pixels; none where it also reads them another way."""
+        found: dict[fx.Node, _Cut] = {}
+        for node in self._between(lambda node: node in found or self._noted(node, cut_at, found)):
+            if node.op == "placeholder":
+                return []
+        return sorted(found.values(), key=lambda cut: self._place(cut.source))
+
+    def _noted(self, node: fx.Node, cut_at: Callable[[fx.Node], _Cut | None], found: dict[fx.Node, _Cut]) -> bool:
+        cut = cut_at(node)
+        if cut is not None:
+            found[node] = cut
+        return cut is not None
+
+    def _between(self, is_cut: Callable[[fx.Node], bool]) -> set[fx.Node]:
+        """The operations that the answer needs from the cuts on; numbers are known without any."""
+        needed: set[fx.Node] = set()
+        pending = [self.answer]
+        while pending:
+            node = pending.pop()
+            if node in needed or is_cut(node):
+                continue
+            needed.add(node)
+            if self._is_tensor(node):
+                pending += node.all_input_nodes
+        return needed
+
+    def _is_tensor(self, node: fx.Node) -> bool:
+        """Whether a node gives tensors: a tensor, several, or a module's parameter."""
+        value = self.numbers.get(node, (None,))[0]
+        return node not in self.numbers or _has_tensors(value)
+
+    def _place(self, node: fx.Node) -> int:
+        return list(self.module.graph.nodes).index(node)
+
+    def _trunk(self, cuts: Sequence[_Cut]) -> nn.Module:
+        return TracedTrunk(self._until([cut.source for cut in cuts]), [cut.layout for cut in cuts])
+
+    def _until(self, last: Sequence[fx.Node]) -> fx.GraphModule:
+        copied = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        left = {*last}
+        for node in self.module.graph.nodes:
+            if not left:
+                break
+            copies[node] = copied.node_copy(node, copies.__getitem__)
+            left.discard(node)
+        copied.output(tuple(copies[node] for node in last))
+        return self._compiled(copied)
+
+    def _after(self, cuts: Sequence[_Cut]) -> fx.GraphModule:
+        copied = fx.Graph()
+        copies = {cut.read: copied.placeholder(f"read_{index}") for index, cut in enumerate(cuts)}
+        first = copies[cuts[0].read]
+        needed = self._between({cut.read for cut in cuts}.__contains__)
+        batch = copied.call_method("size", (first, 0)) if any(not self._is_tensor(node) for node in needed) else first
+        values: dict[fx.Node, Any] = dict(copies)
+        for node in self.module.graph.nodes:
+            if node in needed and not self._is_tensor(node):
+                values[node] = _rebuilt(*self.numbers[node], batch)
+            elif node in needed:
+                values[node] = _copied(copied, node, values)
+        copied.output(values[self.answer])
+        return self._compiled(copied)
+
+    def _compiled(self, part: fx.Graph) -> fx.GraphModule:
+        found = fx.GraphModule(self.module, part)
+        found.graph.eliminate_dead_code()  # what served the other part alone
+        found.recompile()
+        return found
 
 
-def _compiled(graph: fx.GraphModule, part: fx.Graph) -> fx.GraphModule:
-    found = fx.GraphModule(graph, part)
-    found.graph.eliminate_dead_code()  # what served the other part alone
-    found.recompile()
-    return found
+class _OfPixels(nn.Module):
+    """A classifier called with pixels and nothing else."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.model(pixels)
+
+
+class _First(nn.Module):
+    """The first of what a graph gives."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        found: Tensor = self.graph(pixels)[0]
+        return found
+
+
+def _copied(graph: fx.Graph, node: fx.Node, values: dict[fx.Node, Any]) -> fx.Node:
+    """A node with its sources replaced by nodes, or by numbers."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    return graph.create_node(node.op, node.target, args, kwargs, node.name)
+
+
+def _rebuilt(two: Any, three: Any, batch: fx.Node) -> Any:
+    """A number, or several, that were found with batches of two and of three images: constant, or the batch's."""
+    if isinstance(two, (tuple, list)):
+        each = [_rebuilt(one, other, batch) for one, other in zip(two, three, strict=True)]
+        return tuple(each) if isinstance(two, tuple) else each
+    if two == three:
+        return two
+    if isinstance(two, int) and isinstance(three, int) and two % 2 == 0 and three == two // 2 * 3:
+        return batch if two == 2 else batch.graph.call_function(operator.mul, (batch, two // 2))
+    raise TracingError(f"expected sizes that are the batch's or constant, got {two} of two images and {three} of three")
+
+
+def _has_tensors(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_has_tensors(each) for each in value)
+    return isinstance(value, Tensor)
+
+
+def _is_vector(shape: Sequence[int]) -> bool:
+    """Whether there is one vector an image, as (B, C), (B, C, 1, 1) or (B, 1, C)."""
+    return len(shape) > 1 and sum(length != 1 for length in shape[1:]) == 1

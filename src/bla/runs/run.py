@@ -189,6 +189,8 @@ def fit(
         raise ClassifierError(f"expected a wrapped classifier, got {type(wrapped).__name__}: bla.explainable wraps it")
     if not wrapped.frozen_head:
         raise ClassifierError("expected a wrapped classifier with its own head, got one with a newly trained head")
+    if wrapped.regression:
+        raise ClassifierError("expected a classifier, got a regression: its untrained order of cells explains it")
     _check_float32(wrapped)
     several = wrapped.several_labels
     if isinstance(wrapped.attention, OwnPredictionAttention):

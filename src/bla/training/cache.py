@@ -51,6 +51,10 @@ class CacheError(BlaError):
     """A cache that cannot be built or is damaged."""
 
 
+class _UnfitError(CacheError):
+    """Features that float16 does not hold."""
+
+
 class Computed(NamedTuple):
     """Rows of a cache."""
 
@@ -202,12 +206,17 @@ def cached_features(
 
     An interrupted build resumes; of two that start at once, one builds and the other waits for it. ``kind`` is the
     type on disk: float16 halves the size and the reading. ``root`` is the folder of all caches, by default
-    :func:`bla.files.cache_root`. A CacheError says that no image can be read, that features do not fit ``kind``, that
-    the root cannot be written, or that the cache on disk is damaged.
+    :func:`bla.files.cache_root`. Features that do not fit float16 are cached in float32. A CacheError says that no
+    image can be read, that the root cannot be written, or that the cache on disk is damaged.
     """
     key = [kind, classifier.name, weights_digest(classifier.trunk), classifier.transform.to_dict()]
     rows = Rows("features", kind, classifier, images, key, functools.partial(_features, classifier, kind), BATCH)
-    stored = cached(rows, root, report)
+    try:
+        stored = cached(rows, root, report)
+    except _UnfitError as error:
+        remove([_folder(rows, root).name], root)
+        report(str(error), 0, 0)
+        return cached_features(classifier, images, root=root, kind="float32", report=report)
     cache = FeatureCache(stored.folder, stored.arrays["features"], stored.arrays["pooled"], stored.failures)
     row, pixels = readable(rows, stored)
     with torch.inference_mode():
@@ -222,13 +231,17 @@ def cached(rows: Rows, root: Path | None = None, report: Progress = silent) -> S
     """
     if not len(rows.images):
         raise CacheError(f"expected at least one image to cache {rows.what} of, got none")
-    key = json.dumps([FORMAT, *rows.key, rows.images.digest()], sort_keys=True)
-    folder = (root or cache_root()) / hashlib.sha256(key.encode()).hexdigest()
+    folder = _folder(rows, root)
     if distributed.agreed(not (folder / MANIFEST).exists()):
         with _only_builder(folder, rows, report) if distributed.rank() == 0 else contextlib.nullcontext():
             if distributed.agreed(not (folder / MANIFEST).exists()):
                 _build(folder, rows, report)
     return _opened(folder)
+
+
+def _folder(rows: Rows, root: Path | None) -> Path:
+    key = json.dumps([FORMAT, *rows.key, rows.images.digest()], sort_keys=True)
+    return (root or cache_root()) / hashlib.sha256(key.encode()).hexdigest()
 
 
 def readable(rows: Rows, stored: Stored) -> tuple[int, Tensor]:
@@ -430,15 +443,18 @@ def _features(
 ) -> Computed:
     with torch.inference_mode():
         features = classifier.trunk(classifier.pixels(photos)).float()
-        largest = features.abs().amax(dim=(1, 2, 3)).tolist()
-        pooled = features.mean(dim=(2, 3)).cpu().numpy()
-        maps = features.permute(0, 2, 3, 1).to(getattr(torch, kind)).cpu().numpy()
-    limit, reason = float(np.finfo(kind).max), "expected finite features, got NaN or infinity from the classifier"
-    refused = {place: reason for place, value in enumerate(largest) if not np.isfinite(value)}
-    beyond = max((value for value in largest if np.isfinite(value)), default=0.0)
-    if beyond > limit:
-        raise CacheError(f"expected features of at most {limit:g} for {kind}, got {beyond:.3g}: cache float32")
-    return Computed(maps.shape[1:], {"features": maps, "pooled": pooled}, refused)
+        finite = torch.isfinite(features).flatten(1).all(dim=1)
+        pooled = features.mean(dim=(2, 3))
+        maps = features.permute(0, 2, 3, 1).to(getattr(torch, kind))
+        held, largest = (values[finite].abs().amax(dim=cells) for values, cells in ((maps, (1, 2)), (features, (2, 3))))
+        if kind == "float16" and (((held == 0) & (largest > 0)).any() or not torch.isfinite(held).all()):
+            values = features[finite].abs()
+            raise _UnfitError(
+                f"features are cached in float32: float16 does not hold {values.min():.1g} to {values.max():.1g}"
+            )
+    reason = "expected finite features, got NaN or infinity from the classifier"
+    refused = {place: reason for place, fine in enumerate(finite.tolist()) if not fine}
+    return Computed(maps.shape[1:], {"features": maps.cpu().numpy(), "pooled": pooled.cpu().numpy()}, refused)
 
 
 def _opened(folder: Path) -> Stored:

@@ -92,6 +92,8 @@ def export(
     like = next(wrapped.attention.parameters())
     if not wrapped.explains:
         raise ExportError(f"expected a trained attention, got {wrapped.name} with one never fitted: bla.fit trains it")
+    if wrapped.regression:
+        raise ExportError(f"expected a classifier, got the regression {wrapped.name}: an export gives probabilities")
     if like.dtype != torch.float32:
         raise ExportError(f"expected a classifier in float32, got {like.dtype}: export it before you convert it")
     if entry == "photos" and wrapped.transform.interpolation == "lanczos":
@@ -111,6 +113,7 @@ def export(
         targets=wrapped.attention.class_conditional,
         version=__version__,
         several_labels=wrapped.several_labels,
+        note=wrapped.note,
     )
     content, misses = (_onnx if to == "onnx" else _torch)(wrapped, card, report)
     return Exported(write_atomically(out, content), card, misses)
