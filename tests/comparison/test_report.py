@@ -18,7 +18,7 @@ from bla.cli import run_command
 from bla.comparison.report import ReportError, write_report
 from bla.comparison.report.gallery import choose
 from bla.comparison.report.saved import Comparison, Difference, read_comparison
-from bla.comparison.report.verdict import findings, headline, not_shown, summary
+from bla.comparison.report.verdict import decision, findings, headline, not_shown, summary, to_settle
 from bla.explanations.explanation import Explanation, Prediction
 
 
@@ -169,6 +169,9 @@ def test_the_verdict_follows_the_figures(tmp_path: Path) -> None:
         "Do the selected cells lie on the object more often than CAM's?": "for",
         "Does the shape of the selection reveal less about the class than CAM's?": "against",
     }
+    assert decision(read_comparison(tmp_path), findings(read_comparison(tmp_path))) == (
+        "Use these explanations: they did better than random cells and CAM, as far as a head on the cells can tell."
+    )
     verdict = summary(findings(read_comparison(tmp_path)))
     assert verdict.startswith("Of 6 tests that these explanations could fail, they passed 3, failed 2, ")
 
@@ -208,6 +211,10 @@ def test_a_manager_reads_one_sentence_and_what_is_not_shown(tmp_path: Path) -> N
         headline(comparison) == "What the whole classifier says of the selected cells' pixels alone was not measured."
     )
     assert not_shown(comparison) == ["what the whole classifier says of the selected pixels (compare with --pixels)"]
+    assert (
+        to_settle(findings(comparison))
+        == "To settle what is open: 1 shows no difference that 20,000 photos could find."
+    )
     assert "Not shown, since it was not measured: what the whole" in write_report(comparison.folder).path.read_text()
     comparison = saved(tmp_path, with_pixels(copy.deepcopy(record), 0.72, 0.03, 0.001))
     sentence = "On 650 photos these cells keep the prediction {} often than CAM's: 72% against {}."
@@ -222,7 +229,11 @@ def test_a_manager_reads_one_sentence_and_what_is_not_shown(tmp_path: Path) -> N
     assert found.answer == "open"
     # 7.849 (3/7 - 1/49) 49
     assert found.words.endswith("A difference of this size would need about 157 photos.")
+    told = "Do not decide yet: no difference from CAM is established, by what the classifier says of the pixels alone."
+    assert decision(comparison, findings(comparison)) == told
+    assert to_settle([found]) == "To settle what is open: about 157 photos decide 1 question."
     page = write_report(tmp_path).path.read_text()
+    assert f"<strong>{told}</strong>" in page
     assert "it is undecided whether these cells keep the prediction" in page
     assert "Not shown, since it was not measured" not in page
 
@@ -249,6 +260,33 @@ def test_half_are_drawn_and_the_extremes_are_shown(tmp_path: Path) -> None:
     assert choose(comparison, 8, seed=0) == chosen
     assert choose(comparison, 8, seed=1) != chosen
     assert len(choose(comparison, 50, seed=0)) == 20
+
+
+def test_the_worst_are_failures_while_there_are_any(tmp_path: Path) -> None:
+    record = record_of(tmp_path, photos=8)
+    record["methods"]["bla"]["each"] |= {"kept": [None, 0, 1, None, 0, 1, 1, 1], "agreement": [1, 1, 0, 1, 0, 1, 1, 1]}
+    chosen = choose(saved(tmp_path, record), 8, seed=0)
+    kept = "among the worst: these cells' pixels alone do not keep the prediction"
+    assert chosen[-2:] == [(4, kept), (1, kept)]
+    record["methods"]["bla"]["each"]["kept"] = [None] * 8
+    chosen = choose(saved(tmp_path, record), 8, seed=0)
+    assert chosen[-2:] == [(index, "among the worst: these cells give another class") for index in (4, 2)]
+
+
+def test_without_an_evaluator_the_judge_is_named(tmp_path: Path) -> None:
+    record = record_of(tmp_path)
+    record["judge"], record["leakage"] = "baseline", None
+    for one in record["methods"].values():
+        for name in ("evaluator", "evaluator_left", "mask_only"):
+            del one["values"][name], one["each"][name]
+    record["comparisons"] = [row for row in record["comparisons"] if row["metric"] in ("area", "accuracy")]
+    comparison = saved(tmp_path, record)
+    assert (
+        "By the classifier's own head, do the selected cells tell more about the class than as many random cells?"
+        in {finding.question for finding in findings(comparison)}
+    )
+    assert "what a head that was trained on few cells reads in them (--leakage)" in not_shown(comparison)
+    assert "which was not trained on few cells" in write_report(tmp_path).path.read_text()
 
 
 def test_cells_are_drawn_where_they_are_and_told_in_words(tmp_path: Path) -> None:

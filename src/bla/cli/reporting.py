@@ -35,7 +35,7 @@ def report(
         print(json.dumps(written.to_dict()))
         return
     marks = {"for": "+", "against": "-", "open": "?"}
-    say(f"{written.headline} {written.summary}")
+    say(f"{written.decision} {written.headline} {written.summary} {written.to_settle}".rstrip())
     for finding in written.findings:
         say(f"{marks[finding.answer]} {finding.question} {finding.words}")
     if written.not_shown:

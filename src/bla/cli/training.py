@@ -184,6 +184,8 @@ def _print_metrics(metrics: dict[str, Any], title: str) -> None:
     columns = {"loss": "loss", "top1": "top-1", "top5": "top-5"}
     if several := "label_agreement" in metrics:
         columns = {"loss": "loss", "average_precision": "mean AP", "auc": "mean AUC", "exact": "all labels right"}
+    elif all(values.get("top5") in (1, None) for values in metrics.values() if isinstance(values, dict)):
+        del columns["top5"]  # at most five classes
     table = Table("predictions from", *columns.values(), title=escape(printable(title)), title_justify="left")
     rows = {
         "mean pooling (baseline)": "baseline",

@@ -18,6 +18,7 @@ _EDGE, _LEFT, _TOP, _HEIGHT = 14.0, 52.0, 12.0, 290.0
 _FOOT = 46.0  # the height of the tick labels and the axis label
 _BOTTOM = _HEIGHT - _FOOT
 _COLUMNS = 44  # of stacked dots
+_VALUES = 58.0  # the width of the column of intervals' labels
 
 
 class Axis(NamedTuple):
@@ -113,7 +114,9 @@ def bars(counts: Sequence[int], *, label: str, words: str) -> str:
 
 def rows(drawn: Sequence[Row], axis: Axis, *, words: str, names: float = 0) -> str:
     """Rows on one axis, with a column of names ``names`` wide; with 0 each name stands above its row."""
-    left = max(names, _EDGE)
+    left, right = max(names, _EDGE), WIDTH - _EDGE
+    if any(interval.label for row in drawn for interval in row.intervals):
+        right -= _VALUES
     top = y = 18.0 if axis.mark and axis.mark[1] else 8.0
     parts: list[str] = []
     for row in drawn:
@@ -124,33 +127,32 @@ def rows(drawn: Sequence[Row], axis: Axis, *, words: str, names: float = 0) -> s
             parts.append(_text(style, 2, y + 14, row.name, "start"))
             y += 20
         if row.values:
-            dots, height = _stacked(row.values, axis, left, y)
+            dots, height = _stacked(row.values, axis, left, right, y)
             parts += dots
             y += height
         for interval in row.intervals:
             y += 12
-            parts += _interval(interval, axis, left, y)
+            parts += _interval(interval, axis, left, right, y)
             y += 8
         y += 2 if names else 8
     height = y + 4 + (_FOOT if axis.label else 26)
-    return _svg(height, words, [*_across(axis, left, top - 2, y + 4), *parts])
+    return _svg(height, words, [*_across(axis, left, right, top - 2, y + 4), *parts])
 
 
-def _interval(interval: Interval, axis: Axis, left: float, y: float) -> list[str]:
-    low, high, mean = (axis.place(value, left, WIDTH - _EDGE) for value in (interval.low, interval.high, interval.mean))
+def _interval(interval: Interval, axis: Axis, left: float, right: float, y: float) -> list[str]:
+    low, high, mean = (axis.place(value, left, right) for value in (interval.low, interval.high, interval.mean))
     parts = [
         f'<g class="{f"mean {interval.style}".strip()}"><line x1="{low}" x2="{high}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<circle cx="{mean}" cy="{y:.1f}" r="5"/></g>'
     ]
     if interval.label:
-        x, anchor = (high + 8, "start") if high < WIDTH * 0.8 else (low - 8, "end")
-        parts.append(_text("tick", x, y + 4.5, interval.label, anchor))
+        parts.append(_text("tick", WIDTH - 2, y + 4.5, interval.label, "end"))
     return parts
 
 
-def _stacked(values: Sequence[float], axis: Axis, left: float, top: float) -> tuple[list[str], float]:
+def _stacked(values: Sequence[float], axis: Axis, left: float, right: float, top: float) -> tuple[list[str], float]:
     """Dots in columns along the axis, stacked so that no value hides another, and their height."""
-    wide = (WIDTH - _EDGE - left) / _COLUMNS
+    wide = (right - left) / _COLUMNS
     columns = [round(axis.place(value, 0, _COLUMNS)) for value in sorted(values)]
     tallest = max(Counter(columns).values())
     step = min(wide, 110 / tallest)
@@ -165,9 +167,8 @@ def _stacked(values: Sequence[float], axis: Axis, left: float, top: float) -> tu
     return parts, height
 
 
-def _across(axis: Axis, left: float, top: float, bottom: float) -> list[str]:
+def _across(axis: Axis, left: float, right: float, top: float, bottom: float) -> list[str]:
     """A horizontal axis below a chart, with a vertical line at each tick and at the mark."""
-    right = WIDTH - _EDGE
     parts = []
     for at, text in axis.ticks:
         x = axis.place(at, left, right)
@@ -189,7 +190,7 @@ def _axes(across: Axis, up: Axis) -> list[str]:
         y = up.place(at, _BOTTOM, _TOP)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _EDGE}" y1="{y}" y2="{y}"/>')
         parts.append(_text("tick", _LEFT - 6, y + 4.5, text, "end"))
-    return [*parts, *_across(across, _LEFT, _TOP, _BOTTOM)]
+    return [*parts, *_across(across, _LEFT, WIDTH - _EDGE, _TOP, _BOTTOM)]
 
 
 def _text(kind: str, x: float, y: float, text: str, anchor: str) -> str:

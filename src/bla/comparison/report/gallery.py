@@ -20,6 +20,11 @@ LONGEST = 260
 """The longest side of a photo in the page, in pixels."""
 _DRAWN = 1024
 """Maps with more cells are drawn as a picture instead of shapes."""
+_FAILURES = {
+    "kept": "these cells' pixels alone do not keep the prediction",
+    "agreement": "these cells give another class",
+}
+"""The metrics whose 0 is a failure, the gravest first."""
 _ORDER = (
     "cam", "c-e", "finer-cam", "grad-cam", "grad-cam++", "centre", "random", "score-cam", "integrated-gradients",
     "occlusion", "learned-mask", "layer-cam", "norm", "l2x", "softmax-attention", "cam-3x3", "c-e-3x3", "shuffled",
@@ -30,14 +35,28 @@ _ORDER = (
 def choose(comparison: Comparison, count: int, seed: int) -> list[tuple[int, str]]:
     """Photos to show, by index, and why: half drawn by the seed, a quarter each the best and the worst.
 
-    Best and worst are by the loss of the prediction from the selected cells; without it all are drawn by the seed.
+    Best and worst are by the loss of the prediction from the selected cells; without it all are drawn by the seed. The
+    worst are failures as long as there are any: first those whose pixels alone do not keep the prediction, then those
+    whose cells give another class.
     """
     total = len(comparison.record["images"])
-    losses = comparison.methods[comparison.own]["each"].get("loss", [])
-    order = [index for loss, index in sorted((loss, index) for index, loss in enumerate(losses) if loss is not None)]
+    each = comparison.methods[comparison.own]["each"]
+    losses = [(loss, index) for index, loss in enumerate(each.get("loss", [])) if loss is not None]
+    order = [index for _, index in sorted(losses)]
+
+    def failure(index: int) -> tuple[int, str]:
+        for rank, (metric, words) in enumerate(_FAILURES.items()):
+            if metric in each and each[metric][index] == 0:
+                return rank, words
+        return len(_FAILURES), "no failure, but the largest loss"
+
     extremes = min(count // 4, len(order) // 2)
-    chosen = [(index, "among the best: smallest loss") for index in order[:extremes]]
-    chosen += [(index, "among the worst: largest loss") for index in order[::-1][:extremes]]
+    worst = order[::-1]
+    worst.sort(key=lambda index: failure(index)[0])
+    del worst[extremes:]
+    best = [index for index in order if index not in worst][:extremes]
+    chosen = [(index, "among the best: smallest loss") for index in best]
+    chosen += [(index, f"among the worst: {failure(index)[1]}") for index in worst]
     taken = {index for index, _ in chosen}
     rest = [index for index in range(total) if index not in taken]
     drawn = random.Random(seed).sample(rest, min(len(rest), count - len(chosen)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from markupsafe import Markup
 
 from bla.comparison.report.gallery import choose, exhibits
 from bla.comparison.report.saved import Comparison, ReportError, read_comparison
-from bla.comparison.report.verdict import Finding, findings, headline, not_shown, percent, summary
+from bla.comparison.report.verdict import Finding, decision, findings, headline, not_shown, percent, summary, to_settle
 from bla.explanations import charts
 from bla.files import write_atomically
 
@@ -21,11 +22,12 @@ _BETTER = {"higher": "higher is better", "lower": "lower is better", None: "neit
 _ARROWS = {"higher": Markup("&uarr;"), "lower": Markup("&darr;"), None: ""}
 _GROUPS = (
     ("Where the cells lie", "localisation", ("on_object", "recall", "iou", "pointing", "energy")),
-    ("What the selected cells tell, and what the others tell", "truth", ("accuracy", "evaluator", "evaluator_left")),
+    ("What the selected cells tell, and what the others tell", "truth",
+     ("accuracy", "agreement", "evaluator", "evaluator_left")),
     ("What the selection gives away", "leakage", ("mask_only", "retrained", "off_object")),
     ("Changed pixels", "pixels", ("kept", "removed", "kept_area", "removed_area", "deletion", "insertion")),
     ("Sanity checks", "sanity", ("max_sensitivity", "infidelity")),
-)
+)  # fmt: skip
 _NOT_SHARES = {"infidelity", "max_sensitivity", "loss"}
 _CURVES = {
     "kept": ("Accuracy from the best cells", "higher"),
@@ -36,12 +38,18 @@ _CURVES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """Where the page is, and its verdict: one sentence, the tests counted, each test, and what was not measured."""
+    """Where the page is, and its verdict.
+
+    A decision in one sentence, the figures behind it, the tests counted, each test, what would settle the open ones,
+    and what was not measured.
+    """
 
     path: Path
+    decision: str
     headline: str
     summary: str
     findings: tuple[Finding, ...]
+    to_settle: str
     not_shown: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,8 +85,17 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = percent
-    groups = [{"title": title, "name": name, "pictures": _pictures(comparison, keys)} for title, name, keys in _GROUPS]
-    verdict = Report(target, headline(comparison), summary(found), tuple(found), tuple(not_shown(comparison)))
+    known = comparison.record.get("baseline", {}).get("accuracy") is not None  # else accuracy is agreement
+    groups = [
+        {
+            "title": title,
+            "name": name,
+            "pictures": _pictures(comparison, [key for key in keys if known or key != "accuracy"]),
+        }
+        for title, name, keys in _GROUPS
+    ]
+    said = (decision(comparison, found), headline(comparison), summary(found))
+    verdict = Report(target, *said, tuple(found), to_settle(found), tuple(not_shown(comparison)))
     words = {"record": comparison.record, "own": comparison.own, "verdict": verdict, "exhibits": shown, "seed": seed}
     drawn = {"curve": _curve(comparison), "sizes": _sizes(comparison), "groups": groups, "metrics": _table(comparison)}
     html = environment.get_template("page.html").render(words | drawn)
@@ -105,7 +122,9 @@ def _curve(comparison: Comparison) -> dict[str, Any] | None:
     ticks = tuple((size, str(size)) for size in sizes if size in (sizes[0], sizes[-1]) or size % 4 == 0)
     across = charts.Axis(sizes[0], sizes[-1], ticks, "cells")
     pictures = []
-    for part, (title, better) in _CURVES.items():
+    labelled = comparison.record.get("baseline", {}).get("accuracy") is not None
+    for part, (named, better) in _CURVES.items():
+        title = named if labelled else named.replace("Accuracy", "Agreement with the classifier")
         drawn = [
             charts.Line(comparison.title(key), styles[key], [*zip(sizes, curves[key][part], strict=True)])
             for key in keys
@@ -138,9 +157,11 @@ def _sizes(comparison: Comparison) -> dict[str, Any]:
     return {"picture": Markup(charts.bars(counts, label="cells selected", words=words)), **size}
 
 
-def _pictures(comparison: Comparison, metrics: tuple[str, ...]) -> list[tuple[str, str, Markup]]:
+def _pictures(comparison: Comparison, metrics: Sequence[str]) -> list[tuple[str, str, Markup]]:
     """For each metric that was measured its title, the better direction, and all methods' means with intervals."""
     found = []
+    wide = 16 + 7.6 * max(len(comparison.title(key)) for key in comparison.methods)
+    names = wide if wide <= 210 else 0  # longer ones stand above their rows
     for metric in metrics:
         rows = [
             charts.Row(comparison.title(key), (), (charts.Interval(
@@ -157,7 +178,7 @@ def _pictures(comparison: Comparison, metrics: tuple[str, ...]) -> list[tuple[st
             "{:.3g}".format if metric in _NOT_SHARES else _tick,
             mark=(comparison.record["leakage"]["chance"], "chance") if metric == "mask_only" else None,
         )
-        picture = charts.rows(rows, axis, words=f"{meaning['title']}, {better}. {values}.", names=152)
+        picture = charts.rows(rows, axis, words=f"{meaning['title']}, {better}. {values}.", names=names)
         found.append((meaning["title"], better, Markup(picture)))
     return found
 

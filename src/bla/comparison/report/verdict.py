@@ -31,8 +31,11 @@ _QUESTIONS: tuple[tuple[str, str, str, Literal[1, -1]], ...] = (
 """Metric, rival, question, and whether more or less of the metric is wanted."""
 
 
+_MOST = 20_000
+"""A difference that needs more photos than this is taken for none."""
 _COMPARED = {1: "more", -1: "less"}
 _UNMEASURED = {
+    "evaluator": "what a head that was trained on few cells reads in them (--leakage)",
     "kept": "what the whole classifier says of the selected pixels (compare with --pixels)",
     "mask_only": "whether the shape of the selection gives the class away (--leakage)",
     "on_object": "whether the cells lie on the object (compare on photos with boxes or masks)",
@@ -41,11 +44,17 @@ _UNMEASURED = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """A question, whether its answer speaks for or against the explanations, and the figures behind it."""
+    """A question, whether its answer speaks for or against the explanations, and the figures behind it.
+
+    ``metric`` and ``rival`` are what it compares; ``photos`` would make an open difference significant.
+    """
 
     question: str
     answer: Answer
     words: str
+    metric: str = ""
+    rival: str = ""
+    photos: int | None = None
 
 
 def findings(comparison: Comparison) -> list[Finding]:
@@ -70,6 +79,49 @@ def headline(comparison: Comparison) -> str:
     if not difference.sign:
         return f"On {photos} it is undecided whether these cells keep the prediction more often than CAM's: {shares}."
     return f"On {photos} these cells keep the prediction {_COMPARED[difference.sign]} often than CAM's: {shares}."
+
+
+def decision(comparison: Comparison, found: list[Finding]) -> str:
+    """Whether to use these explanations, in one sentence.
+
+    By what the whole classifier says of the pixels; where that was not measured, by what a head reads in the cells.
+    """
+    pixels = [finding for finding in found if finding.metric == "kept"]
+    told = pixels or [finding for finding in found if finding.metric in ("evaluator", "area")]
+    by = "by what the classifier says of the pixels alone" if pixels else "as far as a head on the cells can tell"
+    answers = {finding.rival: finding.answer for finding in told}
+    names = {rival: comparison.title(rival) for rival in answers}
+
+    def having(answer: Answer) -> str:
+        given = [names[rival] for rival, found in answers.items() if found == answer]
+        return " and ".join(filter(None, (", ".join(given[:-1]), *given[-1:])))
+
+    if not answers:
+        return "Nothing can be decided: compare with other methods."
+    if against := having("against"):
+        return f"Do not prefer these explanations: {against} did better, {by}."
+    if not (opened := having("open")):
+        return f"Use these explanations: they did better than {having('for')}, {by}."
+    if answers.get("cam") == "open" and opened == names["cam"] and having("for"):
+        better = f"they did better than {having('for')}, and no difference from CAM is established"
+        return f"Use these explanations or CAM's: {better}, {by}."
+    return f"Do not decide yet: no difference from {opened} is established, {by}."
+
+
+def to_settle(found: list[Finding]) -> str:
+    """What would settle the open questions, in a sentence; "" if none is open.
+
+    >>> to_settle([Finding("q", "open", "w", photos=900), Finding("r", "open", "w", photos=90_000)])
+    'To settle what is open: about 900 photos decide 1 question; 1 shows no difference that 20,000 photos could find.'
+    """
+    opened = [finding for finding in found if finding.answer == "open"]
+    needed = [finding.photos for finding in opened if finding.photos is not None and finding.photos <= _MOST]
+    small, parts = len(opened) - len(needed), []
+    if needed:
+        parts.append(f"about {max(needed):,} photos decide {len(needed)} question{'s' * (len(needed) > 1)}")
+    if small:
+        parts.append(f"{small} show{'s' * (small == 1)} no difference that {_MOST:,} photos could find")
+    return f"To settle what is open: {'; '.join(parts)}." if parts else ""
 
 
 def not_shown(comparison: Comparison) -> list[str]:
@@ -133,7 +185,9 @@ def _enough(comparison: Comparison) -> Finding | None:
 def _against(comparison: Comparison, metric: str, rival: str, question: str, wanted: int) -> Finding | None:
     """The difference from a rival in a metric of which more (1) or less (-1) is wanted; None if it was not measured."""
     if metric == "evaluator" and comparison.figure(rival, metric) is None:
-        metric = "area"  # by the baseline, where no evaluator was trained
+        metric = "area"
+    if metric == "area" and comparison.record["judge"] == "baseline":  # no evaluator was trained
+        question = f"By the classifier's own head, {question[:1].lower()}{question[1:]}"
     difference, own = comparison.difference(metric, rival), comparison.figure(comparison.own, metric)
     if difference is None or own is None:
         return None
@@ -147,7 +201,7 @@ def _against(comparison: Comparison, metric: str, rival: str, question: str, wan
     needed = images_to_decide(each) if each and not difference.sign else None
     if needed is not None and needed > len(each):
         words += f" A difference of this size would need about {needed:,} photos."
-    return Finding(question, _answer(difference.sign * wanted), words)
+    return Finding(question, _answer(difference.sign * wanted), words, metric, rival, needed)
 
 
 def _shape(comparison: Comparison) -> Finding | None:
