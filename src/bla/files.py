@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
-import functools
+import errno
+import io
 import json
+import math
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import platformdirs
 from filelock import FileLock, Timeout
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
 Kind = TypeVar("Kind")
-CLOSED = {"extra": "forbid"}
-"""As ``__pydantic_config__`` of a dataclass: :func:`typed` refuses keys that it does not name."""
+
+
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file to read; OSError if it is a pipe or a device, which may keep the reader waiting for ever."""
+    mode = os.stat(path).st_mode  # noqa: PTH116  a million Paths would take their time
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "a pipe or a device", os.fspath(path))
+    return Path(path).open("rb")
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -50,24 +57,26 @@ def read_json(path: Path) -> Any:
 
 
 def typed(content: bytes | str, kind: type[Kind]) -> Kind:
-    """JSON as a dataclass, a TypedDict or another type, field by field and without conversions.
+    """JSON as a dataclass, a TypedDict or another type, part by part and without conversions.
 
-    A ValueError names the first field that is wrong.
+    A ValueError names the first part that is wrong, or keys that a dataclass does not have.
 
     >>> typed('{"a": [1, 2.5]}', dict[str, list[float]]), typed("[1, 2]", tuple[int, int])
     ({'a': [1.0, 2.5]}, (1, 2))
     >>> typed('{"a": [1, "2"]}', dict[str, list[float]])
     Traceback (most recent call last):
-    ValueError: a.1: Input should be a valid number
+    ValueError: Expected `float`, got `str` - at `$[...][1]`
     """
-    from pydantic import ValidationError  # loads when the first record is read
+    import msgspec  # loads when the first record is read
 
     try:
-        return cast("Kind", _adapter(kind).validate_json(content, strict=True))  # type: ignore[arg-type]
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))[:200]
-        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")) from None
+        record = json.loads(content)
+        found = msgspec.convert(record, kind, dec_hook=_array)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(f"{error!s:.300}") from None
+    if unknown := [*_unknown(record, found)]:
+        raise ValueError(f"unknown keys {unknown!s:.300}")
+    return found
 
 
 def is_a(value: Any, kind: Any) -> bool:
@@ -76,20 +85,29 @@ def is_a(value: Any, kind: Any) -> bool:
     >>> is_a((1, 2), tuple[int, ...]), is_a((1, True), tuple[int, ...]), is_a(3, float), is_a(float("nan"), float)
     (True, False, True, False)
     """
-    from pydantic import ValidationError
+    import msgspec
 
+    value = value.item() if hasattr(value, "item") else value  # of NumPy and torch
     try:
-        _adapter(kind, allow_inf_nan=False).validate_python(value, strict=True)
-    except ValidationError:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
         return False
-    return True
+    return not isinstance(value, float) or math.isfinite(value)
 
 
-@functools.cache
-def _adapter(kind: Any, **config: bool) -> TypeAdapter[Any]:
-    from pydantic import ConfigDict, TypeAdapter
+def _array(_: Any, rows: Any) -> Any:
+    import numpy as np
 
-    return TypeAdapter(kind, config=ConfigDict(**config) if config else None)  # type: ignore[typeddict-item]
+    return np.asarray(rows)
+
+
+def _unknown(record: Any, found: Any) -> Iterator[str]:
+    """The keys of the record that the dataclasses found in it do not have."""
+    if dataclasses.is_dataclass(found) and isinstance(record, dict):
+        fields = {field.name for field in dataclasses.fields(found)}
+        yield from record.keys() - fields
+        for name in record.keys() & fields:
+            yield from _unknown(record[name], getattr(found, name))
 
 
 @contextmanager
@@ -103,6 +121,8 @@ def reading(what: str, path: Path, error: type[Exception], *, remedy: str = "") 
     """
     try:
         yield
+    except error:
+        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as problem:
         said = problem if type(problem) is ValueError else repr(problem)
         raise error(f"expected {what} in {path}, got another file ({said}){remedy}") from problem
@@ -114,7 +134,12 @@ def check_keys(
     """Raise ``error`` if keys are missing from the record or unknown, naming them."""
     missing, unknown = sorted({*required} - {*record}), sorted({*record} - {*required, *optional})
     if missing or unknown:
-        raise error(f"expected {what}; missing {missing}, unknown {unknown}")
+        raise error(f"expected {what}; missing {missing}, unknown {unknown}"[:500])
+
+
+def real(path: str | os.PathLike[str]) -> Path:
+    """The absolute path behind links; unlike ``Path.resolve``, of links in a circle too."""
+    return Path(os.path.realpath(path))
 
 
 @contextmanager

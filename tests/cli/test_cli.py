@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from cyclopts import App
 from PIL import Image
+from safetensors import SafetensorError
 
 import bla
 from bla.cli import app, run_command
@@ -423,3 +429,46 @@ main(["flood"])
     done = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["0", "0"]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 TiB"),
+        SafetensorError("header too large"),
+        sqlite3.DatabaseError("file is not a database"),
+        pyarrow.ArrowException("magic bytes"),
+        zipfile.BadZipFile("not a zip file"),
+        zlib.error("incorrect header check"),
+        OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300),
+        OSError(errno.ELOOP, "Too many levels of symbolic links", "a\x1b[2Jb\udcff"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_of_others_become_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("bla.training.cache.listed", fail)
+    assert run_command(["cache", "list"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bla: expected ")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve x --port 70000", "serve x --megabytes inf", "serve x --deadline 1e15", "serve x --megapixels nan",
+        "serve x --queue 0", "study serve x --joins-a-minute nan", "study power --simulations 1000000000000",
+        "train x --out r --hidden 1000000000", "train x --out r --learning-rate inf", "batch a b --workers 0",
+        "compare r --limit -3", "calibrate r p --share nan", "train x --out r --epochs 99999999999999999999",
+        "explain x --size 99999999999999999999",
+    ],
+)  # fmt: skip
+def test_numbers_have_ranges(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"Must be|expected \w+ (above|channels|of at least)|expected joins_a_minute above 0", line)

@@ -113,5 +113,5 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _mistake(message: str) -> int:
-    say("bla: " + " ".join(message.split()), file=sys.stderr)
+    say("bla: " + " ".join(message.split())[:4000], file=sys.stderr)
     return MISTAKE

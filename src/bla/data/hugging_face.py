@@ -23,7 +23,7 @@ from filelock import FileLock
 from bla import needs_extra
 from bla.data.image_sets import SUFFIXES, ImageSet, Splits
 from bla.data.photo import DataError
-from bla.files import reading, typed, write_atomically, write_json
+from bla.files import reading, real, typed, write_atomically, write_json
 from bla.progress import Progress
 
 PREFIX = "hf:"
@@ -45,7 +45,7 @@ def read_dataset(name: str, *, seed: int, cache: Path, report: Progress) -> tupl
     if not source or not set(options) <= set(OPTIONS):
         raise DataError(f"{name}: expected hf:SOURCE with options among {', '.join(OPTIONS)}, got {query or 'nothing'}")
     if Path(source).is_dir():
-        source = str(Path(source).resolve())
+        source = str(real(source))
     canonical = f"{PREFIX}{source}" + (f"?{urlencode(options)}" if options else "")
     loaded = _loaded(canonical, source, options.get("config"))
     image, label = _columns(canonical, loaded, options)

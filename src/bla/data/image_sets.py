@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bla.data.photo import Box, DataError
+from bla.files import opened
 
 _Edges = npt.NDArray[np.float64]
 
@@ -151,7 +152,7 @@ class ImageSet:
             total.update(json.dumps([self.classes, self.labels.tolist()]).encode())
         for index, name in enumerate(self.names):
             try:
-                with self.path(index).open("rb") as file:
+                with opened(self.path(index)) as file:
                     content = hashlib.file_digest(file, "sha256").digest()
             except OSError:
                 content = bytes(hashlib.sha256().digest_size)

@@ -11,15 +11,14 @@ import os
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bla import BlaError
-from bla.files import CLOSED, typed
+from bla.files import opened, typed
 
 PhotoSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -85,7 +84,7 @@ def _open_upright(
             if isinstance(source, Image.Image):
                 return _decode(name, source, None, most_pixels)  # drafting would change the caller's image
             if isinstance(source, str | os.PathLike):
-                source = files.enter_context(Path(source).open("rb"))
+                source = files.enter_context(opened(source))
             elif not isinstance(source, bytes) and not source.seekable():
                 source = source.read()
             file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -269,7 +268,6 @@ class Transform:
     True
     """
 
-    __pydantic_config__: ClassVar[Any] = CLOSED
     size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

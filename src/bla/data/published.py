@@ -21,7 +21,7 @@ from bla.data.download import Archive, downloaded
 from bla.data.hugging_face import PREFIX, read_dataset
 from bla.data.image_sets import ImageSet, Splits, image_folder
 from bla.data.photo import DataError, open_photo
-from bla.files import cache_root, read_json, reading
+from bla.files import cache_root, read_json, reading, real
 from bla.progress import Progress, silent
 
 EMBEDDED = "embedded"
@@ -168,15 +168,15 @@ def read_images(
             root = published.found_in(made)
         if root is None:
             raise DataError(f"{made}: expected {layout(name)} from the archives of {name}, got others; remove it")
-        return published.read(root, seed), str(root.resolve())
+        return published.read(root, seed), str(real(root))
     for published in PUBLISHED.values():
         if (root := published.found_in(place)) is not None:
-            return published.read(root, seed), str(root.resolve())
+            return published.read(root, seed), str(real(root))
     if place.suffix.lower() in tables.SUFFIXES and not place.is_dir():
-        return tables.read_table(place, seed=seed), str(place.resolve())
+        return tables.read_table(place, seed=seed), str(real(place))
     if not place.exists() and place.name == name:
         raise DataError(f"{name}: expected a folder of images or one of {EMBEDDED}, {', '.join(PUBLISHED)}, got none")
-    return image_folder(name, seed=seed), str(place.resolve())
+    return image_folder(name, seed=seed), str(real(place))
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def _gathered(photos: list[Any], folder: Path) -> ImageSet:
         if type(photo).__module__.partition(".")[0] == "torch":
             raise DataError("expected paths, PIL images or uint8 arrays to fit on, got a tensor: pass photos")
         if path:
-            (folder / name).symlink_to(Path(photo).resolve())
+            (folder / name).symlink_to(real(photo))
         else:
             open_photo(photo).save(folder / name)
     return ImageSet(folder, tuple(names))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from bla import BlaError, __version__, meant
 from bla.data.masking import FILLS, masked_photos
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
 from bla.explanations.explanation import Explanation, Sizes, Unexplained
-from bla.files import CLOSED, cache_root, typed
+from bla.files import cache_root, typed
 from bla.progress import Progress, silent
 from bla.runs.record import content_digest, run_folder
 
@@ -55,7 +55,6 @@ class Card:
     note: how explanations are approximate; empty where they are not.
     """
 
-    __pydantic_config__: ClassVar[Any] = CLOSED
     classes: tuple[str, ...]
     transform: Transform
     grid: tuple[int, int]

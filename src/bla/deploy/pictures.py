@@ -22,7 +22,7 @@ from bla.data.photo import PhotoSource, open_photo
 from bla.deploy.engine import Engine
 from bla.explanations.explanation import SCHEMA_VERSION, Explanation, ExplanationError, Panel, Unexplained
 from bla.explanations.picture import columns_of, tiled
-from bla.files import write_atomically
+from bla.files import real, write_atomically
 from bla.progress import Progress, silent
 
 SIGNED = "bla"
@@ -172,7 +172,7 @@ def output_names(photos: Sequence[Path], out: Path | None = None) -> dict[Path, 
 def _kept(names: dict[Path, str], out: Path, signature: str) -> dict[Path, Explanation]:
     """The explanations in ``out`` that need not be made again."""
     kept = {}
-    inputs = {photo.resolve() for photo in names}
+    inputs = {real(photo) for photo in names}
     for sheet in out.glob("*.png"):
         if _SHEETS.fullmatch(sheet.stem) and _signed(sheet) is None:
             raise ExplanationError(f"expected to write {sheet}, got a file there that is yours: choose another folder")
@@ -180,7 +180,7 @@ def _kept(names: dict[Path, str], out: Path, signature: str) -> dict[Path, Expla
         record, drawn = out / f"{name}.json", out / f"{name}.png"
         found, signed = _saved(record), _signed(drawn)
         foreign = (record.exists() and found is None) or (drawn.exists() and signed is None)
-        if foreign or not inputs.isdisjoint((record.resolve(), drawn.resolve())):
+        if foreign or not inputs.isdisjoint((real(record), real(drawn))):
             raise ExplanationError(
                 f"expected to write {drawn} and {record.name}, got a file there that is yours: choose another folder"
             )

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -40,14 +40,6 @@ __all__ = [
 
 Panel = Literal["plain", "paper"]
 _SMALL = 420  # pixels across in a notebook
-
-
-class _Unsaved:
-    """An image in memory is no part of a record."""
-
-    @staticmethod
-    def __get_pydantic_core_schema__(_: Any, handler: Any) -> Any:
-        return handler.generate_schema(type(None))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -92,7 +84,7 @@ class Explanation(Result):
     True
     """
 
-    photo: Annotated[Image.Image | None, _Unsaved] = None
+    photo: Image.Image | None = None
 
     def __repr__(self) -> str:
         return f"<Explanation of {self.image}: {self}>"

@@ -7,30 +7,22 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from bla import BlaError
 from bla.explanations.lettering import percent
-from bla.files import CLOSED, check_keys, typed, write_json
+from bla.files import check_keys, typed, write_json
 
 SCHEMA_VERSION = 2
 READ_VERSIONS = (1, 2)
 """Of version 1 are explanations without the classifier's own answer: ``classifier``, ``sizes`` and ``check``."""
 
 
-class _Rows:
-    """A map is saved as rows of numbers."""
-
-    @staticmethod
-    def __get_pydantic_core_schema__(_: Any, handler: Any) -> Any:
-        return handler.generate_schema(list[list[float]])
-
-
-FloatMap = Annotated[npt.NDArray[np.float32], _Rows]
-BoolMap = Annotated[npt.NDArray[np.bool_], _Rows]
+FloatMap = npt.NDArray[np.float32]
+BoolMap = npt.NDArray[np.bool_]
 
 _KEYS = (
     "schema_version", "image", "prediction", "top", "method", "target", "grid", "unbounded", "scores", "soft",
@@ -154,7 +146,6 @@ class Check:
 class Result:
     """What an :class:`bla.Explanation` says: its fields, held against one another, and their JSON."""
 
-    __pydantic_config__: ClassVar[Any] = CLOSED
     image: str
     prediction: Prediction
     top: tuple[Prediction, ...]

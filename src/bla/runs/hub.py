@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bla import BlaError
 from bla.data.photo import Transform
+from bla.files import real
 from bla.model.backbones import load_backbone, weights_digest
 from bla.model.classifier import ExplainableClassifier, explainable
 from bla.model.own_prediction import OwnPredictionAttention
@@ -88,7 +89,7 @@ def save_pretrained(
         raise HubError("expected model= and metrics= beside a classifier, got them beside a run, which records both")
     else:
         source = run_folder(explainer)
-        if source.resolve() == target.resolve():
+        if real(source) == real(target):
             raise HubError(f"expected another folder than the run's own, got {target}: choose another name")
         record, weights = read_record(source), (source / WEIGHTS).read_bytes()
         certificate = read_certificate(source)

@@ -20,7 +20,7 @@ from torch import nn
 from bla.data.image_sets import ImageSet, Splits
 from bla.data.photo import DataError, Mode, Transform
 from bla.data.published import named, photo_splits, read_images
-from bla.files import reading, sole_writer
+from bla.files import reading, real, sole_writer
 from bla.model.attention import Attention
 from bla.model.backbones import LITE0, load_backbone, weights_digest
 from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
@@ -97,7 +97,7 @@ def train(
     settings = settings.replace(several_labels=settings.several_labels or splits.train.several)
     name = model if isinstance(model, str) else None
     if weights not in (None, "random"):
-        weights = Path(str(weights)).resolve()
+        weights = real(str(weights))
     built = load_backbone(model, weights) if isinstance(model, str) else model
     transform = transform_of(built, mode if mode or settings.own_head else "squash")
     if image_size is not None:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from bla.data.photo import open_photo
 from bla.explanations.explanation import Explanation, ExplanationError
-from bla.files import whole_folder
+from bla.files import real, whole_folder
 from bla.study import pictures
 from bla.study.errors import StudyError
 from bla.study.keys import Keys
@@ -181,7 +181,7 @@ def _named(arms: Sequence[str]) -> dict[str, Path]:
     given = [(name, Path(saved)) for name, _, saved in (arm.rpartition("=") for arm in arms)]
     if len(given) < 2:
         raise StudyError(f"expected two folders of explanations or more, an arm each, got {len(given)}")
-    parts = {saved: saved.resolve().with_suffix("").parts for _, saved in given}
+    parts = {saved: real(saved).with_suffix("").parts for _, saved in given}
     unnamed = [parts[saved] for name, saved in given if not name]
     depth = next((d for d in (-1, -2, -3) if len({p[d:][0] for p in unnamed}) == len(unnamed)), -1)
     named = {name or parts[saved][depth]: saved for name, saved in given}

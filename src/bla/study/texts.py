@@ -35,7 +35,7 @@ class Texts:
         """Read a file of the same texts in other words; StudyError names those that are missing, unknown or wrong."""
         try:
             texts = cls.parsed(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
             raise StudyError(f"expected texts as TOML in {path}, got: {error}") from error
         known = cls.english().words
         check_keys(texts.words, known, f"the texts of a study in {path}", StudyError)

@@ -28,7 +28,7 @@ from bla import BlaError
 from bla.data.image_sets import ImageSet
 from bla.data.photo import Photo
 from bla.data.prefetching import cores, prefetch
-from bla.files import CLOSED, cache_root, timestamp, typed, write_json
+from bla.files import cache_root, timestamp, typed, write_json
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import Progress, silent
@@ -109,7 +109,6 @@ def _layout(kind: Kind, shape: Sequence[int]) -> dict[str, tuple[str, tuple[int,
 class _Record:
     """The content of manifest.json and progress.json."""
 
-    __pydantic_config__: ClassVar[Any] = CLOSED
     classifier: str
     data: str
     images: int

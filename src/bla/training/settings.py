@@ -332,9 +332,12 @@ class Settings:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Settings:
         """The settings that run.json holds; old records hold all options, also those of the other selection."""
-        own = {field.name for field in dataclasses.fields(_SELECTIONS.get(record["setup"], Bounded))}
         selections = {field.name for other in (Bounded, FixedSize, Masked) for field in dataclasses.fields(other)}
-        return cls(**{name: value for name, value in record.items() if name not in selections - own})
+        try:
+            own = {field.name for field in dataclasses.fields(_SELECTIONS.get(record["setup"], Bounded))}
+            return cls(**{name: value for name, value in record.items() if name not in selections - own})
+        except (KeyError, TypeError) as error:
+            raise TrainingError(f"expected the settings of a run, got others: {error!r}") from error
 
     def record(self) -> dict[str, Any]:
         """All options as one flat dictionary, as run.json holds them."""

@@ -24,7 +24,7 @@ from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, 
 from bla.deploy.batch.rows import SCHEMA, explain_rows, part_name, unpacked, write_part
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine
-from bla.files import reading, sole_writer, timestamp, typed, write_atomically, write_json
+from bla.files import reading, real, sole_writer, timestamp, typed, write_atomically, write_json
 from bla.progress import Progress, silent
 
 __all__ = ["SCHEMA", "BatchError", "explain_all", "unpacked"]
@@ -110,9 +110,7 @@ def explain_all(
         opened.card.checked_size(size)
     with graph.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    task = Task(
-        source=str(Path(source).resolve()), graph=digest, pictures=pictures, scores=scores, size=size, fill=fill
-    )
+    task = Task(source=str(real(source)), graph=digest, pictures=pictures, scores=scores, size=size, fill=fill)
     out.mkdir(parents=True, exist_ok=True)
     busy = BatchError(f"expected a folder that no other batch is writing, got {out}: wait for it")
     with sole_writer(out, busy):

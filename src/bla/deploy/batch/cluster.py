@@ -13,6 +13,7 @@ from bla.deploy.batch.plan import BATCH_FOLDER, PLAN, BatchError, Plan, Shard
 from bla.deploy.batch.rows import explain_rows, write_part
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine
+from bla.files import real
 
 
 class Worker:
@@ -50,7 +51,7 @@ def run_on_ray(plan: Plan, shards: Sequence[Shard], graph: Path, *, out: Path, w
         done = work.map(
             Worker,  # an actor's class, as fn_constructor_args says
             compute=ActorPoolStrategy(min_size=1, max_size=workers or cores),
-            fn_constructor_args=(plan, graph.resolve(), out.resolve()),
+            fn_constructor_args=(plan, real(graph), real(out)),
             num_cpus=1,
         )
         for row in done.iter_rows():

@@ -7,15 +7,15 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from annotated_types import Ge
+from msgspec import Meta
 
 from bla import BlaError
 from bla.data.image_sets import SUFFIXES, files_below
-from bla.files import CLOSED, reading, timestamp, typed, write_json
+from bla.files import reading, real, timestamp, typed, write_json
 
 SHARD = 4096
 LISTS = frozenset({".txt", ".lst", ".list"})
@@ -45,7 +45,6 @@ class Shard:
 class Task:
     """What a batch does: two calls with equal tasks belong to one batch."""
 
-    __pydantic_config__: ClassVar[Any] = CLOSED
     source: str  # a resolved path
     graph: str  # SHA-256 of the exported graph that explains
     pictures: bool = False
@@ -62,7 +61,7 @@ class Plan(Task):
     files: tuple[File, ...]
     content: str  # the column of paths or photos, dotted for a struct's field
     name: str | None  # the column of names; a row without a name is called FILE#ROW
-    shard: Annotated[int, Ge(1)]  # the largest number of rows in a shard; a shard lies in one file
+    shard: Annotated[int, Meta(ge=1)]  # the largest number of rows in a shard; a shard lies in one file
     begun: str
 
     @property
@@ -121,14 +120,13 @@ def read_plan(work: Path) -> Plan | None:
         return None
     with reading("the plan of a batch", work / PLAN, BatchError):
         plan = typed((work / PLAN).read_bytes(), Plan)
-    for file in plan.files:
-        path = Path(file[0])
-        if not path.exists() or _file(path, file[1]) != file:
-            raise BatchError(
-                f"expected {path} as it was when the batch began, got a changed or missing file: put it back, or "
-                "begin anew in another folder"
-            )
-        with reading("the plan of a batch", work / PLAN, BatchError):
+        for file in plan.files:
+            path = Path(file[0])
+            if not path.exists() or _file(path, file[1]) != file:
+                raise BatchError(
+                    f"expected {path} as it was when the batch began, got a changed or missing file: put it back, or "
+                    "begin anew in another folder"
+                )
             table = pq.read_metadata(path)
             names = table.schema.to_arrow_schema().empty_table().flatten().schema.names
             if table.num_rows != file[1] or not {plan.content, plan.name or plan.content} <= {*names}:
@@ -143,7 +141,7 @@ def one_line(error: Exception) -> str:
 
 def _file(path: Path, rows: int) -> File:
     state = path.stat()
-    return str(path.resolve()), rows, state.st_size, state.st_mtime_ns
+    return str(real(path)), rows, state.st_size, state.st_mtime_ns
 
 
 def _found(folder: Path, tables: list[Path]) -> Iterator[bytes]:
