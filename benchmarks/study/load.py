@@ -205,6 +205,8 @@ def made_study(folder: Path, trials: int) -> Path:
     catches, repeats = min(2, trials // 4), min(2, trials // 4)
     wishes = Wishes(trials=trials - catches - repeats, repeats=repeats, catches=catches, practice=0)
     prepare(folder / "study", arms, wishes)
+    words = folder / "study" / "texts.toml"
+    words.write_text(re.sub(r"^\[To the researcher.*\]$", "A benchmark asks.", words.read_text(), flags=re.M))
     return folder / "study"
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from benchmarks.paper import tables
 from bla.data import embedded
 from small_study import small_study
 
@@ -40,7 +44,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_performance(run: Run, data: Path) -> None:
-    options = ["--images", "4", "--epochs", "1", "--rounds", "1", "--batch", "4", "--json"]
+    options = ["--images", "2", "--epochs", "1", "--rounds", "1", "--batch", "1", "--json"]
     results = json.loads(run("speed.performance", data, "--only", "speedup", "caching", "explained", *options))
     assert set(results["speedup"]["by_setup"]) == {"bla", "bla-t", "bla-ph", "l2x-f"}
     # no bounds on a ratio of so few images: other work on the machine moves it; the claim is measured at full size
@@ -63,7 +67,26 @@ def test_masked_answers(run: Run) -> None:
     assert all(value > 0 for value in figures["test_resnet"].values())
 
 
-def test_paper(run: Run, data: Path, tmp_path: Path) -> None:
+class Pool:
+    """As a process pool that is done at once: a task and its figures are pickled."""
+
+    def __init__(self, jobs: int, **_: Any) -> None:
+        assert jobs == 1
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, task: Callable[[], Any]) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(task))())))
+        return done
+
+
+def test_paper(run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "ProcessPoolExecutor", Pool)
     setups = ["bla"]
     options = ["--out", tmp_path / "runs", "--setups", *setups, "--epochs", "1"]
     text = run("paper.tables", data, *options, "--folds", "2", "--jobs", "0")
@@ -75,7 +98,7 @@ def test_paper(run: Run, data: Path, tmp_path: Path) -> None:
     assert half_width >= 0
     assert figures["bla"]["runs"] == 2
     assert (tmp_path / "runs" / "paper.md").read_text().strip() == text.strip()
-    resumed = json.loads(run("paper.tables", data, *options, "--seeds", "1", "--json"))["embedded"]  # in a process
+    resumed = json.loads(run("paper.tables", data, *options, "--seeds", "1", "--json"))["embedded"]  # by a pool
     first = json.loads((tmp_path / "runs" / "embedded" / "bla-0" / "figures.json").read_text())
     assert resumed["bla"]["runs"] == 1
     assert resumed["bla"]["megabytes"][0] == first["megabytes"], "a finished run is kept"
@@ -95,11 +118,11 @@ def test_ablation(run: Run, data: Path, tmp_path: Path) -> None:
 def test_the_shortcut_of_a_biased_classifier_is_exposed(run: Run, shared_data: Path, tmp_path: Path) -> None:
     """Planted evidence on real features: a poisoned classifier's shortcut is what its explanations show."""
     torch.set_num_threads(1)  # the order of summation depends on the number of threads
-    small = ["--classes", "3", "--photos", "18", "--kinds", "biased", "--settings", "BLA", "--seeds", "1", "--json"]
+    small = ["--classes", "3", "--photos", "14", "--kinds", "biased", "--settings", "BLA", "--seeds", "1", "--json"]
     found = json.loads(run("faithfulness.planted", shared_data / "birds100", "--out", tmp_path, *small))["biased, BLA"]
     # bounds for a small training; the figures at full size are in docs/background/evidence.md
     assert found["first_if_marked"] > found["first_if_plain"] + 0.5  # biased, else there is nothing to expose
-    assert found["explanations"] > 20
+    assert found["explanations"] > 15
     covered = {name: share["mean"] for name, share in found["covered"].items()}
     assert covered["bla"] > 0.9
     assert covered["bla"] > covered["centre"] + 0.2
@@ -132,19 +155,19 @@ def test_study_analysis(run: Run, tmp_path: Path) -> None:
     assert figures["rehearsals"]["same_answers"] == figures["rehearsals"]["same_results"] == 2
 
 
-@pytest.mark.parametrize(("kills", "kind"), [(2, "sqlite"), (2, "postgresql")])
-def test_study_load(run: Run, kills: int, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_study_load(run: Run, kind: str) -> None:
     """Nothing lost or doubled."""
     server = os.environ.get("BLA_TEST_POSTGRESQL")
     if kind == "postgresql" and not server:
         if os.environ.get("CI"):
             pytest.fail("expected BLA_TEST_POSTGRESQL in CI")
         pytest.skip("needs BLA_TEST_POSTGRESQL, the URL of a PostgreSQL server to make databases on")
-    small = ["--people", "10", "--trials", "8", "--thinking", "0.05", "--arriving", "1", "--limit", "60000"]
+    small = ["--people", "6", "--trials", "8", "--thinking", "0.05", "--arriving", "1", "--limit", "60000"]
     small += ["--db", str(server)] if kind == "postgresql" else []
-    found = json.loads(run("study.load", *small, "--kills", str(kills), "--json"))
+    found = json.loads(run("study.load", *small, "--kills", "1", "--json"))
     assert found["passed"]
-    assert (found["finished"], found["answers"], found["kills"]) == (10, 80, kills)
+    assert (found["finished"], found["answers"], found["kills"]) == (6, 48, 1)
     assert (found["lost"], found["doubled"], found["changed"]) == (0, 0, 0)
 
 
