@@ -327,12 +327,12 @@ def test_nulls_and_other_types_in_a_table(graph: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """640 photos in a table, a broken one among them."""
+    """240 photos in a table, broken ones among them."""
     kinds = [photo(index) for index in range(7)] + [b"broken"]
-    names = [f"{index}.png" for index in range(640)]
-    table = pa.table({"path": names, "jpg": [kinds[index % 8] for index in range(640)]})
+    names = [f"{index}.png" for index in range(240)]
+    table = pa.table({"path": names, "jpg": [kinds[index % 8] for index in range(240)]})
     path = tmp_path_factory.mktemp("many") / "many.parquet"
-    pq.write_table(table, path, row_group_size=140)
+    pq.write_table(table, path, row_group_size=70)
     return path
 
 
@@ -417,15 +417,15 @@ def test_killed_again_and_again_nothing_is_doubled_or_lost(
         assert not (out / "_batch.json").exists()
         some = rows_of(out)  # what is there is whole at any time
         assert some == [uninterrupted[row["row"]] for row in some]
-    (out / ".part-000063.parquet.abc").write_bytes(b"of a killed writer")
+    (out / ".part-000023.parquet.abc").write_bytes(b"of a killed writer")
     notes: list[str] = []
     record = explain_all(many, out, graph, report=lambda title, done, total: notes.append(title))
     assert "are done already: resuming" in notes[0]
     assert rows_of(out) == uninterrupted
-    assert record["rows"] == 640
-    assert record["statuses"] == {"ok": 560, "unreadable": 80}
+    assert record["rows"] == 240
+    assert record["statuses"] == {"ok": 210, "unreadable": 30}
     assert sorted(path.name for path in out.iterdir() if path.name != ".lock") == sorted(
-        [*(f"part-{index:06}.parquet" for index in range(64)), "_batch.json"]
+        [*(f"part-{index:06}.parquet" for index in range(24)), "_batch.json"]
     )
     # done is done
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -499,12 +499,12 @@ def test_ray_gives_the_same_rows_after_a_kill_too(
 ) -> None:
     out = tmp_path / "out"
     parts = starter.killed(many, out, graph, "ray")
-    assert 0 < parts < 64
+    assert 0 < parts < 24
     progress: list[tuple[str, int, int]] = []
     record = explain_all(many, out, graph, engine="ray", workers=2, report=lambda *call: progress.append(call))
     assert rows_of(out) == uninterrupted
-    assert record["statuses"] == {"ok": 560, "unreadable": 80}
-    assert progress[-1][1:] == (640, 640)
+    assert record["statuses"] == {"ok": 210, "unreadable": 30}
+    assert progress[-1][1:] == (240, 240)
 
 
 def test_the_command(
