@@ -9,8 +9,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from pytorch_grad_cam import FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, ScoreCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from bla.comparison.methods import (
@@ -73,10 +71,14 @@ def scaled(maps: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("linear", [True, False])
 @pytest.mark.parametrize(
-    ("name", "library"),
-    [("grad-cam", GradCAM), ("grad-cam++", GradCAMPlusPlus), ("layer-cam", LayerCAM), ("hires-cam", HiResCAM)],
+    ("name", "kind"),
+    [("grad-cam", "GradCAM"), ("grad-cam++", "GradCAMPlusPlus"), ("layer-cam", "LayerCAM"), ("hires-cam", "HiResCAM")],
 )
-def test_the_cam_family_is_the_librarys_on_the_whole_network(name: str, library: type, linear: bool) -> None:
+def test_the_cam_family_is_the_librarys_on_the_whole_network(name: str, kind: str, linear: bool) -> None:
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    library = getattr(pytorch_grad_cam, kind)
     net = network(linear)
     ours = grad_cam_family(net, name).maps(batch(net))  # type: ignore[arg-type]
     assert ours.shape == (5, 4, 6)
@@ -108,6 +110,8 @@ def test_finer_cam_is_the_librarys_for_the_predicted_class(linear: bool) -> None
     predicted = net(PIXELS).argmax(dim=1)
     ours = grad_cam_family(net, "finer-cam").maps(batch(net, predicted))
     twin = copy.deepcopy(net)
+    from pytorch_grad_cam import FinerCAM
+
     library = FinerCAM(model=twin, target_layers=[twin.trunk[-1]])
     library.base_cam.get_target_width_height = lambda _: (6, 4)
     np.testing.assert_allclose(scaled(ours), library(PIXELS), atol=1e-4)
@@ -165,6 +169,9 @@ def test_score_cam_is_the_librarys_where_no_channel_is_left_out() -> None:
     net = network()
     ours = score_cam(net, CHANNELS).maps(batch(net))
     twin = copy.deepcopy(net)
+    from pytorch_grad_cam import ScoreCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
     library = ScoreCAM(model=twin, target_layers=[twin.trunk[-1]])
     library.get_target_width_height = lambda _: (6, 4)
     theirs = library(PIXELS, [ClassifierOutputTarget(int(target)) for target in TARGETS])

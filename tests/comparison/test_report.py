@@ -7,12 +7,11 @@ import html.parser
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser
 
 from bla.cli import run_command
 from bla.comparison.report import ReportError, write_report
@@ -20,6 +19,9 @@ from bla.comparison.report.gallery import choose
 from bla.comparison.report.saved import Comparison, Difference, read_comparison
 from bla.comparison.report.verdict import decision, findings, headline, not_shown, summary, to_settle
 from bla.explanations.explanation import Explanation, Prediction
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 def metric(name: str, better: str | None) -> dict[str, Any]:

@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captum.attr import IntegratedGradients, LayerGradCam
 from PIL import Image
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 import bla
@@ -68,6 +65,9 @@ def test_a_functions_map_is_averaged_over_cells(wrapped: ExplainableClassifier) 
 
 
 def test_objects_of_other_libraries_on_the_original_are_taken_as_they_are(wrapped: ExplainableClassifier) -> None:
+    from captum.attr import IntegratedGradients, LayerGradCam
+    from pytorch_grad_cam import GradCAM
+
     model = Tiny().eval()
     given = [GradCAM(model, [model.stem]), LayerGradCam(model, model.stem), IntegratedGradients(model)]
     found = bla.compare(wrapped, PHOTOS, given, size=4)
@@ -81,6 +81,10 @@ def test_objects_of_other_libraries_on_the_original_are_taken_as_they_are(wrappe
 
 
 def test_other_libraries_run_on_a_wrapped_classifier_as_on_the_original(wrapped: ExplainableClassifier) -> None:
+    from captum.attr import IntegratedGradients, LayerGradCam
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
     pixels = wrapped.pixels(wrapped.transform.read(PHOTOS[0]).pixels[None])
     with GradCAM(wrapped, [wrapped.trunk]) as library:
         assert library(pixels, [ClassifierOutputTarget(1)]).shape == (1, 24, 40)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -273,6 +272,8 @@ def test_a_check_on_request_is_the_engines(photos: Path, graph: Path, tmp_path: 
 
 def test_pictures_scores_and_sizes_on_request(photos: Path, graph: Path, tmp_path: Path) -> None:
     explain_all(photos / "folder0", tmp_path / "out", graph, size=5, pictures=True, scores=True)
+    import pandas
+
     table = pandas.read_parquet(tmp_path / "out")  # the folder, whatever else it holds
     assert list(table.columns) == SCHEMA.names
     assert table.row.tolist() == list(range(8))

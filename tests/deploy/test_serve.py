@@ -17,20 +17,22 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from playwright.sync_api import Browser
 
 from bla.data.photo import Photo
 from bla.deploy.engine import Engine, Outputs
 from bla.deploy.serve import Batcher, Busy, Limits, application
 from bla.explanations.explanation import Explanation
 from small_exports import Pair
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 LIMITS = Limits(bytes=400_000, photos=4, pixels=200_000, masks=8, seconds=120)
 

@@ -130,7 +130,6 @@ def vit(size: int = 64) -> nn.Module:
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "timm resnet10t": lambda: timm.create_model("resnet10t", num_classes=7),
     "timm tf_efficientnet_lite0": lambda: timm.create_model("tf_efficientnet_lite0", num_classes=7),
-    "timm efficientnet_b0": lambda: timm.create_model("efficientnet_b0", num_classes=7),
     "timm mobilenetv3_small_100": lambda: timm.create_model("mobilenetv3_small_100", num_classes=7),
     "timm convnext_atto": lambda: timm.create_model("convnext_atto", num_classes=7),
     "timm densenet121": lambda: timm.create_model(
@@ -597,7 +596,8 @@ def test_class_names_by_default() -> None:
 
 
 def test_transforms_by_default() -> None:
-    timms = transform_of(timm.create_model("tf_efficientnet_lite0"))
+    with torch.device("meta"):
+        timms = transform_of(timm.create_model("tf_efficientnet_lite0"))
     assert timms == Transform((224, 224), HALF, HALF, "bicubic", "crop", 0.875, "timm")
     net = timm.create_model("resnet10t")
     assert explainable(net).transform.mode == "crop"

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 import bla
 from bla.cli import run_command
@@ -154,6 +153,8 @@ def test_figures_of_one_label_are_those_of_scikit_learn(pairs: list[tuple[int, i
     if len(set(labels.tolist())) < 2:
         assert found == (None, None)
         return
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     assert found == pytest.approx((average_precision_score(labels, scores), roc_auc_score(labels, scores)))
 
 
@@ -165,6 +166,8 @@ def test_batches_add_up_to_the_macro_average() -> None:
     for rows in (slice(0, 20), slice(20, 50)):
         counted.update(torch.from_numpy(logits[rows]), torch.from_numpy(labels[rows]))
     found = counted.result()
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     assert found["auc"] == pytest.approx(roc_auc_score(labels[:, :3], logits[:, :3]))
     assert found["average_precision"] == pytest.approx(average_precision_score(labels[:, :3], logits[:, :3]))
     assert found["by_label"]["auc"][3] is None

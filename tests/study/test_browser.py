@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page
 
 from bla.study.app import create_app
 from bla.study.plan import Plan
@@ -18,6 +16,9 @@ from bla.study.responses import Collected
 from bla.study.serving import served
 from bla.study.store import Store
 from small_study import small_study
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 TRIALS = 3  # the practice, and what counts
 Places = Callable[[str], "Served"]
@@ -128,6 +129,8 @@ PHONE: dict[str, Any] = {
 
 
 def accessible(page: Page) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
     page.wait_for_load_state()
     found = Axe().run(page).response["violations"]
     wrong = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]

@@ -6,7 +6,6 @@ import itertools
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
@@ -28,6 +27,8 @@ def crossed_data(people: int = 12, photos: int = 9, missing: float = 0.2) -> tup
 def test_two_way_variance_is_that_of_statsmodels() -> None:
     y, i, j = crossed_data()
     found = crossed.mean_over_people_and_photos(y, i, j, np.ones(len(y)), **SHARE)
+    import statsmodels.api as sm
+
     fit = sm.OLS(y, np.ones((len(y), 1))).fit()
     parts = [
         fit.get_robustcov_results("cluster", groups=groups, use_correction=False).cov_params()[0, 0]
@@ -64,6 +65,8 @@ def test_a_difference_of_two_means_is_that_of_a_regression() -> None:
     found = crossed.mean_over_people_and_photos(
         y, i, j, np.ones(len(y)), against=shown, null=0.0, bounds=(-1.0, 1.0), seed=0
     )
+    import statsmodels.api as sm
+
     fit = sm.OLS(y, np.column_stack([np.ones(len(y)), ~shown])).fit()
     parts = [
         fit.get_robustcov_results("cluster", groups=groups, use_correction=False).cov_params()[1, 1]
@@ -133,6 +136,8 @@ def test_many_choices_outweigh_the_prior() -> None:
         rows.append([(a == 0) - (b == 0), (a == 1) - (b == 1)])
         successes.append([wins[a, b], wins[b, a]])
     # the third arm's strength is the reference: rows of it are minus the other's
+    import statsmodels.api as sm
+
     fit = sm.GLM(np.array(successes), np.array(rows, float), family=sm.families.Binomial()).fit()
     reference = np.array([*fit.params, 0.0])
     assert bradley_terry.strengths(wins) == pytest.approx(reference - reference.mean(), abs=1e-3)

@@ -617,9 +617,8 @@ def test_the_dial_draws_sizes_anew(share: float, monkeypatch: pytest.MonkeyPatch
     assert not share or len(set(drawn)) == CELLS // 2
 
 
-@pytest.mark.parametrize("size", [1, 1.5, 3, 7.25, CELLS])
-@pytest.mark.parametrize("validated", [False, True])
-@pytest.mark.parametrize("aware", [False, True])
+@pytest.mark.parametrize("size", [1, 1.5, 7.25, CELLS])
+@pytest.mark.parametrize(("validated", "aware"), [(False, False), (True, False), (False, True)])
 def test_a_mean_size_is_met_where_it_is_set(size: float, validated: bool, aware: bool, tmp_path: Path) -> None:
     settings = Settings(
         epochs=3, batch_size=10, learning_rate=0.01, mean_size=size, validation=0.5 * validated, class_aware=aware
