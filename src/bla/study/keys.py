@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from bla.files import reading, typed
+from bla.files import reading
 from bla.study.errors import StudyError
 from bla.study.plan import Record, Sha256
 
@@ -48,7 +48,7 @@ class Keys:
     def load(cls, study: Path) -> Keys:
         """Read a study's keys."""
         with reading("the keys of a study", study / FILE, StudyError):
-            record = typed((study / FILE).read_bytes(), _File)
+            record = _File.model_validate_json((study / FILE).read_bytes())
             return cls(bytes.fromhex(record.key), record.researcher_sha256)
 
     def signed(self, purpose: str, text: str) -> str:
