@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "metrics": {"data", "operators"},
     "model": {"data", "explanations", "operators"},
     "study": {"data", "explanations", "files", "metrics", "progress"},
-    "training": {"data", "files", "metrics", "model", "operators", "progress"},
+    "training": {"data", "explanations", "files", "metrics", "model", "operators", "progress"},
     "runs": {"data", "files", "metrics", "model", "progress", "training"},
     "comparison": {"data", "explanations", "files", "metrics", "model", "progress", "runs", "training"},
     "deploy": {"data", "explanations", "files", "model", "progress", "runs"},

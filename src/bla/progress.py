@@ -35,10 +35,12 @@ def silent(title: str, done: int, total: int) -> None:
 class Display:
     """A `Progress` that shows one task at a time, with its rate and the time left.
 
+    ``bars`` is a class of tqdm's, whose bars it then shows wherever it is.
     Rate and time left count from a task's first call, so that steps done by an earlier process do not inflate them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bars: type[tqdm] | None = None) -> None:
+        self.bars = bars
         self.title, self.first, self.since, self.last = "", 0, 0.0, -math.inf
         self.bar: tqdm | None = None
 
@@ -50,7 +52,7 @@ class Display:
         if printable(title) != self.title or done < self.first:
             self.close()
             self.title, self.first, self.since = printable(title), done, time.monotonic()
-        if sys.stderr.isatty() or tqdm is not tqdm_asyncio:  # in a notebook, it is another class
+        if self.bars or sys.stderr.isatty() or tqdm is not tqdm_asyncio:  # in a notebook, it is another class
             self._redraw(done, total)
         elif time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
             self._print(done, total)
@@ -63,7 +65,7 @@ class Display:
 
     def _redraw(self, done: int, total: int) -> None:
         if self.bar is None:
-            self.bar = tqdm(
+            self.bar = (self.bars or tqdm)(
                 desc=self.title, initial=done, total=total, unit="", leave=False, miniters=1, dynamic_ncols=True
             )
         self.bar.update(done - self.bar.n)
@@ -79,6 +81,11 @@ class Display:
 
 show = Display()
 """What Python calls show progress by unless they are given another callable."""
+
+
+def progress_of(report: Progress | type[tqdm]) -> Progress:
+    """A `Progress` from one, or from a class of tqdm's: ``bla.fit(..., report=tqdm)``."""
+    return Display(report) if isinstance(report, type) else report
 
 
 def shown_progress() -> closing[Display]:

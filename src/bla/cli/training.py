@@ -84,8 +84,7 @@ def train(
 ) -> int:
     """Train an explainer on images and write a run folder. If interrupted, rerun it: it resumes.
 
-    Example: `bla train photos --out run --setup recommended`. With several processes:
-    `torchrun --nproc-per-node 2 -m bla train photos --out run`.
+    Example: `bla train photos --out run --setup recommended`.
 
     :param data: A folder, CLASS/*.jpg or {train,test}/CLASS/*.jpg or images without classes, or a published data set's
         own layout; a table, .csv or .tsv, of images and labels, of which each may have several; or a name: embedded,

@@ -26,12 +26,13 @@ from bla.model.backbones import LITE0, load_backbone, weights_digest
 from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
 from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.preprocessing import transform_of
-from bla.progress import Progress, show, silent
+from bla.progress import Progress, progress_of, show, silent
 from bla.runs.examples import Failures, Parts, read_examples, read_parts
 from bla.runs.record import RECORD, WEIGHTS, Record, RunError, new_record, read_record, run_folder, write_run
 from bla.training import distributed
 from bla.training.checkpoint import clear_checkpoints, tensor_bytes
 from bla.training.finetuning import TunedNetworks
+from bla.training.loggers import Callback
 from bla.training.loop import train_networks
 from bla.training.measuring import measure
 from bla.training.networks import Networks, new_head
@@ -62,7 +63,8 @@ def train(
     data_root: Path | None = None,
     cache: Path | None = None,
     stream: bool = False,
-    report: Progress = show,
+    report: Progress | type = show,
+    callback: Callback | None = None,
 ) -> Run:
     """Train an explainer on images and write a run folder. If interrupted, call it again: it resumes.
 
@@ -81,7 +83,9 @@ def train(
     data_root, cache: where named data sets and features are kept: :func:`bla.data.published.default_data_root` and
         :func:`bla.files.cache_root` by default.
     stream: compute the features anew for every batch instead of caching them, if they are too large for the disk.
-    report: called with progress; by default remarks go to standard error. :func:`bla.progress.silent` shows none.
+    report: called with progress, or tqdm; by default remarks go to standard error. :func:`bla.progress.silent` shows
+        none.
+    callback: called with each :class:`bla.training.loggers.Update`; ready ones are beside it.
 
     Raises
     ------
@@ -89,7 +93,7 @@ def train(
         If data, classifier, cache or settings do not fit; each says what was expected.
     """
     first = distributed.rank() == 0
-    report = report if first else silent
+    report = progress_of(report) if first else silent
     settings, out, place = settings or Settings(), Path(out), pick_device(device)
     if out.is_file():
         raise TrainingError(f"expected a folder for the run, got the file {out}: choose another name")
@@ -122,7 +126,7 @@ def train(
         else:
             read = partial(read_examples, classifier, settings, cache=cache, stream=stream, report=report)
             parts = read_parts(read, splits, settings, report)
-            outcome = _trained(networks, settings, parts, out=out, identity=identity, report=report)
+            outcome = _trained(networks, settings, parts, out=out, identity=identity, report=report, callback=callback)
             if first:
                 train_part, validation_part, test_part, _ = parts
                 counts = {"train": len(train_part), "validation": len(validation_part or ()), "test": len(test_part)}
@@ -151,7 +155,8 @@ def fit(
     seed: int = 0,
     cache: Path | None = None,
     stream: bool = False,
-    report: Progress = show,
+    report: Progress | type = show,
+    callback: Callback | None = None,
 ) -> dict[str, Any]:
     """Train the attention of a wrapped classifier, in place and post hoc: the classifier stays as it is.
 
@@ -168,7 +173,7 @@ def fit(
     masks, mean_size: of the default attention: masked copies of each photo, and the mean number of cells at the bound,
         or their share below 1.
     stream: cache no features, as in :func:`train`.
-    report: called with progress; by default remarks go to standard error. :func:`bla.progress.silent` shows none.
+    report, callback: as in :func:`train`.
 
     Returns
     -------
@@ -192,7 +197,7 @@ def fit(
     if wrapped.regression:
         raise ClassifierError("expected a classifier, got a regression: its untrained order of cells explains it")
     _check_float32(wrapped)
-    several = wrapped.several_labels
+    several, report = wrapped.several_labels, progress_of(report)
     if isinstance(wrapped.attention, OwnPredictionAttention):
         post_hoc = partial(Settings, "bla-px", targets=targets, masks=masks, mean_size=mean_size, epochs=epochs or 10)
     else:
@@ -209,7 +214,8 @@ def fit(
                 torch.manual_seed(seed)
                 wrapped.attention.reset_parameters()
             networks = Networks(wrapped.attention, wrapped.head, own_head=True)
-            if train_networks(networks, settings, train_part, validation_part, report=report)["dead"]:
+            train = partial(train_networks, networks, settings, train_part, validation_part, callback=callback)
+            if train(report=report)["dead"]:
                 raise TrainingError(
                     "expected a module that selects, got one that died in training (every cell selected): lower the "
                     f"learning rate ({learning_rate}) or take another seed"
@@ -385,14 +391,22 @@ def _assembled(
 
 
 def _trained(
-    networks: Networks, settings: Settings, parts: Parts, *, out: Path, identity: Mapping[str, Any], report: Progress
+    networks: Networks,
+    settings: Settings,
+    parts: Parts,
+    *,
+    out: Path,
+    identity: Mapping[str, Any],
+    report: Progress,
+    callback: Callback | None,
 ) -> dict[str, Any]:
     """Train the networks and measure them: the fields of the record that the first process writes."""
     first, started = distributed.rank() == 0, time.monotonic()
     if not first and settings.trunk is None:
         return {}  # training on cached features takes the first process seconds
     training, validation, test, failures = parts
-    outcome = train_networks(networks, settings, training, validation, folder=out, identity=identity, report=report)
+    train = partial(train_networks, networks, settings, training, validation, report=report, callback=callback)
+    outcome = train(folder=out, identity=identity)
     if not first:
         return {}
     seconds = round(time.monotonic() - started, 1)

@@ -21,13 +21,17 @@ from bla.model.untouched import untouched
 from bla.progress import Progress, silent
 from bla.training import distributed
 from bla.training.checkpoint import Checkpoint, Position, checkpoints
+from bla.training.loggers import Callback, Update
 from bla.training.mean_size import SizeControl
+from bla.training.measuring import measure
 from bla.training.networks import Examples, Networks
 from bla.training.settings import Settings, TrainingError
 from bla.training.stages import Stage, stages_of
 
 CHECKPOINT_SECONDS = 20.0
 LOG = "log.jsonl"
+WATCHED = 256
+"""Images of training by which a callback is told how a training without validation goes."""
 DIED = (
     "the module has died: every cell of every image is at the bound and passes no gradient, so all cells are selected. "
     "Remedy: a lower learning rate or another seed"
@@ -43,6 +47,7 @@ def train_networks(
     folder: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     report: Progress = silent,
+    callback: Callback | None = None,
 ) -> dict[str, Any]:
     """Run the stages; with a ``folder``, log there, leave checkpoints, and resume from the last one.
 
@@ -63,7 +68,7 @@ def train_networks(
     # a frozen trunk's features train in seconds: the first process does that alone
     processes = distributed.alone() if settings.trunk is None else nullcontext()
     with processes, untouched(networks), torch.random.fork_rng(devices):
-        return _Loop(networks, settings, train, validation, folder, identity or {}, report).run()
+        return _Loop(networks, settings, train, validation, folder, identity or {}, report, callback).run()
 
 
 @dataclasses.dataclass
@@ -77,6 +82,7 @@ class _Loop:
     folder: Path | None
     identity: Mapping[str, Any]
     report: Progress
+    callback: Callback | None
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -177,6 +183,8 @@ class _Loop:
         position.alive += int(counted[1])
         position.step += 1
         position.total_steps += 1
+        if self.callback is not None and self.first:
+            self.callback(Update(stage.name, position.total_steps, position.epoch + 1, value))
 
     def _diverged(self, expected: str, came: object, stage: Stage) -> TrainingError:
         where, rate = f"stage {stage.name}, epoch {self.position.epoch + 1}", self.settings.stages.learning_rate
@@ -190,8 +198,9 @@ class _Loop:
         if not all(value.isfinite().all() for module in stage.trained for value in module.parameters()):
             raise self._diverged("finite weights", "NaN or infinity", stage)
         if position.alive == 0:
+            if not position.dead:
+                self.report(DIED, 0, 0)
             position.dead = line["dead"] = True
-            self.report(DIED, 0, 0)
         self.networks.eval()
         if stage.size_control is not None:
             line["mean_size"] = stage.size_control.meet(last=position.epoch + 1 == stage.epochs)
@@ -206,11 +215,20 @@ class _Loop:
                 if position.best is None or line["validation"]["loss"] < position.best:
                     position.best, position.waited = line["validation"]["loss"], 0
                     self.best = {key: value.clone() for key, value in self.networks.saved().items()}
+        if self.callback is not None and stage.name == "module":
+            found = measure(self.networks, self.validation or self._watched(), several=self.settings.several_labels)
+            told = (found["agreement"], found["size"]["mean"])
+            self.callback(Update(stage.name, position.total_steps, position.epoch + 1, loss, *told))
         stage.to_train()
         position.log.append(line)
         if self.folder is not None:
             with (self.folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def _watched(self) -> Examples:
+        """Some of the images that are trained on, always the same."""
+        drawn = np.random.RandomState([self.settings.seed, 5]).permutation(len(self.train))[:WATCHED]
+        return self.train.subset(np.sort(drawn))
 
     def _optimiser(self, stage: Stage, saved: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         """Adam, the trunk with its own learning rate; in the state that a checkpoint holds, if there is one."""
