@@ -13,7 +13,9 @@ GUIDES = Path(__file__).parents[2] / "docs" / "how-to"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch", "ignore::FutureWarning")
-@pytest.mark.parametrize(("guide", "count"), [("own-loop", 7), ("pictures", 6), ("inputs", 4), ("subsets", 1)])
+@pytest.mark.parametrize(
+    ("guide", "count"), [("own-loop", 7), ("pictures", 5), ("few-lines", 7), ("inputs", 3), ("subsets", 1)]
+)
 def test_a_guide_runs_block_after_block(
     guide: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -28,3 +30,12 @@ def test_a_guide_runs_block_after_block(
     for block in blocks:
         line = text[: block.start(1)].count("\n")
         exec(compile("\n" * line + block.group(1), str(page), "exec"), names)
+
+
+def test_a_few_lines_are_few() -> None:
+    page = (GUIDES / "few-lines.md").read_text(encoding="utf-8")
+    model, *ours, theirs = re.findall(r"^```python\n(.*?)```", page, re.S | re.M)
+    assert len(ours) == 5
+    assert all(len(block.splitlines()) <= 4 for block in ours)
+    assert "GradCAM" in theirs
+    assert "bla" in model
