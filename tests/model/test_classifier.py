@@ -25,7 +25,7 @@ from bla.data.photo import DataError, Transform
 from bla.explanations.explanation import Explanation, Unexplained
 from bla.model.attention import BoundedLogitAttention, L2XAttention
 from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
-from bla.model.joining import _Replacing
+from bla.model.joining import Around, _Replacing
 from bla.model.parts import tensor_in
 from bla.model.preprocessing import classes_of, imagenet_classes, transform_of
 
@@ -91,6 +91,22 @@ class Returns(nn.Module):
 
     def forward(self, pixels: Tensor) -> Any:
         return self.form(self.model(pixels))
+
+
+class Tokens(nn.Module):
+    """A transformer with a class token behind the patches, and a way to read it."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 16, 16, 16), nn.Parameter(torch.randn(1, 1, 16))
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.fc, self.read = nn.Linear(16, 5), read
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens = self.patches(pixels).flatten(2).mT
+        tokens = torch.cat([tokens, self.token.expand(len(tokens), -1, -1)], dim=1)
+        logits: Tensor = self.fc(self.read(self.block(tokens)))
+        return logits
 
 
 def no_gigabyte(model: nn.Module, flat: int) -> nn.Module:
@@ -161,6 +177,15 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "timm convit": lambda: timm.create_model("convit_tiny", num_classes=7, img_size=96, depth=2, local_up_to_layer=1),
     "timm cait": lambda: timm.create_model("cait_xxs24_224", num_classes=7, img_size=96, depth=1, init_values=1),
+    "timm vit, attention pooling": lambda: timm.create_model(
+        "vit_base_patch16_siglip_224", num_classes=7, img_size=96, depth=1, embed_dim=32, num_heads=2
+    ),
+    "timm vit, registers": lambda: timm.create_model(
+        "vit_small_patch14_reg4_dinov2", num_classes=7, img_size=96, patch_size=16, depth=2, embed_dim=32, num_heads=2
+    ),
+    "a class token behind the patches": lambda: Tokens(lambda tokens: tokens[:, -1]),
+    "a class token and the mean": lambda: Tokens(lambda tokens: tokens[:, -1] + tokens[:, :-1].mean(1)),
+    "the mean of all tokens": lambda: Tokens(lambda tokens: tokens.mean(dim=1)),
     "torchvision vgg11": vgg11,
     "torchvision alexnet": alexnet,
     "torchvision vit": lambda: vit(96),
@@ -515,7 +540,7 @@ def test_soft_weights_of_a_class_token_are_attended_by_their_share_and_pass_grad
     torch.manual_seed(0)
     queries, keys, values = (torch.randn(1, 1, 5, 4) for _ in range(3))
     keep = torch.tensor([[1.0, 0.5, 0.25, 0.0]], requires_grad=True)
-    with _Replacing(torch.empty(1, 4, 4), keep, 1) as mode:
+    with _Replacing(torch.empty(1, 4, 4), keep, Around(1, 0)) as mode:
         mode.replaced = mode.patches
         found = torch.nn.functional.scaled_dot_product_attention(queries, keys, values)
     shares = (queries @ keys.mT / 2).exp() * torch.cat([torch.ones(1, 1), keep], 1)

@@ -37,6 +37,22 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
     "swin": (lambda: transformers.SwinForImageClassification(transformers.SwinConfig(**SWIN)), (8, 8)),
     "vit": (lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**TOKENS)), (4, 4)),
     "beit": (lambda: transformers.BeitForImageClassification(transformers.BeitConfig(**TOKENS)), (4, 4)),
+    "dinov2": (
+        lambda: transformers.Dinov2ForImageClassification(transformers.Dinov2Config(patch_size=16, **TOKENS)),
+        (4, 4),
+    ),
+    "dinov2 with registers": (
+        lambda: transformers.Dinov2WithRegistersForImageClassification(
+            transformers.Dinov2WithRegistersConfig(patch_size=16, **TOKENS)
+        ),
+        (4, 4),
+    ),
+    "clip": (
+        lambda: transformers.CLIPForImageClassification(
+            transformers.CLIPConfig(vision_config={**TOKENS, "patch_size": 16, "intermediate_size": 64}, **NAMED)
+        ),
+        (4, 4),
+    ),
 }
 
 

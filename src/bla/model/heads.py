@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 
 from bla.operators import memberships
 
-Fill = Literal["zero", "mean"]
-"""What takes the place of a cell left out, for a head that reads maps."""
+Fill = Literal["zero", "mean", "attention"]
+"""What takes the place of a cell left out, for a head that reads maps; nothing, where attention passes it by."""
 
 
 class MapHead(nn.Module):
@@ -32,10 +32,12 @@ class MapHead(nn.Module):
     shares_trunk = True
     reads_maps = True
     fill: Fill | None = "zero"
+    attends = False
+    """Whether the fill may be attention."""
 
     def emptied(self, features: Tensor, keep: Tensor | None) -> Tensor:
         """Features (B, C, H, W) with the ``fill`` in the place of what is not kept."""
-        if keep is None:
+        if keep is None or self.fill == "attention":
             return features
         share = keep[:, None].to(features.dtype)
         kept = features * share

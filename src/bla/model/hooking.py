@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bla.model.heads import MapHead
+from bla.model.joining import Around, Keeping
 from bla.model.tracing import Layout, TracingError, as_map, is_over, joined_maps, token_grid
 
 _TRIED = 6
@@ -174,7 +175,15 @@ class HookedHead(_HookedRest):
 class HookedMapHead(_HookedRest, MapHead):
     """What follows the last maps, of one grid, for those with what is left out replaced."""
 
+    @property
+    def attends(self) -> bool:  # type: ignore[override]
+        """Whether it reads the tokens of one place."""
+        return [place.layout for place in self.places] == ["tokens"]
+
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
+        if self.fill == "attention" and keep is not None:
+            with Keeping(keep.flatten(1), Around(self.places[0].prefix, 0), features.dtype):
+                return self.answer([features])
         channels = [place.channels for place in self.places]
         return self.answer(torch.split(self.emptied(features, keep), channels, dim=1))
 

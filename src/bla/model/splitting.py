@@ -241,6 +241,18 @@ def _prepared(
     """
     if head.fill is None:
         return ""
+    if head.attends:
+        head.fill = "attention"
+        one = torch.zeros_like(features[:, 0])
+        one[:, 0, 0] = 1
+        others = torch.where(one[:, None] > 0, features, features.roll(1, dims=0))
+        if (
+            missed(answer(others, one), answer(features, one))
+            == 0
+            < missed(answer(features, one), answer(features, one.flip(1)))
+        ):
+            return ""
+        head.fill = "zero"
     flat = features.flatten(2)
     cells, uniform = flat.shape[2], torch.ones_like(features[:, 0]) / flat.shape[2]
     order = torch.randperm(cells, generator=torch.Generator().manual_seed(2)).to(features.device)
