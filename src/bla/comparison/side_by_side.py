@@ -19,7 +19,7 @@ from torch import Tensor
 from bla.comparison.catalogue import METHODS, UNTRAINED, Subject
 from bla.comparison.explanations import cut, wait
 from bla.comparison.methods import Batch, ComparisonError, Method
-from bla.comparison.methods.given import Whole, given
+from bla.comparison.methods.given import given
 from bla.data.image_sets import list_images
 from bla.data.masking import FILLS
 from bla.data.photo import DataError
@@ -31,6 +31,7 @@ from bla.model.classifier import ExplainableClassifier
 from bla.model.evidence import from_all
 from bla.model.heads import reads_maps
 from bla.model.images import ImageLike, Input, each, read_image
+from bla.model.whole import Whole
 
 _BATCH = 8
 _SHOWN = 6

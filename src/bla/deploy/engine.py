@@ -19,11 +19,12 @@ from bla.data.masking import FILLS, masked_photos
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
 from bla.explanations.explanation import Explanation, Sizes, Unexplained
 from bla.files import cache_root, typed
+from bla.model.compiled import session
 from bla.progress import Progress, silent
 from bla.runs.record import content_digest, run_folder
 
 if TYPE_CHECKING:
-    import onnxruntime
+    pass
 
 KEY = "bla"
 """Where a file keeps its card: an ONNX file's metadata under this key, a torch file's extra file ``bla.json``."""
@@ -327,18 +328,6 @@ class Engine:
             setup=card.setup,
             sizes=Sizes(*outputs.sizes.tolist()) if outputs.sizes.all() else None,
         )
-
-
-def session(model: Path | bytes, *, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on the CPU, without its warnings."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    # A thread that spins while it waits takes the core from decoding.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:

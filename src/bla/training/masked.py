@@ -27,10 +27,11 @@ from bla.data.image_sets import ImageSet
 from bla.data.masking import blurring, enlarged, filled, filling
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
+from bla.model.compiled import compiled
 from bla.model.evidence import evidence, from_all, linear_layer
+from bla.model.whole import Whole
 from bla.progress import Progress, silent
 from bla.training.cache import Computed, Rows, cached, check_code, readable
-from bla.training.compiled import compiled
 
 SIZES = ((3, 9), (8, 17), (14, 24))
 """Kept cells of 49, from and to, of a third of the masks each; of other grids as many in proportion."""
@@ -173,17 +174,6 @@ def _pick(values: Sequence[float], uniform: npt.NDArray[np.float64]) -> npt.NDAr
     return found
 
 
-class _Whole(nn.Module):
-    """What the classifier says of normalised pixels, from all cells."""
-
-    def __init__(self, classifier: ExplainableClassifier) -> None:
-        super().__init__()
-        self.trunk, self.head = classifier.trunk, classifier.head
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return from_all(self.head, self.trunk(pixels))
-
-
 class Masking:
     """The whole classifier, masks drawn for its photos, and its answers to them."""
 
@@ -194,7 +184,7 @@ class Masking:
         self.on_cpu = device.type == "cpu"
         self.at_once = _PASS.get(device.type, 256)
         self.photos = max(1, 8 * self.at_once // count)
-        self.logits: Callable[[Tensor], Tensor] = _Whole(classifier).eval()
+        self.logits: Callable[[Tensor], Tensor] = Whole(classifier.trunk, classifier.head).eval()
         self.log = functional.logsigmoid if classifier.several_labels else lambda logits: logits.log_softmax(-1)
 
     def compute(self, rows: Sequence[int], photos: npt.NDArray[np.uint8]) -> Computed:

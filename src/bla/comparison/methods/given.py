@@ -6,27 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bla.comparison.methods.libraries import on_cells
 from bla.comparison.methods.method import Batch, ComparisonError, Method
-from bla.model.evidence import from_all
 from bla.model.untouched import untouched
-
-
-class Whole(nn.Module):
-    """The classifier that is explained: pixels (B, 3, h, w) to logits (B, K), with no cell left out.
-
-    ``cells`` is an identity on its last map, a layer to hook.
-    """
-
-    def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.trunk, self.cells, self.head = trunk, nn.Identity(), head
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, K) of normalised pixels (B, 3, h, w)."""
-        return from_all(self.head, self.cells(self.trunk(pixels)))
+from bla.model.whole import Whole
 
 
 def given(what: Any, classifier: Whole, name: str) -> Method:

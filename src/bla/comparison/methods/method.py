@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bla import BlaError
 from bla.model.heads import reads_maps
+from bla.model.whole import Whole
 
 RUN = "bla"
 """The name of the run's own method in results, whatever its setup."""
@@ -23,37 +24,16 @@ class ComparisonError(BlaError):
     """A method that is not known, or cannot explain this classifier."""
 
 
-class PooledClassifier(nn.Module):
-    """The classifier without attention: logits = head(mean over the cells of trunk(pixels)).
-
-    What follows ``cells`` (an identity on the feature map, where the libraries hook) can run on features alone.
-
-    Examples
-    --------
-    >>> net = PooledClassifier(nn.Conv2d(3, 4, 8, stride=8), nn.Linear(4, 2))
-    >>> net(torch.rand(5, 3, 32, 16)).shape, net.on_features(torch.rand(5, 4, 4, 2)).shape
-    (torch.Size([5, 2]), torch.Size([5, 2]))
-    """
+class PooledClassifier(Whole):
+    """A classifier whose head reads the mean over the cells of its trunk's map."""
 
     def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
-        super().__init__()
+        super().__init__(trunk, head)
         if reads_maps(head):
             raise ComparisonError(
                 "expected a head that reads pooled features, as the methods compared do, got one that reads maps "
                 "(VGG's, or that of a class token): train with head='new' to compare"
             )
-        self.trunk = trunk
-        self.cells = nn.Identity()
-        self.head = head
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, K) of normalised pixels (B, 3, h, w)."""
-        return self.on_features(self.trunk(pixels))
-
-    def on_features(self, features: Tensor) -> Tensor:
-        """Logits (B, K) of features (B, C, H, W)."""
-        logits: Tensor = self.head(self.cells(features).mean(dim=(2, 3)))
-        return logits
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from bla import BlaError
-from bla.deploy.engine import Card, session
+from bla.deploy.engine import Card
 from bla.deploy.export.graph import FEATURES, OUTPUTS
 from bla.model.attention import Attention, Selection
 from bla.model.classifier import ExplainableClassifier
+from bla.model.compiled import session
 from bla.model.evidence import from_all
 
 if TYPE_CHECKING:
