@@ -213,10 +213,7 @@ def test_a_manager_reads_one_sentence_and_what_is_not_shown(tmp_path: Path) -> N
         headline(comparison) == "What the whole classifier says of the selected cells' pixels alone was not measured."
     )
     assert not_shown(comparison) == ["what the whole classifier says of the selected pixels (compare with --pixels)"]
-    assert (
-        to_settle(findings(comparison))
-        == "To settle what is open: 1 shows no difference that 20,000 photos could find."
-    )
+    assert to_settle(findings(comparison)) == "To settle what is open: 1 needs more photos than these."
     assert "Not shown, since it was not measured: what the whole" in write_report(comparison.folder).path.read_text()
     comparison = saved(tmp_path, with_pixels(copy.deepcopy(record), 0.72, 0.03, 0.001))
     sentence = "On 650 photos these cells keep the prediction {} often than CAM's: 72% against {}."

@@ -116,11 +116,14 @@ def to_settle(found: list[Finding]) -> str:
     """
     opened = [finding for finding in found if finding.answer == "open"]
     needed = [finding.photos for finding in opened if finding.photos is not None and finding.photos <= _MOST]
-    small, parts = len(opened) - len(needed), []
+    small = sum(finding.photos is not None for finding in opened) - len(needed)
+    unknown, parts = len(opened) - len(needed) - small, []
     if needed:
         parts.append(f"about {max(needed):,} photos decide {len(needed)} question{'s' * (len(needed) > 1)}")
     if small:
         parts.append(f"{small} show{'s' * (small == 1)} no difference that {_MOST:,} photos could find")
+    if unknown:
+        parts.append(f"{unknown} need{'s' * (unknown == 1)} more photos than these")
     return f"To settle what is open: {'; '.join(parts)}." if parts else ""
 
 
