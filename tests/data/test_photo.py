@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import json
@@ -25,7 +26,7 @@ from PIL import Image, ImageCms, ImageSequence, JpegImagePlugin
 
 import bla.data.photo
 from bla.data.image_sets import ImageSet
-from bla.data.photo import DataError, Transform, open_photo
+from bla.data.photo import DataError, Room, Transform, open_photo
 from bla.files import real
 
 HALF = (0.5, 0.5, 0.5)
@@ -662,3 +663,50 @@ def test_what_is_no_file_is_not_waited_for(kind: str, tmp_path: Path) -> None:
         open_photo(path)
     assert ImageSet(tmp_path, (kind,), None, ()).digest() == ImageSet(tmp_path, (kind,), None, ()).digest()
     assert real(path).name == path.name
+
+
+BOMB = base64.b64decode("UklGRhoAAABXRUJQVlA4TA0AAAAvnpvnFgcQERGIiP4HAA==")  # 34 bytes, 50 million pixels
+
+
+@pytest.mark.parametrize(
+    ("form", "mode", "options"),
+    [
+        ("PNG", "RGB", {}), ("PNG", "RGBA", {}), ("PNG", "I;16", {}), ("TIFF", "F", {}), ("GIF", "P", {}),
+        ("WEBP", "RGB", {}), ("WEBP", "RGBA", {"lossless": True}), ("BMP", "L", {}), ("JPEG", "CMYK", {}),
+    ],
+)  # fmt: skip
+def test_photos_decoded_at_once_share_the_memory(
+    form: str, mode: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    Image.new(mode, (300, 200)).save(file, form, **options)
+    room = Room(3_000_000)
+    monkeypatch.setattr(bla.data.photo, "DECODING", room)
+    free: list[int] = []
+    load = Image.Image.load
+    monkeypatch.setattr(Image.Image, "load", lambda image: free.append(room.free) or load(image))
+    transform = Transform((8, 8), HALF, HALF, "nearest")
+    with ThreadPoolExecutor(8) as pool:
+        photos = list(pool.map(lambda _: transform.read(file.getvalue()).size, range(16)))
+    assert photos == [(300, 200)] * 16
+    assert 0 <= min(free) < room.free == room.most
+    monkeypatch.setattr(bla.data.photo, "DECODING", Room(500_000))
+    with pytest.raises(DataError, match=r"expected a photo that is decoded in 0 MiB, got one of 300 x 200 as"):
+        open_photo(file.getvalue())
+
+
+def test_a_bomb_is_weighed_before_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(DataError, match="got 7071 x 7071; scale it down"):
+        Transform((8, 8), HALF, HALF).read(BOMB, most_pixels=10_000_000)
+
+
+@pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "I;16", "I", "F"])
+def test_strips_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (37, 29, 4), np.uint8)
+    photo = Image.fromarray(values[:, :, 0]) if mode in ("I", "F") else Image.fromarray(values)
+    photo = Image.fromarray(values[:, :, 0].astype(np.uint16) * 200) if mode == "I;16" else photo.convert(
+        {"PA": "LA"}.get(mode, mode)).convert(mode)  # fmt: skip
+    whole = np.asarray(open_photo(photo))
+    monkeypatch.setattr(bla.data.photo, "STRIP", 29 * 5)
+    assert np.array_equal(np.asarray(open_photo(photo)), whole)

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -31,8 +31,39 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # that a JPEG can declare: a photo of 1 x 100,000,000 would be small, and its resizing would not.
 MAX_PIXELS = 178_956_970
 MAX_SIDE = 65_535
+STRIP = 2**20
 MAX_INPUT = 8192
 """The longest side of a classifier's input."""
+
+
+_BYTES = {"WEBP": 20}
+"""What decoding takes at its peak, in bytes for each pixel; 12, more than any, for other formats."""
+
+
+class Room:
+    """Bytes that threads share: each waits until what it takes is there."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.free = most, most
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        """Take so many, :attr:`most` at most, until the end of the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.free >= count)
+            self.free -= count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.free += count
+                self._changed.notify_all()
+
+
+DECODING = Room(2**31)
+"""The memory in which a process decodes photos, however many at once."""
+Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]  # larger than what malloc keeps for itself when an image is freed
 
 
 class DataError(BlaError):
@@ -63,7 +94,8 @@ def open_photo(source: PhotoSource) -> Image.Image:
     >>> photo.mode, photo.size, photo.getpixel((2, 1))
     ('RGB', (3, 2), (7, 7, 7))
     """
-    return _open_upright(source).photo
+    with contextlib.ExitStack() as held:
+        return _open_upright(source, held).photo
 
 
 class _Upright(NamedTuple):
@@ -74,24 +106,31 @@ class _Upright(NamedTuple):
 
 
 def _open_upright(
-    source: PhotoSource, goal: Transform | None = None, name: str | None = None, most_pixels: int | None = None
+    source: PhotoSource,
+    held: contextlib.ExitStack,
+    goal: Transform | None = None,
+    name: str | None = None,
+    most_pixels: int | None = None,
 ) -> _Upright:
+    """Open a photo; its share of :data:`DECODING` is taken until ``held`` is closed."""
     name = name or _name(source)
     try:
         with _PILLOW_QUIET, contextlib.ExitStack() as files:
             if isinstance(source, np.ndarray):
                 source = _from_array(source)
             if isinstance(source, Image.Image):
-                return _decode(name, source, None, most_pixels)  # drafting would change the caller's image
+                return _decode(name, source.copy(), held, None, most_pixels)  # loading would change the caller's image
             if isinstance(source, str | os.PathLike):
                 source = files.enter_context(opened(source))
             elif not isinstance(source, bytes) and not source.seekable():
                 source = source.read()
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             file.seek(0)
-            if not file.read(1):
+            if not (head := file.read(30)):
                 raise DataError(f"{name}: expected a photo, got an empty file; fetch it again")
-            return _decode(name, Image.open(file, formats=FORMATS), goal, most_pixels)
+            if (size := _webp_size(head)) is not None:  # opening allocates already
+                _take(name, size, "WEBP", held, most_pixels)
+            return _decode(name, Image.open(file, formats=FORMATS), held, goal, most_pixels)
     except DataError:
         raise
     except Exception as error:  # a broken file makes Pillow raise nearly anything
@@ -111,22 +150,56 @@ def _got(error: Exception) -> str:
     return f"one that cannot be read ({type(error).__name__}: {error}); replace it"
 
 
-def _decode(name: str, photo: Image.Image, goal: Transform | None, most_pixels: int | None) -> _Upright:
-    width, height = photo.size
-    if min(photo.size) < 1:
+def _check_size(name: str, size: tuple[int, int], most_pixels: int | None) -> None:
+    width, height = size
+    if min(size) < 1:
         raise DataError(f"{name}: expected a photo, got an image of {width} x {height} pixels; replace it")
     most_pixels = min(most_pixels or MAX_PIXELS, MAX_PIXELS)
-    if width * height > most_pixels or max(photo.size) > MAX_SIDE:
+    if width * height > most_pixels or max(size) > MAX_SIDE:
         raise DataError(
             f"{name}: expected at most {most_pixels:,} pixels, {MAX_SIDE:,} a side, "
             f"got {width} x {height}; scale it down"
         )
+
+
+def _take(name: str, size: tuple[int, int], kind: str, held: contextlib.ExitStack, most_pixels: int | None) -> None:
+    """Wait for the memory to decode a photo of a size, and hold it."""
+    _check_size(name, size, most_pixels)
+    needed = _BYTES.get(kind, 12) * size[0] * size[1]
+    if needed > DECODING.most:
+        raise DataError(
+            f"{name}: expected a photo that is decoded in {DECODING.most // 2**20:,} MiB, got one of {size[0]} x "
+            f"{size[1]} as {kind}, which takes {needed // 2**20:,}; scale it down, or convert it to JPEG"
+        )
+    held.enter_context(DECODING.taken(needed))
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """(width, height) by the first 30 bytes of a WebP file; None for other files."""
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return None
+    match head[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+        case b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+
+
+def _decode(
+    name: str, photo: Image.Image, held: contextlib.ExitStack, goal: Transform | None, most_pixels: int | None
+) -> _Upright:
+    width, height = photo.size
+    _check_size(name, photo.size, most_pixels)
     drafted = None
     if goal is not None and goal.interpolation != "nearest" and photo.format in ("JPEG", "MPO"):
         turned = _orientation(photo) >= 5
         wanted = goal._whole((height, width) if turned else (width, height))
         # libjpeg reduces by 2, 4 or 8 while it decodes; the other half is left to the antialiased resize
         drafted = photo.draft("RGB", (2 * wanted[turned], 2 * wanted[not turned]))
+    if photo.format != "WEBP":
+        _take(name, photo.size, str(photo.format), held, most_pixels)  # of a draft, which is smaller
     photo.load()
     orientation = _orientation(photo)  # some formats know it only now; TIFF has been turned while loading
     if orientation != 1:
@@ -159,20 +232,43 @@ def _orientation(photo: Image.Image) -> int:
 
 def _to_rgb(name: str, photo: Image.Image) -> Image.Image:
     if photo.mode.startswith("I") or photo.mode == "F":  # Pillow would clip them
-        values = np.asarray(photo).astype(np.float64)
-        if not np.isfinite(values).all():
-            raise DataError(f"{name}: expected finite pixels, got NaN or infinity; replace them")
-        low, high = values.min(), values.max()
+        extremes = [_extremes(name, strip) for strip, _ in _strips(photo)]
+        low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
         for limit in (1.0, 255.0, 65535.0) if photo.mode == "F" else (65535.0,):
             if low >= 0 and high <= limit:
                 low, high = 0.0, limit
                 break
-        scaled = (values - low) * (255.0 / (high - low or 1.0))
-        return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
-    if photo.has_transparency_data:
-        white = Image.new("RGBA", photo.size, "white")
-        return Image.alpha_composite(white, photo.convert("RGBA")).convert("RGB")
-    return photo.convert("RGB")
+
+        def changed(strip: Image.Image) -> Image.Image:
+            scaled = (np.asarray(strip).astype(np.float64) - low) * (255.0 / (high - low or 1.0))
+            return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+
+    elif photo.has_transparency_data:
+
+        def changed(strip: Image.Image) -> Image.Image:
+            white = Image.new("RGBA", strip.size, "white")
+            return Image.alpha_composite(white, strip.convert("RGBA")).convert("RGB")
+
+    else:
+        return photo if photo.mode == "RGB" else photo.convert("RGB")
+    rgb = Image.new("RGB", photo.size)
+    for strip, top in _strips(photo):
+        rgb.paste(changed(strip), (0, top))
+    return rgb
+
+
+def _strips(photo: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """Strips of at most :data:`STRIP` pixels, or a row, and where they begin: work on them takes little memory."""
+    rows = max(1, STRIP // photo.width)
+    for top in range(0, photo.height, rows):
+        yield photo.crop((0, top, photo.width, min(photo.height, top + rows))), top
+
+
+def _extremes(name: str, strip: Image.Image) -> tuple[float, float]:
+    values = np.asarray(strip).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise DataError(f"{name}: expected finite pixels, got NaN or infinity; replace them")
+    return values.min(), values.max()
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:
@@ -306,7 +402,13 @@ class Transform:
         Errors, those of :func:`open_photo`, begin with ``name``, by default the path or the kind of the source.
         ``most_pixels``, below :data:`MAX_PIXELS`, is checked before any pixel is decoded.
         """
-        upright = _open_upright(source, self, name, most_pixels)
+        with contextlib.ExitStack() as held:
+            return self._read(source, held, name, most_pixels)
+
+    def _read(
+        self, source: PhotoSource, held: contextlib.ExitStack, name: str | None, most_pixels: int | None
+    ) -> Photo:
+        upright = _open_upright(source, held, self, name, most_pixels)
         kept = upright.photo if isinstance(source, Image.Image | np.ndarray) else None
         return Photo(self._resized(upright), upright.size, self.region(upright.size), kept)
 
