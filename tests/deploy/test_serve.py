@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import io
 import itertools
 import json
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +30,14 @@ from PIL import Image
 from bla.data.photo import Photo
 from bla.deploy.engine import Engine, Outputs
 from bla.deploy.serve import Batcher, Busy, Limits, application
+from bla.deploy.serve.documents import PhotosAndMasks
+from bla.deploy.serve.requests import _json
 from bla.explanations.explanation import Explanation
 from small_exports import Pair
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+from starlette.exceptions import HTTPException
 
 LIMITS = Limits(bytes=400_000, photos=4, pixels=200_000, masks=8, seconds=120)
 
@@ -317,6 +322,67 @@ def test_an_answer_holds_the_probability_of_a_class(client: TestClient, engine: 
     assert answer["target"] == whole["eel"]
     refused = client.post("/v1/answers?target=el", **send)
     assert (refused.status_code, "did you mean 'eel'" in refused.json()["error"]) == (422, True)
+
+
+LARGE = {
+    "masks of letters": b'{"photos":["AA"],"masks":[' + b'"a",' * 75_000 + b'"",' * 20_000 + b'""]}',
+    "empty photos": b'{"photos":[' + b'"",' * 600_000 + b'""]}',
+    "empty masks": b'{"photos":["AA"],"masks":[' + b"[]," * 600_000 + b"[]]}",
+    "one long row": b'{"photos":["AA"],"masks":[[[' + b"1," * 900_000 + b"1]]]}",
+    "depth": b'{"photos":' + b"[" * 900_000,
+    "objects": b'{"photos":["AA"],"masks":[' + b"{}," * 600_000 + b"{}]}",
+    "keys": b"{" + b'"a":1,' * 300_000 + b'"photos":["AA"]}',
+    "digits": b'{"photos":["AA"],"masks":' + b"9" * 1_800_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_nothing_is_made_of_what_a_request_cannot_hold(name: str, engine: Engine) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(HTTPException, match="expected JSON"):
+            _json(LARGE[name], LIMITS, engine.card, PhotosAndMasks)
+        assert tracemalloc.get_traced_memory()[1] < 400_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_bodies_under_way_share_the_memory_and_hold_no_place_in_the_queue(engine: Engine) -> None:
+    app = application(engine, room=2, limits=dataclasses.replace(LIMITS, stall=0.2))
+    server, sent = app.state.server, photo()
+
+    def body(chunks: list[bytes], wait: float) -> Callable[[], Awaitable[dict[str, Any]]]:
+        parts = iter(chunks)
+
+        async def receive() -> dict[str, Any]:
+            if (part := next(parts, None)) is None:
+                await asyncio.sleep(wait)
+            return {"type": "http.request", "body": part or b"", "more_body": part is not None}
+
+        return receive
+
+    async def request(receive: Callable[[], Awaitable[dict[str, Any]]]) -> int:
+        statuses: list[int] = []
+
+        async def send(message: Any) -> None:
+            statuses.append(message.get("status", 0))
+
+        head = {"headers": [(b"content-type", b"image/png")], "query_string": b"", "method": "POST", "type": "http"}
+        await app({**head, "path": "/v1/explain", "raw_path": b"", "root_path": "", "app": app}, receive, send)
+        return statuses[0]
+
+    async def all_at_once() -> list[int]:
+        stalled = [asyncio.create_task(request(body([sent[:100]], 5))) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        assert server.bodies.held == 2000
+        return [await request(body([sent], 0)), *(await asyncio.gather(*stalled))]
+
+    assert asyncio.run(all_at_once()) == [200] + [408] * 20
+    assert server.bodies.held == server.batcher.inside == 0
+    server.bodies.most = 1000
+    with TestClient(app) as client:
+        answer = client.post("/v1/explain", files={"photo": sent})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
 
 
 def free_port() -> int:

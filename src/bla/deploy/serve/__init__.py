@@ -14,7 +14,7 @@ from bla import BlaError
 from bla.deploy.engine import Engine
 from bla.deploy.serve import documents, routes
 from bla.deploy.serve.batching import Batcher, Busy
-from bla.deploy.serve.requests import Limits
+from bla.deploy.serve.requests import Bodies, Limits
 
 __all__ = ["Batcher", "Busy", "Limits", "application", "serve"]
 
@@ -41,7 +41,8 @@ def application(
         ),
     )
     batcher = Batcher(engine, most=most, deadline=deadline, room=room)
-    app.state.server = routes.Server(engine, limits or Limits(), batcher)
+    limits = limits or Limits()
+    app.state.server = routes.Server(engine, limits, batcher, Bodies(8 * limits.bytes))
     app.include_router(routes.router)
     return app
 

@@ -54,8 +54,8 @@ class Batcher:
 
     @contextlib.contextmanager
     def admitted(self, photos: int) -> Iterator[None]:
-        """Count so many photos as under way while inside; raises :class:`Busy` where there is no room for them."""
-        if self.inside + photos > self.room:
+        """Count so many photos as under way while inside; raises :class:`Busy` if there is no room, also for none."""
+        if self.inside + max(photos, 1) > self.room:
             raise Busy(max(1, math.ceil(self._pace * self.inside)))
         self.inside += photos
         try:

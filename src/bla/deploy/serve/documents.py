@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -59,23 +59,29 @@ class Explanations(BaseModel):
     explanations: list[Explained | Unexplained]
 
 
+_Base64 = Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]
+_Row = Annotated[list[Literal[0, 1]], Field(min_length=1)]
+Masks = Annotated[list[Annotated[list[_Row], Field(min_length=1)]], Field(min_length=1)]
+
+
 class Photos(BaseModel):
     """Photos, as base64."""
 
     model_config = ConfigDict(extra="forbid")
-    photos: Annotated[list[Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]], Field(min_length=1)]
+    photos: Annotated[list[_Base64], Field(min_length=1, max_length=256)]
 
 
 class PhotosAndMasks(Photos):
     """A photo, and subsets of its cells."""
 
-    masks: Annotated[list[list[list[Annotated[int, Field(json_schema_extra={"enum": [0, 1]})]]]], Field(min_length=1)]
+    masks: Masks
 
 
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGM4MWEuAARUAeePzIjeAAAAAElFTkSuQmCC"
 _FILE = {"type": "string", "format": "binary"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A body that ends early", "model": Error},
+    408: {"description": "A body that stops coming", "model": Error},
     413: {"description": "More bytes than are allowed", "model": Error},
     415: {"description": "Another content type", "model": Error},
     422: {"description": "A broken photo or a wrong value, with the reason", "model": Error},

@@ -2,83 +2,112 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import dataclasses
-import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from bla.deploy.engine import Card
+from bla.deploy.serve import documents
+from bla.deploy.serve.batching import Busy
 
 Photos = list[tuple[str, bytes]]  # names and encoded photos
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """The bytes of a request's body, its photos, the pixels of each, its masks, and the seconds to its answer."""
+    """The bytes of a request's body, its photos, the pixels of each, its masks, the seconds to its answer and between
+    two parts of its body.
+    """
 
     bytes: int = 32 * 1024 * 1024
     photos: int = 16
     pixels: int = 50_000_000
     masks: int = 256
     seconds: float = 30.0
+    stall: float = 10.0
 
 
-async def received(request: Request, limits: Limits) -> tuple[Photos, Any]:
+class Bodies:
+    """The bytes of the bodies under way, which share ``most``; for one event loop."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+
+
+@asynccontextmanager
+async def received(
+    request: Request, limits: Limits, bodies: Bodies, card: Card, schema: type[documents.Photos]
+) -> AsyncIterator[tuple[Photos, Any]]:
     """The photos of a request, still encoded, and its masks, if any, as :func:`masks_of` reads them."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    body = await _body(request, limits)
-    masks = None
-    if kind == "multipart/form-data":
-        photos, masks = await _multipart(request, body, limits)
-    elif kind == "application/json":
-        photos, masks = _json(body)
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        photos = [("photo", body)]
-    else:
-        came = kind[:80] or "no type"
-        raise HTTPException(415, f"expected multipart/form-data, application/json or image/..., got {came}")
-    if not 1 <= len(photos) <= limits.photos:
-        raise HTTPException(422, f"expected 1 to {limits.photos} photos, got {len(photos)}")
-    return photos, masks
-
-
-def masks_of(value: Any, card: Card, limits: Limits) -> npt.NDArray[np.bool_]:
-    """Subsets of cells (M, H, W) from lists, or from their JSON text."""
-    try:
-        array = np.array(json.loads(value) if isinstance(value, str) else value)
-    except (ValueError, RecursionError, OverflowError):
-        array = np.array(None)
-    if array.ndim != 3 or len(array) > limits.masks:
-        raise HTTPException(422, f"expected masks as 1 to {limits.masks} lists of rows of cells, got {array.shape}")
-    return card.checked_masks(array)
-
-
-async def _body(request: Request, limits: Limits) -> bytes:
     body = bytearray()
+    try:
+        await _read(request, limits, bodies, body)
+        masks = None
+        if kind == "multipart/form-data":
+            photos, masks = await _multipart(request, bytes(body), limits)
+            if isinstance(masks, str):
+                masks = await asyncio.to_thread(_valid, TypeAdapter(documents.Masks), masks, limits, card)
+        elif kind == "application/json":
+            photos, masks = await asyncio.to_thread(_json, body, limits, card, schema)
+        elif kind.startswith("image/") or kind == "application/octet-stream":
+            photos = [("photo", bytes(body))]
+        else:
+            came = kind[:80] or "no type"
+            raise HTTPException(415, f"expected multipart/form-data, application/json or image/..., got {came}")
+        if not 1 <= len(photos) <= limits.photos:
+            raise HTTPException(422, f"expected 1 to {limits.photos} photos, got {len(photos)}")
+        yield photos, masks
+    finally:
+        bodies.held -= len(body)
+
+
+def masks_of(masks: list[list[list[int]]], card: Card, limits: Limits) -> npt.NDArray[np.bool_]:
+    """Subsets of cells (M, H, W) from lists."""
+    if len(masks) > limits.masks or any(len({*map(len, rows)} | {card.grid[1]}) > 1 for rows in masks):
+        raise HTTPException(422, f"expected 1 to {limits.masks} masks of {card.grid} cells, got {len(masks)} or others")
+    if any(len(rows) != card.grid[0] for rows in masks):
+        raise HTTPException(422, f"expected masks of {card.grid[0]} rows, got others")
+    return card.checked_masks(np.array(masks))
+
+
+async def _read(request: Request, limits: Limits, bodies: Bodies, body: bytearray) -> None:
+    """Append the body as it comes: what has not come holds no memory of the server."""
     too_large = HTTPException(413, f"expected at most {limits.bytes:,} bytes, got more; send a smaller photo")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > limits.bytes:  # before any of it is read
         raise too_large
+    chunks = aiter(request.stream())
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limits.bytes:
+        while True:
+            async with asyncio.timeout(limits.stall):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                break
+            if len(body) + len(chunk) > limits.bytes:
                 raise too_large
+            if bodies.held + len(chunk) > bodies.most:
+                raise Busy(2)
+            bodies.held += len(chunk)
+            body += chunk
     except ClientDisconnect:
         raise HTTPException(400, "expected a whole body, got one that ends early") from None
+    except TimeoutError:
+        raise HTTPException(408, f"expected more of the body within {limits.stall:g} s, got none") from None
     if not body:
         raise HTTPException(422, "expected a photo, got an empty body")
-    return bytes(body)
 
 
 async def _multipart(request: Request, body: bytes, limits: Limits) -> tuple[Photos, Any]:
@@ -100,22 +129,33 @@ async def _multipart(request: Request, body: bytes, limits: Limits) -> tuple[Pho
         await form.close()
 
 
-def _json(body: bytes) -> tuple[Photos, Any]:
-    try:
-        record = json.loads(body)
-    except (ValueError, RecursionError):
-        raise HTTPException(422, "expected JSON, got a malformed body") from None
-    texts = record.get("photos") if isinstance(record, dict) else None
-    if not isinstance(texts, list) or set(record) - {"photos", "masks"}:
-        raise HTTPException(422, 'expected {"photos": ["BASE64", ...]}, got another object')
+def _json(
+    body: bytes | bytearray, limits: Limits, card: Card, schema: type[documents.Photos]
+) -> tuple[Photos, list[list[list[int]]] | None]:
+    record = _valid(TypeAdapter(schema), body, limits, card)
     photos = []
-    for index, text in enumerate(texts):
+    for index, text in enumerate(record.photos):
         try:
             content = base64.b64decode(text.partition(";base64,")[2] or text, validate=True)
-        except (AttributeError, binascii.Error, ValueError):
+        except ValueError:
             raise HTTPException(422, f"expected photos as base64 text, got something else at {index}") from None
         photos.append((f"photo {index}", content))
-    return photos, record.get("masks")
+    return photos, getattr(record, "masks", None)
+
+
+def _valid(schema: TypeAdapter[Any], text: str | bytes | bytearray, limits: Limits, card: Card) -> Any:
+    """JSON of a schema; one of more values than a request can hold is refused before any of them is made."""
+    height, width = card.grid
+    most = 16 + 4 * limits.photos + limits.masks * (height * (width + 2) + 2)
+    marks: Any = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
+    if sum(text.count(mark) for mark in marks) > most:
+        raise HTTPException(422, f"expected JSON of at most {most:,} values, got more")
+    try:
+        return schema.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))[:80]
+        raise HTTPException(422, f"expected JSON as /openapi.json says, got {place}: {first['msg']}") from None
 
 
 def _printable(filename: str | None) -> str:

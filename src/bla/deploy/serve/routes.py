@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +18,7 @@ from bla.deploy.pictures import picture
 from bla.deploy.serve import documents
 from bla.deploy.serve.batching import Batcher
 from bla.deploy.serve.reference import as_html
-from bla.deploy.serve.requests import Limits, masks_of, received
+from bla.deploy.serve.requests import Bodies, Limits, masks_of, received
 from bla.explanations.explanation import Explanation, Prediction, Unexplained, likeliest
 
 PAGE = Path(__file__).with_name("page.html")
@@ -38,6 +37,7 @@ class Server:
     engine: Engine
     limits: Limits
     batcher: Batcher
+    bodies: Bodies
 
     async def photo(self, name: str, content: bytes) -> Photo:
         """Decode a photo in another thread; raises DataError where it cannot be read, or has too many pixels."""
@@ -87,14 +87,14 @@ async def explain(
     accepted = {part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")}
     drawn = format == "png" if format else "image/png" in accepted and "application/json" not in accepted
     async with asyncio.timeout(server.limits.seconds):
-        with ExitStack() as admission:
-            # Admission comes before the body is read, so that the queue bounds the memory.
-            admission.enter_context(server.batcher.admitted(1))
-            photos, _ = await received(request, server.limits)
-            admission.enter_context(server.batcher.admitted(len(photos) - 1))
+        with server.batcher.admitted(0):  # a full server reads no body
+            pass
+        async with received(request, server.limits, server.bodies, card, documents.Photos) as (photos, _):
             if drawn and len(photos) > 1:
                 raise HTTPException(422, f"expected one photo for a picture, got {len(photos)}; ask for JSON")
-            results = await asyncio.gather(*(server.explain(name, content, *question) for name, content in photos))
+            with server.batcher.admitted(len(photos)):
+                asked = (server.explain(name, content, *question) for name, content in photos)
+                results = await asyncio.gather(*asked)
             explained = [result for result in results if isinstance(result, Explanation)]
             if not explained:
                 raise HTTPException(422, "; ".join(getattr(result, "error", "") for result in results))
@@ -115,12 +115,14 @@ async def answers(
     engine, limits = server.engine, server.limits
     about = None if target is None else engine.card.index_of(target)
     async with asyncio.timeout(limits.seconds):
-        with server.batcher.admitted(1):
-            photos, masks = await received(request, limits)
+        with server.batcher.admitted(0):
+            pass
+        async with received(request, limits, server.bodies, engine.card, documents.PhotosAndMasks) as (photos, masks):
             if len(photos) != 1 or masks is None:
                 raise HTTPException(422, f"expected one photo and masks, got {len(photos)} photos")
             subsets = masks_of(masks, engine.card, limits)
-            outputs = await server.batcher.run(await server.photo(*photos[0]), masks=subsets)
+            with server.batcher.admitted(1):
+                outputs = await server.batcher.run(await server.photo(*photos[0]), masks=subsets)
     found = []
     for subset, logits in zip(subsets, outputs.answers, strict=True):
         probabilities = engine.probabilities(logits)
