@@ -29,7 +29,7 @@ from PIL import Image
 
 from bla.data.photo import Photo
 from bla.deploy.engine import Engine, Outputs
-from bla.deploy.serve import Batcher, Busy, Limits, application
+from bla.deploy.serve import Batcher, Busy, Limits, _watch, application
 from bla.deploy.serve.documents import PhotosAndMasks
 from bla.deploy.serve.requests import _json
 from bla.explanations.explanation import Explanation
@@ -322,6 +322,31 @@ def test_an_answer_holds_the_probability_of_a_class(client: TestClient, engine: 
     assert answer["target"] == whole["eel"]
     refused = client.post("/v1/answers?target=el", **send)
     assert (refused.status_code, "did you mean 'eel'" in refused.json()["error"]) == (422, True)
+
+
+def test_an_engine_that_no_longer_answers_ends_the_server(engine: Engine) -> None:
+    app = application(engine, limits=dataclasses.replace(LIMITS, seconds=0.5), token="a token nobody guesses")
+    server, ended = app.state.server, list[int]()
+    with TestClient(app) as client:
+        assert client.get("/healthz").json()["status"] == "ok"
+        assert client.get("/v1/explainer").status_code == 401
+        server.batcher._began = time.monotonic() - 3
+        assert "has not answered for more than 1 s" in client.get("/healthz").json()["error"]
+        server.batcher._began = None
+        assert client.get("/healthz").status_code == 200
+        server.batcher._thread.shutdown()
+        assert client.get("/healthz").status_code == 503
+    _watch(server, 0, ended.append)
+    assert ended == [1]
+
+
+def test_an_error_before_the_engine_reaches_every_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("bla.deploy.serve.batching.np.stack", full)
+    with TestClient(application(engine, limits=LIMITS), raise_server_exceptions=False) as client:
+        assert [client.post("/v1/explain", files={"photo": photo()}).status_code for _ in range(2)] == [500, 500]
 
 
 LARGE = {

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+from bla import BlaError
 from bla.cli.sharing import Json, Port, TrustCode, listening, require, say, within
 
 
@@ -58,6 +59,7 @@ def serve(
     megabytes: Annotated[float, within(0.001, 1024)] = 32.0,
     megapixels: Annotated[float, within(0.001, 178)] = 50.0,
     timeout: Annotated[float, within(0.1, 3600)] = 30.0,
+    token_file: Path | None = None,
     trust_code: TrustCode = None,
 ) -> None:
     """Serve explanations: an API (/openapi.json) and a page (/).
@@ -76,6 +78,7 @@ def serve(
     :param megabytes: Size of a request, at most.
     :param megapixels: Size of a photo, at most; checked before it is decoded.
     :param timeout: Seconds per request, at most.
+    :param token_file: A file with a token that requests must hold, as a bearer or a password.
     """
     from bla.deploy.engine import open_engine
 
@@ -84,6 +87,9 @@ def serve(
     from bla.deploy.serve import serve as run
     from bla.progress import shown_progress
 
+    token = None if token_file is None else token_file.read_text("utf-8", "replace").strip()
+    if token is not None and (len(token) < 16 or not token.isascii()):
+        raise BlaError(f"expected a token of 16 ASCII characters or more in {token_file}, got {len(token)} characters")
     with listening(host, port) as listener:
         with shown_progress() as report:
             engine = open_engine(explainer, model=trust_code, threads=threads, report=report)
@@ -91,4 +97,5 @@ def serve(
         limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
         say(f"{engine.card.setup} on {engine.card.model}: {address}", file=sys.stderr, flush=True)
-        run(engine, listener, limits=limits, most=batch_size, deadline=deadline / 1000, room=queue)
+        settings = {"most": batch_size, "deadline": deadline / 1000, "room": queue, "token": token}
+        run(engine, listener, limits=limits, **settings)

@@ -7,24 +7,23 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from bla.study.errors import StudyError
+from bla.web import connections
 
 
 def configured(app: FastAPI, *, proxy: str | None = None) -> uvicorn.Config:
     """How uvicorn runs it; `proxy` is the address of the reverse proxy that may say whom it speaks for."""
-    settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
-    settings |= {"timeout_keep_alive": 30, "limit_concurrency": 2000, "h11_max_incomplete_event_size": 32 * 1024}
-    return uvicorn.Config(app, proxy_headers=proxy is not None, forwarded_allow_ips=proxy, **settings)
+    bounds = {"timeout_keep_alive": 30, "limit_concurrency": 2000, "h11_max_incomplete_event_size": 32 * 1024}
+    return connections.configured(app, proxy_headers=proxy is not None, forwarded_allow_ips=proxy, **bounds)
 
 
 def serve(app: FastAPI, server: socket.socket, *, proxy: str | None = None) -> None:
     """Serve until interrupted."""
-    uvicorn.Server(configured(app, proxy=proxy)).run(sockets=[server])
+    connections.run(configured(app, proxy=proxy), server)
 
 
 @contextlib.contextmanager

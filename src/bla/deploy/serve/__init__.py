@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,12 +20,19 @@ from bla.deploy.engine import Engine
 from bla.deploy.serve import documents, routes
 from bla.deploy.serve.batching import Batcher, Busy
 from bla.deploy.serve.requests import Bodies, Limits
+from bla.web.envelope import Envelope
 
 __all__ = ["Batcher", "Busy", "Limits", "application", "serve"]
 
 
 def application(
-    engine: Engine, *, limits: Limits | None = None, most: int = 16, deadline: float = 0.005, room: int = 64
+    engine: Engine,
+    *,
+    limits: Limits | None = None,
+    most: int = 16,
+    deadline: float = 0.005,
+    room: int = 64,
+    token: str | None = None,
 ) -> FastAPI:
     """The server as an ASGI application.
 
@@ -28,6 +40,7 @@ def application(
     ----------
     limits: what a request may hold, and how long it may take.
     most, deadline, room: as of :class:`bla.deploy.serve.batching.Batcher`.
+    token: what a request must hold (:class:`bla.web.envelope.Envelope`), except one for ``/healthz``.
     """
     app = FastAPI(
         title="bla: what a classifier looked at",
@@ -44,6 +57,7 @@ def application(
     limits = limits or Limits()
     app.state.server = routes.Server(engine, limits, batcher, Bodies(8 * limits.bytes))
     app.include_router(routes.router)
+    app.add_middleware(Envelope, token=token, public=("/healthz",))
     return app
 
 
@@ -52,15 +66,19 @@ def serve(engine: Engine, listener: socket.socket, **settings: Any) -> None:
 
     ``settings`` are those of :func:`application`.
     """
-    import uvicorn
+    from bla.web import connections
 
     limits: Limits = settings.get("limits") or Limits()
-    config = uvicorn.Config(
-        application(engine, **settings),
-        log_level="warning",
-        server_header=False,
-        timeout_keep_alive=10,
-        timeout_graceful_shutdown=math.ceil(limits.seconds) + 1,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    app = application(engine, **settings)
+    bounds = {"timeout_keep_alive": 10, "h11_max_incomplete_event_size": 64 * 1024}
+    config = connections.configured(app, timeout_graceful_shutdown=math.ceil(limits.seconds) + 1, **bounds)
+    threading.Thread(target=_watch, args=(app.state.server,), daemon=True).start()
+    connections.run(config, listener)
+
+
+def _watch(server: routes.Server, pause: float = 5.0, end: Callable[[int], Any] = os._exit) -> None:
+    """End the process when its engine no longer answers, so that whatever started it can start it again."""
+    while (fault := server.fault) is None:
+        time.sleep(pause)
+    print(f"bla: {fault}: the server ends", file=sys.stderr, flush=True)
+    end(1)

@@ -51,6 +51,16 @@ class Batcher:
         self._full = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "bla-engine")
+        self._began: float | None = None
+        """When the engine began with what it has not answered."""
+
+    def fault(self, patience: float) -> str | None:
+        """Why the engine will not answer: its thread is dead, or has been busy with a batch for so many seconds."""
+        if self._began is not None and time.monotonic() - self._began > patience:
+            return f"the engine has not answered for more than {patience:g} s"
+        if self._thread._shutdown or not all(thread.is_alive() for thread in self._thread._threads):
+            return "the engine's thread has ended"
+        return None
 
     @contextlib.contextmanager
     def admitted(self, photos: int) -> Iterator[None]:
@@ -97,16 +107,19 @@ class Batcher:
             question["sizes"] = [job.size for job in jobs]
         if any(job.target >= 0 for job in jobs):
             question["targets"] = [job.target for job in jobs]
-        photos = np.stack([job.photo.pixels for job in jobs])
-        running = self._thread.submit(self.engine.run, photos, **question)
+        self._began = time.monotonic()
         try:
-            outputs = await asyncio.wrap_future(running)
+            photos = np.stack([job.photo.pixels for job in jobs])
+            running = self._thread.submit(self.engine.run, photos, **question)
+            rows = (await asyncio.wrap_future(running)).rows()
+            for job, row in zip(jobs, rows, strict=True):
+                if not job.future.done():
+                    job.future.set_result(row)
         except Exception as error:  # whatever it is, every waiting request gets it
             for job in jobs:
                 if not job.future.done():
                     job.future.set_exception(error)
             return
+        finally:
+            self._began = None
         self.done += len(jobs)
-        for job, row in zip(jobs, outputs.rows(), strict=True):
-            if not job.future.done():
-                job.future.set_result(row)

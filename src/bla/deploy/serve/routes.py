@@ -39,6 +39,11 @@ class Server:
     batcher: Batcher
     bodies: Bodies
 
+    @property
+    def fault(self) -> str | None:
+        """Why the server can answer no more."""
+        return self.batcher.fault(2 * self.limits.seconds)
+
     async def photo(self, name: str, content: bytes) -> Photo:
         """Decode a photo in another thread; raises DataError where it cannot be read, or has too many pixels."""
         read = self.engine.transform.read
@@ -147,9 +152,11 @@ async def explainer(server: Shared) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses={503: {"description": "The engine no longer answers", "model": documents.Error}})
 async def health(server: Shared) -> dict[str, Any]:
-    """Whether the server is up, how many photos are under way, and how many it has explained."""
+    """Whether the engine works, how many photos are under way, and how many it has explained."""
+    if (fault := server.fault) is not None:
+        raise HTTPException(503, fault)
     return {"status": "ok", "waiting": server.batcher.inside, "explained": server.batcher.done}
 
 

@@ -1,0 +1,1 @@
+"""HTTP servers whose connections are limited in time and number; knows nothing of ours."""
