@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,7 @@ from bla.model.attention import Attention, BoundedLogitAttention, Selection
 from bla.model.earlier import with_earlier
 from bla.model.evidence import from_all, linear_layer, sizes
 from bla.model.heads import read
-from bla.model.images import ImageLike, Input, each, read_image
+from bla.model.images import ImageLike, Images, Input, each, read_image
 from bla.model.outputs import Meaning, Output, Reading
 from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.parts import Part
@@ -32,6 +34,11 @@ from bla.model.splitting import ClassifierError, split, split_for
 from bla.model.votes import votes
 
 __all__ = ["ClassifierError", "ExplainableClassifier", "ImageLike", "explainable"]
+
+Target = int | str | SupportsIndex | None
+"""A class by index, also as NumPy and torch have them, or by name; None where no class is asked about."""
+Question = tuple[int | None, int | None]
+"""A class that is asked about, and another that it is held against."""
 
 
 class ExplainableClassifier(nn.Module):
@@ -143,24 +150,26 @@ class ExplainableClassifier(nn.Module):
 
     def explain(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: Images,
         *,
         size: int | None = None,
-        target: int | str | None = None,
-        against: int | str | None = None,
+        target: Target | Iterable[Target] = None,
+        against: Target | Iterable[Target] = None,
         check: bool = False,
         fill: str = FILLS[0],
         batch_size: int = 16,
     ) -> list[Explanation]:
-        """Explain photos: paths, PIL images, arrays or tensors, one or many.
+        """Explain photos: paths, bytes, PIL images, arrays or tensors, one or many, or a data set or loader of them.
 
         Parameters
         ----------
-        images: an array is a photo, uint8 (h, w, 3). A tensor of uint8 is a photo (3, h, w) or (h, w, 3); a tensor of
-            floats is normalised pixels as :meth:`select` takes them, (3, h, w) or a batch.
+        images: labels beside them are left out. An array is a photo, uint8 (h, w, 3). A tensor of uint8 is a photo
+            (3, h, w) or (h, w, 3); a tensor of floats is normalised pixels as :meth:`select` takes them, (3, h, w) or a
+            batch.
         size: select exactly this many cells.
-        target: a class by index or name. ``explanation.votes`` is then what each selected cell says for it; a
-            class-conditional explainer also selects its cells for it, by default for the class that it predicts.
+        target: a class by index or name, or one for each image, None among them. ``explanation.votes`` is then what
+            each selected cell says for it; a class-conditional explainer also selects its cells for it, by default for
+            the class that it predicts.
         against: another class: votes are for ``target`` rather than this one.
         check: ask the whole classifier, in two more passes, about the selected pixels alone and the photo without them.
         fill: what replaces the other pixels then: :data:`bla.data.masking.FILLS`.
@@ -177,11 +186,11 @@ class ExplainableClassifier(nn.Module):
 
     def explain_each(
         self,
-        images: ImageLike | Iterable[ImageLike],
+        images: Images,
         *,
         size: int | None = None,
-        target: int | str | None = None,
-        against: int | str | None = None,
+        target: Target | Iterable[Target] = None,
+        against: Target | Iterable[Target] = None,
         check: bool = False,
         fill: str = FILLS[0],
         batch_size: int = 16,
@@ -197,30 +206,49 @@ class ExplainableClassifier(nn.Module):
                 raise ClassifierError(f"expected a {what} of at least 1, got {number}")
         if self.training:
             raise ClassifierError("expected evaluation mode, got training mode: call .eval() before .explain()")
-        if against is not None and target is None:
-            raise ClassifierError("expected a target, to be held against another class, got none")
         if fill not in FILLS:
             raise ClassifierError(f"expected a fill among {', '.join(FILLS)}, got {fill!r}")
-        about, other = self._class_index(target), self._class_index(against)
-        if about is not None and about == other:
-            raise ClassifierError(f"expected two classes, got {target!r} against itself")
+        asked = self._questions(target, against)
+        if not isinstance(target, Iterable) or isinstance(target, str):
+            asked = itertools.chain([next(asked)], asked)  # a class that there is not is an error without images, too
         with ThreadPoolExecutor(2) as pool:
             numbered = enumerate(each(images))
             loaded = prefetch(pool, lambda item: read_image(self.transform, *item), numbered, ahead=2 * batch_size)
             while batch := list(itertools.islice(loaded, batch_size)):
+                questions = list(itertools.islice(asked, len(batch)))
+                if len(questions) < len(batch):
+                    raise ClassifierError("expected a target for each image, or one for all, got fewer than images")
                 readable = [item for item in batch if isinstance(item, Input)]
-                question = (size, about, other, fill if check else None)
-                explained = iter(self._explanations(readable, *question) if readable else ())
+                about = [question for item, question in zip(batch, questions, strict=True) if isinstance(item, Input)]
+                explained = iter(self._explanations(readable, size, about, fill if check else None) if readable else ())
                 for item in batch:
                     yield next(explained) if isinstance(item, Input) else item
 
-    def _class_index(self, target: int | str | None) -> int | None:
+    def _questions(self, target: Target | Iterable[Target], against: Target | Iterable[Target]) -> Iterator[Question]:
+        """For each image the class that is asked about, and the other."""
+        for about, other in zip(self._class_indices(target), self._class_indices(against), strict=False):
+            if other is not None and about is None:
+                raise ClassifierError("expected a target, to be held against another class, got none")
+            if about is not None and about == other:
+                raise ClassifierError(f"expected two classes, got {self.classes[about]!r} against itself")
+            yield about, other
+
+    def _class_indices(self, target: Target | Iterable[Target]) -> Iterator[int | None]:
+        """The index of a class again and again, or of each of several."""
+        if not isinstance(target, Iterable) or isinstance(target, str) or getattr(target, "ndim", None) == 0:
+            return itertools.repeat(self._class_index(cast("Target", target)))
+        return map(self._class_index, target)
+
+    def _class_index(self, target: Target) -> int | None:
         if target is None:
             return None
         if isinstance(target, str) and target in self.classes:
             return self.classes.index(target)
-        if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(self.classes):
-            return target
+        if not isinstance(target, (bool, np.bool_, str)) and getattr(target, "dtype", None) != torch.bool:
+            with contextlib.suppress(TypeError, ValueError):  # of what is no whole number
+                index = operator.index(target)
+                if 0 <= index < len(self.classes):
+                    return index
         raise ClassifierError(
             f"expected a class of {self.name} by name, or by index from 0 to {len(self.classes) - 1}, got {target!r}"
             + (meant(str(target), self.classes) or f"; it knows {list(self.classes[:5])}, ...")
@@ -228,7 +256,7 @@ class ExplainableClassifier(nn.Module):
 
     @torch.inference_mode()
     def _explanations(
-        self, inputs: Sequence[Input], size: int | None, target: int | None, against: int | None, fill: str | None
+        self, inputs: Sequence[Input], size: int | None, asked: Sequence[Question], fill: str | None
     ) -> list[Explanation | Unexplained]:
         pixels = self.batch(inputs)
         features = self.trunk(pixels)
@@ -236,11 +264,11 @@ class ExplainableClassifier(nn.Module):
         if size is not None and size > cells:
             raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
         targets = self.attention.predicted(features)
-        if targets is not None and target is not None:
-            targets = torch.full_like(targets, target)
+        if targets is not None:
+            about = targets.new_tensor([-1 if target is None else target for target, _ in asked])
+            targets = torch.where(about < 0, targets, about)
         selection = self.attention(features, size=size, target=targets)
-        question = {"target": target, "against": against, "fill": fill}
-        return self.explained(inputs, pixels, features, selection, targets, **question)  # type: ignore[arg-type]
+        return self.explained(inputs, pixels, features, selection, targets, asked=asked, fill=fill)
 
     def batch(self, inputs: Sequence[Input]) -> Tensor:
         """The normalised pixels (B, 3, h, w) of inputs."""
@@ -260,15 +288,17 @@ class ExplainableClassifier(nn.Module):
         selection: Selection,
         targets: Tensor | None,
         *,
-        target: int | None = None,
-        against: int | None = None,
+        asked: Sequence[Question] = (),
         fill: str | None = None,
     ) -> list[Explanation | Unexplained]:
-        """The explanations of inputs by a selection of their features, whatever made it for the classes ``targets``."""
+        """The explanations of inputs by a selection of their features, whatever made it for the classes ``targets``.
+
+        ``asked``: for each image the class that votes are for, or None, and the class that they are against.
+        """
         logits = self.classify(features, selection.hard).float()
         own = from_all(self.head, features).float()
         probabilities, whole = (self._probabilities(of) for of in (logits, own))
-        asked = self._votes(features, selection.hard, target, against)
+        found_votes = self._votes(features, selection.hard, asked)
         present = self._present(features, selection.hard, logits)
         counted = self.sizes(features, selection.unbounded).tolist()
         alone = []
@@ -303,7 +333,7 @@ class ExplainableClassifier(nn.Module):
                 model=self.name,
                 setup=self.setup,
                 sizes=Sizes(*counted[row]) if all(counted[row]) else None,
-                votes=asked[row] if asked else None,
+                votes=found_votes.get(row),
                 present=present[row] if self.several_labels else None,
                 note=self.note,
             )
@@ -320,22 +350,27 @@ class ExplainableClassifier(nn.Module):
             return unbounded.new_zeros((unbounded.shape[0], 3), dtype=torch.long)
         return sizes(self.head, features, unbounded, self._linear[0])
 
-    def _votes(self, features: Tensor, weights: Tensor, target: int | None, against: int | None) -> list[Votes]:
-        """For each image what its cells say for a class, or for it rather than another."""
-        if target is None:
-            return []
-        indices = [target] if against is None else [target, against]
-        found = votes(self.head, features, weights, *(torch.full_like(features[:, 0, 0, 0], i).long() for i in indices))
-        labels = tuple(self.classes[index] for index in indices)
-        rows = zip(found.cells.float().cpu().numpy(), found.offset.tolist(), found.logit.tolist(), strict=True)
-        return [Votes(target, against, labels, cells, offset, logit, found.method) for cells, offset, logit in rows]
+    def _votes(self, features: Tensor, weights: Tensor, asked: Sequence[Question]) -> dict[int, Votes]:
+        """By row what the cells of an image say for a class, or for it rather than another, where that is asked."""
+        given: dict[int, Votes] = {}
+        for alone in (True, False):
+            rows = [row for row, (target, other) in enumerate(asked) if target is not None and (other is None) == alone]
+            if not rows:
+                continue
+            pairs = [[index for index in asked[row] if index is not None] for row in rows]
+            found = votes(self.head, features[rows], weights[rows], *torch.tensor(pairs, device=features.device).T)
+            each_row = zip(found.cells.float().cpu().numpy(), found.offset.tolist(), found.logit.tolist(), strict=True)
+            for row, indices, (cells, offset, logit) in zip(rows, pairs, each_row, strict=True):
+                labels, other = tuple(self.classes[index] for index in indices), asked[row][1]
+                given[row] = Votes(indices[0], other, labels, cells, offset, logit, found.method)
+        return given
 
     def _present(self, features: Tensor, weights: Tensor, logits: Tensor) -> list[tuple[Votes, ...]]:
         """For each image the votes for every label above one half, the likeliest first."""
         found: list[list[Votes]] = [[] for _ in features]
         for label in (logits > 0).any(dim=0).nonzero()[:, 0].tolist() if self.several_labels else ():
-            (has,) = torch.where(logits[:, label] > 0)
-            for image, said in zip(has.tolist(), self._votes(features[has], weights[has], label, None), strict=True):
+            asked = [(label if has else None, None) for has in (logits[:, label] > 0).tolist()]
+            for image, said in self._votes(features, weights, asked).items():
                 found[image].append(said)
         return [tuple(sorted(of_image, key=lambda said: -said.logit)) for of_image in found]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,13 @@ from torch import Tensor
 from bla.data.photo import DataError, Transform
 from bla.explanations.explanation import Unexplained
 
-ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | Tensor
+ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8] | Tensor
+Images = ImageLike | Iterable[Any]
+"""One image or several: a list, a data set or loader of torch's with or without labels, rows of a Hugging Face one."""
+
+_SEEN = 1e-2
+"""Levels of 255 by which a difference counts."""
+_COLUMNS = ("image", "img", "pixel_values", "images", "photo")
 
 
 class Input(NamedTuple):
@@ -29,14 +35,75 @@ class Input(NamedTuple):
     """The upright photo, if it came as an image or a tensor."""
 
 
-def each(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
-    """One image, a batch as one array or tensor, or several images, one by one."""
-    if isinstance(images, (str, os.PathLike, Image.Image)):
-        yield images
+def each(images: Images) -> Iterator[ImageLike]:
+    """One image, a batch as one array or tensor, or several images, one by one, without the labels beside them.
+
+    >>> list(each([("a.jpg", 3), {"label": 1, "image": b"..."}]))
+    ['a.jpg', b'...']
+    >>> len(list(each((np.zeros((4, 8, 8, 3)), [0, 1, 0, 1]))))
+    4
+    """
+    if isinstance(images, (str, os.PathLike, Image.Image, bytes)) or hasattr(images, "read"):
+        yield cast("ImageLike", images)
     elif isinstance(images, (Tensor, np.ndarray)):
         yield from images if images.ndim == 4 else [images]
+    elif isinstance(images, Mapping):
+        yield from each(_column(images))
+    elif isinstance(images, tuple) and _is_labelled(images):
+        yield from each(images[0])
     else:
-        yield from images
+        several = cast("Any", images)
+        for row in several if isinstance(several, Iterable) else (several[index] for index in range(len(several))):
+            if isinstance(row, (tuple, list)):
+                yield from each(row[0] if _is_labelled(row) else row)
+            else:
+                yield from each(row) if isinstance(row, (Mapping, Tensor, np.ndarray)) else [row]
+
+
+def as_photos(transform: Transform, images: Images, say: Callable[[str], None] = lambda _: None) -> list[Any]:
+    """Photos of any size, as :meth:`bla.data.photo.Transform.read` takes them; of normalised pixels those of the input.
+
+    These are rounded to 8 bits, which is said with the largest difference.
+    """
+    found: list[Any] = []
+    off = 0.0
+    for index, image in enumerate(each(images)):
+        if isinstance(image, Tensor) and image.is_floating_point():
+            read = read_image(transform, index, image)
+            if isinstance(read, Unexplained):
+                raise DataError(read.error)
+            shown = np.asarray(read.photo)
+            off = max(off, float(np.abs(_levels(transform, image) - shown.transpose(2, 0, 1)).max()))
+            found.append(transform.framed(shown[None])[0])
+        else:
+            found.append(_upright(image) if isinstance(image, Tensor) else image)
+    if off > _SEEN:
+        say(f"normalised pixels are rounded to levels from 0 to 255: by at most {off:.2g}")
+    return found
+
+
+def _column(row: Mapping[Any, Any]) -> Any:
+    """The image, or images, of a row or batch by columns."""
+    found = [row[name] for name in _COLUMNS if row.get(name) is not None]
+    found = found or [value for value in row.values() if not _is_label(value) and not isinstance(value, (str, Mapping))]
+    if not found:
+        raise DataError(f"expected a column of images, such as {_COLUMNS[0]!r}, got {', '.join(map(repr, row))}")
+    stored = found[0]  # of a data set whose photos are not decoded
+    return stored.get("bytes") or stored.get("path") if isinstance(stored, Mapping) else stored
+
+
+def _is_labelled(row: tuple[Any, ...] | list[Any]) -> bool:
+    """Whether an image, or a batch, comes with labels behind it."""
+    return len(row) > 1 and _is_label(row[1]) and not _is_label(row[0])
+
+
+def _is_label(value: Any) -> bool:
+    """Whether a value beside an image is a number, or one for each image of a batch."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim < 2
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(isinstance(each, (int, float, np.number)) for each in value)
+    return isinstance(value, (int, float, np.number))
 
 
 def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Unexplained:
@@ -50,8 +117,7 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
         came = tuple(image.shape)
         return Unexplained(name, f"{name}: expected normalised pixels (3, {height}, {width}), got {came}")
     if isinstance(image, Tensor):
-        array = image.cpu().numpy()
-        image = array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 else array
+        image = _upright(image)
     try:
         photo = transform.read(image)
     except DataError as error:
@@ -59,8 +125,19 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
     return Input(name, photo.pixels, photo.region, photo.upright)
 
 
+def _upright(image: Tensor) -> npt.NDArray[Any]:
+    """A tensor as an array with its colours last."""
+    array: npt.NDArray[Any] = image.cpu().numpy()
+    return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 else array
+
+
+def _levels(transform: Transform, pixels: Tensor) -> npt.NDArray[np.float64]:
+    """The levels (3, h, w), from 0 to 255 in photos, of normalised pixels."""
+    mean, std = (np.array(each)[:, np.newaxis, np.newaxis] for each in (transform.mean, transform.std))
+    return np.asarray(255 * (pixels.detach().double().cpu().numpy() * std + mean))
+
+
 def _shown(transform: Transform, pixels: Tensor) -> Image.Image:
     """The photo of normalised pixels."""
-    mean, std = (np.array(each)[:, np.newaxis, np.newaxis] for each in (transform.mean, transform.std))
-    values = 255 * (pixels.detach().double().cpu().numpy() * std + mean)
-    return Image.fromarray(np.rint(np.nan_to_num(values).clip(0, 255)).astype(np.uint8).transpose(1, 2, 0))
+    values = np.nan_to_num(_levels(transform, pixels)).clip(0, 255)
+    return Image.fromarray(np.rint(values).astype(np.uint8).transpose(1, 2, 0))

@@ -23,7 +23,8 @@ from bla.data.published import named, photo_splits, read_images
 from bla.files import reading, real, sole_writer
 from bla.model.attention import Attention
 from bla.model.backbones import LITE0, load_backbone, weights_digest
-from bla.model.classifier import ClassifierError, ExplainableClassifier, ImageLike, explainable
+from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
+from bla.model.images import Images, as_photos
 from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.preprocessing import transform_of
 from bla.progress import Progress, progress_of, show, silent
@@ -142,7 +143,7 @@ def train(
 @torch.inference_mode(False)
 def fit(
     wrapped: ExplainableClassifier,
-    images: str | Path | ImageSet | Sequence[ImageLike],
+    images: str | Path | ImageSet | Images,
     *,
     targets: Literal["labels", "predictions"] = "predictions",
     epochs: int | None = None,
@@ -168,7 +169,8 @@ def fit(
 
     Parameters
     ----------
-    images: a folder, an image set, or a list of photos (paths, PIL images or arrays).
+    images: a folder, an image set, or whatever ``explain`` takes: photos or normalised pixels in a list, a data set or
+        loader of torch's, or rows of Hugging Face's. Labels beside them are left out.
     epochs: 10 by default for the default attention, else 5.
     masks, mean_size: of the default attention: masked copies of each photo, and the mean number of cells at the bound,
         or their share below 1.
@@ -206,6 +208,8 @@ def fit(
     schedule = partial(post_hoc, batch_size=batch_size, learning_rate=learning_rate)
     settings = schedule(validation=validation, patience=patience, seed=seed, several_labels=several)
     read = partial(read_examples, wrapped, settings, cache=cache, stream=stream, report=report)
+    if not isinstance(images, (str, Path, ImageSet)):
+        images = as_photos(wrapped.transform, images, lambda what: report(what, 0, 0))
     with photo_splits(images, seed=seed, cache=cache, report=report) as splits:
         train_part, validation_part, test_part, _ = read_parts(read, splits, settings, report)
         before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}

@@ -1,0 +1,156 @@
+"""Images in whatever users hold them, and classes to ask about, one for all or one for each."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import bla
+from bla.data.photo import DataError
+from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
+from bla.model.images import as_photos
+from bla.progress import silent
+from small import Tiny, some_photos
+
+PHOTOS = some_photos(6)
+ARRAYS = [np.array(photo) for photo in PHOTOS]
+LABELS = [0, 1, 2, 0, 1, 2]
+
+
+class Pairs(Dataset[tuple[Any, int]]):
+    """Photos and labels by number, without an iterator."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        return self.images[row], LABELS[row]
+
+
+def encoded(photo: Image.Image) -> bytes:
+    photo.save(stream := io.BytesIO(), "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def wrapped() -> ExplainableClassifier:
+    return explainable(Tiny())
+
+
+@pytest.fixture(scope="module")
+def pixels(wrapped: ExplainableClassifier) -> torch.Tensor:
+    return wrapped.pixels(np.stack([wrapped.transform.read(photo).pixels for photo in PHOTOS]))
+
+
+OF_PHOTOS: dict[str, Callable[[], Any]] = {
+    "bytes": lambda: [encoded(photo) for photo in PHOTOS],
+    "open files": lambda: [io.BytesIO(encoded(photo)) for photo in PHOTOS],
+    "an array": lambda: np.stack(ARRAYS),
+    "a tensor of photos": lambda: torch.from_numpy(np.stack(ARRAYS)).permute(0, 3, 1, 2),
+    "photos and labels": lambda: (PHOTOS, LABELS),
+    "an array and labels": lambda: (np.stack(ARRAYS), np.array(LABELS)),
+    "pairs": lambda: list(zip(PHOTOS, LABELS, strict=True)),
+    "a data set": lambda: Pairs(PHOTOS),
+    "a loader of photos": lambda: DataLoader(Pairs(ARRAYS), batch_size=4),
+    "a loader of lists": lambda: DataLoader(Pairs(PHOTOS), 4, collate_fn=lambda rows: tuple(zip(*rows, strict=True))),
+    "rows": lambda: [{"label": label, "image": photo} for photo, label in zip(PHOTOS, LABELS, strict=True)],
+    "rows of another name": lambda: [{"label": 1, "text": "", "picture": photo} for photo in PHOTOS],
+    "rows of bytes": lambda: [{"image": {"bytes": encoded(photo), "path": None}} for photo in PHOTOS],
+    "batches by columns": lambda: [{"image": PHOTOS[rows], "label": LABELS[rows]} for rows in (slice(4), slice(4, 6))],
+    "a generator": lambda: (photo for photo in PHOTOS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", OF_PHOTOS.values(), ids=OF_PHOTOS)
+def test_photos_are_explained_wherever_they_come_from(make: Callable[[], Any], wrapped: ExplainableClassifier) -> None:
+    for found, expected in zip(wrapped.explain(make()), wrapped.explain(PHOTOS), strict=True):
+        np.testing.assert_allclose(found.unbounded, expected.unbounded, rtol=1e-5, atol=1e-5)
+
+
+OF_PIXELS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "a tensor": lambda pixels: pixels,
+    "a list": list,
+    "pixels and labels": lambda pixels: (pixels, torch.tensor(LABELS)),
+    "a tensor data set": lambda pixels: TensorDataset(pixels, torch.tensor(LABELS)),
+    "one without labels": TensorDataset,
+    "a loader": lambda pixels: DataLoader(TensorDataset(pixels, torch.tensor(LABELS)), batch_size=4),
+    "a loader of rows": lambda pixels: DataLoader([{"pixel_values": row, "labels": 1} for row in pixels], batch_size=4),  # type: ignore[arg-type]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", OF_PIXELS.values(), ids=OF_PIXELS)
+def test_normalised_pixels_too(
+    make: Callable[[torch.Tensor], Any], wrapped: ExplainableClassifier, pixels: torch.Tensor
+) -> None:
+    for found, expected in zip(wrapped.explain(make(pixels)), wrapped.explain(PHOTOS), strict=True):
+        np.testing.assert_allclose(found.unbounded, expected.unbounded, rtol=1e-5, atol=1e-5)
+    photos = as_photos(wrapped.transform, make(pixels))
+    again = wrapped.pixels(np.stack([wrapped.transform.read(photo).pixels for photo in photos]))
+    torch.testing.assert_close(again, pixels, rtol=0, atol=1e-5)
+
+
+def test_rounding_is_said(wrapped: ExplainableClassifier) -> None:
+    said: list[str] = []
+    as_photos(wrapped.transform, torch.full((1, 3, 24, 40), 9.0), said.append)
+    assert said == ["normalised pixels are rounded to levels from 0 to 255: by at most 9.7e+02"]
+    with pytest.raises(DataError, match=r"image 0: expected normalised pixels \(3, 24, 40\), got \(3, 9, 9\)"):
+        as_photos(wrapped.transform, [torch.zeros(3, 9, 9)])
+    with pytest.raises(DataError, match="expected a column of images, such as 'image', got 'label', 'text'"):
+        as_photos(wrapped.transform, [{"label": 1, "text": "a cat"}])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [OF_PHOTOS["bytes"], OF_PHOTOS["a data set"], OF_PHOTOS["rows"], OF_PHOTOS["a loader of photos"]],
+    ids=["bytes", "data set", "rows", "loader"],
+)
+def test_they_are_learnt_from(make: Callable[[], Any], tmp_path: Path) -> None:
+    wrapped = explainable(Tiny())
+    assert bla.fit(wrapped, make(), epochs=1, masks=8, cache=tmp_path, report=silent)["images"] == 1
+    assert wrapped.fitted
+
+
+@pytest.mark.parametrize("two", [2, "class 2", np.int64(2), np.uint8(2), torch.tensor(2), np.array(2)])
+def test_a_class_is_asked_about_by_any_number(two: Any, wrapped: ExplainableClassifier) -> None:
+    expected = wrapped.explain(PHOTOS[:2], target=2)
+    assert wrapped.explain(PHOTOS[:2], target=two) == expected
+    assert wrapped.explain(PHOTOS[:2], target=[two, two]) == expected
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [[2, None, 0, "class 1", None, 2], (2, None, 0, 1, None, 2), [torch.tensor(2), None, np.int32(0), 1, None, 2]],
+    ids=["list", "tuple", "numbers"],
+)
+def test_each_image_has_its_own_class(targets: Any, wrapped: ExplainableClassifier) -> None:
+    asked = [2, None, 0, 1, None, 2]
+    for batch in (1, 4):
+        found = wrapped.explain(PHOTOS, target=targets, batch_size=batch)
+        for photo, target, why in zip(PHOTOS, asked, found, strict=True):
+            (alone,) = wrapped.explain(photo, target=target)
+            assert (why.target, why.votes is None) == (alone.target, target is None)
+            assert why.votes is None or why.votes.target == target
+            np.testing.assert_allclose(why.unbounded, alone.unbounded, rtol=1e-4, atol=1e-5)
+    whole = wrapped.explain(PHOTOS, target=np.array([2, 1, 0, 1, 1, 2]), against=[0, None, 1, None, None, 0])
+    assert [why.votes.against for why in whole if why.votes] == [0, None, 1, None, None, 0]
+
+
+@pytest.mark.parametrize("wrong", [3, -1, True, np.bool_(True), 1.0, "class 9", torch.tensor(True), [0, 9]])
+def test_what_is_no_class_is_refused(wrong: Any, wrapped: ExplainableClassifier) -> None:
+    with pytest.raises(ClassifierError, match="expected a class of tiny by name, or by index from 0 to 2, got"):
+        wrapped.explain(PHOTOS[:2], target=wrong)
+    with pytest.raises(ClassifierError, match="expected a target for each image, or one for all, got fewer"):
+        wrapped.explain(PHOTOS[:2], target=[1])
+    with pytest.raises(ClassifierError, match="expected a target, to be held against another class, got none"):
+        wrapped.explain(PHOTOS[:2], target=[1, None], against=0)
