@@ -29,7 +29,7 @@ SMALLER = {
         ("epochs=10)", f"epochs=1), {RUN}"),
         ("mean_size=6)", f"mean_size=2, epochs=1), {RUN}"),
     ],
-    "inspect": [('"tf_efficientnet_lite0"', NET), ("range(30)", "range(4)")],
+    "inspect": [('"tf_efficientnet_lite0"', NET), ("range(30)", "range(4)"), ("(224, 224)", "(96, 96)")],
 }
 
 
