@@ -6,7 +6,9 @@ import builtins
 import dataclasses
 import io
 import itertools
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
@@ -178,6 +180,22 @@ def test_a_photo_is_read_from_its_path_or_asked_for(tmp_path: Path) -> None:
     assert again == make()
     with pytest.raises(DataError, match=r"no such file.*dataclasses.replace\(explanation, photo=image\)"):
         again.show()
+    assert again._repr_png_() is again._repr_html_() is None  # a notebook then shows the text
+
+
+def test_show_displays_in_a_notebook_and_else_opens_a_viewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(Image.Image, "show", lambda picture, title: shown.append((picture.size, title)))
+    notebook = SimpleNamespace(
+        get_ipython=lambda: SimpleNamespace(kernel=1), display=SimpleNamespace(display=shown.append)
+    )
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    why = make()
+    why.show()
+    assert shown == [why]
+    monkeypatch.delitem(sys.modules, "IPython")
+    why.show()
+    assert shown[1] == (why.picture().size, "image 0")
 
 
 def test_it_saves_pictures_by_their_suffix(tmp_path: Path) -> None:

@@ -793,9 +793,10 @@ def test_an_explanation_knows_a_photo_that_came_in_memory(wrapped: ExplainableCl
     image.save(tmp_path / "photo.png")
     array = np.array(image)
     paths, arrays, images = (wrapped.explain(each)[0] for each in (tmp_path / "photo.png", array, image))
+    (content,) = wrapped.explain((tmp_path / "photo.png").read_bytes())
     array[:] = 0
     assert paths.photo is None
-    assert all(np.array_equal(each.upright(), image) for each in (paths, arrays, images))
+    assert all(np.array_equal(each.upright(), image) for each in (paths, arrays, images, content))
     shown = wrapped.transform.read(image).pixels
     pixels = wrapped.explain(wrapped.pixels(shown[None]))[0]
     assert np.array_equal(pixels.upright(), shown)

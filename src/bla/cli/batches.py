@@ -44,7 +44,7 @@ def batch(
     :param shard: Photos per Parquet file; a killed command repeats at most so many.
     :param column: The Parquet column with the encoded photos; by default the only binary column.
     :param size: Select exactly so many cells. By default the explainer chooses for each photo.
-    :param pictures: Write a panel for each photo, OUT/_pictures/ROW.png.
+    :param pictures: Write a picture of each photo, OUT/_pictures/ROW.png.
     :param scores: Keep the score of every cell, the column unbounded.
     """
     require("batch", "export", *(["ray"] if engine == "ray" else []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -51,7 +52,8 @@ class Explanation(Result):
 
     Attributes
     ----------
-    image: the photo's path, or a name for an image that has none; ``photo`` is then the upright image itself.
+    image: the photo's path, or a name for an image that has none; ``photo`` is then the upright image, or a
+        file's bytes.
     prediction: the class predicted from the selected cells alone; ``top`` lists the best five.
     classifier: the class that the classifier predicts from all cells; None in explanations saved by older versions.
     agrees: whether the two are one class; of several labels, whether the same ones are present. None where unknown.
@@ -84,17 +86,17 @@ class Explanation(Result):
     True
     """
 
-    photo: Image.Image | None = None
+    photo: Any = None  # Image.Image | bytes | None, which is no type of a record
 
     def __repr__(self) -> str:
         return f"<Explanation of {self.image}: {self}>"
 
     def upright(self) -> Image.Image:
         """The photo: the image itself, or read from its path; a DataError if there is no photo."""
-        if self.photo is not None:
+        if isinstance(self.photo, Image.Image):
             return self.photo
         try:
-            return open_photo(self.image)
+            return open_photo(self.photo or self.image)
         except DataError as error:
             remedy = "give it with dataclasses.replace(explanation, photo=image)"
             raise DataError(f"expected the photo that was explained, got: {error}; or {remedy}") from None
@@ -105,7 +107,8 @@ class Explanation(Result):
 
     def picture(self, *, panel: Panel = "plain", heat: Heat | None = None, width: int | None = None) -> Image.Image:
         """The overlay with its words, :func:`bla.explanations.picture.picture`, or the paper's four pictures."""
-        return picture(self.upright(), self, width=width, heat=heat) if panel == "plain" else _paper(self)
+        photo = self.upright()
+        return _paper(photo, self) if panel == "paper" else picture(photo, self, width=width, heat=heat)
 
     def heatmap(self, size: tuple[int, int] | None = None, *, smooth: bool = True) -> FloatMap:
         r"""The ranking of the cells as pixels: (h, w) of the photo, or of another ``size`` (width, height).
@@ -164,17 +167,19 @@ class Explanation(Result):
         write_atomically(path, content.getvalue())
         return path
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> bytes | None:
         content = io.BytesIO()
-        self.picture(width=_SMALL).save(content, "PNG")
-        return content.getvalue()
+        with contextlib.suppress(DataError):  # of a photo that is no longer there, a notebook shows the line of text
+            self.picture(width=_SMALL).save(content, "PNG")
+        return content.getvalue() or None
 
-    def _repr_html_(self) -> str:
-        return figure(self.upright(), self, _SMALL)
+    def _repr_html_(self) -> str | None:
+        with contextlib.suppress(DataError):
+            return figure(self.upright(), self, _SMALL)
+        return None
 
 
-def _paper(explanation: Explanation) -> Image.Image:
-    return panel(explanation.upright(), explanation)
+_paper = panel  # which the methods' argument hides
 
 
 def gallery(

@@ -31,8 +31,8 @@ class Input(NamedTuple):
     """A photo of the transform's size, uint8 (h, w, 3), or normalised pixels (3, h, w)."""
     region: tuple[float, float, float, float]
     """What the pixels show of the upright photo: (left, top, right, bottom) in its pixels."""
-    photo: Image.Image | None = None
-    """The upright photo, if it came as an image or a tensor."""
+    photo: Image.Image | bytes | None = None
+    """The upright photo, if it came as an image or a tensor, or the bytes that it came as."""
 
 
 def each(images: Images) -> Iterator[ImageLike]:
@@ -122,7 +122,7 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
         photo = transform.read(image)
     except DataError as error:
         return Unexplained(name, str(error) if path else f"{name}: {error}")
-    return Input(name, photo.pixels, photo.region, photo.upright)
+    return Input(name, photo.pixels, photo.region, image if isinstance(image, bytes) else photo.upright)
 
 
 def _upright(image: Tensor) -> npt.NDArray[Any]:

@@ -79,7 +79,7 @@ def explain_all(
     workers: threads, or actors of a core each; by default one for each core.
     shard: the number of photos in one file of results; after a kill, an unfinished shard is explained again.
     column: the Parquet column with the photos' bytes.
-    pictures: write ``out/_pictures/ROW.png``, the panel, for each photo.
+    pictures: write ``out/_pictures/ROW.png`` for each photo.
     scores: keep every cell's score, the column ``unbounded``.
     size: cells to select; by default the explainer chooses, photo by photo.
     fill: check each explanation under this fill, one of :data:`bla.data.masking.FILLS`, in two more passes.
