@@ -103,10 +103,10 @@ def test_forward_is_the_papers(setting: dict[str, Any], shape: tuple[int, ...]) 
     spread_out(module)
     features = randn(*shape, dtype=torch.float64)
     selection = module(features)
-    assert all(values.shape == (shape[0], *shape[2:]) for values in selection)
+    assert all(values.shape == (shape[0], *shape[2:]) for values in selection[:4])
     for image, u in enumerate(slow_scores(module, features)):
         assert selection.unbounded[image].flatten().tolist() == pytest.approx([-value for line in u for value in line])
-        for values, expected in zip(selection[1:], slow_selection(u, setting), strict=True):
+        for values, expected in zip(selection[1:4], slow_selection(u, setting), strict=True):
             assert values[image].flatten().tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
@@ -371,7 +371,7 @@ def test_autocast_to_bfloat16(setting: dict[str, Any]) -> None:
 def test_other_types_are_kept(dtype: torch.dtype) -> None:
     for module in (BoundedLogitAttention(4, context=True), L2XAttention(4, size=2)):
         selection = module.to(dtype)(randn(2, 4, 3, 3).to(dtype))
-        assert {values.dtype for values in selection} == {dtype}
+        assert {values.dtype for values in selection[:4]} == {dtype}
 
 
 def test_a_broken_image_spoils_no_other() -> None:

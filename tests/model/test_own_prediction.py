@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bla
 from bla.model.attention import AttentionError
-from bla.model.evidence import evidence, from_all, linear_layer, sizes
+from bla.model.evidence import ask, evidence, from_all, linear_layer, sufficiency
 from bla.model.heads import MapHead, read
 from bla.model.own_prediction import UNTRAINED, OwnPredictionAttention
 
@@ -59,7 +59,7 @@ def test_evidence_is_the_gradient_at_the_map_times_the_map(name: str) -> None:
     head, features, target = heads()[name], features_of(), torch.tensor([4, 0, 2])
     layer = linear_layer(head, 6)
     assert (layer is not None) == (name == "linear")
-    found = evidence(head, features, target, layer)
+    found = evidence(head, features, ask(head, features, layer, target), layer)
     torch.testing.assert_close(found, slow_evidence(head, features, target), rtol=1e-4, atol=1e-4)
 
 
@@ -80,12 +80,19 @@ def slow_sizes(head: nn.Module, photo: Tensor, ranking: Tensor) -> list[int]:
     return [sufficient, decisive, max(1, int((ranking >= 0).sum()))]
 
 
+def sizes(head: nn.Module, features: Tensor, ranking: Tensor, target: Tensor | None = None) -> Tensor:
+    """Sufficient, decisive (0 if they are not known) and at the bound, where the classes (B,) were asked about."""
+    bound = (ranking >= 0).sum(dim=(1, 2)).clamp(min=1)
+    enough = sufficiency(head, features, ranking, ask(head, features, linear_layer(head, 6), target))
+    return torch.stack([*(enough or (0 * bound, 0 * bound)), bound], dim=1)
+
+
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000), name=st.sampled_from(["linear", "nonlinear"]))
-def test_sizes_equal_those_of_every_prefix_read_one_by_one(seed: int, name: str) -> None:
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(["linear", "nonlinear"]), asked=st.booleans())
+def test_sizes_equal_those_of_every_prefix_read_one_by_one(seed: int, name: str, asked: bool) -> None:
     head, features = heads()[name], features_of(seed)
     ranking = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(seed + 1))
-    found = sizes(head, features, ranking, linear_layer(head, 6))
+    found = sizes(head, features, ranking, torch.tensor([4, 0, 2]) if asked else None)
     assert found.tolist() == [slow_sizes(head, *pair) for pair in zip(features, ranking, strict=True)]
 
 
@@ -102,7 +109,7 @@ def test_the_selection_agrees_with_the_classifier_and_is_the_bound_where_that_su
     attention.agreeing = False
     bare = attention(features)
     fine = read(head, features, bare.hard).argmax(-1) == own
-    enough = sizes(head, features, bare.unbounded, linear_layer(head, 6))
+    enough = sizes(head, features, bare.unbounded)
     for photo in range(3):
         if bool(fine[photo]) and enough[photo, 0] <= enough[photo, 2]:
             assert torch.equal(selection.hard[photo], bare.hard[photo])
@@ -116,7 +123,8 @@ def test_another_class_is_explained_at_the_bound() -> None:
     other = (attention.predicted(features) + 1) % 5
     selection = attention(features, target=other)
     assert torch.equal(selection.scores, selection.unbounded.clamp(max=0))
-    contrast = evidence(head, features, other, linear_layer(head, 6))[:, 0]
+    layer = linear_layer(head, 6)
+    contrast = evidence(head, features, ask(head, features, layer, other), layer)[:, 0]
     order = contrast.flatten(1).argsort(dim=1)
     assert torch.equal(selection.unbounded.flatten(1).argsort(dim=1), order), "untrained, it ranks by c - E"
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bla import BlaError, operators
+from bla.model.evidence import Sufficiency
 from bla.model.heads import reads_maps
 from bla.operators.weights import check_positive, check_threshold, gumbel_noise
 
@@ -21,6 +22,16 @@ class AttentionError(BlaError):
 
 _START_SPREAD = 0.1
 """Standard deviation of u at the start: the best of 0.1, 1 and 2 on validation splits of birds100's training images."""
+
+
+class Judged(NamedTuple):
+    """What a judge says beside a selection: ``logits`` (B, K) from all cells, ``selected`` from those selected if it
+    was asked, and the sizes that suffice and decide for the class that it predicts, if they are known.
+    """
+
+    logits: Tensor
+    selected: Tensor | None
+    enough: Sufficiency | None
 
 
 class Selection(NamedTuple):
@@ -34,6 +45,8 @@ class Selection(NamedTuple):
     """The relaxed weights, used in training."""
     hard: Tensor
     """The weights of the subset, zero outside of it, used at test time."""
+    judged: Judged | None = None
+    """What the classifier's head was asked on the way, where the selection depends on it."""
 
 
 class Attention(nn.Module):
@@ -211,7 +224,8 @@ class BoundedLogitAttention(Attention):
             scores = operators.bound_at_size(logits, size)
             hard = operators.top_hard(logits, size) * (size if self.gate else 1)
         soft = operators.bounded_soft(scores, temperature=self.temperature, threshold=self.threshold, gate=self.gate)
-        return Selection(*(values.reshape_as(unbounded) for values in (logits, scores, soft, hard)))
+        scores, soft, hard = (values.reshape_as(unbounded) for values in (scores, soft, hard))
+        return Selection(unbounded, scores, soft, hard)
 
     @property
     def post_hoc_setup(self) -> str:  # type: ignore[override]
@@ -386,7 +400,7 @@ class L2XAttention(Attention):
             noise=self.draws,
         )
         hard = operators.top_hard(logits, size)
-        return Selection(*(values.reshape_as(unbounded) for values in (logits, logits, soft, hard)))
+        return Selection(unbounded, unbounded, soft.reshape_as(unbounded), hard.reshape_as(unbounded))
 
     def freeze(self, features: Tensor) -> None:
         """Make the draws of evaluation mode a constant for such maps."""

@@ -8,7 +8,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, SupportsIndex, cast
+from typing import Any, NamedTuple, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from bla.data.prefetching import prefetch
 from bla.explanations.explanation import Explanation, Sizes, Unexplained, Votes
 from bla.model.attention import Attention, BoundedLogitAttention, Selection
 from bla.model.earlier import with_earlier
-from bla.model.evidence import from_all, linear_layer, sizes
+from bla.model.evidence import ask, from_all, linear_layer, sufficiency
 from bla.model.heads import read
 from bla.model.images import ImageLike, Images, Input, each, read_image
 from bla.model.outputs import Meaning, Output, Reading
@@ -39,6 +39,17 @@ Target = int | str | SupportsIndex | None
 """A class by index, also as NumPy and torch have them, or by name; None where no class is asked about."""
 Question = tuple[int | None, int | None]
 """A class that is asked about, and another that it is held against."""
+
+
+class Answer(NamedTuple):
+    """``logits`` (B, K) from the selection, ``classifier_logits`` from all cells, and ``sizes`` (B, 3).
+
+    These are of :class:`bla.explanations.explanation.Sizes`, for the class that the classifier predicts; 0 if unknown.
+    """
+
+    logits: Tensor
+    classifier_logits: Tensor
+    sizes: Tensor
 
 
 class ExplainableClassifier(nn.Module):
@@ -122,7 +133,7 @@ class ExplainableClassifier(nn.Module):
             pixels = pixels.clone().requires_grad_()
         features = self.trunk(pixels)
         selection = self.attention(features)
-        return self.classify(features, selection.soft if self.training else selection.hard)
+        return self.classify(features, selection.soft) if self.training else self._selected(features, selection)
 
     def pixels(self, photos: npt.NDArray[np.uint8]) -> Tensor:
         """Normalised pixels (B, 3, h, w), channels last, of photos' pixels (B, h, w, 3), where the weights are."""
@@ -295,18 +306,18 @@ class ExplainableClassifier(nn.Module):
 
         ``asked``: for each image the class that votes are for, or None, and the class that they are against.
         """
-        logits = self.classify(features, selection.hard).float()
-        own = from_all(self.head, features).float()
+        answer = self.answer(features, selection)
+        logits, own = answer.logits.float(), answer.classifier_logits.float()
         probabilities, whole = (self._probabilities(of) for of in (logits, own))
         found_votes = self._votes(features, selection.hard, asked)
         present = self._present(features, selection.hard, logits)
-        counted = self.sizes(features, selection.unbounded).tolist()
+        counted = answer.sizes.tolist()
         alone = []
         if fill is not None:
             kept = (selection.hard > 0).float()
             photos = [masked(pixels.float(), masks, fill).to(pixels.dtype) for masks in (kept, 1 - kept)]
             alone = [self._probabilities(from_all(self.head, self.trunk(each)).float()) for each in photos]
-        unbounded, scores, soft, hard = (values.float().cpu().numpy() for values in selection)
+        unbounded, scores, soft, hard = (values.float().cpu().numpy() for values in selection[:4])
         found: list[Explanation | Unexplained] = []
         for row, (name, _, region, photo) in enumerate(inputs):
             if not all(np.isfinite(values[row]).all() for values in (unbounded, probabilities, whole)):
@@ -344,11 +355,25 @@ class ExplainableClassifier(nn.Module):
         found: npt.NDArray[np.float32] = (logits.sigmoid() if self.several_labels else logits.softmax(-1)).cpu().numpy()
         return found
 
-    def sizes(self, features: Tensor, unbounded: Tensor) -> Tensor:
-        """The sizes (B, 3) of :class:`bla.explanations.explanation.Sizes`; 0 where there is none."""
-        if self.several_labels or self.regression or not self.attention.bounded:
-            return unbounded.new_zeros((unbounded.shape[0], 3), dtype=torch.long)
-        return sizes(self.head, features, unbounded, self._linear[0])
+    def answer(self, features: Tensor, selection: Selection) -> Answer:
+        """What the head says of features (B, C, H, W) and a selection of theirs; it is asked nothing twice."""
+        unbounded, judged = selection.unbounded, selection.judged
+        bound = (unbounded >= 0).sum(dim=(1, 2)).clamp(min=1)
+        enough = None
+        if judged is not None:
+            whole, enough = judged.logits, judged.enough
+        elif self.several_labels or self.regression or not self.attention.bounded:
+            whole, bound = from_all(self.head, features), torch.zeros_like(bound)
+        else:
+            said = ask(self.head, features, self._linear[0])
+            whole, enough = said.logits, sufficiency(self.head, features, unbounded, said)
+        sizes = torch.stack([*(enough or (torch.zeros_like(bound), torch.zeros_like(bound))), bound], dim=1)
+        return Answer(self._selected(features, selection), whole, sizes)
+
+    def _selected(self, features: Tensor, selection: Selection) -> Tensor:
+        """Logits (B, K) from the hard selection, which a judge may have been asked for already."""
+        judged = selection.judged
+        return self.classify(features, selection.hard) if judged is None or judged.selected is None else judged.selected
 
     def _votes(self, features: Tensor, weights: Tensor, asked: Sequence[Question]) -> dict[int, Votes]:
         """By row what the cells of an image say for a class, or for it rather than another, where that is asked."""

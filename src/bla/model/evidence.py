@@ -17,13 +17,26 @@ from torch import Tensor, nn
 
 from bla.model.heads import read, read_each, reads_maps
 
-RIVALS = 128
+RIVALS = 64
 """A class is held against this many others, the likeliest from all cells; with fewer classes against all of them.
 
-On 240 ImageNet photos these give every sufficient size that all 1,000 classes give, and .95 of the decisive ones.
+A sufficient size is then a lower bound and a decisive one an upper bound; with up to so many classes both are exact.
 """
 
 Slopes = Callable[[Tensor, Tensor], Tensor]
+
+
+class Answers(NamedTuple):
+    """What a head says of features, from all cells alike and, if it is linear, at each.
+
+    ``logits`` (B, K) are from all cells. ``cells`` (B, M, N) are the logits, less their ``offset`` (B, M, 1), that each
+    cell alone gives to ``target`` (B,), the first, and to the M - 1 likeliest other classes; None of another head.
+    """
+
+    target: Tensor
+    logits: Tensor
+    cells: Tensor | None
+    offset: Tensor | None
 
 
 class Sufficiency(NamedTuple):
@@ -53,29 +66,40 @@ def linear_layer(head: nn.Module, channels: int) -> nn.Linear | None:
     return None
 
 
+def ask(head: nn.Module, features: Tensor, layer: nn.Linear | None, target: Tensor | None = None) -> Answers:
+    """The head's answers about features (B, C, H, W) for classes (B,), by default those that it predicts.
+
+    ``layer`` is what :func:`linear_layer` found.
+    """
+    logits = from_all(head, features)
+    target = logits.argmax(-1) if target is None else target
+    if layer is None:
+        return Answers(target, logits, None, None)
+    others = logits.scatter(1, target[:, None], -torch.inf).topk(min(RIVALS, layer.out_features)).indices
+    classes = torch.cat([target[:, None], others], dim=1)
+    cells = torch.bmm(layer.weight[classes], features[:, : layer.in_features].flatten(2))
+    offset = torch.zeros_like(cells[..., :1]) if layer.bias is None else layer.bias[classes][..., None]
+    return Answers(target, logits, cells, offset)
+
+
 def evidence(
-    head: nn.Module, features: Tensor, target: Tensor, layer: nn.Linear | None, slopes: Slopes | None = None
+    head: nn.Module, features: Tensor, said: Answers, layer: nn.Linear | None, slopes: Slopes | None = None
 ) -> Tensor:
-    """For classes (B,): contrast, logit, and logit less the runner-up's at each cell of features, (B, 3, H, W).
+    """Contrast, logit, and logit less the runner-up's of ``said.target`` at each cell of features, (B, 3, H, W).
 
     Where the head is not linear these are the parts of its linearisation at all cells: slope times features.
-
-    Parameters
-    ----------
-    layer: what :func:`linear_layer` found.
-    slopes: :func:`slopes_of` the head, traced for export; by default computed by autograd.
+    ``slopes`` is :func:`slopes_of` the head, traced for export; by default autograd computes them.
     """
-    if layer is not None:
-        own = features[:, : layer.in_features]
-        logits = layer(own.mean(dim=(2, 3)))
-        weight, chosen = layer.weight, layer.weight[target]
-        expected = logits.softmax(-1) @ weight if len(weight) > 1 else 0  # a value stands for itself
-        rows = torch.stack([
-            chosen - expected, chosen, chosen - weight[_runner_up(logits, target)]
-        ], dim=1)  # fmt: skip
-        return torch.bmm(rows, own.flatten(2)).reshape(rows.shape[0], 3, *features.shape[2:])
+    if said.cells is not None:
+        assert layer is not None
+        own, runner_up = said.cells[:, :1], said.cells[:, 1:2]
+        mean = said.logits.softmax(-1) @ layer.weight
+        expected = torch.bmm(mean[:, None], features[:, : layer.in_features].flatten(2))
+        contrast = own - expected if len(layer.weight) > 1 else own  # a value stands for itself
+        found = torch.cat([contrast, own, own - runner_up], dim=1)
+        return found.reshape(found.shape[0], 3, *features.shape[2:])
     at = features if reads_maps(head) else features.mean(dim=(2, 3))
-    found = (slopes or slopes_of(head))(at, target)  # (B, 3, C), or (B, 3, C, H, W)
+    found = (slopes or slopes_of(head))(at, said.target)  # (B, 3, C), or (B, 3, C, H, W)
     if found.ndim == 3:
         return torch.bmm(found, features.flatten(2)).reshape(found.shape[0], 3, *features.shape[2:])
     return (found * features[:, None]).sum(dim=2) * (features.shape[2] * features.shape[3])
@@ -98,10 +122,8 @@ def slopes_of(head: nn.Module) -> Slopes:
     return slopes
 
 
-def sufficiency(
-    head: nn.Module, features: Tensor, ranking: Tensor, target: Tensor, layer: nn.Linear | None
-) -> Sufficiency | None:
-    """The sizes that suffice and that decide, for rankings (B, H, W) and classes (B,).
+def sufficiency(head: nn.Module, features: Tensor, ranking: Tensor, said: Answers) -> Sufficiency | None:
+    """The sizes that suffice and that decide for the class that the head predicts, for rankings (B, H, W).
 
     By sums over the prefixes where the head is linear, against :data:`RIVALS` classes; by the head itself otherwise.
     None for a head that reads maps, which would have to read them twice for every cell.
@@ -109,35 +131,26 @@ def sufficiency(
     if reads_maps(head):
         return None
     cells = ranking[0].numel()
+    own = said.logits.argmax(-1)
     counts = torch.arange(1, cells + 1, device=features.device)
     kept = (_places(ranking.flatten(1))[:, None] < counts[:, None]).to(features.dtype)  # (B, size, N)
-    if layer is None:
+    if said.cells is None:
         subsets = torch.cat([kept, (1 - kept)[:, :-1]], dim=1)
         weights = (subsets / subsets.sum(dim=-1, keepdim=True)).reshape(*subsets.shape[:2], *ranking.shape[1:])
-        same = read_each(head, features, weights).argmax(-1) == target[:, None]
+        same = read_each(head, features, weights).argmax(-1) == own[:, None]
         names, without = same[:, :cells], same[:, cells:]
     else:
-        own = features[:, : layer.in_features].flatten(2)
-        likeliest = layer(own.mean(dim=2)).topk(min(RIVALS, layer.out_features)).indices
-        rivals = torch.cat([target[:, None], likeliest], dim=1)
-        total = torch.bmm(layer.weight[rivals] @ own, kept.mT)  # (B, M, size)
-        offset = 0 if layer.bias is None else layer.bias[rivals][..., None]
-        from_kept = total / counts + offset
-        from_rest = (total[..., -1:] - total)[..., :-1] / counts[:-1].flip(0) + offset
-        names, without = ((values[:, 0] >= values.amax(dim=1)) for values in (from_kept, from_rest))
+        assert said.offset is not None
+        total = torch.bmm(said.cells, kept.mT)  # (B, M, size)
+        from_kept = total / counts + said.offset
+        from_rest = (total[..., -1:] - total)[..., :-1] / counts[:-1].flip(0) + said.offset
+        asked = (own == said.target)[:, None]  # otherwise the predicted class is the likeliest of the others
+        names, without = (
+            torch.where(asked, values[:, 0], values[:, 1]) >= values.amax(dim=1) for values in (from_kept, from_rest)
+        )
     sufficient = torch.where(names, 0, counts).amax(dim=1) + 1
     decisive = torch.where(without, cells, counts[:-1]).amin(dim=1) if cells > 1 else torch.ones_like(sufficient)
     return Sufficiency(sufficient.clamp(max=cells), decisive)
-
-
-def sizes(head: nn.Module, features: Tensor, unbounded: Tensor, layer: nn.Linear | None) -> Tensor:
-    """For the classifier's own class the sizes that suffice and decide, and that of the bound: (B, 3).
-
-    Sizes that are not known, as :func:`sufficiency` says, are 0.
-    """
-    found = sufficiency(head, features, unbounded, from_all(head, features).argmax(-1), layer)
-    bound = (unbounded >= 0).sum(dim=(1, 2)).clamp(min=1)
-    return torch.stack([*(found or Sufficiency(torch.zeros_like(bound), torch.zeros_like(bound))), bound], dim=1)
 
 
 def from_all(head: nn.Module, features: Tensor) -> Tensor:

@@ -9,8 +9,18 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from bla.model.attention import JudgedAttention, Selection
-from bla.model.evidence import Slopes, evidence, from_all, linear_layer, slopes_of, sufficiency
+from bla.model.attention import Judged, JudgedAttention, Selection
+from bla.model.evidence import (
+    Answers,
+    Slopes,
+    Sufficiency,
+    ask,
+    evidence,
+    from_all,
+    linear_layer,
+    slopes_of,
+    sufficiency,
+)
 from bla.model.heads import read, reads_maps
 
 HIDDEN = (64, 64, 24)
@@ -131,12 +141,14 @@ class OwnPredictionAttention(JudgedAttention):
         Features of another shape and sizes outside of 1..H*W are a ValueError.
         """
         self._check(features)
-        own = self.predicted(features)
-        target = own if target is None else target
-        unbounded = self.ranking(features, target)
-        if size is not None or self.training or not self.agreeing:
+        said = self._answers(features, target)
+        unbounded = self._ranking(features, said)
+        if self.training:
             return self.weigh(unbounded, size)
-        return self._agreed(features, unbounded, target, own)
+        enough = sufficiency(self._judge(), features, unbounded, said)
+        if size is None and self.agreeing:
+            return self._agreed(features, unbounded, said, enough)
+        return self.weigh(unbounded, size)._replace(judged=Judged(said.logits, None, enough))
 
     @torch.no_grad()
     def move_bound(self, score: float | Tensor) -> None:
@@ -145,7 +157,7 @@ class OwnPredictionAttention(JudgedAttention):
 
     def predicted(self, features: Tensor) -> Tensor:
         """The classes (B,) that the classifier predicts from features (B, C, H, W)."""
-        return from_all(self._judge(), features.detach()).argmax(-1)
+        return from_all(self._judge(), features).argmax(-1)
 
     def freeze(self, features: Tensor) -> None:
         """Make what depends on the judge's code a constant, so that the module can be traced for such features."""
@@ -165,26 +177,30 @@ class OwnPredictionAttention(JudgedAttention):
 
     def ranking(self, features: Tensor, target: Tensor | None = None) -> Tensor:
         """-u of every cell, (B, H, W), for classes (B,), by default the predicted ones."""
-        target = self.predicted(features) if target is None else target
-        unbounded: Tensor = -self.score(*self._inputs(features, target))[:, 0]
-        return unbounded
+        return self._ranking(features, self._answers(features, target))
 
     def learnt(self, features: Tensor, target: Tensor) -> Tensor:
         """The part of -u (B, H, W) that is trained, in nats that a cell's pixels contribute; the contrast follows it.
 
         In training mode the share of the contrast is kept at :data:`PRIOR` standard deviations of this part.
         """
-        found = -self._score.learnt(*self._inputs(features, target))[:, 0]
+        found = -self._score.learnt(*self._inputs(features, self._answers(features, target)))[:, 0]
         if self.training:
             spread = found.detach().flatten(1).std(dim=1).mean()
             self._score.shares.copy_(torch.stack([torch.zeros_like(spread), PRIOR * spread]))
         return found
 
-    def _inputs(self, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _answers(self, features: Tensor, target: Tensor | None) -> Answers:
+        return ask(self._judge(), features, self._linear[0], target)
+
+    def _ranking(self, features: Tensor, said: Answers) -> Tensor:
+        unbounded: Tensor = -self.score(*self._inputs(features, said))[:, 0]
+        return unbounded
+
+    def _inputs(self, features: Tensor, said: Answers) -> tuple[Tensor, Tensor]:
         """The standardised clues, and the channels of the earlier map."""
-        features = features.detach()
-        own, earlier = features.tensor_split([self.in_channels - self.earlier], dim=1)
-        found = evidence(self._judge(), features, target, self._linear[0], self._traced)
+        own, earlier = features.detach().tensor_split([self.in_channels - self.earlier], dim=1)
+        found = evidence(self._judge(), features, said, self._linear[0], self._traced).detach()
         clues = torch.cat([found, torch.linalg.vector_norm(own, dim=1, keepdim=True)], dim=1)
         clues = clues - clues.mean(dim=(2, 3), keepdim=True)
         return clues / (clues.square().mean(dim=(2, 3), keepdim=True).sqrt() + 1e-6), earlier
@@ -206,20 +222,20 @@ class OwnPredictionAttention(JudgedAttention):
         """Explain what this head predicts."""
         self.judge, self._linear = head, (linear_layer(head, self.in_channels),)
 
-    def _agreed(self, features: Tensor, unbounded: Tensor, target: Tensor, own: Tensor) -> Selection:
+    def _agreed(self, features: Tensor, unbounded: Tensor, said: Answers, enough: Sufficiency | None) -> Selection:
         """The selection at the bound; where the class is the classifier's own, of enough cells to give it."""
-        flat = unbounded.flatten(1)
-        enough = sufficiency(self._judge(), features, unbounded, target, self._linear[0])
-        size = torch.ones_like(target) if enough is None else torch.where(target == own, enough.sufficient, 1)
+        flat, own = unbounded.flatten(1), said.logits.argmax(-1)
+        size = torch.ones_like(own) if enough is None else torch.where(said.target == own, enough.sufficient, 1)
         least = flat.sort(dim=1, descending=True).values.gather(1, size[:, None] - 1)
-        selection = self.weigh((flat - least.clamp(max=0)).reshape_as(unbounded))
+        _, scores, soft, hard, _ = self.weigh((flat - least.clamp(max=0)).reshape_as(unbounded))
+        selected = read(self._judge(), features, hard)
         # a rival beyond those that were held against the class, or a head that was not asked: all cells, then
-        lost = (read(self._judge(), features, selection.hard).argmax(-1) != own) & (target == own)
-        scores, hard = selection.scores, selection.hard
-        cells = flat.shape[1]
+        lost = ((selected.argmax(-1) != own) & (said.target == own))[:, None]
+        each, every = lost[..., None], 1 / flat.shape[1]
         return Selection(
             unbounded,
-            torch.where(lost[:, None, None], 0.0, scores),
-            torch.where(lost[:, None, None], 1 / cells, selection.soft),
-            torch.where(lost[:, None, None], 1 / cells, hard),
+            torch.where(each, 0.0, scores),
+            torch.where(each, every, soft),
+            torch.where(each, every, hard),
+            Judged(said.logits, torch.where(lost, said.logits, selected), enough),
         )

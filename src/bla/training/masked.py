@@ -28,7 +28,7 @@ from bla.data.masking import blurring, enlarged, filled, filling
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
 from bla.model.compiled import compiled
-from bla.model.evidence import evidence, from_all, linear_layer
+from bla.model.evidence import Answers, ask, evidence, linear_layer
 from bla.model.whole import Whole
 from bla.progress import Progress, silent
 from bla.training.cache import Computed, Rows, cached, check_code, readable
@@ -192,9 +192,9 @@ class Masking:
         pixels = self.classifier.pixels(photos)
         with torch.no_grad():
             features = self.classifier.trunk(pixels)
-            logits = from_all(self.classifier.head, features).float()
-            targets = logits.argmax(dim=1)
-            masks = draw_masks(self._orders(features, targets), self.count, seed=self.seed, rows=rows)
+            said = ask(self.classifier.head, features, linear_layer(self.classifier.head, features.shape[1]))
+            logits, targets = said.logits.float(), said.target
+            masks = draw_masks(self._orders(features, said), self.count, seed=self.seed, rows=rows)
         answers = self.answers(pixels, masks, targets).numpy()
         finite = torch.isfinite(logits).all(dim=1).cpu().numpy() & np.isfinite(answers).all(axis=1)
         reason = "expected finite logits, got NaN or infinity from the classifier"
@@ -233,10 +233,10 @@ class Masking:
                 self.logits(pixels).cpu()
         return (time.perf_counter() - begun) / self.at_once
 
-    def _orders(self, features: Tensor, targets: Tensor) -> Tensor:
+    def _orders(self, features: Tensor, said: Answers) -> Tensor:
         """Plausible orders of the cells (B, 5, H, W): c - E (twice), logit, feature norm, nearness to the centre."""
         head = self.classifier.head
-        contrast, logit, _ = evidence(head, features, targets, linear_layer(head, features.shape[1])).unbind(1)
+        contrast, logit, _ = evidence(head, features, said, linear_layer(head, features.shape[1])).unbind(1)
         rows, columns = (torch.arange(side, device=features.device) - (side - 1) / 2 for side in features.shape[2:])
         disc = -(rows[:, None] ** 2 + columns**2).expand_as(contrast)
         norm = features[:, : features.shape[1] - self.classifier.attention.earlier].norm(dim=1)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bla.comparison.methods.method import Batch, ComparisonError, Method, PooledClassifier
 from bla.metrics import is_affine
-from bla.model.evidence import evidence, linear_layer
+from bla.model.evidence import ask, evidence, linear_layer
 from bla.model.untouched import untouched
 
 
@@ -48,7 +48,8 @@ def c_minus_e(classifier: PooledClassifier) -> Method:
     def maps(batch: Batch) -> Tensor:
         with untouched(head):
             features, targets = batch.features.float().clone(), batch.targets.clone()
-            return evidence(head, features, targets, linear_layer(head, features.shape[1]))[:, 0].detach()
+            layer = linear_layer(head, features.shape[1])
+            return evidence(head, features, ask(head, features, layer, targets), layer)[:, 0].detach()
 
     note = "the gradient of log p at each cell; with a linear head the class's logit less the expected one"
     return Method("c-e", "c - E", "baseline", True, maps, note)

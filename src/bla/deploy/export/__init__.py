@@ -64,7 +64,7 @@ def export(
     The graph takes ``pixels``, normalised float32 (B, 3, H, W), any B; with ``entry="photos"`` it takes ``photos``,
     uint8 (B, h, w, 3) of any one size, and resizes and normalises them itself. It gives ``logits`` (B, K), from the
     selection, and ``classifier_logits``, from all cells; ``scores``, ``soft``, ``selected`` and ``unbounded``
-    (B, H, W); ``sizes`` (B, 3), as :func:`bla.model.evidence.sizes`; ``answers`` (B, M, K); and, of class-aware
+    (B, H, W); ``sizes`` (B, 3), as :class:`bla.model.classifier.Answer`; ``answers`` (B, M, K); and, of class-aware
     explainers, ``explained`` (B,), the class that each explanation is about. Further inputs of an ONNX file are
     optional:
 

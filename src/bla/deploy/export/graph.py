@@ -13,8 +13,7 @@ from bla.data.photo import Transform
 from bla.deploy.engine import Card
 from bla.model.attention import Selection
 from bla.model.classifier import ExplainableClassifier
-from bla.model.evidence import from_all
-from bla.model.heads import read, read_each
+from bla.model.heads import read_each
 
 OUTPUTS = ("logits", "classifier_logits", "scores", "soft", "selected", "unbounded", "sizes", "answers")
 EXPLAINED = "explained"  # a further output of class-aware explainers: the class (B,) that each explanation is about
@@ -32,12 +31,8 @@ class ExplainedGraph(nn.Module):
 
     def __init__(self, wrapped: ExplainableClassifier) -> None:
         super().__init__()
-        self.trunk, self.attention, self.head, self.sizes = (
-            wrapped.trunk,
-            wrapped.attention,
-            wrapped.head,
-            wrapped.sizes,
-        )
+        self.trunk, self.attention, self.head = wrapped.trunk, wrapped.attention, wrapped.head
+        self.answer = wrapped.answer
         with torch.no_grad():
             self.attention.freeze(self.trunk(torch.zeros(2, 3, *wrapped.transform.size)))
 
@@ -56,12 +51,14 @@ class ExplainedGraph(nn.Module):
             cells = features.shape[2] * features.shape[3]
             dialled = self.attention.weigh(selection.unbounded, size.clamp(1, cells)[:, None])
             given = (size > 0)[:, None, None]
-            selection = Selection(*(torch.where(given, *pair) for pair in zip(dialled, selection, strict=True)))
-        unbounded, scores, soft, hard = selection
-        sizes = self.sizes(features, unbounded)
-        maps = (from_all(self.head, features), scores, soft, hard > 0, unbounded, sizes)
+            scores, soft, hard = (torch.where(given, *pair) for pair in zip(dialled[1:4], selection[1:4], strict=True))
+            judged = selection.judged and selection.judged._replace(selected=None)
+            selection = Selection(selection.unbounded, scores, soft, hard, judged)
+        unbounded, scores, soft, hard, _ = selection
+        answer = self.answer(features, selection)
+        maps = (answer.classifier_logits, scores, soft, hard > 0, unbounded, answer.sizes)
         if masks is None:
-            return (read(self.head, features, hard), *maps, *last)
+            return (answer.logits, *maps, *last)
         if not self.attention.gate:
             masks = masks / masks.sum(dim=(2, 3), keepdim=True)
         # The head reads the selection and the other subsets together.
