@@ -91,17 +91,31 @@ class Attention(nn.Module):
         nn.init.uniform_(weight, -1 / weight.shape[1], 1 / weight.shape[1])
         nn.init.ones_(bias)
 
-    def forward(self, features: Tensor, *, size: int | None = None, target: Tensor | None = None) -> Selection:
+    def forward(self, features: Tensor, *, size: int | Tensor | None = None, target: Tensor | None = None) -> Selection:
         """Weights for features of shape (B, C, H, W), any grid; with ``size`` exactly the so many best cells.
 
-        A class-conditional attention takes class indices (B,) as ``target``; for others that is an AttentionError.
-        Features of another shape and sizes outside of 1..H*W are a ValueError.
+        ``size`` may be of each map, (B,), with 0 for those that choose their own. A class-conditional attention takes
+        class indices (B,) as ``target``; for others that is an AttentionError. Features of another shape and sizes
+        outside of 1..H*W are a ValueError.
         """
-        return self.weigh(self.ranking(features, target), size)
+        return self.select(self.ranking(features, target), size)
+
+    def select(self, unbounded: Tensor, size: int | Tensor | None) -> Selection:
+        """The selection by scores -u (B, H, W), at a size as :meth:`forward` takes it."""
+        return self.sized(self.weigh(unbounded), size) if isinstance(size, Tensor) else self.weigh(unbounded, size)
 
     @abstractmethod
     def weigh(self, unbounded: Tensor, size: int | Tensor | None = None) -> Selection:
         """The selection by scores -u (B, H, W), at a size (B, 1) for each map if that is a tensor."""
+
+    def sized(self, selection: Selection, size: Tensor) -> Selection:
+        """The selection with the cells of maps whose size (B,) is not 0 dialled to it."""
+        cells = selection.unbounded[0].numel()
+        dialled, given = self.weigh(selection.unbounded, size.clamp(1, cells)[:, None]), (size > 0)[:, None, None]
+        _, *dialled_maps, _ = dialled
+        _, *maps, judged = selection
+        scores, soft, hard = (torch.where(given, *pair) for pair in zip(dialled_maps, maps, strict=True))
+        return Selection(selection.unbounded, scores, soft, hard, judged)
 
     def predicted(self, features: Tensor) -> Tensor | None:
         """The classes (B,) that are explained by default; None where the selection depends on no class."""

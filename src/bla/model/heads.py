@@ -65,7 +65,7 @@ def read_each(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
         logits: Tensor = head(each.flatten(0, 1), kept(weights.flatten(0, 1)))
     else:
         logits = head(torch.bmm(weights.flatten(2).to(features.dtype), features.flatten(2).mT).flatten(0, 1))
-    return logits.reshape(weights.shape[0], weights.shape[1], -1)
+    return logits.reshape(weights.shape[0], weights.shape[1], logits.shape[-1])
 
 
 def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:

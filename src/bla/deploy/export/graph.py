@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bla.data.photo import Transform
 from bla.deploy.engine import Card
-from bla.model.attention import Selection
 from bla.model.classifier import ExplainableClassifier
 from bla.model.heads import read_each
 
@@ -46,24 +45,22 @@ class ExplainedGraph(nn.Module):
         if target is not None and predicted is not None:
             target = torch.where(target < 0, predicted, target)
             last += (target,)
-        selection = self.attention(features, target=target)
-        if size is not None:
-            cells = features.shape[2] * features.shape[3]
-            dialled = self.attention.weigh(selection.unbounded, size.clamp(1, cells)[:, None])
-            given = (size > 0)[:, None, None]
-            scores, soft, hard = (torch.where(given, *pair) for pair in zip(dialled[1:4], selection[1:4], strict=True))
-            judged = selection.judged and selection.judged._replace(selected=None)
-            selection = Selection(selection.unbounded, scores, soft, hard, judged)
-        unbounded, scores, soft, hard, _ = selection
+        selection = self.attention(features, size=size, target=target)
         answer = self.answer(features, selection)
-        maps = (answer.classifier_logits, scores, soft, hard > 0, unbounded, answer.sizes)
-        if masks is None:
-            return (answer.logits, *maps, *last)
-        if not self.attention.gate:
-            masks = masks / masks.sum(dim=(2, 3), keepdim=True)
-        # The head reads the selection and the other subsets together.
-        logits = read_each(self.head, features, torch.cat([hard[:, None], masks], dim=1))
-        return logits[:, 0], *maps, logits[:, 1:], *last
+        unbounded, scores, soft, hard, _ = selection
+        outputs: tuple[Tensor, ...] = (
+            answer.logits,
+            answer.classifier_logits,
+            scores,
+            soft,
+            hard > 0,
+            unbounded,
+            answer.sizes,
+        )
+        if masks is not None:
+            subsets = masks if self.attention.gate else masks / masks.sum(dim=(2, 3), keepdim=True)
+            outputs += (read_each(self.head, features, subsets),)
+        return *outputs, *last
 
 
 class NamedGraph(nn.Module):
