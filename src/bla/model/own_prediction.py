@@ -27,7 +27,7 @@ HIDDEN = (32, 32, 24, 3)
 UNTRAINED, TRAINED = "c - E, untrained", "BLA-PX"
 _DROPOUT = 0.3
 """Of the projected channels of the earlier map, without which few photos are learnt by heart."""
-PRIOR = 0.7
+PRIOR = 0.5
 """How much the contrast, averaged over 3x3 cells, counts beside what is learnt, in standard deviations of that."""
 _UNTRAINED_BOUND = 0.5
 """Untrained, cells are at the bound that lie this many standard deviations above their map's mean."""
