@@ -47,8 +47,13 @@ class _Score(nn.Module):
 
     def __init__(self, earlier: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        first, second, projected, self.networks = hidden
-        many = self.networks
+        if len(hidden) != 4:
+            raise ValueError(
+                "expected four hidden sizes: channels of two convolutions and of the projection, and the number of "
+                f"networks, such as {HIDDEN}; got {tuple(hidden)}"
+            )
+        first, second, projected, many = hidden
+        self.networks = many
         self.register_buffer("shares", torch.tensor([1.0, 0.0]))
         self.register_buffer("bound", torch.tensor(-_UNTRAINED_BOUND))
         self.register_buffer("mean", torch.zeros(earlier, 1, 1))
