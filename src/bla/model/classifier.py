@@ -329,7 +329,7 @@ class ExplainableClassifier(nn.Module):
                 probabilities[row],
                 self.classes,
                 from_all=whole[row],
-                values=(float(logits[row]), float(answer.classifier_logits[row])) if self.regression else None,
+                values=(float(logits[row]), float(own[row])) if self.regression else None,
                 several_labels=self.several_labels,
                 masked=[answers[row] for answers in alone],
                 fill=fill,
