@@ -36,7 +36,7 @@ from bla.model.whole import Whole
 _BATCH = 8
 _SHOWN = 6
 """Photos in the picture that a notebook shows."""
-_HEADS = ("agreement ↑", "kept ↑", "removed ↑", "ms per photo ↓")
+_HEADS = ("agreement ↑", "kept ↑", "removed ↓", "ms per photo ↓")
 _STYLE = "<style>body{font:16px system-ui;margin:2em;max-width:90em}td{text-align:right;padding:.2em 1em}</style>"
 
 
@@ -44,7 +44,7 @@ class Figures(NamedTuple):
     """Of one method, over the photos.
 
     ``agreement``: how often the head, reading the selected cells alone, gives the classifier's class. ``kept``: how
-    often the whole classifier does, shown their pixels alone; ``removed``: how often it no longer does without them.
+    often the whole classifier does, shown their pixels alone; ``removed``: how often it still does without them.
     ``milliseconds``: for a photo, beyond the features.
     """
 
@@ -124,7 +124,7 @@ class SideBySide:
         names = escape(" | ".join(self.explanations))
         return (
             f"<h2>{self._title}</h2><table>{table}</table><p>Agreement: the regions alone give the classifier's "
-            "answer. Kept: the whole classifier gives it, shown their pixels alone. Removed: without them it does not. "
+            "answer. Kept: the whole classifier does, shown their pixels alone. Removed: it still does without them. "
             f'Columns of the picture: {names}.</p><img src="{source}" alt="{names}" style="max-width:100%">'
         )
 
@@ -214,7 +214,7 @@ def _figures(explanations: Sequence[Explanation], seconds: float) -> Figures:
     count = max(len(explanations), 1)
     checks = [one.check for one in explanations if one.check is not None]
     kept = sum(check.kept.index == check.about.index for check in checks)
-    removed = sum(check.removed.index != check.about.index for check in checks)
+    removed = sum(check.removed.index == check.about.index for check in checks)
     agreement = sum(bool(one.agrees) for one in explanations)
     return Figures(agreement / count, kept / count, removed / count, 1000 * seconds / count)
 
