@@ -32,7 +32,7 @@ def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
-    """Write ``content`` beside ``path`` and move it into place by one rename."""
+    """Write ``content`` beside ``path`` and move it into place by one rename, which is on the disk at the return."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}")
     try:
@@ -43,7 +43,17 @@ def write_atomically(path: Path, content: bytes) -> Path:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync(path.parent)
     return path
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, record: Any, *, indent: int | None = None, allow_nan: bool = True) -> Path:
@@ -144,12 +154,15 @@ def real(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which becomes ``folder`` at the end of the block; an error leaves nothing."""
+    """Give an empty folder to fill, which becomes ``folder``, on the disk, at the end; an error leaves nothing."""
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         partial.mkdir(parents=True)
         yield partial
+        for path in (*partial.rglob("*"), partial):
+            sync(path)
         partial.rename(folder)
+        sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -360,7 +360,7 @@ def test_a_killed_training_gives_the_same_run(
     program = KILLED.format(place=str(place), threads=torch.get_num_threads(), command=again)
     assert start(1, program) == [-signal.SIGKILL]
     assert not (place / "killed" / "run.json").exists()
-    assert len(list((place / "killed").glob("checkpoint-*"))) == 1
+    assert len(list((place / "killed").glob("checkpoint-*"))) == 2
     assert run_command(again) == 0
     assert "resumed" in capsys.readouterr().err
     for file in ("model.safetensors", "log.jsonl"):
@@ -381,6 +381,9 @@ def test_caches_are_listed_checked_and_removed(run: Path, place: Path, capsys: p
     features.write_bytes(content)
     assert run_command(["cache", "check"]) == 3
     assert "damaged: features" in capsys.readouterr().out
+    features.with_name("manifest.json").write_text("{")
+    assert run_command(["cache", "check"]) == 3
+    assert "damaged: its record" in capsys.readouterr().out
     assert run_command(["evaluate", "run"]) in (0, 2)  # whichever split the damage is in, no wrong figure
     assert run_command(["cache", "remove", entries[0]["key"][:10]]) == 0
     assert run_command(["cache", "remove", "--all"]) == 0

@@ -166,6 +166,11 @@ def test_a_run_is_exported_once_and_kept(plain: Pair, monkeypatch: pytest.Monkey
     assert kept == again
     assert kept.is_relative_to(os.environ["BLA_CACHE"])
     assert [command[2:6] for command in calls] == [["-m", "bla", "export", str(EXPLAINER)]]
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.write_bytes(content)
+    assert open_engine("tf_efficientnet_lite0").path == kept
+    assert len(calls) == 2, "a damaged export is made anew"
     kept.unlink()
 
 

@@ -561,12 +561,13 @@ def test_damage_is_refused_with_the_remedy_which_works(
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_damage_in_the_middle_is_found_by_a_check_of_everything(
+def test_damage_in_the_middle_is_found_when_it_is_opened_and_by_a_check(
     file: str, built: Path, images: ImageSet, classifier: ExplainableClassifier
 ) -> None:
     assert damaged(built) == []
     flip(built / file, (built / file).stat().st_size // 2)
-    cached_features(classifier, images, root=built.parent)
+    with pytest.raises(CacheError, match=f"expected .*{file} as it was written, got a damaged file: remove it with"):
+        cached_features(classifier, images, root=built.parent)
     assert damaged(built) == [file]
 
 

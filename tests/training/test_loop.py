@@ -481,9 +481,9 @@ def test_what_is_half_written_is_ignored_and_removed(uninterrupted: tuple[Any, .
     assert not partial.exists()
 
 
-def test_one_whole_checkpoint_stays_until_it_is_cleared(tmp_path: Path) -> None:
+def test_two_whole_checkpoints_stay_until_they_are_cleared(tmp_path: Path) -> None:
     train_resumable(tmp_path)
-    assert [path.name.split("-")[0] for path in sorted(tmp_path.iterdir())] == ["checkpoint", "log.jsonl"]
+    assert [path.name.split("-")[0] for path in sorted(tmp_path.iterdir())] == ["checkpoint", "checkpoint", "log.jsonl"]
     clear_checkpoints(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
@@ -798,3 +798,26 @@ def main(folder: str) -> None:
             train_resumable(Path(folder) / f"killed-{at}")
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("options", "cells"),
+    [({"setup": "l2x-f", "size": 13}, 12), ({"mean_size": 12.5}, 12), ({"setup": "bla-t", "mean_size": 1e6}, 12)],
+)
+def test_more_cells_than_a_map_has_are_refused_before_training(
+    options: dict[str, Any], cells: int, tmp_path: Path
+) -> None:
+    settings = Settings(epochs=1, **options)
+    with pytest.raises(TrainingError, match=f"size of at most {cells}, the cells of a map, got"):
+        train_networks(make_networks(settings), settings, make_examples(), folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"), [(1e-30, "no weight has moved: raise"), (1e5, "lower the learning rate"), (1e-3, "")]
+)
+def test_a_learning_rate_that_moves_nothing_or_explodes_is_said(rate: float, said: str) -> None:
+    settings, remarks = Settings(epochs=1, learning_rate=rate), list[str]()
+    train_networks(make_networks(settings), settings, make_examples(), report=lambda text, *_: remarks.append(text))
+    assert any(said in remark for remark in remarks)
+    assert bool(said) == any("learning rate" in remark for remark in remarks)

@@ -61,15 +61,20 @@ def remove_caches(
 
 @caches.command(name="check")
 def check_caches(*, cache: CacheFolder = None) -> int:
-    """Check the content of every complete cache against its checksums.
+    """Check the content of every cache against its checksums; the exit code is 3 if one is damaged.
 
     Example: `bla cache check`
     """
     from bla.files import cache_root
     from bla.training.cache import damaged, listed
 
-    complete = [entry["key"] for entry in listed(cache) if entry["complete"]]
-    files = {key: damaged((cache or cache_root()) / key) for key in complete}
-    for key, bad in files.items():
-        say(f"{key[:12]}  {'damaged: ' + ', '.join(bad) if bad else 'whole'}")
-    return DONE_BUT if any(files.values()) else DONE
+    found = DONE
+    for entry in listed(cache):
+        key, bad = entry["key"], ["its record"] if entry["created"] == "damaged" else []
+        if entry["complete"]:
+            bad = damaged((cache or cache_root()) / key)
+        if bad:
+            found = DONE_BUT
+        state = "damaged: " + ", ".join(bad) if bad else "whole" if entry["complete"] else "incomplete"
+        say(f"{key[:12]}  {state}")
+    return found

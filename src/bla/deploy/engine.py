@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import subprocess
@@ -18,7 +19,7 @@ from bla import BlaError, __version__, meant
 from bla.data.masking import FILLS, masked_photos
 from bla.data.photo import DataError, Photo, PhotoSource, Transform
 from bla.explanations.explanation import Explanation, Sizes, Unexplained
-from bla.files import cache_root, typed
+from bla.files import cache_root, typed, write_atomically
 from bla.model.compiled import session
 from bla.progress import Progress, silent
 from bla.runs.record import content_digest, run_folder
@@ -357,7 +358,9 @@ def open_engine(
     folder = run_folder(explainer)
     digest = content_digest(folder, f"{__version__} {SCHEMA_VERSION}")
     kept = cache_root() / "exported" / f"{digest}.onnx"
-    if not kept.exists():
+    checksum = kept.with_suffix(".sha256")
+    if not kept.exists() or not checksum.exists() or checksum.read_text() != _digest(kept):
+        kept.unlink(missing_ok=True)
         report(f"exporting {explainer}, which takes up to a minute, once", 0, 0)
         # -P: a module in the working folder is not taken for one of ours
         command = [sys.executable, "-P", "-m", "bla", "export", str(folder), "--out", str(kept)]
@@ -370,4 +373,10 @@ def open_engine(
                     report(line, 0, 0)
         if exporting.returncode:
             raise EngineError(f"{folder}: {said.removeprefix('bla: ')}")
+        write_atomically(checksum, _digest(kept).encode())
     return Engine(kept, threads=threads)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bla.files import read_json, whole_folder
+from bla.files import typed, whole_folder
+from bla.progress import Progress, silent
 from bla.training.settings import TrainingError
 
 TENSORS = ("networks", "best", "optimiser")
+CHECKSUMS = "checksums.json"
+KEPT = 2
+"""Checkpoints that stay: if the last one is damaged, the one before is used."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -49,40 +55,68 @@ class Checkpoint:
     optimiser: dict[str, Tensor]
 
     def write(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Write it all or nothing, and remove the others."""
+        """Write it all or nothing, and remove those before the last one."""
         target = folder / f"checkpoint-{self.position.total_steps}"  # no two have the same number of steps
         with whole_folder(target) as partial:
             for name in TENSORS:
                 (partial / f"{name}.safetensors").write_bytes(tensor_bytes(getattr(self, name)))
             record = {"identity": identity, "position": dataclasses.asdict(self.position), "scaler": self.scaler}
             (partial / "state.json").write_text(json.dumps(record), encoding="utf-8")
-        clear_checkpoints(folder, but=target)
+            (partial / CHECKSUMS).write_text(json.dumps(_checksums(partial)), encoding="utf-8")
+        clear_checkpoints(folder, but=checkpoints(folder)[-KEPT:])
 
     @classmethod
     def read(cls, path: Path, identity: Mapping[str, Any]) -> Checkpoint:
         """The checkpoint in a folder; a TrainingError if it is another training's."""
-        record = read_json(path / "state.json")
-        different = [key for key in identity if record["identity"].get(key) != identity[key]]
+        record = typed((path / "state.json").read_bytes(), _State)
+        different = [key for key in identity if record.identity.get(key) != identity[key]]
         if different:
             raise TrainingError(
                 f"expected the checkpoint of this training in {path.parent}, got one that differs in "
                 f"{', '.join(different)}: train with the same settings and data, choose another folder, or remove it"
             )
         tensors = (load_file(path / f"{name}.safetensors") for name in TENSORS)
-        return cls(Position(**record["position"]), record["scaler"], *tensors)
+        return cls(record.position, record.scaler, *tensors)
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    identity: dict[str, Any]
+    position: Position
+    scaler: dict[str, Any]
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a training, oldest first; other programs' are ignored."""
     steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
-    found = [path for path in steps if steps[path].isdecimal() and (path / "networks.safetensors").exists()]
+    ours = ("networks.safetensors", CHECKSUMS)
+    found = [path for path in steps if steps[path].isdecimal() and any((path / name).exists() for name in ours)]
     return sorted(found, key=lambda path: int(steps[path]))
 
 
-def clear_checkpoints(folder: Path, but: Path | None = None) -> None:
-    """Remove a training's checkpoints, whole and partial, except one."""
+def last_whole(folder: Path, report: Progress = silent) -> Path | None:
+    """The newest checkpoint that is as it was written; a damaged one is renamed, and the one before is tried."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            if typed((path / CHECKSUMS).read_bytes(), dict[str, int]) == _checksums(path):
+                return path
+        except (OSError, ValueError):
+            pass
+        aside = path.rename(path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:8]}"))
+        report(f"{path} is damaged: it is set aside as {aside.name}, and the checkpoint before it is used", 0, 0)
+    return None
+
+
+def _checksums(path: Path) -> dict[str, int]:
+    """CRC-32 of each file of a checkpoint."""
+    files = ("state.json", *(f"{name}.safetensors" for name in TENSORS))
+    return {name: zlib.crc32((path / name).read_bytes()) for name in files}
+
+
+def clear_checkpoints(folder: Path, but: Sequence[Path] = ()) -> None:
+    """Remove a training's checkpoints, whole and partial, except some."""
     for path in [*checkpoints(folder), *folder.glob(".checkpoint-*")]:
-        if path != but:
+        if path not in but:
             shutil.rmtree(path)
 
 

@@ -20,7 +20,7 @@ from bla.metrics.fitting import Rows
 from bla.model.untouched import untouched
 from bla.progress import Progress, silent
 from bla.training import distributed
-from bla.training.checkpoint import Checkpoint, Position, checkpoints
+from bla.training.checkpoint import Checkpoint, Position, last_whole
 from bla.training.loggers import Callback, Update
 from bla.training.mean_size import SizeControl
 from bla.training.measuring import measure
@@ -98,9 +98,21 @@ class _Loop:
         # float16 underflows without; for other precisions it does nothing
         half = settings.trunk is not None and settings.trunk.precision == "float16"
         self.scaler = torch.amp.GradScaler(self.networks.device.type, enabled=half)
+        self._check_size()
+        self.started: list[Tensor] = []
         sized = settings.selection.mean_size is not None
         self.size_control = SizeControl(self.networks, settings, self.train, self.validation) if sized else None
         self.stages = stages_of(self.networks, settings, self.size_control)
+
+    def _check_size(self) -> None:
+        """A TrainingError, before any training, if more cells are to be selected than a map has."""
+        selection = self.settings.selection
+        for name in ("size", "mean_size"):
+            if (size := getattr(selection, name, None)) is not None and size > 1:
+                with torch.no_grad():
+                    cells = self.networks.features(self.train.subset(np.array([0])))[0, 0].numel()
+                if size > cells:
+                    raise TrainingError(f"expected a {name} of at most {cells}, the cells of a map, got {size}")
 
     def run(self) -> dict[str, Any]:
         resumed = self._resume()
@@ -109,6 +121,8 @@ class _Loop:
             if not resumed:
                 self.networks.eval()
                 stage.begin(self.train)
+                small = (module for module in stage.trained if module in self.networks.children())
+                self.started = [value.detach().clone() for module in small for value in module.parameters()]
             self.optimiser = self._optimiser(stage, resumed)
             resumed = {}
             self._run_stage(stage)
@@ -190,6 +204,16 @@ class _Loop:
         where, rate = f"stage {stage.name}, epoch {self.position.epoch + 1}", self.settings.stages.learning_rate
         return TrainingError(f"expected {expected}, got {came} in {where}: lower the learning rate ({rate})")
 
+    def _say_pace(self, stage: Stage, loss: float) -> None:
+        """Say so if the learning rate has moved nothing, or so much that the loss is that of no classifier."""
+        rate = self.settings.stages.learning_rate
+        small = (module for module in stage.trained if module in self.networks.children())
+        now = [value for module in small for value in module.parameters()]
+        if self.started and all(map(torch.equal, self.started, now)):
+            self.report(f"stage {stage.name}: no weight has moved: raise the learning rate ({rate:g})", 0, 0)
+        elif loss > 20:
+            self.report(f"stage {stage.name}: the loss is {loss:.3g}: lower the learning rate ({rate:g})", 0, 0)
+
     def _finish_epoch(self, stage: Stage) -> None:
         """Meet the mean size, validate, and log."""
         position = self.position
@@ -202,6 +226,8 @@ class _Loop:
                 self.report(DIED, 0, 0)
             position.dead = line["dead"] = True
         self.networks.eval()
+        if position.epoch + 1 == stage.epochs or position.epoch == 0:
+            self._say_pace(stage, loss)
         if stage.size_control is not None:
             line["mean_size"] = stage.size_control.meet(last=position.epoch + 1 == stage.epochs)
         if self.validation is not None:
@@ -260,7 +286,7 @@ class _Loop:
         if self.folder is None:
             return {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        last = distributed.agreed(next(reversed(checkpoints(self.folder)), None))
+        last = distributed.agreed(last_whole(self.folder, self.report) if self.first else None)
         checkpoint = None if last is None else Checkpoint.read(last, self.identity)
         if checkpoint is not None:
             self.networks.restore(checkpoint.networks)
