@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bla.model.heads import read, read_each, reads_maps
 
-RIVALS = 64
+RIVALS = 32
 """A class is held against this many others, the likeliest from all cells; with fewer classes against all of them.
 
 A sufficient size is then a lower bound and a decisive one an upper bound; with up to so many classes both are exact.
