@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import bla
 from bla.model.attention import AttentionError
-from bla.model.earlier import FirstChannels
 from bla.model.evidence import ask, evidence, from_all, linear_layer, sufficiency
 from bla.model.heads import MapHead, read
 from bla.model.own_prediction import UNTRAINED, OwnPredictionAttention
@@ -141,27 +140,8 @@ def test_a_size_is_kept_and_training_starts_untrained_again() -> None:
     assert attention.post_hoc_setup == UNTRAINED
     with pytest.raises(AttentionError, match="expected a judge"):
         OwnPredictionAttention(6)(features)
-    with pytest.raises(ValueError, match=r"expected four hidden sizes.* got \(64, 64, 24\)"):
-        OwnPredictionAttention(6, hidden=(64, 64, 24))
-
-
-def test_what_is_learnt_is_the_mean_of_networks_that_do_not_mix() -> None:
-    torch.manual_seed(0)
-    attention = OwnPredictionAttention(
-        9, FirstChannels(heads()["linear"], 6).eval(), earlier=3, hidden=(4, 5, 2, 3)
-    ).eval()
-    for values in attention.score.parameters():
-        nn.init.normal_(values)
-    features, target = torch.randn(2, 9, 3, 4), torch.tensor([1, 3])
-    learnt = attention.learnt(features, target)
-    assert learnt.shape == (2, 3, 3, 4)
-    bare = attention.ranking(features, target)
-    with torch.no_grad():
-        attention.score.get_parameter("correction.4.weight")[1].zero_()
-        attention.score.get_parameter("correction.4.bias")[1] = 0
-    muted = attention.learnt(features, target)
-    torch.testing.assert_close(muted, learnt * torch.tensor([1.0, 0.0, 1.0])[:, None, None])
-    torch.testing.assert_close(bare - attention.ranking(features, target), learnt[:, 1] / 3)
+    with pytest.raises(ValueError, match=r"expected three hidden sizes.* got \(64,\)"):
+        OwnPredictionAttention(6, hidden=(64,))
 
 
 def test_a_wrapped_classifier_explains_at_once_and_says_what_it_predicts_itself() -> None:

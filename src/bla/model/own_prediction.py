@@ -23,11 +23,11 @@ from bla.model.evidence import (
 )
 from bla.model.heads import read, reads_maps
 
-HIDDEN = (32, 32, 24, 3)
+HIDDEN = (64, 64, 24)
 UNTRAINED, TRAINED = "c - E, untrained", "BLA-PX"
 _DROPOUT = 0.3
 """Of the projected channels of the earlier map, without which few photos are learnt by heart."""
-PRIOR = 0.5
+PRIOR = 0.7
 """How much the contrast, averaged over 3x3 cells, counts beside what is learnt, in standard deviations of that."""
 _UNTRAINED_BOUND = 0.5
 """Untrained, cells are at the bound that lie this many standard deviations above their map's mean."""
@@ -36,8 +36,7 @@ _UNTRAINED_BOUND = 0.5
 class _Score(nn.Module):
     """Clues (B, 4, H, W) and channels of an earlier map to u: what is learnt, and a share of the contrast.
 
-    That counts as it is before training, and averaged over neighbours after it. What is learnt is the mean of some
-    small networks, which are the groups of one.
+    That counts as it is before training, and averaged over neighbours after it.
     """
 
     shares: Tensor
@@ -47,39 +46,33 @@ class _Score(nn.Module):
 
     def __init__(self, earlier: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        if len(hidden) != 4:
+        if len(hidden) != 3:
             raise ValueError(
-                "expected four hidden sizes: channels of two convolutions and of the projection, and the number of "
-                f"networks, such as {HIDDEN}; got {tuple(hidden)}"
+                "expected three hidden sizes, the channels of two convolutions and of the projection, such as "
+                f"{HIDDEN}; got {tuple(hidden)}"
             )
-        first, second, projected, many = hidden
-        self.networks = many
+        first, second, projected = hidden
         self.register_buffer("shares", torch.tensor([1.0, 0.0]))
         self.register_buffer("bound", torch.tensor(-_UNTRAINED_BOUND))
         self.register_buffer("mean", torch.zeros(earlier, 1, 1))
         self.register_buffer("scale", torch.ones(earlier, 1, 1))
-        self.projected = projected if earlier else 0
-        projection = [nn.Conv2d(earlier, many * projected, 1), nn.ReLU(), nn.Dropout2d(_DROPOUT)] if earlier else []
+        projection = [nn.Conv2d(earlier, projected, 1), nn.ReLU(), nn.Dropout2d(_DROPOUT)] if earlier else []
         self.projection = nn.Sequential(*projection)
         self.correction = nn.Sequential(
-            nn.Conv2d(many * (4 + self.projected), many * first, 3, padding=1, groups=many), nn.ReLU(),
-            nn.Conv2d(many * first, many * second, 3, padding=1, groups=many), nn.ReLU(),
-            nn.Conv2d(many * second, many, 1, groups=many),
+            nn.Conv2d(4 + projected * bool(earlier), first, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(first, second, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(second, 1, 1),
         )  # fmt: skip
 
     def forward(self, clues: Tensor, earlier: Tensor) -> Tensor:
         contrast = clues[:, :1]
         averaged = functional.avg_pool2d(contrast, 3, stride=1, padding=1, count_include_pad=False)
-        learnt = self.learnt(clues, earlier).mean(dim=1, keepdim=True)
-        return learnt - self.shares[0] * contrast - self.shares[1] * averaged - self.bound
+        return self.learnt(clues, earlier) - self.shares[0] * contrast - self.shares[1] * averaged - self.bound
 
     def learnt(self, clues: Tensor, earlier: Tensor) -> Tensor:
-        """The part of u that is trained, by each network, (B, networks, H, W)."""
-        photos, _, height, width = clues.shape
-        projected = self.projection((earlier - self.mean) / self.scale)
-        each = projected.reshape(photos, self.networks, self.projected, height, width)
-        inputs = torch.cat([clues[:, None].expand(-1, self.networks, -1, -1, -1), each], dim=2)
-        u: Tensor = self.correction(inputs.flatten(1, 2))
+        """The part of u (B, 1, H, W) that is trained."""
+        inputs = torch.cat([clues, self.projection((earlier - self.mean) / self.scale)], dim=1)
+        u: Tensor = self.correction(inputs)
         return u
 
 
@@ -90,10 +83,10 @@ class OwnPredictionAttention(JudgedAttention):
               x_n = (\text{contrast}_n, \; l_n, \; l_n - l^{(2)}_n, \; \lVert F_n \rVert, \; \text{earlier}_n)
 
     Each of the first four is standardised over the map's cells; :mod:`bla.model.evidence` defines three of them. The
-    earlier map, if the trunk gives one (:mod:`bla.model.earlier`), is projected to few channels. a is the mean of three
-    networks of two 3x3 convolutions; untrained it is constant, and the ranking is by the contrast, "c - E". Trained on
-    the classifier's answers to masked photos (:mod:`bla.training.masked`) it is what a cell's *pixels* contribute, and
-    the contrast, averaged over neighbours, counts beside it: on held-out photos the two together beat either.
+    earlier map, if the trunk gives one (:mod:`bla.model.earlier`), is projected to few channels. a is two 3x3
+    convolutions; untrained it is constant, and the ranking is by the contrast, "c - E". Trained on the classifier's
+    answers to masked photos (:mod:`bla.training.masked`) it is what a cell's *pixels* contribute, and the contrast,
+    averaged over neighbours, counts beside it: on held-out photos the two together beat either.
 
     The cells at the bound are the selection; where the head would not give the classifier's class from them, the bound
     moves to the smallest prefix of the ranking from which it does, as it does from every longer one. So a selection
@@ -104,7 +97,7 @@ class OwnPredictionAttention(JudgedAttention):
     in_channels: C, the channels of the map that the trunk gives, the last ``earlier`` of them of an earlier map.
     judge: the classifier's head; None for that of the classifier that is wrapped.
     earlier: see ``in_channels``; the head does not read these.
-    hidden: channels of two 3x3 convolutions and of the projection, and the number of such networks.
+    hidden: channels of two 3x3 convolutions, and of the projection.
     agreeing: whether the bound moves where the selection would not agree.
 
     Examples
@@ -192,14 +185,13 @@ class OwnPredictionAttention(JudgedAttention):
         return self._ranking(features, self._answers(features, target))
 
     def learnt(self, features: Tensor, target: Tensor) -> Tensor:
-        """The part of -u that is trained, by each network, (B, networks, H, W); the contrast follows it.
+        """The part of -u (B, H, W) that is trained, in nats that a cell's pixels contribute; the contrast follows it.
 
-        It is in nats that a cell's pixels contribute. In training mode the share of the contrast is kept at
-        :data:`PRIOR` standard deviations of this part.
+        In training mode the share of the contrast is kept at :data:`PRIOR` standard deviations of this part.
         """
-        found = -self._score.learnt(*self._inputs(features, self._answers(features, target)))
+        found = -self._score.learnt(*self._inputs(features, self._answers(features, target)))[:, 0]
         if self.training:
-            spread = found.detach().mean(dim=1).flatten(1).std(dim=1).mean()
+            spread = found.detach().flatten(1).std(dim=1).mean()
             self._score.shares.copy_(torch.stack([torch.zeros_like(spread), PRIOR * spread]))
         return found
 

@@ -147,7 +147,7 @@ class PixelStage(ModuleStage):
 
     .. math:: \log p_c(\text{photo under } M) \approx b + s_{|M|} + \sum_{n \in M} a_n,
 
-    where a is what a network learns of each cell and s what the number of kept cells alone explains; b is fitted for
+    where a is what the module learns of each cell and s what the number of kept cells alone explains; b is fitted for
     each photo, apart for masks that keep at most half of the cells and for the others. :func:`masked_loss` gives the
     error. The learning rate falls to 0 along a cosine.
     """
@@ -172,8 +172,7 @@ class PixelStage(ModuleStage):
         assert isinstance(nets.attention, OwnPredictionAttention)
         contributions = nets.attention.learnt(features, targets)
         expected = answers.by_size.to(said)[masks.sum(dim=(2, 3))]
-        told = said.clamp(min=LEAST_ANSWER) - expected
-        loss = torch.stack([masked_loss(each, masks, told) for each in contributions.unbind(1)]).mean()
+        loss = masked_loss(contributions, masks, said.clamp(min=LEAST_ANSWER) - expected)
         with torch.no_grad():
             unbounded = nets.attention.ranking(features, targets)
         return loss, torch.full_like(loss, len(unbounded)), unbounded  # no bound stands before what is learnt
