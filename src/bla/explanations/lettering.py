@@ -100,8 +100,8 @@ def legible(text: str, otherwise: str) -> str:
 
     Where no font has some letter, a warning says so, and the text is spelled in English letters and code points.
 
-    >>> legible(" crème brûlée \U0001f36e", "class 7"), legible("", "class 7")
-    ('crème brûlée', 'class 7')
+    >>> legible(" cup \U0010ffff", "class 7"), legible("", "class 7")
+    ('cup', 'class 7')
     """
     letters = (letter for letter in unicodedata.normalize("NFC", " ".join(text[:400].split())) if letter.isprintable())
     known = (letter for letter in letters if letter.isalnum() or ord(letter) in _SPELLINGS or _writable(letter))
@@ -109,16 +109,12 @@ def legible(text: str, otherwise: str) -> str:
     if not whole or _writable(whole):
         return whole or otherwise
     spelled = unicodedata.normalize("NFKD", whole).translate(_SPELLINGS)
-    if missing := sorted({letter for letter in spelled if letter.isalnum() and not _has_glyph(None, letter)}):
-        warnings.warn(
-            f"expected a font with {''.join(missing)!r} to draw {text[:40]!r}, found none on this system: install one "
-            "for its script, such as Noto",
-            stacklevel=2,
-        )
-    drawn = (
-        letter if _has_glyph(None, letter) else f"U+{ord(letter):04X} " if letter.isalnum() else ""
-        for letter in spelled
-    )
+    missing = {letter for letter in spelled if letter.isalnum() and not _has_glyph(None, letter)}
+    for script in sorted({unicodedata.name(letter, "OTHER").split()[0] for letter in missing}):
+        # the same words for every label, so that Python shows them once
+        warnings.warn(f"expected a font with {script} letters on this system, found none: install one", stacklevel=2)
+    codes = {letter: f"U+{ord(letter):04X} " for letter in missing}
+    drawn = (letter if _has_glyph(None, letter) else codes.get(letter, "") for letter in spelled)
     return " ".join("".join(drawn).split()) or otherwise
 
 
