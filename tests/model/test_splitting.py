@@ -19,7 +19,7 @@ from torch.nn.functional import conv2d
 
 import bla
 from bla.data.photo import Transform
-from bla.model.classifier import ExplainableClassifier, explainable
+from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
 from bla.model.heads import reads_maps
 from bla.model.hooking import HookedHead, HookedTrunk
 from bla.progress import silent
@@ -258,6 +258,98 @@ def test_what_is_hooked_costs_one_pass_and_leaves_other_threads_alone() -> None:
         for thread in threads:
             thread.join()
     assert all(torch.allclose(each, expected, atol=1e-5) for each in found)
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.fc = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU()), nn.Linear(8, 5)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.stem(pixels).mean((2, 3)))
+        return logits
+
+
+class Unattached(Plain):
+    """As a Lightning module, whose trainer is not there, and which holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    @property
+    def trainer(self) -> Any:
+        raise RuntimeError("not attached to a trainer")
+
+
+class Casting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Plain().bfloat16()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.net(pixels.bfloat16()).float()
+        return logits
+
+
+class UnderAutocast(Plain):
+    def forward(self, pixels: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(pixels)
+
+
+def compiled_in_place() -> nn.Module:
+    model = Plain()
+    model.compile()
+    return model
+
+
+FORMS: dict[str, Callable[[], nn.Module]] = {
+    "scripted": lambda: torch.jit.script(Plain().eval()),
+    "traced by torch.jit": lambda: torch.jit.trace(Plain().eval(), BATCHES[1]),
+    "compiled": lambda: torch.compile(Plain()),  # type: ignore[dict-item]
+    "compiled in place": compiled_in_place,
+    "an ensemble of members that decide": lambda: Ensemble(Scaled(Plain()), Scaled(Plain())),
+    "averaged weights": lambda: torch.optim.swa_utils.AveragedModel(Plain()),
+    "an ensemble": lambda: Ensemble(Plain(), Plain(), Plain()),
+    "without its trainer": Unattached,
+    "cast inside": Casting,
+    "under autocast": UnderAutocast,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
+def test_a_classifier_wraps_in_whatever_form_it_comes(make: Callable[[], nn.Module]) -> None:
+    model = make().eval()
+    wrapped = explainable(model, transform=SMALL)
+    plain: Any = getattr(model, "_orig_mod", model)
+    pixels = BATCHES[1]
+    with torch.no_grad():
+        expected = getattr(plain, "forward")(pixels).float()  # noqa: B009  not what is compiled
+        features = wrapped.trunk(pixels)
+        found = wrapped.classify(features, torch.full((2, *GRID), 1 / 24)).float()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2 if "half precision" in wrapped.note else 1e-5)
+    assert wrapped.explain(pixels)[0].classifier is not None
+
+
+META = torch.randn(1, 5)
+
+
+@pytest.mark.parametrize("content", [False, True], ids=["traced", "hooks"])
+def test_other_inputs_are_passed_along(content: bool) -> None:
+    def read(net: Net, x: Tensor, f: Tensor, meta: Tensor, *, scale: float = 1.0) -> Tensor:
+        half = content and float(x.max()) > 1e6
+        logits: Tensor = scale * net.fc((f / 2 if half else f).mean((2, 3))) + meta
+        return logits
+
+    model = Net(read).eval()
+    with pytest.raises(ClassifierError, match=r"expected a classifier of pixels .* inputs= for what it takes"):
+        explainable(model, transform=SMALL)
+    assert_own(explainable(model, transform=SMALL, inputs=(META,)), lambda x: model(x, META.expand(len(x), -1)))
+    named = explainable(model, transform=SMALL, inputs={"meta": META, "scale": 2.0})
+    assert_own(named, lambda x: model(x, META.expand(len(x), -1), scale=2.0))
 
 
 LEARNING: dict[str, Callable[[], nn.Module]] = {

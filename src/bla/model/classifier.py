@@ -484,7 +484,7 @@ def explainable(
         classes = [f"not {classes[0]}", classes[0]]
     if len(classes) != found.outputs:
         raise ClassifierError(f"{name}: expected {found.outputs} class names, as many as logits, got {len(classes)}")
-    like = next(own.parameters(), torch.empty(0))
+    like = torch.empty(0, dtype=found.dtype, device=next(own.parameters(), torch.empty(0)).device)
     if attention is None and not several_labels and not isinstance(head, int):
         found, earlier = with_earlier(found, torch.zeros(2, 3, *transform.size).to(like))
         attention = OwnPredictionAttention(found.channels, earlier=earlier).to(like.device, like.dtype)
@@ -518,13 +518,19 @@ def explainable(
 
 def _copied(model: nn.Module) -> nn.Module:
     """A frozen copy in evaluation mode, without the user's hooks; torch's own hooks compute weights and stay."""
-    kept = pytree.tree_leaves([vars(module) for module in model.modules()])
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    kept = pytree.tree_leaves([vars(module) for module in modules])
     computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]  # activations that it keeps
     try:
-        own = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+        with torch.no_grad():  # under which copies of TorchScript's parameters are parameters
+            own = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
     except Exception:  # locks, open files, a trainer
         own = cast(nn.Module, _twin(model, {}))
+    for parameter in own.parameters():
+        parameter.requires_grad_(False)
     for module in own.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         module._compiled_call_impl = None
         for name, child in module._modules.items():
             module._modules[name] = getattr(child, "_orig_mod", child)
@@ -532,7 +538,7 @@ def _copied(model: nn.Module) -> nn.Module:
             hooks = getattr(module, f"_{kind}_hooks")
             for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.")]:
                 del hooks[key]
-    return own.eval().requires_grad_(False)
+    return own.eval()
 
 
 def _twin(value: Any, known: dict[int, Any]) -> Any:

@@ -61,7 +61,9 @@ def linear_layer(head: nn.Module, channels: int) -> nn.Linear | None:
             probe = torch.randn(4, channels, generator=torch.Generator().manual_seed(0)).to(layer.weight)
             with torch.no_grad():
                 expected, given = layer(probe[:, : layer.in_features]), head(probe)
-            if given.shape == expected.shape and torch.allclose(given, expected, rtol=1e-4, atol=1e-5):
+            if (given.shape, given.dtype) == (expected.shape, expected.dtype) and torch.allclose(
+                given, expected, rtol=1e-4, atol=1e-5
+            ):
                 return layer
     return None
 

@@ -189,7 +189,10 @@ class HookedMapHead(_HookedRest, MapHead):
 
 
 def hooked(own: nn.Module, pixels: Tensor) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Trunks and heads to be tried, the likeliest first: pooled at the last maps, then reading these."""
+    """Trunks and heads to be tried: pooled at the last maps, reading these, and at last reading one of the first maps.
+
+    All of a classifier is made from its first map, so that this is left where all else fails.
+    """
     if any(isinstance(module, torch.jit.ScriptModule) for module in own.modules()):
         raise TracingError("expected Python code, got TorchScript: pass the module that was scripted")
     size = (pixels.shape[2], pixels.shape[3])
@@ -208,8 +211,10 @@ def hooked(own: nn.Module, pixels: Tensor) -> Iterator[tuple[nn.Module, nn.Modul
     for later, earlier in itertools.combinations(found[:_PAIRED], 2):
         if not _is_in(later.module, earlier.module) and not _is_in(earlier.module, later.module):
             sets.append([earlier, later])
-    for kind in (HookedHead, HookedMapHead):
-        for places in sets:
+    first = [[place] for _, place in once[:_TRIED] if place not in found]
+    tries = [(HookedHead, sets), (HookedMapHead, sets), (HookedMapHead, first)]
+    for kind, choices in tries:
+        for places in choices:
             if kind is HookedHead or len({place.grid for place in places}) == 1:
                 _watch(own, places, runs, blanks)
                 yield HookedTrunk(own, places, size), kind(own, places, size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bla import BlaError
 from bla.data.photo import Transform
-from bla.model.heads import MapHead, TimmHead, TimmMapHead, read
+from bla.model.heads import MapHead, TimmHead, TimmMapHead, read, reads_maps
 from bla.model.hooking import hooked
 from bla.model.joining import split_at_join
 from bla.model.outputs import Affine, Answers, Calling, Meant, MeantHead, OutputError, Reading, meaning_of, rows_of
@@ -49,6 +49,8 @@ class Split(NamedTuple):
     meant: Meant = Meant("logits", several_labels=False)
     note: str = ""
     """How its explanations are approximate, if they are."""
+    dtype: torch.dtype = torch.float32
+    """Of pixels and features."""
 
 
 class TimmTrunk(nn.Module):
@@ -62,6 +64,19 @@ class TimmTrunk(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.model.forward_features(pixels)  # type: ignore[operator]
         return features.permute(0, 3, 1, 2) if self.channels_last else features
+
+
+class Cast(nn.Module):
+    """A part of a classifier that computes in another type than what it is given and gives."""
+
+    def __init__(self, part: nn.Module, inner: torch.dtype | None, outer: torch.dtype) -> None:
+        super().__init__()
+        self.part, self.inner, self.outer = part, inner, outer
+        self.reads_maps = reads_maps(part)
+
+    def forward(self, values: Tensor, *keep: Tensor | None) -> Tensor:
+        found: Tensor = self.part(values if self.inner is None else values.to(self.inner), *keep)
+        return found.to(self.outer)
 
 
 class ContiguousTrunk(nn.Module):
@@ -101,13 +116,18 @@ def split(
                 f"{name}: expected the same answer to a photo alone and beside others, got one that differs by "
                 f"{float(apart):.1e} of the largest: it reads the whole batch"
             )
-        ways = _ways(model, pixels) if parts is None else [_named(own, parts, pixels)]
+        inside = answers.half and pixels.dtype == torch.float32  # a cast that tracing may not see
+        ways = _ways(model, pixels, hooks_first=inside) if parts is None else [_named(own, parts, pixels)]
         for cut, head in _each(ways, reasons):
             try:
                 trunk, note = _checked(cut, head, answers)
-                channels, outputs = trunk(pixels[:2]).shape[1], meant.outputs(answers.values.shape[1])
+                features, outputs = trunk(pixels[:2]), meant.outputs(answers.values.shape[1])
+                channels, given = features.shape[1], answers.values.dtype
+                dtype = torch.float32 if given == torch.float32 else pixels.dtype
+                if {features.dtype, given} != {dtype}:  # it casts inside
+                    trunk, head = Cast(trunk, None, dtype), Cast(head, features.dtype, dtype)  # noqa: PLW2901
                 read_as = MeantHead(head, meant) if meant.changes(answers) else head
-                return Split(trunk, read_as, channels, outputs, meant, note)
+                return Split(trunk, read_as, channels, outputs, meant, note, dtype)
             except _UncuttableError as error:
                 reasons.insert(0, error)
                 break
@@ -152,7 +172,8 @@ def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name:
         raise ClassifierError(
             f"{name}: expected a head that gives logits (batch, classes), got {type(logits).__name__}"
         )
-    return Split(trunk, head, channels, logits.shape[1], Meant("logits", bool(reading.several_labels)))
+    meant = Meant("logits", bool(reading.several_labels))
+    return Split(trunk, head, channels, logits.shape[1], meant, dtype=pixels.dtype)
 
 
 _AVERAGE = "a head that reads the average of the last feature map"
@@ -224,6 +245,8 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Mo
         miss = missed(answer(features, uniform[:1].expand(len(features), -1, -1)), expected)
         if not miss <= tolerance:
             raise _UncutError(f"expected {_AVERAGE}, got one that differs by {miss:.1e} for {len(pixels)} photos")
+        if answers.half and miss > SELF_CHECK_TOLERANCE[torch.float32] and not note:
+            note = f"approximate: the classifier computes in half precision, where the same differs by {miss:.0e}"
     return trunk, note
 
 
@@ -309,8 +332,10 @@ def _named(own: nn.Module, parts: tuple[Part, Part], pixels: Tensor) -> Way:
     return lambda: iter([named_parts(own, parts, pixels[:2])])
 
 
-def _ways(model: nn.Module, pixels: Tensor) -> Iterator[Way]:
+def _ways(model: nn.Module, pixels: Tensor, *, hooks_first: bool = False) -> Iterator[Way]:
     """The ways to cut, the plainest first."""
+    if hooks_first:
+        yield lambda: hooked(model, pixels)
     graph, program = (_once(functools.partial(make, model, pixels)) for make in (traced, exported))
     timms = speaks_timm(model)
     yield lambda: iter([_cut_timm(model, pixels) if timms else graph().split_at_averages()])

@@ -121,7 +121,8 @@ def traced(own: nn.Module, pixels: Tensor) -> Graph:
     """The graph by symbolic tracing."""
     try:
         if any(isinstance(module, torch.jit.ScriptModule) for module in own.modules()):
-            return Graph(_of_script(own, pixels), pixels)
+            with quiet():
+                return Graph(_of_script(own, pixels), pixels)
         try:
             return Graph(fx.symbolic_trace(own), pixels)
         except fx.proxy.TraceError:  # of optional and further arguments, too
@@ -162,6 +163,7 @@ def quiet() -> Iterator[None]:
 
 def _of_script(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
     """The operations that TorchScript runs; a way that depends on values is an error."""
+    # which only the module that was scripted can take, by hooks
     with torch.inference_mode(False), torch.no_grad():
         return make_fx(own, tracing_mode="symbolic", _allow_non_fake_inputs=True)(pixels.clone())
 
@@ -303,6 +305,8 @@ class Graph:
         )  # fmt: skip
         for layout, cells in layouts.items():
             counts = [values.shape[cell] for cell in cells]
+            if len(values) != len(vector):
+                continue
             if math.prod(values.shape[1:]) != channels * math.prod(counts) or math.prod(counts) == 1:
                 continue
             if values.ndim == 3 and token_grid(counts[0], self.size) is None:
