@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from bla.study.app import create_app
 from bla.study.errors import StudyError
 from bla.study.guard import Limits, Rate
+from bla.study.keys import Keys
 from bla.study.pages import Pages
 from bla.study.participation import NONCE
 from bla.study.pictures import registered
@@ -27,7 +28,7 @@ from bla.study.preparing import Wishes, prepare
 from bla.study.responses import DECOY, Collected
 from bla.study.schedule import trials_of
 from bla.study.site import TOKEN
-from bla.study.store import Store
+from bla.study.store import Store, _taken, now_ms
 from bla.study.texts import Texts
 from small_study import ARMS, explained, small_study
 
@@ -391,3 +392,82 @@ def test_texts_in_another_language(tmp_path: Path) -> None:
         texts.write_text(english.replace(*change))
         with pytest.raises(StudyError, match=message):
             Texts.load(texts)
+
+
+def test_a_place_is_free_again_when_it_is_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, _ = small_study(tmp_path, places=3)
+    hour, begun = 3_600_000, now_ms()
+    with Store.of(study) as store:
+        app = create_app(study, store)
+        idle, busy, gone = Visitor(app), Visitor(app), Visitor(app)
+        for visitor in (idle, busy, gone):
+            visitor.begin()
+            visitor.get("/trial")
+        busy.answer()
+        gone.post("/withdraw", {**gone.fields(), "sure": "yes"})
+        fourth = Visitor(app)
+        assert "places" not in fourth.begin(), "a withdrawal frees one"
+        for hours, free in ((0.5, 0), (2, 2), (23, 2), (25, 3)):
+            monkeypatch.setattr("bla.study.store.now_ms", lambda hours=hours: begun + int(hours * hour))
+            with store._read() as connection:
+                assert 3 - connection.execute(_taken(begun + int(hours * hour))).scalar_one() == free
+        monkeypatch.undo()
+        idle.get("/trial")
+        idle.answer()
+
+
+def test_a_renewed_secret_takes_effect_at_once(place: tuple[Path, str], store: Store) -> None:
+    study, secret = place
+    visitor = Visitor(create_app(study, store))
+    visitor.post("/researcher", {"secret": secret})
+    assert visitor.client.get("/researcher/plan.json").status_code == 200
+    renewed = Keys.renewed(study)
+    assert "plan.json" not in visitor.client.get("/researcher/plan.json").headers.get("content-disposition", "")
+    visitor.post("/researcher", {"secret": secret}, 403)
+    visitor.post("/researcher", {"secret": renewed})
+    assert visitor.client.get("/researcher/plan.json").headers["content-disposition"].endswith('plan.json"')
+
+
+def test_who_fails_to_sign_in_locks_out_nobody_else(place: tuple[Path, str], store: Store) -> None:
+    study, secret = place
+    app = create_app(study, store)
+    attacker, researcher = Visitor(app), Visitor(app)
+    researcher.get("/researcher")
+    for _ in range(5):
+        attacker.post("/researcher", {"secret": "guess"}, 403)
+    attacker.post("/researcher", {"secret": secret}, 429)
+    researcher.post("/researcher", {"secret": secret})
+    attacker.get("/researcher")
+    for _ in range(5):
+        attacker.post("/researcher", {"secret": "guess"}, 403)
+    attacker.post("/researcher", {"secret": "guess"}, 429)
+
+
+def test_a_link_exchanges_no_participant_and_names_the_configured_address(
+    place: tuple[Path, str], store: Store
+) -> None:
+    study, _ = place
+    app = create_app(study, store, address="https://study.example.org")
+    one, other = Visitor(app), Visitor(app)
+    for visitor in (one, other):
+        visitor.client.headers["host"] = "evil.test"
+        assert "evil" not in visitor.begin()
+    link = re.findall(r'href="https://study.example.org(/p/[^"]+)"', one.html)[0]
+    own = other.client.cookies[TOKEN]
+    other.get(link)
+    assert other.client.cookies[TOKEN] == own
+    fresh = Visitor(app)
+    fresh.get(link)
+    assert fresh.client.cookies[TOKEN] == one.client.cookies[TOKEN]
+
+
+def test_a_clock_that_is_set_back_is_marked(
+    place: tuple[Path, str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visitor = Visitor(create_app(place[0], store))
+    visitor.begin()
+    visitor.get("/trial")
+    monkeypatch.setattr("bla.study.participation.now_ms", lambda: now_ms() - 60_000)
+    visitor.answer()
+    (response,) = store.collected(Plan.load(place[0])).responses
+    assert (response.milliseconds, response.clock) == (0, "unknown")

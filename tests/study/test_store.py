@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -182,3 +184,47 @@ def test_a_store_that_cannot_be_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="serve it first"):
         empty.collected(plan())
     empty.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["Which is better?", "a#b", "a%20b", "a:b@c", "file:x?mode=memory", "tab\tname", "ünï"]
+)
+def test_a_studys_answers_stay_in_its_folder(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    with Store.of(folder) as store:
+        store.begin(plan(), "texts")
+        assert store.file == folder / "study.db"
+        store.check()
+    assert [path.name for path in folder.iterdir()] == ["study.db"], "closed: its WAL is gone"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hush-hush@nowhere.invalid/x", "mysql://me:hush-hush@here/x", "sqlite://me:hush-hush@here/x",
+        "postgresql://me:hush-hush@[", "me:hush-hush@here", "postgresql://me:hush-hush@here:port/x",
+    ],
+)  # fmt: skip
+def test_no_message_repeats_a_password(url: str) -> None:
+    with pytest.raises(StudyError) as error:
+        Store(url)
+    assert "hush-hush" not in str(error.value)
+
+
+def test_a_store_that_cannot_write_is_not_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.of(tmp_path) as store:
+        store.begin(plan(), "texts")
+        store.check()
+        other = sqlite3.connect(tmp_path / "study.db", isolation_level=None)
+        with contextlib.closing(other):
+            other.execute("begin immediate")
+            with pytest.raises(StudyError, match="expected a store that can be written"):
+                store.check(0.05)
+        store.check()
+        with store._writing, pytest.raises(StudyError, match=r"within 0\.05 s, got one that is locked"):
+            store.check(0.05)
+        monkeypatch.setattr("bla.study.store.SPARE_BYTES", 2**60)
+        with pytest.raises(StudyError, match="of free disk"):
+            store.check()

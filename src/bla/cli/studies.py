@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +82,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Port = 8000,
     proxy: str | None = None,
+    url: str | None = None,
     limits: Annotated[Limits | None, flat()] = None,
 ) -> None:
     """Serve a study's pages until interrupted. Answers are stored at once; after a restart participants continue.
@@ -90,6 +92,7 @@ def serve(
     :param host: Address to listen on; 0.0.0.0 accepts connections from everywhere.
     :param port: The port; 0 takes a free one.
     :param proxy: The address of your reverse proxy (which brings HTTPS), so that rate limits apply to its clients.
+    :param url: The address in personal links, https://study.example.org say. By default the browser's.
     """
     from bla.study.app import create_app
     from bla.study.serving import serve as run
@@ -103,7 +106,9 @@ def serve(
             "replace it"
         )
     with Store.of(folder, db) as store:
-        app = create_app(folder, store, limits=limits)
+        if url is not None and not re.fullmatch(r"https?://[^/?#@\s]+/?", url):
+            raise StudyError(f"expected --url as https://study.example.org, got {url!r}")
+        app = create_app(folder, store, limits=limits, address=url)
         server = listening(host, port)
         address = f"http://{host}:{server.getsockname()[1]}"
         say(f"The study is at {address}, what it collected at {address}/researcher. Stop it with Ctrl-C.", flush=True)

@@ -12,6 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from bla.study import participation, researcher
+from bla.study.errors import StudyError
 from bla.study.guard import Guard, Limits
 from bla.study.site import TOKEN, Instead, OfSite, Site
 from bla.study.store import Store
@@ -27,8 +28,11 @@ def icon() -> Response:
 
 @router.get("/health")
 def health(site: OfSite) -> Response:
-    """Whether the server reaches its database."""
-    site.store.counts()
+    """Whether an answer can be stored now."""
+    try:
+        site.store.check()
+    except StudyError as error:
+        return Response(f"{error}\n", 503, media_type="text/plain")
     return Response("ok\n", media_type="text/plain")
 
 
@@ -45,11 +49,18 @@ async def failed(request: Request, error: Any) -> Response:
     return site.message(500, "error.fault")
 
 
-def create_app(study: Path, store: Store, *, simulated: bool = False, limits: Limits | None = None) -> FastAPI:
+def create_app(
+    study: Path,
+    store: Store,
+    *,
+    simulated: bool = False,
+    limits: Limits | None = None,
+    address: str | None = None,
+) -> FastAPI:
     """The application of a study's folder; StudyError unless the store is empty or holds answers to the same study."""
     limits = limits or Limits()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.site = site = Site.opened(study, store, simulated=simulated, limits=limits)
+    app.state.site = site = Site.opened(study, store, simulated=simulated, limits=limits, address=address)
     for routes in (participation.router, researcher.router, researcher.files, router):
         app.include_router(routes)
     app.mount("/static", StaticFiles(packages=[("bla.study", "static")]))

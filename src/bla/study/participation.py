@@ -57,10 +57,12 @@ def begin(
 
 
 @router.get("/p/{token}")
-def come_back(request: Request, site: OfSite, token: str) -> Response:
-    """The personal link: continue with the next trial, on any device."""
+def come_back(request: Request, site: OfSite, token: str, own: Token = "") -> Response:
+    """The personal link: continue with the next trial, on any device that has not begun a participation of its own."""
     if site.person(token) is None:
         return site.message(404, "error.unknown")
+    if own != token and (person := site.person(own)) is not None and not (person.finished or person.withdrawn):
+        return go("/trial")  # a link that somebody sent must not exchange the participant
     return _remembered(request, token, "/trial")
 
 
@@ -70,14 +72,15 @@ def _remembered(request: Request, token: str, address: str) -> Response:
     return response
 
 
-def _link(request: Request, person: Person) -> str:
-    return str(request.url_for("come_back", token=person.token))
+def _link(request: Request, site: Site, person: Person) -> str:
+    path = request.app.url_path_for("come_back", token=person.token)
+    return str(path.make_absolute_url(site.address or request.base_url))
 
 
 @router.get("/instructions")
 def instructions(request: Request, site: OfSite, person: Visitor) -> Response:
     """How it works, and the personal link."""
-    return site.page("instructions", link=_link(request, person))
+    return site.page("instructions", link=_link(request, site, person))
 
 
 @router.get("/trial")
@@ -118,7 +121,7 @@ def answer(
     elapsed = max(0, now_ms() - sent)
     # No browser can have measured more than has passed; simulated people do not really wait.
     measured = ms.isascii() and ms.isdigit() and (site.simulated or int(ms) <= elapsed)
-    milliseconds, clock = (int(ms), "browser") if measured else (elapsed, "server")
+    milliseconds, clock = (int(ms), "browser") if measured else (elapsed, "server" if now_ms() >= sent else "unknown")
     option = shown.options[int(choice)]
     if site.store.answer(person, position, option, milliseconds=milliseconds, clock=clock, shown_ms=sent) == "early":
         return site.message(409, "error.answer")
@@ -150,7 +153,7 @@ def withdraw(request: Request, site: OfSite, person: Sender, sure: Field = "") -
 
 
 def _paused(request: Request, site: Site, person: Person, problem: str | None = None, status: int = 200) -> Response:
-    link, csrf = _link(request, person), site.keys.signed("csrf", person.token)
+    link, csrf = _link(request, site, person), site.keys.signed("csrf", person.token)
     return site.page("pause", status, done=person.done, all=person.trials, link=link, csrf=csrf, problem=problem)
 
 

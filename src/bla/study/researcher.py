@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from typing import Annotated
 
@@ -11,14 +12,17 @@ from fastapi.responses import Response
 from bla.study.site import Field, Instead, OfSite, Site, go, remember
 
 SESSION = "bla_researcher"  # the cookie of the researcher's session
+VISIT = "bla_visit"  # the cookie of one who has seen the form
+Visit = Annotated[str, Cookie(alias=VISIT)]
 _HOURS = 8
 
 
 def signed_in(site: OfSite, session: Annotated[str, Cookie(alias=SESSION)] = "") -> bool:
     """Whether the researcher asks."""
     until, _, signature = session.partition(".")
-    genuine = site.keys.verifies("researcher", f"{until}:{site.keys.researcher}", signature)
-    return genuine and until.isdigit() and int(until) > time.time()
+    if not (until.isascii() and until.isdigit() and len(until) < 20 and int(until) > time.time()):
+        return False
+    return site.keys.verifies("researcher", f"{until}:{site.secrets.researcher}", signature)
 
 
 SignedIn = Annotated[bool, Depends(signed_in)]
@@ -35,20 +39,33 @@ files = APIRouter(prefix="/researcher", dependencies=[Depends(only_the_researche
 
 
 @router.get("")
-def overview(site: OfSite, researcher: SignedIn) -> Response:
+def overview(request: Request, site: OfSite, researcher: SignedIn, visit: Visit = "") -> Response:
     """How many took part; for others the form to sign in."""
-    return site.page("researcher", counts=site.store.counts() if researcher else None, problem=None)
+    response = site.page("researcher", counts=site.store.counts() if researcher else None, problem=None)
+    if not researcher and not _known(site, visit):
+        name = secrets.token_urlsafe(16)
+        remember(response, request, VISIT, f"{name}.{site.keys.signed('visit', name)}", 1)
+    return response
+
+
+def _known(site: Site, visit: str) -> bool:
+    name, _, signature = visit.partition(".")
+    return site.keys.verifies("visit", name, signature)
 
 
 @router.post("")
-def sign_in(request: Request, site: OfSite, secret: Field = "") -> Response:
+def sign_in(request: Request, site: OfSite, secret: Field = "", visit: Visit = "") -> Response:
     """Exchange the secret for a session."""
     site.refuse_forgery(request)
-    site.limit(site.logins, request)
-    if not site.keys.opens(secret):
+    if _known(site, visit):  # one who fails locks out this visit, and not everyone behind the same proxy
+        site.limit_key(site.logins, visit)
+    else:
+        site.limit(site.logins, request)
+    keys = site.secrets
+    if not keys.opens(secret):
         return site.page("researcher", 403, counts=None, problem="This is not the study's secret.")
     until = str(int(time.time()) + 3600 * _HOURS)
-    signature = site.keys.signed("researcher", f"{until}:{site.keys.researcher}")
+    signature = site.keys.signed("researcher", f"{until}:{keys.researcher}")
     response = go("/researcher")
     remember(response, request, SESSION, f"{until}.{signature}", _HOURS)
     return response

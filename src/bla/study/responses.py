@@ -48,9 +48,9 @@ class Response(Record):
     expected: str | None = Field(default=None, description="the right answer, one of the options, where there is one")
     correct: bool | None = Field(default=None, description="whether choice is expected; null where no answer is right")
     milliseconds: int = Field(ge=0, description="from the pictures' appearance to the answer")
-    clock: Literal["browser", "server"] = Field(
+    clock: Literal["browser", "server", "unknown"] = Field(
         description="who measured: the browser once the pictures were loaded, or the server between page and answer "
-        "(without JavaScript)"
+        "(without JavaScript); unknown, at 0 milliseconds, where the server's clock was set back meanwhile"
     )
     shown_at: datetime = Field(description="when the page that was answered was sent (UTC)")
     answered_at: datetime = Field(description="when the answer was stored (UTC)")
@@ -188,7 +188,7 @@ def _cell(value: Any) -> str:
 
 def _written(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    writer = csv.writer(file, lineterminator="\r\n")  # of which it quotes both in a cell
     writer.writerow(header)
     writer.writerows(rows)
     return file.getvalue().encode()

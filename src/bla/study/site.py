@@ -44,16 +44,25 @@ class Site:
     joins: Rate
     logins: Rate
     simulated: bool
+    folder: Path
+    address: str | None = None
+    """Where participants find it, for their personal links; by default as their browsers say."""
+
+    @property
+    def secrets(self) -> Keys:
+        """The keys as the folder holds them now: the researcher's secret may have been renewed."""
+        return Keys.load(self.folder)
 
     @classmethod
-    def opened(cls, study: Path, store: Store, *, simulated: bool, limits: Limits) -> Site:
+    def opened(cls, study: Path, store: Store, *, simulated: bool, limits: Limits, address: str | None = None) -> Site:
         """Read a study's folder, and begin or continue to collect in the store."""
         plan, texts = Plan.load(study), Texts.load(study / "texts.toml")
         images = registered(study, plan)
         store.begin(plan, texts.digest(), simulated=simulated)
         pages = Pages(plan, texts, simulated=simulated)
         joins = Rate(limits.joins_a_minute / 60, max(1, int(limits.joins_a_minute)))
-        return cls(plan, texts, Keys.load(study), store, pages, images, joins, Rate(5 / 60, 5), simulated)
+        logins = Rate(5 / 60, 5)
+        return cls(plan, texts, Keys.load(study), store, pages, images, joins, logins, simulated, study, address)
 
     def knows(self, token: str) -> bool:
         """Whether the token carries our signature."""
@@ -81,7 +90,11 @@ class Site:
 
     def limit(self, rate: Rate, request: Request) -> None:
         """Turn the request away if its address has made too many."""
-        if wait := rate.wait(request.client.host if request.client else ""):
+        self.limit_key(rate, request.client.host if request.client else "")
+
+    def limit_key(self, rate: Rate, key: str) -> None:
+        """Turn the request away if there were too many of this key."""
+        if wait := rate.wait(key):
             raise Instead(self.refusal(429, int(wait) + 1))
 
     def refuse_forgery(self, request: Request, token: str | None = None, csrf: str = "") -> None:

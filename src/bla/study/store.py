@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, Row, make_url
 
+from bla.files import real
 from bla.study.errors import StudyError
 from bla.study.keys import hashed
 from bla.study.plan import Plan
@@ -28,6 +30,7 @@ from bla.study.responses import Collected, Participant, Response
 from bla.study.schedule import Trial, trials_of
 
 metadata = sa.MetaData()
+Lock = type(threading.Lock())
 
 studies = sa.Table(
     "study",
@@ -73,6 +76,9 @@ answers = sa.Table(
 
 _done = sa.select(sa.func.count(answers.c.position))
 
+HOUR_MS = 3600 * 1000
+SPARE_BYTES = 50 * 2**20
+"""The free disk below which a study is not healthy."""
 LONGEST_MS = 7 * 24 * 3600 * 1000  # a response time is cut off here
 
 
@@ -97,11 +103,11 @@ class Person:
 class Store:
     """A study's answers behind a database's URL, until it is closed."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str | sa.URL) -> None:
+        self.url = _parsed(url)
         self._writing: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         try:
-            self._engine = engine_of(url)
+            self._engine = engine_of(self.url)
             if self._engine.dialect.name == "sqlite":
                 # SQLite lets one write at a time and makes the others poll; in one process they can queue instead.
                 self._writing = threading.Lock()
@@ -109,7 +115,7 @@ class Store:
                 connection.execute(sa.text("select 1"))
         except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
             problem = " ".join(str(error).split("\n(Background")[0].split())[:300]
-            raise StudyError(f"expected a database at {make_url(url).render_as_string()}, got: {problem}") from error
+            raise StudyError(f"expected a database at {self.place}, got: {problem}") from error
 
     @classmethod
     def of(
@@ -126,7 +132,18 @@ class Store:
         if url is None and replace:
             for old in study.glob(f"{path.name}*"):
                 old.unlink()
-        return cls(url or f"sqlite:///{path}")
+        return cls(url or sa.URL.create("sqlite", database=str(real(path))))
+
+    @property
+    def place(self) -> str:
+        """The database's URL for messages, without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    @property
+    def file(self) -> Path | None:
+        """The database's file, if it is one."""
+        name = self.url.database if self.url.get_backend_name() == "sqlite" else None
+        return Path(name) if name and name != ":memory:" else None
 
     def __enter__(self) -> Store:
         return self
@@ -159,14 +176,18 @@ class Store:
             raise StudyError(f"expected a store of {expected} answers, got one of {got} ones: a rehearsal has its own")
 
     def join(self, plan: Plan, token: str) -> Person | None:
-        """A new participant, or the one who joined with this token before; None if all places are taken."""
+        """A new participant, or the one who joined with this token before; None if all places are taken.
+
+        A place is free again after a withdrawal, an hour without a first answer, or a day without a further one.
+        """
         with self._write() as connection:
             if (known := self._person(connection, token)) is not None:
                 return known
             counted = sa.update(studies).values(joined=studies.c.joined + 1).returning(studies.c.joined)
             joined: int = connection.execute(counted).scalar_one()
-            if plan.places is not None and joined > plan.places:
-                connection.execute(sa.update(studies).values(joined=plan.places))
+            taken: int = connection.execute(_taken(now_ms())).scalar_one()
+            if plan.places is not None and taken >= plan.places:
+                connection.execute(sa.update(studies).values(joined=joined - 1))
                 return None
             planned = trials_of(plan, joined - 1)
             name = uuid4().hex[:16]
@@ -248,9 +269,9 @@ class Store:
                     .order_by(participants.c.number, answers.c.position)
                 ).all()
         except sa.exc.DatabaseError as error:
-            raise StudyError(f"expected the answers of a study, got none in {self.url}: serve it first") from error
+            raise StudyError(f"expected the answers of a study, got none in {self.place}: serve it first") from error
         if row is None:
-            raise StudyError(f"expected the answers of a study, got an empty store in {self.url}: serve it first")
+            raise StudyError(f"expected the answers of a study, got an empty store in {self.place}: serve it first")
         simulated = bool(row.simulated)
         self._check(row, plan, simulated=simulated)
         return Collected(
@@ -259,6 +280,29 @@ class Store:
             participants=tuple(_participant(entry, simulated) for entry in people),
             responses=tuple(_response(entry, plan, simulated) for entry in given),
         )
+
+    def check(self, seconds: float = 2.0) -> None:
+        """A StudyError if no answer can be stored now: the lock is held for so long, or the database cannot write."""
+        lock = self._writing
+        if isinstance(lock, Lock):
+            if not lock.acquire(timeout=seconds):
+                raise StudyError(f"expected a store that can be written within {seconds:g} s, got one that is locked")
+            lock.release()
+        if self.file is not None and (free := shutil.disk_usage(self.file.parent).free) < SPARE_BYTES:
+            raise StudyError(f"expected {SPARE_BYTES // 2**20} MiB of free disk, got {free // 2**20}")
+        try:
+            with self._engine.connect().execution_options(writes=True) as connection:
+                if self.file is not None:  # wait less for a lock, here alone
+                    connection.connection.execute(f"pragma busy_timeout={int(1000 * seconds)}").close()
+                try:
+                    with connection.begin() as transaction:
+                        connection.execute(sa.update(studies).values(joined=studies.c.joined))
+                        transaction.rollback()
+                finally:
+                    if self.file is not None:
+                        connection.connection.execute("pragma busy_timeout=30000").close()
+        except sa.exc.SQLAlchemyError as error:
+            raise StudyError(f"expected a store that can be written, got {type(error).__name__}") from error
 
     def close(self) -> None:
         """Close all connections."""
@@ -320,12 +364,16 @@ def migrate(engine: Engine) -> None:
         raise StudyError(f"expected a store that this version of bla can read, got: {error}") from error
 
 
-def engine_of(url: str) -> Engine:
-    """SQLAlchemy's engine for a database's URL, with the settings that the store relies on."""
+def _parsed(url: str | sa.URL) -> sa.URL:
     try:
-        parsed = make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise StudyError(f"expected a database's URL, as sqlite:///study.db, got {url!r}") from error
+        return make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # it may hold a password, which no message repeats
+        raise StudyError("expected a database's URL, as sqlite:///study.db, got another text") from None
+
+
+def engine_of(url: str | sa.URL) -> Engine:
+    """SQLAlchemy's engine for a database's URL, with the settings that the store relies on."""
+    parsed = _parsed(url)
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
@@ -347,6 +395,16 @@ def engine_of(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED")
 
     return engine
+
+
+def _taken(now: int) -> sa.Select[Any]:
+    """How many places are taken."""
+    last = sa.select(sa.func.max(answers.c.answered_ms)).where(answers.c.participant == participants.c.id)
+    seen = last.correlate(participants).scalar_subquery()
+    busy = sa.or_(
+        participants.c.finished_ms.is_not(None), participants.c.started_ms > now - HOUR_MS, seen > now - 24 * HOUR_MS
+    )
+    return sa.select(sa.func.count(participants.c.id)).where(participants.c.withdrawn_ms.is_(None), busy)
 
 
 def _lock(connection: Connection, person: int) -> bool:
