@@ -27,11 +27,13 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from bla.data.photo import Photo
+from bla.data.photo import Photo, decoding_bytes
 from bla.deploy.engine import Engine, Outputs
 from bla.deploy.serve import Batcher, Busy, Limits, _watch, application
+from bla.deploy.serve.batching import Lane
 from bla.deploy.serve.documents import PhotosAndMasks
 from bla.deploy.serve.requests import _json
+from bla.deploy.serve.routes import LARGE
 from bla.explanations.explanation import Explanation
 from small_exports import Pair
 
@@ -349,7 +351,7 @@ def test_an_error_before_the_engine_reaches_every_request(engine: Engine, monkey
         assert [client.post("/v1/explain", files={"photo": photo()}).status_code for _ in range(2)] == [500, 500]
 
 
-LARGE = {
+HUGE = {
     "masks of letters": b'{"photos":["AA"],"masks":[' + b'"a",' * 75_000 + b'"",' * 20_000 + b'""]}',
     "empty photos": b'{"photos":[' + b'"",' * 600_000 + b'""]}',
     "empty masks": b'{"photos":["AA"],"masks":[' + b"[]," * 600_000 + b"[]]}",
@@ -361,15 +363,36 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", HUGE)
 def test_nothing_is_made_of_what_a_request_cannot_hold(name: str, engine: Engine) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(HTTPException, match="expected JSON"):
-            _json(LARGE[name], LIMITS, engine.card, PhotosAndMasks)
+            _json(HUGE[name], LIMITS, engine.card, PhotosAndMasks)
         assert tracemalloc.get_traced_memory()[1] < 400_000
     finally:
         tracemalloc.stop()
+
+
+def test_large_photos_wait_for_one_another_and_not_for_ever() -> None:
+    lane = Lane(2, 3)
+
+    async def one() -> bool:
+        try:
+            async with lane.entered():
+                await asyncio.sleep(0.01)
+        except Busy:
+            return False
+        return True
+
+    async def many() -> list[bool]:
+        return await asyncio.gather(*(one() for _ in range(9)))
+
+    assert asyncio.run(many()).count(True) == 5
+    assert lane.inside == 0
+    bomb = base64.b64decode("UklGRhoAAABXRUJQVlA4TA0AAAAvnpvnFgcQERGIiP4HAA==")
+    assert decoding_bytes(bomb) > LARGE > decoding_bytes(photo(size=(3000, 2000), form="JPEG"))
+    assert decoding_bytes(b"") == decoding_bytes(b"RIFF") == decoding_bytes(b"\x89PNG\r\n") == 0
 
 
 def test_bodies_under_way_share_the_memory_and_hold_no_place_in_the_queue(engine: Engine) -> None:

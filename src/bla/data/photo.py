@@ -174,6 +174,18 @@ def _take(name: str, size: tuple[int, int], kind: str, held: contextlib.ExitStac
     held.enter_context(DECODING.taken(needed))
 
 
+def decoding_bytes(content: bytes) -> int:
+    """About what decoding a photo's file takes at its peak, from its head; 0 if it is no photo. A JPEG is reduced."""
+    kind, size = "WEBP", _webp_size(content[:30])
+    if size is None:
+        try:
+            with _PILLOW_QUIET, Image.open(io.BytesIO(content), formats=FORMATS) as photo:
+                kind, size = str(photo.format), photo.size
+        except Exception:  # reading it will say why
+            return 0
+    return _BYTES.get(kind, 12) * size[0] * size[1] // (16 if kind == "JPEG" else 1)
+
+
 def _webp_size(head: bytes) -> tuple[int, int] | None:
     """(width, height) by the first 30 bytes of a WebP file; None for other files."""
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP":

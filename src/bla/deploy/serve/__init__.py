@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from bla import BlaError
 from bla.deploy.engine import Engine
 from bla.deploy.serve import documents, routes
-from bla.deploy.serve.batching import Batcher, Busy
+from bla.deploy.serve.batching import Batcher, Busy, Lane
 from bla.deploy.serve.requests import Bodies, Limits
 from bla.web.envelope import Envelope
 
@@ -55,7 +55,7 @@ def application(
     )
     batcher = Batcher(engine, most=most, deadline=deadline, room=room)
     limits = limits or Limits()
-    app.state.server = routes.Server(engine, limits, batcher, Bodies(8 * limits.bytes))
+    app.state.server = routes.Server(engine, limits, batcher, Bodies(8 * limits.bytes), Lane(2, 8))
     app.include_router(routes.router)
     app.add_middleware(Envelope, token=token, public=("/healthz",))
     return app

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,6 +33,26 @@ class _Job:
     target: int
     masks: npt.NDArray[np.bool_] | None
     future: asyncio.Future[Outputs]
+
+
+class Lane:
+    """So many at once, and so many that wait; further ones are refused."""
+
+    def __init__(self, most: int, waiting: int) -> None:
+        self.room, self._places = most + waiting, asyncio.Semaphore(most)
+        self.inside = 0
+
+    @contextlib.asynccontextmanager
+    async def entered(self) -> AsyncIterator[None]:
+        """Wait for a place; raises :class:`Busy` where too many wait."""
+        if self.inside >= self.room:
+            raise Busy(5)
+        self.inside += 1
+        try:
+            async with self._places:
+                yield
+        finally:
+            self.inside -= 1
 
 
 class Batcher:

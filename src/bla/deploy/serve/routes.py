@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,11 +13,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from bla.data.photo import DataError, Photo
+from bla.data.photo import DataError, Photo, decoding_bytes
 from bla.deploy.engine import Engine, Outputs
 from bla.deploy.pictures import picture
 from bla.deploy.serve import documents
-from bla.deploy.serve.batching import Batcher
+from bla.deploy.serve.batching import Batcher, Lane
 from bla.deploy.serve.reference import as_html
 from bla.deploy.serve.requests import Bodies, Limits, masks_of, received
 from bla.explanations.explanation import Explanation, Prediction, Unexplained, likeliest
@@ -27,6 +28,8 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+LARGE = 128 * 2**20
+"""A photo that takes more to decode waits for others like it, and keeps no smaller one waiting."""
 router = APIRouter()
 
 
@@ -38,6 +41,7 @@ class Server:
     limits: Limits
     batcher: Batcher
     bodies: Bodies
+    large: Lane
 
     @property
     def fault(self) -> str | None:
@@ -46,8 +50,11 @@ class Server:
 
     async def photo(self, name: str, content: bytes) -> Photo:
         """Decode a photo in another thread; raises DataError where it cannot be read, or has too many pixels."""
-        read = self.engine.transform.read
-        return await asyncio.to_thread(read, content, name=name, most_pixels=self.limits.pixels)
+        read = functools.partial(self.engine.transform.read, content, name=name, most_pixels=self.limits.pixels)
+        if decoding_bytes(content) < LARGE:
+            return await asyncio.to_thread(read)
+        async with self.large.entered():
+            return await asyncio.to_thread(read)
 
     async def explain(
         self, name: str, content: bytes, size: int, target: int, fill: str | None
