@@ -165,7 +165,12 @@ def _of_script(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
     """The operations that TorchScript runs; a way that depends on values is an error."""
     # which only the module that was scripted can take, by hooks
     with torch.inference_mode(False), torch.no_grad():
-        return make_fx(own, tracing_mode="symbolic", _allow_non_fake_inputs=True)(pixels.clone())
+        graph = make_fx(own, tracing_mode="symbolic", _allow_non_fake_inputs=True)(pixels.clone())
+    for node in graph.graph.nodes:  # it may have written out the number of images
+        if node.op == "call_function" and "view" in str(node.target) and node.args[1][0] == len(pixels):
+            node.args = (node.args[0], [-1, *node.args[1][1:]])
+    graph.recompile()
+    return graph
 
 
 class _Cut(NamedTuple):
