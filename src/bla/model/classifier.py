@@ -362,11 +362,13 @@ class ExplainableClassifier(nn.Module):
         enough = None
         if judged is not None:
             whole, enough = judged.logits, judged.enough
-        elif self.several_labels or self.regression or not self.attention.bounded:
+        elif self.several_labels or not self.attention.bounded:
             whole, bound = from_all(self.head, features), torch.zeros_like(bound)
         else:
             said = ask(self.head, features, self._linear[0])
             whole, enough = said.logits, sufficiency(self.head, features, unbounded, said)
+        if self.regression:  # of a value no size is enough
+            enough, bound = None, torch.zeros_like(bound)
         sizes = torch.stack([*(enough or (torch.zeros_like(bound), torch.zeros_like(bound))), bound], dim=1)
         return Answer(self._selected(features, selection), whole, sizes)
 
