@@ -18,11 +18,13 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], mo
         now += progress.SECONDS_BETWEEN_LINES + 1
         report("reading", 3, 9)
         report("a remark [with brackets]", 0, 0)
+        report("reading", 9, 9)  # soon, but the last
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [
         "reading: 1 of 9",
         "reading: 3 of 9, 0.2 a second, 0:00:33 left",
         "a remark [with brackets]",
+        "reading: 9 of 9, 0.7 a second",
     ]
     assert captured.out == ""
 

@@ -42,6 +42,7 @@ class Display:
     def __init__(self, bars: type[tqdm] | None = None) -> None:
         self.bars = bars
         self.title, self.first, self.since, self.last = "", 0, 0.0, -math.inf
+        self.begun = False  # whether a line of this task has been printed: then its last one is, too
         self.bar: tqdm | None = None
 
     def __call__(self, title: str, done: int, total: int) -> None:
@@ -52,9 +53,10 @@ class Display:
         if printable(title) != self.title or done < self.first:
             self.close()
             self.title, self.first, self.since = printable(title), done, time.monotonic()
+            self.begun = False
         if self.bars or sys.stderr.isatty() or tqdm is not tqdm_asyncio:  # in a notebook, it is another class
             self._redraw(done, total)
-        elif time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
+        elif (self.begun and done >= total) or time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
             self._print(done, total)
 
     def close(self) -> None:
@@ -73,9 +75,11 @@ class Display:
             self.close()
 
     def _print(self, done: int, total: int) -> None:
-        self.last = time.monotonic()
+        self.last, self.begun = time.monotonic(), True
         rate = (done - self.first) / max(self.last - self.since, 1e-9)
-        pace = f", {rate:.1f} a second, {datetime.timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+        pace = f", {rate:.1f} a second" if rate else ""
+        if rate and done < total:
+            pace += f", {datetime.timedelta(seconds=round((total - done) / rate))} left"
         print(f"{self.title}: {done} of {total}{pace}", file=sys.stderr, flush=True)
 
 

@@ -103,8 +103,9 @@ def test_it_shows_itself_saves_and_reports(wrapped: ExplainableClassifier, tmp_p
     found = bla.compare(wrapped, tmp_path, ["centre"])
     assert [Path(one.image).name for one in found.explanations["BLA"]] == ["0.png", "1.png", "2.png"]
     assert [Path(failure.image).name for failure in found.failures] == ["broken.png"]
-    head, names, own, centre = repr(found).splitlines()
+    head, names, own, centre, legend = repr(found).splitlines()
     assert head == "3 photos, each method cut to the same number of regions"
+    assert "Removed: it still does without them" in legend
     assert names.split()[::2] == ["agreement", "kept", "removed", "ms", "photo"]
     assert (own.split()[0], centre.split()[:2]) == ("BLA", ["centre", "disc"])
     assert "data:image/jpeg;base64," in found._repr_html_()
@@ -117,8 +118,10 @@ def test_it_shows_itself_saves_and_reports(wrapped: ExplainableClassifier, tmp_p
 
 
 def test_defaults_and_refusals(wrapped: ExplainableClassifier) -> None:
+    assert repr(bla.compare(wrapped, PHOTOS[0], "centre")).startswith("1 photo, each")
     assert list(bla.compare(wrapped, PHOTOS[0]).figures) == ["BLA", "Grad-CAM", "centre disc", "random cells"]
     for methods, message in (
+        ("gradcam", r"or functions, got 'gradcam'; did you mean 'grad-cam'"),
         (["l2x"], "expected methods among random, centre"),
         ([3], "expected a method's name, a function .* got int"),
         ([lambda model, pixels, target: pixels[0, 0, 0]], r"expected a finite map \(h, w\) of one photo, got \(40,\)"),

@@ -197,8 +197,8 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
         (["train/1.jpg", "test/c/1.jpg"], r"expected train's classes \[\], got also \['c'\]"),
         (["train/a/1.jpg", "train/b/1.jpg", "test/notes.txt"], "test: expected images"),
         (["test/a/1.jpg", "val/a/1.jpg"], "expected train/ beside test/"),
-        (["a/1.jpg", "b/1.jpg"], "two images of a class to hold one out"),
-        (["1.jpg"], "two images of a class to hold one out"),
+        (["a/1.jpg", "b/1.jpg"], "two images of a class, .* got 2, one of each class; add some"),
+        (["1.jpg"], "two images, to train on one and measure on another, got 1; add some"),
     ],
 )
 def test_folders_that_are_refused(names: list[str], message: str, tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_one_photo_from_every_source(tmp_path: Path) -> None:
 def test_refusals_name_the_file_and_the_remedy(tmp_path: Path) -> None:
     jpeg, png = encoded(chelsea(), "JPEG"), encoded(chelsea())
     refused: dict[str, tuple[bytes | None, str]] = {
-        "missing.jpg": (None, "got no such file; check the path"),
+        "missing.jpg": (None, "a file, got no such file; check the path"),
         "empty.jpg": (b"", "got an empty file"),
         "text.jpg": (b"not a photo at all", "another or a damaged file; convert"),
         "picture.eps": (encoded(chelsea(), "EPS"), "another or a damaged file"),

@@ -157,7 +157,9 @@ def test_in_words_the_classifier_comes_first_and_a_disagreement_before_it() -> N
     assert str(other) == "DISAGREES: the classifier says dog 60.0%, the selected 4 of 6 cells say tabby 75.0%"
     assert other.disagrees
     asked = make(classifier=dog, agrees=False, target=281)
-    assert str(asked) == "dog 60.0% (from 4 of 6 cells chosen for another class: tabby 75.0%)"
+    assert str(asked) == "dog 60.0% (from 4 of 6 cells chosen for tabby: tabby 75.0%)"
+    agreeing = make(classifier=cat, agrees=True, target=967)
+    assert str(agreeing) == "tabby 69.0% (from 4 of 6 cells chosen for class 967: tabby 75.0%)"
     assert not asked.disagrees
 
 

@@ -22,7 +22,7 @@ import bla
 from bla.data.photo import DataError
 from bla.explanations import picture as pictures
 from bla.explanations.cells import Cells
-from bla.explanations.explanation import Check, Explanation, ExplanationError, Prediction, Votes
+from bla.explanations.explanation import Check, Explanation, ExplanationError, Prediction, Unexplained, Votes
 from bla.explanations.lettering import length, wrapped
 from bla.explanations.picture import words
 from bla.explanations.render import cividis
@@ -60,17 +60,20 @@ def make(**changes: Any) -> Explanation:
 
 def test_the_words_are_plain_and_the_regions_answer_is_part_of_them() -> None:
     said = words(make())
-    assert (said.answer, said.share, said.small) == ("tabby", "69%", "net · BLA")
-    assert said.regions == "Outlined: 3 of 6 regions. Alone they say the same (92%)."
+    assert (said.answer, said.share, said.small) == ("tabby", "69.0%", "net · BLA")
+    assert said.regions == "Outlined: 3 of 6 regions. Alone they say the same (92.3%)."
     assert not said.alarming
     assert not said.check
     one = words(make(selected=[[0, 0, 0], [0, 1, 0]]))
-    assert one.regions == "Outlined: 1 of 6 regions. Alone it says the same (92%)."
+    assert one.regions == "Outlined: 1 of 6 regions. Alone it says the same (92.3%)."
     assert words(make(classifier=None, agrees=None)).regions.endswith("The answer is made from them alone.")
     checked = words(make(check=Check(TABBY, TABBY, LYNX, 0.91, 0.12, "coarse"))).check
-    assert checked == "Shown only these pixels, it still says tabby (92%); shown all but these, lynx (40%)."
+    assert (
+        checked
+        == "Shown only these pixels, the classifier still says tabby (92.3%); shown all but these, lynx (40.0%)."
+    )
     whole = " ".join(str(part) for part in words(make(check=Check(TABBY, LYNX, TABBY, 0.1, 0.9, "coarse"))))
-    assert "it says lynx (40%); shown all but these, still tabby (92%)" in whole
+    assert "the classifier says lynx (40.0%); shown all but these, still tabby (92.3%)" in whole
     assert not [riddle for riddle in ("z =", "bound", "BLA-T", "cells") if riddle in whole]
 
 
@@ -78,7 +81,7 @@ def test_disagreement_is_said_and_alarms_in_picture_and_notebook() -> None:
     apart = make(prediction=LYNX, agrees=False)
     said = words(apart)
     assert said.alarming
-    assert said.regions == "Outlined: 3 of 6 regions. Alone they say something else: lynx (40%)!"
+    assert said.regions == "Outlined: 3 of 6 regions. Alone they say something else: lynx (40.0%)!"
     calm, alarming = (np.asarray(each.picture(width=300)) for each in (make(), apart))
     red = (alarming == (190, 0, 30)).all(axis=-1)
     assert red.mean() > 0.05
@@ -87,7 +90,9 @@ def test_disagreement_is_said_and_alarms_in_picture_and_notebook() -> None:
     assert "⚠" not in make()._repr_html_()
     asked = words(make(prediction=LYNX, agrees=False, target=287))
     assert not asked.alarming
-    assert asked.regions.startswith("Asked about class 287. Outlined: 3 of 6 regions.")
+    assert asked.regions == "Outlined: 3 of 6 regions, chosen for lynx. Alone they say lynx (40.0%)."
+    same = words(make(target=9)).regions
+    assert same == "Outlined: 3 of 6 regions, chosen for class 9. Alone they say tabby (92.3%)."
 
 
 def test_votes_and_several_labels_are_said() -> None:
@@ -95,7 +100,7 @@ def test_votes_and_several_labels_are_said() -> None:
     assert words(make(votes=votes)).regions.endswith("Blue speaks for tabby, orange for lynx.")
     alone = dataclasses.replace(votes, against=None, labels=("tabby",))
     both = words(make(present=(alone,)))
-    assert (both.answer, both.share) == ("tabby (92%)", "")
+    assert (both.answer, both.share) == ("tabby (92.3%)", "")
     assert words(make(present=())).answer == "no label above 50%"
     assert words(make(present=(), agrees=False)).regions.endswith("other labels from all regions!")
 
@@ -204,11 +209,19 @@ def test_it_saves_pictures_by_their_suffix(tmp_path: Path) -> None:
             assert saved.format == kind
     with Image.open(make().save(tmp_path / "paper.png", panel="paper")) as paper:
         assert paper.width > 4 * paper.height
+    for name in ("why.svg", "why", "why.psd"):
+        with pytest.raises(ExplanationError, match=rf"ends in \.json, \.png, .*, got '{name}'"):
+            make().save(tmp_path / name)
+        assert not (tmp_path / name).exists()
+    with pytest.raises(ExplanationError, match="expected a panel among plain, paper, got 'nice'"):
+        make().save(tmp_path / "why.png", panel="nice")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected a heat among smooth, cells, or None, got 'smoth'"):
+        make().overlay(heat="smoth")  # type: ignore[arg-type]
 
 
 def test_a_notebook_shows_a_small_picture_with_a_sentence_in_any_script() -> None:
     why = make(classifier=Prediction(281, "猫 <b>", 0.69))
-    assert "<strong>猫 &lt;b&gt;</strong> 69%" in why._repr_html_()
+    assert "<strong>猫 &lt;b&gt;</strong> 69.0%" in why._repr_html_()
     assert len(why._repr_html_()) < 60_000
     with Image.open(io.BytesIO(make()._repr_png_())) as shown:
         assert shown.width == 420
@@ -244,3 +257,7 @@ def test_a_gallery_is_a_sheet_of_pictures() -> None:
     assert sheet.height == 3 * 16 + sum(rows)
     with pytest.raises(ExplanationError, match="expected explanations for a gallery, got none"):
         bla.gallery([])
+    assert bla.gallery(make(), width=200).width == 232
+    failed = Unexplained("gone.jpg", "gone.jpg: no such file")
+    with pytest.raises(ExplanationError, match=r"for a gallery, got Unexplained\(image='gone.jpg'.*leave it out"):
+        bla.gallery([make(), failed])  # type: ignore[list-item]

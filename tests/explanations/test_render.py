@@ -337,13 +337,13 @@ def test_every_picture_of_the_panel_says_what_was_not_seen() -> None:
 
 def test_header() -> None:
     assert words(make())[:4] == ["tabby", "92.3%", "from 8 of 49 cells", "BLA  ·  BLA-T  ·  tf_efficientnet_lite0"]
-    assert "asked about: tiger cat" in words(make(target=282))
-    assert "asked about: class 7" in words(make(target=7))
+    assert "chosen for: tiger cat" in words(make(target=282))
+    assert "chosen for: class 7" in words(make(target=7))
     assert "BLA" in words(make(setup="BLA", model=""))
     long = words(make(prediction=Prediction(1, "very " * 200 + "long", 1.0), model="m" * 300, target=282))
     assert long[0].startswith("very very")
     assert long[0].endswith("very…")
-    assert long[1:4] == ["100%", "from 8 of 49 cells", "asked about: tiger cat"]
+    assert long[1:4] == ["100%", "from 8 of 49 cells", "chosen for: tiger cat"]
     assert long[4].endswith("mmm…")
 
 
@@ -364,7 +364,7 @@ def test_the_header_begins_with_the_classifiers_answer_and_reddens_where_the_cel
     assert red > 2 * max(green, blue)
     assert 0.299 * red + 0.587 * green + 0.114 * blue < 80  # dark also in grey
     asked = words(make(classifier=LYNX, agrees=False, target=281))
-    assert asked[2:4] == ["from 8 of 49 cells: tabby 92.3%", "asked about: tabby"]
+    assert asked[2:4] == ["from 8 of 49 cells: tabby 92.3%", "chosen for: tabby"]
 
 
 def test_the_header_says_what_the_pixels_alone_say_in_letters_that_the_font_has() -> None:

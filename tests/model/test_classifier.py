@@ -604,6 +604,8 @@ def test_what_does_not_fit_is_refused() -> None:
         explainable(plain(), attention=BoundedLogitAttention(9))
     with pytest.raises(ClassifierError, match="expected 3 class names, as many as logits, got 2"):
         explainable(plain(), classes=["cat", "dog"])
+    with pytest.raises(ClassifierError, match="expected class names that differ, got 'cat' more than once"):
+        explainable(plain(), classes=["cat", "dog", "cat"])
 
 
 # Names and transforms.
@@ -821,8 +823,17 @@ def test_size_asks_for_so_many_cells(wrapped: ExplainableClassifier) -> None:
     with pytest.raises(ClassifierError, match="expected a size from 1 to 24, the cells of small, got 25"):
         wrapped.explain(photos, size=25)
     for none_or_some in (photos, []):
-        with pytest.raises(ClassifierError, match="expected a size of at least 1, got 0"):
-            wrapped.explain(none_or_some, size=0)
+        for size in (0, 2.5):
+            with pytest.raises(ClassifierError, match=f"expected a size of at least 1, a whole number, got {size}"):
+                wrapped.explain(none_or_some, size=size)  # type: ignore[arg-type]
+
+
+def test_a_folder_is_the_photos_in_it(wrapped: ExplainableClassifier, tmp_path: Path) -> None:
+    for name in ("b.png", "a.png"):
+        Image.fromarray(noise(20, 30, 1)).save(tmp_path / name)
+    for folder in (tmp_path, str(tmp_path), [tmp_path]):
+        found = wrapped.explain(folder)
+        assert [Path(explanation.image).name for explanation in found] == ["a.png", "b.png"]
 
 
 def test_wrappers_are_unwrapped_and_others_refused() -> None:

@@ -727,9 +727,9 @@ def test_what_cannot_be_fitted(trained: Path, tmp_path: Path) -> None:
     _, wrapped = wrap()
     with pytest.raises(DataError, match="expected paths, PIL images or uint8 arrays to fit on, got a tensor"):
         fit(wrapped, [torch.zeros(3, 24, 40)] * 4)
-    with pytest.raises(DataError, match="expected two images of a class to hold one out, got 1"):
+    with pytest.raises(DataError, match="expected at least two images, to train on one and measure on another, got 1"):
         fit(wrapped, some_photos(1))
-    with pytest.raises(DataError, match="expected two images of a class to hold one out, got 0"):
+    with pytest.raises(DataError, match="measure on another, got 0; add some"):
         fit(wrapped, [])
     with pytest.raises(DataError, match="expected a uint8 array"):
         fit(wrapped, [np.zeros((4, 4, 3))] * 4)

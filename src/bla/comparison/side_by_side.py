@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bla import meant
 from bla.comparison.catalogue import METHODS, UNTRAINED, Subject
 from bla.comparison.explanations import cut, wait
 from bla.comparison.methods import Batch, ComparisonError, Method
 from bla.comparison.methods.given import given
-from bla.data.image_sets import list_images
 from bla.data.masking import FILLS
 from bla.data.photo import DataError
-from bla.explanations.explanation import Explanation, Unexplained
+from bla.explanations.explanation import Explanation, Unexplained, picture_format
 from bla.explanations.picture import heading, tiled
 from bla.files import write_atomically, write_json
 from bla.model.attention import Selection
@@ -37,6 +37,10 @@ _BATCH = 8
 _SHOWN = 6
 """Photos in the picture that a notebook shows."""
 _HEADS = ("agreement ↑", "kept ↑", "removed ↓", "ms per photo ↓")
+_LEGEND = (
+    "Agreement: the regions alone give the classifier's answer. Kept: the whole classifier does, shown their pixels "
+    "alone. Removed: it still does without them."
+)
 _STYLE = "<style>body{font:16px system-ui;margin:2em;max-width:90em}td{text-align:right;padding:.2em 1em}</style>"
 
 
@@ -77,11 +81,12 @@ class SideBySide:
         rows = {"": _HEADS, **{name: each.written() for name, each in self.figures.items()}}
         width = max(map(len, rows))
         lines = (f"{name:<{width}}" + "".join(f"{part:>16}" for part in parts) for name, parts in rows.items())
-        return "\n".join([self._title, *lines])
+        return "\n".join([self._title, *lines, _LEGEND])
 
     @property
     def _title(self) -> str:
-        return f"{len(next(iter(self.explanations.values())))} photos, each method cut to the same number of regions"
+        count = len(next(iter(self.explanations.values())))
+        return f"{count} photo{'s' * (count != 1)}, each method cut to the same number of regions"
 
     def picture(self, *, photos: int | None = _SHOWN, width: int = 260) -> Image.Image:
         """A row for each photo, a column for each method."""
@@ -98,7 +103,8 @@ class SideBySide:
         if path.suffix in (".html", ".htm"):
             head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Methods compared</title>'
             return write_atomically(path, f"{head}{_STYLE}{self._html(None)}".encode())
-        self.picture(photos=None).save(content, Image.registered_extensions().get(path.suffix.lower(), "PNG"))
+        kind = picture_format(path, ".html, .json")
+        self.picture(photos=None).save(content, kind)
         return write_atomically(path, content.getvalue())
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,8 +129,7 @@ class SideBySide:
         source = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
         names = escape(" | ".join(self.explanations))
         return (
-            f"<h2>{self._title}</h2><table>{table}</table><p>Agreement: the regions alone give the classifier's "
-            "answer. Kept: the whole classifier does, shown their pixels alone. Removed: it still does without them. "
+            f"<h2>{self._title}</h2><table>{table}</table><p>{_LEGEND} "
             f'Columns of the picture: {names}.</p><img src="{source}" alt="{names}" style="max-width:100%">'
         )
 
@@ -132,7 +137,7 @@ class SideBySide:
 def compare(
     wrapped: ExplainableClassifier,
     photos: ImageLike | Iterable[ImageLike],
-    methods: Sequence[Any] | Mapping[str, Any] | None = None,
+    methods: Any = None,
     *,
     size: int | None = None,
     fill: str = FILLS[0],
@@ -146,10 +151,11 @@ def compare(
     Parameters
     ----------
     photos: a folder, or photos as ``explain`` takes them.
-    methods: names in :data:`bla.comparison.ALL` that need no training images; functions ``(model, pixels, target) ->
-        map``, of the classifier, a photo's normalised pixels (1, 3, h, w), and a class, to a map (h, w) of any size,
-        larger is more relevant; objects of captum (with ``attribute``) and of pytorch-grad-cam, on this or the original
-        classifier. A mapping gives them names. By default Grad-CAM, and two controls: a centre disc and random cells.
+    methods: one or several: names in :data:`bla.comparison.ALL` that need no training images; functions ``(model,
+        pixels, target) -> map``, of the classifier, a photo's normalised pixels (1, 3, h, w), and a class, to a map
+        (h, w) of any size, larger is more relevant; objects of captum (with ``attribute``) and of pytorch-grad-cam, on
+        this or the original classifier. A mapping gives them names. By default Grad-CAM, and two controls: a centre
+        disc and random cells.
     size: exactly so many cells for every method.
     fill: what replaces pixels: :data:`bla.data.masking.FILLS`.
 
@@ -170,8 +176,6 @@ def compare(
         raise ComparisonError(f"expected a wrapped classifier, got {type(wrapped).__name__}: bla.explainable wraps it")
     if wrapped.several_labels:
         raise ComparisonError("expected a classifier of one class for each photo, got one of several labels")
-    if isinstance(photos, str | os.PathLike) and Path(photos).is_dir():
-        photos = list_images([Path(photos)])
     whole = Whole(wrapped.trunk, wrapped.head)
     rivals = _methods(Subject(wrapped, seed), whole, methods)
     read = [read_image(wrapped.transform, *numbered) for numbered in enumerate(each(photos))]
@@ -219,16 +223,20 @@ def _figures(explanations: Sequence[Explanation], seconds: float) -> Figures:
     return Figures(agreement / count, kept / count, removed / count, 1000 * seconds / count)
 
 
-def _methods(subject: Subject, whole: Whole, methods: Sequence[Any] | Mapping[str, Any] | None) -> dict[str, Method]:
+def _methods(subject: Subject, whole: Whole, methods: Any) -> dict[str, Method]:
     """The methods by their titles."""
     if methods is None:  # a head that reads maps has no pooled features, which Grad-CAM here reads
         methods = (*(("norm",) if reads_maps(subject.classifier.head) else ("grad-cam",)), "centre", "random")
+    if isinstance(methods, str) or not isinstance(methods, Iterable):
+        methods = [methods]
     named = methods.items() if isinstance(methods, Mapping) else [(None, what) for what in methods]
     found: dict[str, Method] = {}
     for name, what in named:
         if isinstance(what, str):
             if what not in UNTRAINED:
-                raise ComparisonError(f"expected methods among {', '.join(UNTRAINED)}, or functions, got {what!r}")
+                known = ", ".join(UNTRAINED)
+                near = meant(what, UNTRAINED)
+                raise ComparisonError(f"expected methods among {known}, or functions, got {what!r}{near}")
             method = METHODS[what].build(subject)
         else:
             method = given(what, whole, getattr(what, "__name__", type(what).__name__))

@@ -107,7 +107,11 @@ class ImageSet:
         """Hold out a share of each class by :func:`stratified_split`; a DataError if there is nothing to hold out."""
         kept, held_out = stratified_split(self.labels, len(self), share, seed)
         if not held_out.size:
-            raise DataError(f"expected two images of a class to hold one out, got {len(self)}, one of each; add some")
+            of_a_class, each = ("", "") if self.labels is None else (" of a class", ", one of each class")
+            raise DataError(
+                f"expected at least two images{of_a_class}, to train on one and measure on another, "
+                f"got {len(self)}{each * (len(self) > 1)}; add some"
+            )
         return Splits(self.subset(kept), self.subset(held_out), seeded=True)
 
     def coverage(self, index: int, region: Box, grid: tuple[int, int]) -> npt.NDArray[np.float64] | None:

@@ -134,7 +134,8 @@ def _open_upright(
     except DataError:
         raise
     except Exception as error:  # a broken file makes Pillow raise nearly anything
-        raise DataError(f"{name}: expected a whole photo ({', '.join(FORMATS)}), got {_got(error)}") from error
+        what = "a file" if isinstance(error, FileNotFoundError) else f"a whole photo ({', '.join(FORMATS)})"
+        raise DataError(f"{name}: expected {what}, got {_got(error)}") from error
 
 
 def _got(error: Exception) -> str:

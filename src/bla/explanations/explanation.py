@@ -7,9 +7,9 @@ import dataclasses
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -107,6 +107,8 @@ class Explanation(Result):
 
     def picture(self, *, panel: Panel = "plain", heat: Heat | None = None, width: int | None = None) -> Image.Image:
         """The overlay with its words, :func:`bla.explanations.picture.picture`, or the paper's four pictures."""
+        if panel not in get_args(Panel):
+            raise ExplanationError(f"expected a panel among {', '.join(get_args(Panel))}, got {panel!r}")
         photo = self.upright()
         return _paper(photo, self) if panel == "paper" else picture(photo, self, width=width, heat=heat)
 
@@ -157,11 +159,11 @@ class Explanation(Result):
         return ax
 
     def save(self, path: str | os.PathLike[str], *, panel: Panel = "plain", heat: Heat | None = None) -> Path:
-        """Write the picture (``why.png``, or another format that Pillow writes), else JSON; all or nothing."""
+        """Write JSON (``why.json``), or the picture (``why.png``, or another format that Pillow writes), or nothing."""
         path = Path(path)
-        kind = Image.registered_extensions().get(path.suffix.lower())
-        if kind is None:
+        if path.suffix.lower() == ".json":
             return Result.save(self, path)
+        kind = picture_format(path)
         content = io.BytesIO()
         self.picture(panel=panel, heat=heat).save(content, kind)
         write_atomically(path, content.getvalue())
@@ -182,8 +184,23 @@ class Explanation(Result):
 _paper = panel  # which the methods' argument hides
 
 
+def picture_format(path: Path, others: str = ".json") -> str:
+    """Pillow's name of the format of a file to write; an ExplanationError lists the suffixes that work."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ExplanationError(
+            f"expected a file that ends in {others}, .png, .jpg, .webp, .pdf or as another picture that Pillow writes, "
+            f"got {path.name!r}"
+        )
+    return kind
+
+
 def gallery(
-    explanations: Sequence[Explanation], *, columns: int | None = None, width: int = 320, heat: Heat | None = None
+    explanations: Explanation | Iterable[Explanation],
+    *,
+    columns: int | None = None,
+    width: int = 320,
+    heat: Heat | None = None,
 ) -> Image.Image:
     """A contact sheet: the pictures of explanations, each ``width`` pixels wide, in rows of ``columns``.
 
@@ -197,9 +214,13 @@ def gallery(
     >>> gallery([why, why], width=200).width
     448
     """
-    if not explanations:
+    given = [explanations] if isinstance(explanations, Explanation) else list(explanations)
+    if not given:
         raise ExplanationError("expected explanations for a gallery, got none")
-    drawn = [explanation.picture(width=width, heat=heat) for explanation in explanations]
+    for one in given:
+        if not isinstance(one, Explanation):
+            raise ExplanationError(f"expected explanations for a gallery, got {one!r}: leave it out")
+    drawn = [one.picture(width=width, heat=heat) for one in given]
     return tiled(drawn, columns or columns_of(len(drawn)))
 
 

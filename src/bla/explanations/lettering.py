@@ -118,15 +118,14 @@ def legible(text: str, otherwise: str) -> str:
     return " ".join("".join(drawn).split()) or otherwise
 
 
-def percent(probability: float, decimals: int = 1) -> str:
-    """With one decimal, or none; 0 and 100 only where they are exact.
+def percent(probability: float) -> str:
+    """With one decimal; 0 and 100 only where they are exact.
 
-    >>> percent(0.5), percent(0.99999), percent(1), percent(0.99999, 0)
-    ('50.0%', '>99.9%', '100%', '>99%')
+    >>> percent(0.5), percent(0.99999), percent(1)
+    ('50.0%', '>99.9%', '100%')
     """
-    step = 0.01 / 10**decimals
-    if 0 < probability < step / 2:
-        return f"<{step:.{decimals}%}"
-    if 1 - step / 2 <= probability < 1:
-        return f">{1 - step:.{decimals}%}"
-    return f"{100 * probability:.0f}%" if probability in {0, 1} else f"{probability:.{decimals}%}"
+    if 0 < probability < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= probability < 1:
+        return ">99.9%"
+    return f"{100 * probability:.0f}%" if probability in {0, 1} else f"{probability:.1%}"

@@ -192,10 +192,9 @@ def _header(
     count = shorten(count, medium, room)
     texts.append(Text(x, second, count, medium, ink))
     left, right = x + length(count, medium) + space, x + room
-    if explanation.target is not None and explanation.target != guess.index:
-        names = {known.index: known.label for known in (*explanation.top, guess)}
-        name = legible(names.get(explanation.target, ""), f"class {explanation.target}")
-        asked = shorten(f"asked about: {name}", medium, x + round(0.7 * room) - left)
+    if explanation.asked is not None:
+        name = legible(explanation.asked, f"class {explanation.target}")
+        asked = shorten(f"chosen for: {name}", medium, x + round(0.7 * room) - left)
         texts.append(Text(left, second, asked, medium, INK))
         left += length(asked, medium) + space
     parts = dict.fromkeys((explanation.method, explanation.setup, explanation.model))

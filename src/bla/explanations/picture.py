@@ -41,27 +41,25 @@ def words(explanation: Result, *, plain: bool = False) -> Words:
         return legible(guess.label, f"class {guess.index}") if plain else guess.label
 
     def of(guess: Prediction) -> str:
-        return f"{name(guess)} ({percent(guess.probability, 0)})"
+        return f"{name(guess)} ({percent(guess.probability)})"
 
     own, said = explanation.classifier or explanation.prediction, explanation.prediction
-    answer, share = name(own), percent(own.probability, 0)
+    answer, share = name(own), percent(own.probability)
     outlined = f"Outlined: {explanation.size} of {explanation.cells} regions."
     they, alone = ("they", "alone they say") if explanation.size > 1 else ("it", "alone it says")
-    asked = explanation.target not in (None, own.index)
     if explanation.present is not None:
         there = {votes.target for votes in explanation.present}
         found = [of(guess) for guess in explanation.top if guess.index in there]
         answer, share = ", ".join(found) or "no label above 50%", ""
         alone = f"The classifier says the same of all {explanation.cells}."
         regions = f"{outlined} {alone if explanation.agrees else 'The classifier has other labels from all regions!'}"
+    elif (asked := explanation.asked) is not None:
+        chosen = legible(asked, f"class {explanation.target}") if plain else asked
+        regions = f"{outlined[:-1]}, chosen for {chosen}. {alone.capitalize()} {of(said)}."
     elif explanation.classifier is None:
         regions = f"{outlined} The answer is made from {they.replace('they', 'them')} alone."
     elif explanation.agrees:
-        regions = f"{outlined} {alone.capitalize()} the same ({percent(said.probability, 0)})."
-    elif asked:
-        names = {guess.index: name(guess) for guess in explanation.top}
-        question = names.get(explanation.target or 0, f"class {explanation.target}")
-        regions = f"Asked about {question}. {outlined} {alone.capitalize()} {of(said)}."
+        regions = f"{outlined} {alone.capitalize()} the same ({percent(said.probability)})."
     else:
         regions = f"{outlined} {alone.capitalize()} something else: {of(said)}!"
     if (votes := explanation.votes) is not None:
@@ -72,7 +70,9 @@ def words(explanation: Result, *, plain: bool = False) -> Words:
     if (found_by := explanation.check) is not None:
         still = ["still " * (guess.index == found_by.about.index) for guess in (found_by.kept, found_by.removed)]
         kept, removed = of(found_by.kept), of(found_by.removed)
-        check = f"Shown only these pixels, it {still[0]}says {kept}; shown all but these, {still[1]}{removed}."
+        check = (
+            f"Shown only these pixels, the classifier {still[0]}says {kept}; shown all but these, {still[1]}{removed}."
+        )
     small = " · ".join(dict.fromkeys(filter(None, (explanation.model, explanation.method))))
     return Words(answer, share, regions, check, legible(small, "") if plain else small, explanation.disagrees)
 

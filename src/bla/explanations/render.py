@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,10 @@ def overlay(
     5 pixels are too small to carry it and have none. What the model did not see is darker still, and hatched. With
     votes, each selected cell has the colour of its vote. With ``heat`` the photo is grey, under the colours of
     ``explanation.unbounded``, smooth or cell by cell. Raises ValueError if the photo cannot be the one that was
-    explained.
+    explained, or ``heat`` is neither.
     """
+    if heat not in (None, *get_args(Heat)):
+        raise ValueError(f"expected a heat among {', '.join(get_args(Heat))}, or None, got {heat!r}")
     size = size or photo.size
     cells = Cells.of(explanation, photo.size, size)
     photo = photo.convert("RGB")

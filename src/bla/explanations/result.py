@@ -250,17 +250,27 @@ class Result:
         return self.selected.size
 
     @property
+    def asked(self) -> str | None:
+        """The class that the cells were chosen for, where that is not the classifier's own; else None."""
+        if self.target is None or self.target == (self.classifier or self.prediction).index:
+            return None
+        labels = {guess.index: guess.label for guess in (*self.top, self.prediction)}
+        if self.votes is not None:
+            labels[self.votes.target] = self.votes.labels[0]
+        return labels.get(self.target, f"class {self.target}")
+
+    @property
     def disagrees(self) -> bool:
         """Whether the classifier's own answer is another one, although its own answer was to be explained."""
-        asked = self.classifier is not None and self.target not in (None, self.classifier.index)
-        return self.agrees is False and not asked
+        return self.agrees is False and self.asked is None
 
     def __str__(self) -> str:
         """The classifier's answer and the selection's in one line; if they differ, this is said first."""
         return f"{self._in_words()}; {self.note}" if self.note else self._in_words()
 
     def _in_words(self) -> str:
-        cells, said = f"{self.size} of {self.cells} cells", str(self.prediction)
+        chosen = "" if self.asked is None else f" chosen for {self.asked}"
+        cells, said = f"{self.size} of {self.cells} cells{chosen}", str(self.prediction)
         if self.present is not None:
             labels = {votes.target for votes in self.present}
             said = ", ".join(str(guess) for guess in self.top if guess.index in labels) or "no label above 50%"
@@ -268,8 +278,7 @@ class Result:
             return f"{said} (from {cells})"
         if self.disagrees:
             return f"DISAGREES: the classifier says {self.classifier}, the selected {cells} say {said}"
-        chosen = " chosen for another class" if self.agrees is False else ""
-        return f"{self.classifier} (from {cells}{chosen}: {said})"
+        return f"{self.classifier} (from {cells}: {said})"
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``bla explain --json``."""

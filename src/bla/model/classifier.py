@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, SupportsIndex, cast
@@ -170,13 +171,13 @@ class ExplainableClassifier(nn.Module):
         fill: str = FILLS[0],
         batch_size: int = 16,
     ) -> list[Explanation]:
-        """Explain photos: paths, bytes, PIL images, arrays or tensors, one or many, or a data set or loader of them.
+        """Explain photos: paths, folders, bytes, PIL images, arrays or tensors, one or many, or a data set or loader.
 
         Parameters
         ----------
-        images: labels beside them are left out. An array is a photo, uint8 (h, w, 3). A tensor of uint8 is a photo
-            (3, h, w) or (h, w, 3); a tensor of floats is normalised pixels as :meth:`select` takes them, (3, h, w) or a
-            batch.
+        images: labels beside them are left out. An array is a photo, uint8 (h, w, 3). A
+            tensor of uint8 is a photo (3, h, w) or (h, w, 3); a tensor of floats is normalised pixels as :meth:`select`
+            takes them, (3, h, w) or a batch.
         size: select exactly this many cells.
         target: a class by index or name, or one for each image, None among them. ``explanation.votes`` is then what
             each selected cell says for it; a class-conditional explainer also selects its cells for it, by default for
@@ -213,8 +214,8 @@ class ExplainableClassifier(nn.Module):
                 "call bla.fit(wrapped, images) first"
             )
         for what, number in (("size", size), ("batch_size", batch_size)):
-            if number is not None and number < 1:
-                raise ClassifierError(f"expected a {what} of at least 1, got {number}")
+            if number is not None and (not hasattr(number, "__index__") or number < 1):
+                raise ClassifierError(f"expected a {what} of at least 1, a whole number, got {number!r}")
         if self.training:
             raise ClassifierError("expected evaluation mode, got training mode: call .eval() before .explain()")
         if fill not in FILLS:
@@ -484,6 +485,8 @@ def explainable(
         classes = ["value"] if regression else classes_of(model, found.outputs)
     elif len(classes) == 1 and found.outputs == 2:
         classes = [f"not {classes[0]}", classes[0]]
+    elif twice := [one for one, count in Counter(classes).items() if count > 1]:
+        raise ClassifierError(f"{name}: expected class names that differ, got {twice[0]!r} more than once")
     if len(classes) != found.outputs:
         raise ClassifierError(f"{name}: expected {found.outputs} class names, as many as logits, got {len(classes)}")
     like = torch.empty(0, dtype=found.dtype, device=next(own.parameters(), torch.empty(0)).device)

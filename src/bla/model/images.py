@@ -11,12 +11,13 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from bla.data.image_sets import list_images
 from bla.data.photo import DataError, Transform
 from bla.explanations.explanation import Unexplained
 
 ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8] | Tensor
 Images = ImageLike | Iterable[Any]
-"""One image or several: a list, a data set or loader of torch's with or without labels, rows of a Hugging Face one."""
+"""One image or several: a folder, list, data set or loader of torch's with or without labels, rows of the hub's."""
 
 _SEEN = 1e-2
 """Levels of 255 by which a difference counts."""
@@ -43,7 +44,9 @@ def each(images: Images) -> Iterator[ImageLike]:
     >>> len(list(each((np.zeros((4, 8, 8, 3)), [0, 1, 0, 1]))))
     4
     """
-    if isinstance(images, (str, os.PathLike, Image.Image, bytes)) or hasattr(images, "read"):
+    if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):  # noqa: PTH112  # of a name too long, False
+        yield from list_images([images])
+    elif isinstance(images, (str, os.PathLike, Image.Image, bytes)) or hasattr(images, "read"):
         yield cast("ImageLike", images)
     elif isinstance(images, (Tensor, np.ndarray)):
         yield from images if images.ndim == 4 else [images]
@@ -57,7 +60,7 @@ def each(images: Images) -> Iterator[ImageLike]:
             if isinstance(row, (tuple, list)):
                 yield from each(row[0] if _is_labelled(row) else row)
             else:
-                yield from each(row) if isinstance(row, (Mapping, Tensor, np.ndarray)) else [row]
+                yield from each(row) if isinstance(row, (str, os.PathLike, Mapping, Tensor, np.ndarray)) else [row]
 
 
 def as_photos(transform: Transform, images: Images, say: Callable[[str], None] = lambda _: None) -> list[Any]:
