@@ -71,7 +71,7 @@ def test_by_default_it_is_asked_about_what_the_judge_predicts() -> None:
     assert attention.judge is not None
     assert predicted.tolist() == attention.judge(features.mean(dim=(2, 3))).argmax(-1).tolist()
     given, default = attention(features, target=predicted), attention(features)
-    assert all(torch.equal(one, other) for one, other in zip(given, default, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(given[:4], default[:4], strict=True))
     others = attention(features, target=(predicted + 1) % 4)
     assert not torch.equal(others.unbounded, default.unbounded)
 

@@ -138,7 +138,7 @@ def test_votes_that_contradict_themselves_are_refused(wrapped: ExplainableClassi
     [asked] = wrapped.explain(photo(), target="bee")
     record = asked.to_dict()
     for change, message in (
-        ({"method": "guessed"}, "expected votes found in one of .*, got 'guessed'"),
+        ({"method": "guessed"}, "got a malformed one: Invalid enum value 'guessed' - at .*votes.method"),
         ({"labels": ["bee", "ant"]}, "expected a label for each class of the votes"),
         ({"cells": [[1.0]]}, r"expected votes on the grid \(4, 4\), got \(1, 1\)"),
     ):
