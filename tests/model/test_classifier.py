@@ -818,7 +818,7 @@ def test_batches_make_no_difference(wrapped: ExplainableClassifier) -> None:
 
 def test_size_asks_for_so_many_cells(wrapped: ExplainableClassifier) -> None:
     photos = [noise(20, 30, seed) for seed in range(3)]
-    for size in (1, 5, 24):
+    for size in (1, np.int64(5), 24):
         assert [explanation.size for explanation in wrapped.explain(photos, size=size)] == [size] * 3
     with pytest.raises(ClassifierError, match="expected a size from 1 to 24, the cells of small, got 25"):
         wrapped.explain(photos, size=25)

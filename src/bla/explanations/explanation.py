@@ -189,7 +189,7 @@ def picture_format(path: Path, others: str = ".json") -> str:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
         raise ExplanationError(
-            f"expected a file that ends in {others}, .png, .jpg, .webp, .pdf or as another picture that Pillow writes, "
+            f"expected a name that ends in {others}, .png, .jpg, .webp, .pdf or another suffix that Pillow writes, "
             f"got {path.name!r}"
         )
     return kind

@@ -216,6 +216,7 @@ class ExplainableClassifier(nn.Module):
         for what, number in (("size", size), ("batch_size", batch_size)):
             if number is not None and (not hasattr(number, "__index__") or number < 1):
                 raise ClassifierError(f"expected a {what} of at least 1, a whole number, got {number!r}")
+        size = None if size is None else operator.index(size)
         if self.training:
             raise ClassifierError("expected evaluation mode, got training mode: call .eval() before .explain()")
         if fill not in FILLS:
