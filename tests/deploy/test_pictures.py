@@ -164,7 +164,7 @@ def test_the_shipped_explainers_on_photos_that_they_never_saw(name: str, cells: 
         selected = classifier.attention(features).hard
         plain = said(torch.full_like(selected, 1 / cells))
         assert torch.equal(said(selected), plain)
-        if cells == 49:  # trained, and others are not
+        if cells == 49:
             classifier.attention.agreeing = False
             assert (said(classifier.attention(features).hard) == plain).float().mean() >= 0.95
         else:
