@@ -132,6 +132,7 @@ def accessible(page: Page) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     page.wait_for_load_state()
+    page.evaluate("Promise.all(document.getAnimations().map(each => each.finished))")  # colours on their way
     found = Axe().run(page).response["violations"]
     wrong = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
     assert not wrong, f"{page.url}: {wrong}"

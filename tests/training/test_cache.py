@@ -243,9 +243,11 @@ def test_features_that_float16_does_not_hold_are_cached_in_float32(
 
 def test_a_channel_next_to_nothing_in_an_image_needs_no_float32(images: ImageSet, tmp_path: Path) -> None:
     classifier = wrapped(tiny())
-    classifier.trunk.register_forward_hook(
-        lambda _module, _inputs, features: torch.cat([features[:, 1:], 0 * features[:, :1] + 1e-9], dim=1)
-    )
+
+    def nearly(_module: nn.Module, _inputs: object, features: Tensor) -> Tensor:
+        return torch.cat([features.repeat(1, 8, 1, 1), torch.full_like(features[:, :1], 1e-9)], dim=1)
+
+    classifier.trunk.register_forward_hook(nearly)
     assert cached_features(classifier, images, root=tmp_path).features.dtype == np.float16
 
 
