@@ -47,8 +47,9 @@ class Net(nn.Module):
         self.read = read
 
     def forward(self, pixels: Tensor, *inputs: Any, **named: Any) -> Any:
-        self.before = self.fine(pixels)
-        return self.read(self, pixels, self.stem(self.before), *inputs, **named)
+        before = self.fine(pixels)
+        self.before = before  # another thread may keep another one here
+        return self.read(self, pixels, self.stem(before), *inputs, **named)
 
 
 def assert_own(wrapped: ExplainableClassifier, model: Callable[[Tensor], Tensor]) -> None:
