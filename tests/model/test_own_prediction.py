@@ -129,6 +129,13 @@ def test_another_class_is_explained_at_the_bound() -> None:
     assert torch.equal(selection.unbounded.flatten(1).argsort(dim=1), order), "untrained, it ranks by c - E"
 
 
+def test_large_features_do_not_overflow_half_precision() -> None:
+    features = (300 * features_of().abs()).half()
+    assert features.float().square().sum(dim=1).max() > torch.finfo(torch.half).max
+    found = OwnPredictionAttention(6, heads()["linear"].half()).half().eval().ranking(features)
+    assert torch.isfinite(found).all()
+
+
 def test_a_size_is_kept_and_training_starts_untrained_again() -> None:
     attention = OwnPredictionAttention(6, heads()["linear"])
     assert attention.post_hoc_setup == UNTRAINED

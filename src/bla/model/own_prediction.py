@@ -206,9 +206,9 @@ class OwnPredictionAttention(JudgedAttention):
         """The standardised clues, and the channels of the earlier map."""
         own, earlier = features.detach().tensor_split([self.in_channels - self.earlier], dim=1)
         found = evidence(self._judge(), features, said, self._linear[0], self._traced).detach()
-        clues = torch.cat(
-            [found, own.square().sum(dim=1, keepdim=True).sqrt()], dim=1
-        )  # quicker in a graph than a norm
+        exact = own.to(torch.promote_types(own.dtype, torch.float32))  # half precision would overflow
+        norm = (exact * exact).sum(dim=1, keepdim=True).sqrt()  # which ONNX Runtime computes faster than a norm
+        clues = torch.cat([found, norm.to(found.dtype)], dim=1)
         clues = clues - clues.mean(dim=(2, 3), keepdim=True)
         return clues / (clues.square().mean(dim=(2, 3), keepdim=True).sqrt() + 1e-6), earlier
 
