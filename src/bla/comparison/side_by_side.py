@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import io
 import os
@@ -25,6 +24,7 @@ from bla.data.masking import FILLS
 from bla.data.photo import DataError
 from bla.explanations.explanation import Explanation, Unexplained, picture_format
 from bla.explanations.picture import heading, tiled
+from bla.explanations.render import embedded
 from bla.files import write_atomically, write_json
 from bla.model.attention import Selection
 from bla.model.classifier import ExplainableClassifier
@@ -78,10 +78,14 @@ class SideBySide:
     failures: Sequence[Unexplained] = ()
 
     def __repr__(self) -> str:
-        rows = {"": _HEADS, **{name: each.written() for name, each in self.figures.items()}}
-        width = max(map(len, rows))
-        lines = (f"{name:<{width}}" + "".join(f"{part:>16}" for part in parts) for name, parts in rows.items())
+        width = max(map(len, self._rows))
+        lines = (f"{name:<{width}}" + "".join(f"{part:>16}" for part in parts) for name, parts in self._rows.items())
         return "\n".join([self._title, *lines, _LEGEND])
+
+    @property
+    def _rows(self) -> dict[str, Sequence[str]]:
+        """Of the table: the heads, then a method each."""
+        return {"": _HEADS, **{name: each.written() for name, each in self.figures.items()}}
 
     @property
     def _title(self) -> str:
@@ -119,14 +123,11 @@ class SideBySide:
         return self._html(_SHOWN)
 
     def _html(self, photos: int | None) -> str:
-        content = io.BytesIO()
-        self.picture(photos=photos).save(content, "JPEG", quality=85)
-        rows = {"": _HEADS, **{name: each.written() for name, each in self.figures.items()}}
         table = "".join(
             f"<tr><th>{escape(name)}</th>{''.join(f'<td>{part}</td>' for part in parts)}</tr>"
-            for name, parts in rows.items()
+            for name, parts in self._rows.items()
         )
-        source = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+        source = embedded(self.picture(photos=photos), "jpeg", quality=85)
         names = escape(" | ".join(self.explanations))
         return (
             f"<h2>{self._title}</h2><table>{table}</table><p>{_LEGEND} "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from html import escape
@@ -13,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from bla.explanations.lettering import font, legible, length, percent, wrapped
 from bla.explanations.panel import ALARM, INK, QUIET
-from bla.explanations.render import WHITE, Heat, overlay
+from bla.explanations.render import WHITE, Heat, embedded, overlay
 from bla.explanations.result import Prediction, Result
 
 SMALLEST, LARGEST = 360, 1200
@@ -196,9 +194,7 @@ def figure(photo: Image.Image, explanation: Result, width: int) -> str:
     """HTML of a small overlay with its words as text, in whatever script."""
     said = words(explanation)
     height = max(1, round(photo.height * width / photo.width))
-    content = io.BytesIO()
-    overlay(photo, explanation, size=(width, height)).save(content, "JPEG", quality=85)
-    source = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+    source = embedded(overlay(photo, explanation, size=(width, height)), "jpeg", quality=85)
     alarm = ' style="background:#be001e;color:#fff;padding:.3em .5em"' if said.alarming else ""
     return (
         f'<figure style="margin:0;max-width:{width}px"><img src="{source}" width="{width}" height="{height}" '

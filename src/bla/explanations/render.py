@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import base64
+import io
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -164,3 +166,10 @@ def cividis(share: npt.NDArray[np.float64]) -> Pixels:
     channels = [np.interp(255 * share, list(_CIVIDIS), colours[:, channel]) for channel in range(3)]
     between: Pixels = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
     return between
+
+
+def embedded(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as the address that an HTML page holds it by; ``kind`` and ``options`` are of Pillow's ``save``."""
+    content = io.BytesIO()
+    picture.save(content, kind, **options)
+    return f"data:image/{kind};base64," + base64.b64encode(content.getvalue()).decode("ascii")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from PIL import Image
 from bla.comparison.report.saved import Comparison, ReportError
 from bla.data.photo import DataError, open_photo
 from bla.explanations.explanation import Explanation
+from bla.explanations.render import embedded
 
 LONGEST = 260
 """The longest side of a photo in the page, in pixels."""
@@ -78,7 +77,7 @@ def exhibits(comparison: Comparison, chosen: Sequence[tuple[int, str]], methods:
         small = photo.copy()
         small.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS, reducing_gap=3)
         shown = {"name": path.name, "why": why, "label": image["label"], "otherwise": image["predicted"]}
-        shown |= {"own": columns[0][1][place], "photo": _embedded(small, "jpeg", quality=80), "size": small.size}
+        shown |= {"own": columns[0][1][place], "photo": embedded(small, "jpeg", quality=80), "size": small.size}
         shown["cuts"] = [_cut(title, each[place], small.width / photo.width) for title, each in columns]
         found.append(shown)
     return found
@@ -96,12 +95,6 @@ def _columns(comparison: Comparison, indices: Sequence[int], methods: int) -> li
     return [(", ".join(titles), explanations) for titles, explanations in found.values()][:methods]
 
 
-def _embedded(picture: Image.Image, kind: str, **options: Any) -> str:
-    content = io.BytesIO()
-    picture.save(content, kind, **options)
-    return f"data:image/{kind};base64," + base64.b64encode(content.getvalue()).decode("ascii")
-
-
 def _cut(title: str, explanation: Explanation, scale: float) -> dict[str, Any]:
     """A method's cells: an SVG path in units of cells, or if there are many, a picture that darkens those left out.
 
@@ -113,7 +106,7 @@ def _cut(title: str, explanation: Explanation, scale: float) -> dict[str, Any]:
     else:
         pixels = np.zeros((*explanation.grid, 4), np.uint8)
         pixels[..., 3] = np.where(explanation.selected, 0, 166)
-        shade = _embedded(Image.fromarray(pixels), "png", optimize=True)
+        shade = embedded(Image.fromarray(pixels), "png", optimize=True)
     region = [side * scale for side in explanation.region]
     cut = {"title": title, "words": _in_words(explanation, title), "region": region, "grid": explanation.grid}
     return cut | {"cells": cells, "shade": shade}
