@@ -11,13 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
-OPTION = re.compile(r"^\* `--.*\n(?:    .*\n)*", re.M)
-COMMON = 3
-"""An option that so many commands have, with the same words, is described once."""
+OPTION = re.compile(r"^\* `[-A-Z].*\n(?:    .*\n)*", re.M)
+"""An option or an argument; what several commands have, with the same words, is described once."""
 
 
 def reference() -> str:
-    """The page: cyclopts' own, without its lists of commands, and with the options of many commands described once."""
+    """The page: cyclopts' own, without its lists of commands, and with what several commands share described once."""
     from bla.cli import app
 
     app["study"]  # which loads it
@@ -29,12 +28,13 @@ def reference() -> str:
     text = re.sub(r"^(#+) bla .*\n\n```console\n(.*)\n```", r"\1 `\2`", text, flags=re.M).replace(" [OPTIONS]", "")
     text = re.sub(r" \*\[default: (?:False|\(\))\]\*| \*\*\[required\]\*\*", "", text)
     text = OPTION.sub(lambda option: _brief(option[0]), text)
-    common = [option for option, count in Counter(OPTION.findall(text)).items() if count >= COMMON]
+    common = [option for option, count in Counter(OPTION.findall(text)).items() if count > 1]
     for option in common:
-        text = text.replace(option, f"* {option.split('`')[1]}\n")
+        name = option.split("`")[1]
+        text = text.replace(option, f"* {name}\n" if name.startswith("--") else "")  # an argument stands in the heading
     text = re.sub(r"^(?:\* --.*\n)+", _named, text, flags=re.M)
     head, rest = re.sub(r"\n\nExample: `bla explain.*", "", text, count=1).split("\n## ", 1)
-    many = "Several commands share these options:\n\n" + "".join(common)
+    many = "Several commands share these arguments and options:\n\n" + "".join(common)
     text = f"{head.strip()} What a heading names is required; defaults stand in brackets.\n\n{many}\n## {rest}"
     return re.sub(r"\n{3,}", "\n\n", text).strip().replace("# bla\n", "# Commands\n", 1) + "\n"
 

@@ -54,11 +54,11 @@ for title, commands in _GROUPS.items():
 
 @app.command(group=group)
 def completion(*, shell: Literal["bash", "zsh", "fish", "powershell"] | None = None) -> None:
-    """Let the shell complete commands and options: installs a script, and its line in the shell's startup file.
+    """Install shell completion: a script, and a line in the shell's startup file.
 
     Example: `bla completion --shell bash`
 
-    :param shell: By default the one that runs the command.
+    :param shell: By default the current one.
     """
     from cyclopts.completion.detect import ShellDetectionError
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json, TrustCode, require, say, within
+from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json, RunOrGraph, TrustCode, require, say, within
 
 
 def batch(
@@ -15,7 +15,7 @@ def batch(
     out: Path,
     /,
     *,
-    run: str = "tf_efficientnet_lite0",
+    run: RunOrGraph = "tf_efficientnet_lite0",
     engine: Literal["local", "ray"] = "local",
     workers: Annotated[int | None, within(1, 1024)] = None,
     shard: Annotated[int, within(1, 10_000_000)] = 4096,
@@ -30,22 +30,20 @@ def batch(
 ) -> int:
     """Explain any number of photos into Parquet files.
 
-    Each photo becomes a row; if it cannot be read, the row says why. docs/how-to/batch.md lists the columns.
-    If interrupted, rerun the command: it resumes.
+    Each photo becomes a row; if it cannot be read, the row says why. docs/how-to/batch.md lists the columns. If
+    interrupted, rerun: it resumes.
 
     Example: `bla batch photos out --run run --workers 4`
 
-    :param source: A folder of photos, a text file with one path per line, a Parquet file with encoded photos, or a
-        folder of such.
-    :param out: The folder to write part-*.parquet and, at the end, _batch.json to: `pandas.read_parquet(OUT)` reads it.
-    :param run: A run folder, a shipped explainer's name, or an exported graph, FILE.onnx.
-    :param engine: local: the cores of this machine; ray: the cluster at RAY_ADDRESS, or this machine without one.
+    :param source: A folder of photos, a text file of paths, or a Parquet file or folder with encoded photos.
+    :param out: The folder for part-*.parquet and, at the end, _batch.json. `pandas.read_parquet(OUT)` reads it.
+    :param engine: local: this machine's cores; ray: the cluster at RAY_ADDRESS, else this machine.
     :param workers: Threads, or actors. By default one per core.
-    :param shard: Photos per Parquet file; a killed command repeats at most so many.
-    :param column: The Parquet column with the encoded photos; by default the only binary column.
-    :param size: Select exactly so many cells. By default the explainer chooses for each photo.
-    :param pictures: Write a picture of each photo, OUT/_pictures/ROW.png.
-    :param scores: Keep the score of every cell, the column unbounded.
+    :param shard: Photos per Parquet file; at most this many are repeated after an interruption.
+    :param column: The Parquet column of encoded photos. By default the only binary one.
+    :param size: Select exactly this many cells. By default the explainer chooses for each photo.
+    :param pictures: Write pictures: OUT/_pictures/ROW.png.
+    :param scores: Add a column of all cells' scores: unbounded.
     """
     require("batch", "export", *(["ray"] if engine == "ray" else []))
     from bla.deploy.batch import explain_all

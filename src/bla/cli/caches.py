@@ -43,7 +43,7 @@ def remove_caches(
     all_: Flag = False,
     cache: CacheFolder = None,
 ) -> None:
-    """Remove caches by their keys, or by the first characters of these.
+    """Remove caches by keys or their first characters.
 
     Example: `bla cache remove 0c4f665f`
 
@@ -61,7 +61,7 @@ def remove_caches(
 
 @caches.command(name="check")
 def check_caches(*, cache: CacheFolder = None) -> int:
-    """Check the content of every cache against its checksums; the exit code is 3 if one is damaged.
+    """Check every cache against its checksums; the exit code is 3 if one is damaged.
 
     Example: `bla cache check`
     """

@@ -9,39 +9,36 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import FillName, Json, TrustCode, flat, say, skipped
+from bla.cli.sharing import Fill, Json, RunName, TrustCode, flat, say, skipped
 from bla.cli.training import Places
 
 
 def calibrate(
-    run: str,
+    run: RunName,
     photos: str,
     /,
     *,
     for_: Annotated[Literal["agreement", "kept", "removed"], Parameter(name="--for")] = "kept",
     share: float = 0.9,
     confidence: float = 0.95,
-    fill: FillName = "coarse",
+    fill: Fill = "coarse",
     out: Path | None = None,
     trust_code: TrustCode = None,
     places: Annotated[Places | None, flat()] = None,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
-    """Certify a size: from how many of the best cells the classifier keeps its class, on photos like these.
+    """Certify a size: how many of the best cells make the classifier keep its class, on photos like these.
 
-    Writes certificate.json into the run folder; `bla explain --size certified` selects as many cells. If no size
-    reaches the share, it says so and writes nothing.
+    Writes a certificate, which `bla explain --size certified` uses; nothing if no size reaches the share.
 
-    Example: `bla calibrate run photos --share 0.9`.
+    Example: `bla calibrate run photos --share 0.9`
 
-    :param run: A run folder, or a shipped explainer's name.
-    :param photos: A folder of photos that the run was not trained on, or another source as for `bla train`.
-    :param for_: kept: the classifier says its class from these cells' pixels alone; removed: it does not without them;
-        agreement: the head says it from these cells.
-    :param share: Of photos like these, the share in which this holds.
-    :param confidence: How sure the certificate is.
-    :param fill: What replaces the other pixels: the photo made coarse, a blur, its mean, or grey.
-    :param out: The file to write. By default certificate.json in the run folder; a shipped explainer needs one.
+    :param photos: Photos that the run was not trained on: a folder, or another source as for `bla train`.
+    :param for_: kept: the classifier names its class from these cells' pixels alone; removed: not without them;
+        agreement: the head names it from these cells.
+    :param share: The share of photos in which this holds.
+    :param confidence: The certificate's confidence.
+    :param out: The file to write. By default certificate.json in the run folder; required for a shipped explainer.
     """
     from bla.progress import shown_progress
     from bla.runs import calibration

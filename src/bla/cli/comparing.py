@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import CacheFolder, Device, Flag, Json, TrustCode, require, say, skipped, within
+from bla.cli.sharing import CacheFolder, Device, Flag, Json, RunName, Seed, TrustCode, require, say, skipped, within
 
 
 def compare(
-    run: str,
+    run: RunName,
     data: str | None = None,
     /,
     *,
@@ -24,33 +24,27 @@ def compare(
     pixels: Annotated[int, within(0, 1_000_000)] = 0,
     sanity: Flag = False,
     limit: Annotated[int | None, within(1, 1_000_000_000)] = None,
-    seed: int = 0,
+    seed: Seed = 0,
     trust_code: TrustCode = None,
     device: Device = "auto",
     cache: CacheFolder = None,
     json_: Json = False,
 ) -> int:
-    """Compare a run's explanations with other methods at equal area.
-
-    If interrupted, rerun the command: it resumes.
+    """Compare a run's explanations with other methods at equal area. If interrupted, rerun: it resumes.
 
     Example: `bla compare run photos --methods cam grad-cam random`
 
-    :param run: A run folder, or a shipped explainer's name.
-    :param data: Images, with or without classes, boxes or masks; a folder or one photo. By default the run's test
-        images.
-    :param out: Where to write the result and the explanations. By default RUN/comparison, or "comparison" for a shipped
-        explainer.
+    :param data: A folder or photo, with or without classes, boxes or masks. By default the run's test images.
+    :param out: The folder to write. By default RUN/comparison, for a shipped explainer "comparison".
     :param methods: random, centre, norm, cam, cam-3x3, c-e, c-e-3x3, finer-cam, grad-cam, grad-cam++, layer-cam,
-        hires-cam, softmax-attention, l2x, learned-mask, shuffled; the slow ones, which run the whole network many times
-        per photo: score-cam, integrated-gradients, occlusion; or all. By default those that read the feature map
-        alone, without those trained on the run's training images where these are missing.
+        hires-cam, softmax-attention, l2x, learned-mask, shuffled; score-cam, integrated-gradients and occlusion, which
+        are slow; or all. By default those that read the feature map alone and, where there are training images, those
+        trained on them.
     :param leakage: Train an evaluator, probes and heads that measure what the selections give away.
-    :param pixels: Run the whole network on changed pixels of so many random photos: 8 passes per photo and method, and
-        on at most 50 of them, for deletion, insertion, ROAD and others, seconds per photo and method.
-    :param sanity: Compare maps under randomised networks, and of flipped, shifted and noisy photos.
-    :param limit: Compare on so many random photos.
-    :param seed: Of everything random.
+    :param pixels: Run the whole network on changed pixels of this many random photos: 8 passes per photo and method; on
+        at most 50 of them also deletion, insertion, ROAD and others, which take seconds.
+    :param sanity: Compare maps of randomised networks, and of flipped, shifted and noisy photos.
+    :param limit: Compare on this many random photos.
     """
     from bla.comparison import compare as compared
     from bla.comparison.catalogue import CHEAP, METHODS, method_names

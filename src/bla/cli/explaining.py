@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from bla.cli.sharing import DONE, DONE_BUT, Check, Device, Fill, TrustCode, require, say, skip_line
+from bla.cli.sharing import DONE, DONE_BUT, Check, Device, Fill, RunOrGraph, TrustCode, require, say, skip_line
 
 if TYPE_CHECKING:
     from bla.explanations.explanation import Explanation
@@ -18,7 +18,7 @@ def explain(
     photos: Annotated[list[Path], Parameter(consume_multiple=True)],
     /,
     *,
-    run: str = "tf_efficientnet_lite0",
+    run: RunOrGraph = "tf_efficientnet_lite0",
     size: int | Literal["certified"] | None = None,
     certificate: Path | None = None,
     target: str | None = None,
@@ -29,25 +29,22 @@ def explain(
     panel: Literal["plain", "paper"] = "plain",
     trust_code: TrustCode = None,
     device: Device = "auto",
-    json_: Annotated[bool, Parameter(negative=(), help="Print one JSON object per photo, each on a line.")] = False,
+    json_: Annotated[bool, Parameter(negative=(), help="Print one line of JSON per photo.")] = False,
 ) -> int:
     """Explain photos: what the classifier sees in each, and what the selected cells alone say.
 
-    Writes a picture (PNG) and an explanation (JSON) for each photo, and a contact sheet of several photos. If
-    interrupted, rerun the command: it resumes.
+    Writes a picture (PNG) and an explanation (JSON) per photo, and a contact sheet. If interrupted, rerun: it resumes.
 
     Example: `bla explain cat.jpg --run run`
 
     :param photos: Photos, and folders of photos.
-    :param run: A run folder, a shipped explainer's name, or an exported graph, FILE.onnx.
-    :param size: Select exactly so many cells, or as many as the certificate says: "certified". By default the explainer
-        chooses for each photo.
-    :param certificate: A file that `bla calibrate` wrote. By default the run's own, if it has one.
-    :param target: A class, by name or index: how much each selected cell votes for it. A class-aware explainer selects
-        the cells for this class; by default for the predicted class.
-    :param against: With a target: votes for the target rather than for this class.
-    :param out: Where to write. By default "why"; with --json nothing is written unless this is given.
-    :param panel: A picture in plain words, or the paper's four pictures with the scores.
+    :param size: Select exactly this many cells, or "certified". By default the explainer chooses for each photo.
+    :param certificate: A file that `bla calibrate` wrote. By default the run's own.
+    :param target: A class, by name or index: show each selected cell's vote for it. A class-aware explainer selects
+        cells for it; by default for the predicted class.
+    :param against: With --target: votes for the target rather than this class.
+    :param out: The folder to write. By default "why", with --json none.
+    :param panel: A picture with plain words, or the paper's four pictures with the scores.
     """
     from bla.data.image_sets import list_images
     from bla.deploy.pictures import explain_files

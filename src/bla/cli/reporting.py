@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from bla.cli.sharing import Json, require, say, within
+from bla.cli.sharing import Json, Seed, require, say, within
 
 
 def report(
@@ -15,17 +15,16 @@ def report(
     *,
     out: Path | None = None,
     photos: Annotated[int, within(0, 1000)] = 12,
-    seed: int = 0,
+    seed: Seed = 0,
     json_: Json = False,
 ) -> None:
     """Write the result of `bla compare` as one self-contained HTML page: verdict, curves, photos, figures.
 
     Example: `bla report run --out report.html`
 
-    :param run: A run folder that was compared, or the folder of a comparison.
+    :param run: A compared run's folder, or a comparison's.
     :param out: The file to write. By default report.html beside the comparison.
-    :param photos: How many photos to show: half at random, a quarter each the best and the worst.
-    :param seed: Of the random photos.
+    :param photos: Photos to show: half at random, a quarter each the best and the worst.
     """
     require("compare")
     from bla.comparison.report import write_report

@@ -57,19 +57,27 @@ def within(low: float, high: float) -> Parameter:
     return Parameter(validator=Number(gte=low, lte=high))
 
 
-Port = Annotated[int, within(0, 65_535)]
+Host = Annotated[str, Parameter(help="The address to listen at; 0.0.0.0 for all.")]
+Port = Annotated[int, within(0, 65_535), Parameter(help="The port to listen at; 0 takes a free one.")]
+RunName = Annotated[str, Parameter(help="A run folder, or a shipped explainer's name.")]
+RunOrGraph = Annotated[
+    str, Parameter(help="A run folder, a shipped explainer's name, or an exported graph, FILE.onnx.")
+]
+Seed = Annotated[int, Parameter(help="Seed of all randomness.")]
+Stream = Annotated[
+    bool, Parameter(negative=(), help="Recompute features instead of caching them, for sets that fit no disk.")
+]
 Flag = Annotated[bool, Parameter(negative=())]
 Check = Annotated[
     bool,
     Parameter(
         negative=(),
-        help="Ask the whole classifier, in two more passes, about the selected pixels alone and the other ones.",
+        help="Ask the whole classifier about the selected pixels alone and about the others: two more passes.",
     ),
 ]
 FillName = Literal["coarse", "blur", "mean", "grey"]
 Fill = Annotated[
-    FillName,
-    Parameter(help="With --check, what replaces the other pixels: the photo made coarse, a blur, its mean, or grey."),
+    FillName, Parameter(help="What replaces pixels: the photo at 12 x 12 points (coarse), a blur, its mean, grey.")
 ]
 Json = Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout, and nothing else there.")]
 Device = Annotated[str, Parameter(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")]
@@ -77,15 +85,16 @@ TrustCode = Annotated[
     str | None,
     Parameter(
         name="--trust-code", env_var="BLA_TRUST_CODE", show_env_var=False,
-        help="package.module:callable, the code that the run names as its classifier: run it.",
+        help="Run this code, package.module:callable, which the run names as its classifier.",
     ),
 ]  # fmt: skip
 CacheFolder = Annotated[
-    Path | None, Parameter(name="--cache", help="Where features are kept. By default $BLA_CACHE or the user's cache.")
+    Path | None,
+    Parameter(name="--cache", help="Folder of cached features: by default $BLA_CACHE, else the user's cache."),
 ]
 DataRoot = Annotated[
     Path | None,
-    Parameter(name="--data-root", help="Where named data sets are kept. By default $BLA_DATA or the user's data."),
+    Parameter(name="--data-root", help="Folder of named data sets: by default $BLA_DATA, else the user's data."),
 ]
 
 EXTRAS = {

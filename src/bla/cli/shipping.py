@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from bla import BlaError
-from bla.cli.sharing import Json, Port, TrustCode, listening, require, say, within
+from bla.cli.sharing import Host, Json, Port, RunName, TrustCode, listening, require, say, within
 
 
 def export(
-    run: str,
+    run: RunName,
     /,
     *,
     out: Path,
@@ -25,11 +25,9 @@ def export(
 
     Example: `bla export run --out explainer.onnx`
 
-    :param run: A run folder, or a shipped explainer's name.
     :param out: The file to write.
     :param to: onnx, for ONNX Runtime and `bla serve`; or torch, for torch.export.load.
-    :param entry: What the graph takes: normalised pixels; or photos, uint8 of any size, which it resizes and
-        normalises.
+    :param entry: What the graph takes: normalised pixels, or uint8 photos of any size.
     """
     if to == "onnx":
         require("export")
@@ -50,7 +48,7 @@ def serve(
     explainer: str,
     /,
     *,
-    host: str = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Port = 8000,
     threads: Annotated[int | None, within(1, 1024)] = None,
     batch_size: Annotated[int, within(1, 4096)] = 16,
@@ -64,21 +62,19 @@ def serve(
 ) -> None:
     """Serve explanations: an API (/openapi.json) and a page (/).
 
-    When stopped, it first answers the requests that it has accepted.
+    When stopped, it first answers the accepted requests.
 
     Example: `bla serve tf_efficientnet_lite0 --port 8080`
 
-    :param explainer: An exported file, or a run or shipped explainer, which is exported first and kept.
-    :param host: The address to listen at; 0.0.0.0 for all.
-    :param port: The port to listen at; 0 takes a free one.
-    :param threads: Threads of the computation. By default all cores.
-    :param batch_size: Photos per batch, at most.
-    :param deadline: Milliseconds that a photo waits for its batch to fill, at most.
-    :param queue: Photos in progress, at most; further ones are refused, with the time to try again (429).
-    :param megabytes: Size of a request, at most.
-    :param megapixels: Size of a photo, at most; checked before it is decoded.
-    :param timeout: Seconds per request, at most.
-    :param token_file: A file with a token that requests must hold, as a bearer or a password.
+    :param explainer: An exported file, or a run or shipped explainer, which is exported once.
+    :param threads: Threads to compute with. By default all cores.
+    :param batch_size: Most photos per batch.
+    :param deadline: Most milliseconds that a photo waits for its batch to fill.
+    :param queue: Most photos in progress; further ones are refused with the time to retry (429).
+    :param megabytes: Largest request.
+    :param megapixels: Largest photo; checked before decoding.
+    :param timeout: Most seconds per request.
+    :param token_file: A file with a token that requests must carry, as bearer or password.
     """
     from bla.deploy.engine import open_engine
 

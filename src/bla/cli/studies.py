@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from bla import needs_extra
-from bla.cli.sharing import Command, Flag, Json, Port, flat, listening, require, say, within
+from bla.cli.sharing import Command, Flag, Host, Json, Port, Seed, flat, listening, require, say, within
 from bla.progress import shown_progress
 
 with needs_extra("study"):
@@ -28,10 +28,9 @@ studies = Command(name="study", help_format="plaintext")
 Folder = Annotated[Path, Parameter(help="The study's folder.")]
 Url = Annotated[
     str | None,
-    Parameter(name="--db", help="A URL, sqlite:/// or postgresql://. By default a file in the study's folder."),
+    Parameter(name="--db", help="A URL, sqlite:/// or postgresql://. By default a file in the folder."),
 ]
-Seed = Annotated[int, Parameter(help="Seed of everything random.")]
-Rehearsal = Annotated[Flag, Parameter(help="Read the simulated answers of the rehearsal.")]
+Rehearsal = Annotated[Flag, Parameter(help="Read the rehearsal's simulated answers.")]
 
 
 @studies.command
@@ -47,15 +46,15 @@ def init(
 ) -> None:
     """Make a study from saved explanations of the same photos: draw photos, render pictures, freeze the plan.
 
-    Work in the folder in which the explanations were made. The researcher's secret is printed once and not stored.
+    Run it where the explanations were made. The researcher's secret is printed once and not stored.
 
     Example: `bla study init look --arms why-bla why-cam --trials 20 --people 30`
 
-    :param folder: The study's folder to make.
-    :param arms: Folders of explanations, as bla explain --out writes them, or .jsonl files, as bla compare writes them;
-        or NAME=FOLDER. Results are stated for the first.
-    :param truth: A CSV file with the columns image and label. By default a photo's class is its folder's name.
-    :param texts: A file of all texts, for another language. By default English.
+    :param folder: The folder to make.
+    :param arms: Folders of bla explain --out, or .jsonl files of bla compare, each perhaps as NAME=PATH. Results are
+        stated for the first.
+    :param truth: A CSV file with columns image and label. By default a photo's folder names its class.
+    :param texts: A file of all texts. By default English.
     """
     plan, secret = prepare(folder, arms, wishes, truth=truth, texts=texts)
     if json_:
@@ -79,19 +78,17 @@ def serve(
     /,
     *,
     db: Url = None,
-    host: str = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Port = 8000,
     proxy: str | None = None,
     url: str | None = None,
     limits: Annotated[Limits | None, flat()] = None,
 ) -> None:
-    """Serve a study's pages until interrupted. Answers are stored at once; after a restart participants continue.
+    """Serve a study until interrupted. Answers are stored at once; after a restart participants continue.
 
     Example: `bla study serve look --port 8000`
 
-    :param host: Address to listen on; 0.0.0.0 accepts connections from everywhere.
-    :param port: The port; 0 takes a free one.
-    :param proxy: The address of your reverse proxy (which brings HTTPS), so that rate limits apply to its clients.
+    :param proxy: Your HTTPS reverse proxy's address, so that rate limits apply to its clients.
     :param url: The address in personal links, https://study.example.org say. By default the browser's.
     """
     from bla.study.app import create_app
@@ -129,13 +126,12 @@ def rehearse(
     keep: Flag = False,
     json_: Json = False,
 ) -> None:
-    """Let simulated people take part over HTTP: everything they leave is marked simulated, in STUDY/rehearsal.db.
+    """Let simulated people take part over HTTP; their answers, marked simulated, go to FOLDER/rehearsal.db.
 
     Example: `bla study rehearse look --people 30 --share 0.6`
 
-    :param people: How many. By default as many as the plan says.
-    :param share: Mean share of choices that fall on the first arm; in tasks with right answers, of right answers with
-        it.
+    :param people: How many. By default the plan's number.
+    :param share: Mean share of choices of the first arm; in tasks with right answers, of right answers with it.
     :param against: In tasks with right answers, their share with the other arms. By default the same.
     :param keep: Refuse to replace an earlier rehearsal.
     """
@@ -169,11 +165,11 @@ def secret(folder: Folder, /) -> None:
 
 @studies.command
 def export(folder: Folder, /, *, out: Path, db: Url = None, rehearsal: Rehearsal = False, json_: Json = False) -> None:
-    """Write everything a study has collected: two tables (CSV), all of it as JSON, and a codebook.
+    """Write what a study has collected: two CSV tables, JSON, and a codebook.
 
     Example: `bla study export look --out tables`
 
-    :param out: The folder to write into.
+    :param out: The folder to write.
     """
     from bla.study.store import Store
 
@@ -192,12 +188,11 @@ def export(folder: Folder, /, *, out: Path, db: Url = None, rehearsal: Rehearsal
 def results(
     folder: Folder, /, *, rehearsal: Rehearsal = False, out: Path | None = None, db: Url = None, json_: Json = False
 ) -> None:
-    """Analyse a study as registered: a page with figures and a methods paragraph, and all numbers as JSON.
+    """Analyse a study as registered: a page with figures and a methods paragraph, and the numbers as JSON.
 
     Example: `bla study results look --rehearsal`
 
-    :param out: The page to write, with its numbers as JSON beside it. By default STUDY/results.html, or
-        STUDY/simulated-results.html.
+    :param out: The page to write, the JSON beside it. By default FOLDER/results.html or simulated-results.html.
     """
     from bla.study.analysis import analyse
     from bla.study.results import as_json, cautions, save, verdicts
@@ -228,15 +223,15 @@ def power(
     seed: Seed = 0,
     json_: Json = False,
 ) -> None:
-    """How many people a study needs, or the power of a given number: the registered test on simulated studies.
+    """How many people a study needs, or the power of a number of people, by simulation of the registered test.
 
     Example: `bla study power --share 0.6 --people 40`
 
-    :param study: A study's folder; its plan gives photos, trials, arms, alpha, population and exclusions. Without one:
-        30 photos, each shown to everyone, and 2 arms.
-    :param people: Report the power of this many recruited people in place of the number needed.
+    :param study: A study's folder, whose plan gives photos, trials, arms, alpha, population and exclusions. Without
+        one: 30 photos, each shown to everyone, and 2 arms.
+    :param people: Report the power of this many recruited people.
     :param wanted: The power to reach.
-    :param simulations: Simulated studies for each number of people tried.
+    :param simulations: Simulated studies per number of people.
     """
     from bla.study.power import people_needed, power_of
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, TrustCode, flat, say, skipped
+from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, RunName, Stream, TrustCode, flat, say, skipped
 from bla.progress import printable
 from bla.training.settings import (
     RECOMMENDED,
@@ -33,15 +33,15 @@ class Classifier:
     """The classifier to train on, and what it sees of a photo."""
 
     model: str = "tf_efficientnet_lite0"
-    """A timm model, or package.module:callable for a classifier of yours."""
+    """A timm model, or package.module:callable for your classifier."""
     weights: str | None = None
-    """A file of its weights, or "random". By default ImageNet's."""
+    """A weights file, or "random". By default ImageNet's."""
     crop: bool = False
-    """Show the model its own resize and centre crop."""
+    """Use the model's own resizing and centre crop."""
     squash: bool = False
-    """Show the model the whole photo squashed. By default for a new head; its own head has its own preprocessing."""
+    """Squash the whole photo: the default for a new head; an own head keeps its preprocessing."""
     image_size: int | None = None
-    """Pixels per side of the model's input, 448 say: more and finer cells. By default the model's own."""
+    """Pixels per side of the input, 448 say: more, finer cells. By default the model's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,9 @@ class MaskedPhotos:
     """What bla-px learns from."""
 
     masks: int | None = None
-    """Masked copies of each photo that bla-px learns from: by default 64."""
+    """Masked copies of each photo to learn from. By default 64."""
     fill: Literal["coarse", "blur", "mean", "grey"] | None = None
-    """What takes the place of masked pixels for bla-px. By default coarse: the photo at 12 x 12 points."""
+    """What replaces masked pixels. By default coarse: the photo at 12 x 12 points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +78,22 @@ def train(
     masked: Annotated[MaskedPhotos | None, flat("With bla-px")] = None,
     trunk: Annotated[Trunk | None, flat("Fine-tuning the trunk", negative_bool=())] = None,
     held_out: Annotated[HeldOut | None, flat("Early stopping")] = None,
-    stream: Annotated[bool, Parameter(negative=(), group="Where")] = False,
+    stream: Annotated[Stream, Parameter(group="Where")] = False,
     places: Annotated[Places | None, flat("Where")] = None,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
-    """Train an explainer on images and write a run folder. If interrupted, rerun it: it resumes.
+    """Train an explainer on images and write a run folder. If interrupted, rerun: it resumes.
 
-    Example: `bla train photos --out run --setup recommended`.
+    Example: `bla train photos --out run --setup recommended`
 
-    :param data: A folder, CLASS/*.jpg or {train,test}/CLASS/*.jpg or images without classes, or a published data set's
-        own layout; a table, .csv or .tsv, of images and labels, of which each may have several; or a name: embedded,
-        cats_vs_dogs, stanford_dogs, caltech_birds2011, or hf:SOURCE for a folder or a name of Hugging Face datasets.
+    :param data: A folder (CLASS/*.jpg, {train,test}/CLASS/*.jpg, images without classes, or a published data set); a
+        table, .csv or .tsv, of images with any number of labels; or a name: embedded, cats_vs_dogs, stanford_dogs,
+        caltech_birds2011, hf:SOURCE (Hugging Face datasets).
     :param out: The run folder to write.
     :param setup: bla; bla-t, with a threshold; bla-ph, post hoc with a frozen head; l2x-f, the fixed-size rival;
-        bla-px, which explains the classifier's own prediction, trained on masked photos; or what we recommend: with
-        --head own bla-px, else a class-conditional score, a mean size of 8, hidden 64, straight-through 0.5, more
-        epochs; recommended-ph has a frozen head.
-    :param stream: Keep no features but compute them again for every batch: for sets whose features fit no disk.
+        bla-px, which explains the classifier's own prediction, trained on masked photos; recommended: with --head own
+        bla-px, else a class-conditional score, mean size 8, hidden 64, straight-through 0.5, more epochs;
+        recommended-ph, the same with a frozen head.
     """
     from bla.progress import shown_progress
     from bla.runs import run
@@ -138,22 +137,20 @@ def recommended(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
 
 
 def evaluate(
-    run: str,
+    run: RunName,
     /,
     *,
     data: str | None = None,
-    stream: Annotated[bool, Parameter(negative=())] = False,
+    stream: Stream = False,
     trust_code: TrustCode = None,
     places: Annotated[Places | None, flat()] = None,
     json_: Annotated[Json, Parameter(name="--json")] = False,
 ) -> int:
     """Measure a run on test images: baseline, soft and hard predictions, agreement, size of the explanations.
 
-    Example: `bla evaluate run --data photos`.
+    Example: `bla evaluate run --data photos`
 
-    :param run: A run folder, or a shipped explainer's name.
-    :param data: Images to measure on, with the run's classes. By default those it was trained with.
-    :param stream: Keep no features: for sets whose features fit no disk.
+    :param data: Images of the run's classes. By default the run's own.
     """
     from bla.progress import shown_progress
     from bla.runs.calibration import read_certificate

@@ -18,17 +18,17 @@ class Behaviour:
     strengths: Annotated[tuple[float, ...], Parameter(parse=False)] = (0.0, 0.0)
     """Logits, one per arm."""
     person_sd: float = 1.0
-    """Standard deviation between people in what they prefer, in logits."""
+    """Standard deviation, in logits, of people's preferences."""
     photo_sd: float = 0.5
-    """Standard deviation between photos in which arm they favour, in logits."""
+    """Standard deviation, in logits, of how much photos favour an arm."""
     noise: float = 0.0
     """Share of answers given at random."""
     side: float = 0.0
-    """Bias towards the left picture, in logits."""
+    """Bias to the left picture, in logits."""
     drop_out: float = 0.0
     """Share of people who leave before the end."""
     careless: float = 0.0
-    """Share of people who answer everything at random, attention checks included."""
+    """Share of people who answer all at random, attention checks included."""
     attention: Annotated[float, Parameter(parse=False)] = 1.0
     """Probability that a careful person passes an attention check."""
     seconds: Annotated[float, Parameter(parse=False)] = 5.0
@@ -55,4 +55,4 @@ class RehearsalBehaviour(Behaviour):
     drop_out: float = 0.05
     """Share of people who leave before the end."""
     careless: float = 0.05
-    """Share of people who answer everything at random, attention checks included."""
+    """Share of people who answer all at random, attention checks included."""

@@ -88,19 +88,19 @@ class EffectSize:
     """An effect as a researcher states it; what is None comes from the plan, else from 30 photos and 2 arms."""
 
     share: float = 0.6
-    """The mean share of a person's choices that fall on the better arm; with --against, of right answers with it."""
+    """Mean share of choices of the better arm; with --against, of right answers with it."""
     against: float | None = None
-    """The share of right answers with the other arm, in tasks that have right answers."""
+    """In tasks with right answers, their share with the other arm."""
     photos: int | None = None
     """Photos of the study."""
     trials: int | None = None
-    """Main trials of a person, each of another photo; by default all photos."""
+    """Main trials per person, each of another photo. By default all photos."""
     arms: int | None = None
-    """Explanations that are compared, two at a time: every pair is tested, corrected for their number."""
+    """Explanations to compare; every pair is tested, corrected for their number."""
     alpha: float | None = None
-    """Level of the test."""
+    """Level of the registered test."""
     population: Population | None = None
-    """Whom the test speaks for: people, on these photos; or people and photos like these, too."""
+    """Whom the test speaks for: people on these photos, or also photos like these."""
 
     def between_two_arms(self, behaviour: Behaviour, plan: Plan | None = None) -> Effect:
         """The effect between two arms; of several arms each pair is shown in its part of the trials."""

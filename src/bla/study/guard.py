@@ -65,9 +65,9 @@ class Limits:
     joins_a_minute: float = 60.0
     """New participants per minute from one address."""
     requests_a_second: float = 20.0
-    """Requests per second of one participant; an address without a participant may make five times as many."""
+    """Requests per second of a participant; an address without one may make five times as many."""
     timing: bool = False
-    """Report the server's processing time with each response, in the header Server-Timing."""
+    """Report processing times in the header Server-Timing."""
 
     def __post_init__(self) -> None:
         for name in ("joins_a_minute", "requests_a_second"):

@@ -40,17 +40,17 @@ class Wishes:
     """What the researcher decides; the rest follows from the explanations and the seed."""
 
     task: Task = "preference"
-    """preference between two explanations; prediction of what the program says; agreement that it is right."""
+    """preference between two explanations; prediction of the program's answer; agreement that it is right."""
     title: str = "What did the program look at?"
-    """As participants see it; it names no arm."""
+    """For participants; it names no arm."""
     question: str = ""
-    """Asked in each trial; {prediction} stands for what the program says. By default the texts' question."""
+    """Asked in each trial; {prediction} is the program's answer. By default the texts' question."""
     trials: int = 20
-    """Main trials of a person, each of another photo."""
+    """Main trials per person, each of another photo."""
     photos: int | None = None
-    """Photos from which each person's trials are drawn. By default as many as trials."""
+    """Photos to draw each person's trials from. By default as many as trials."""
     repeats: int = 2
-    """Main trials that are shown again, sides exchanged."""
+    """Main trials shown again, sides exchanged."""
     catches: int = 2
     """Attention checks."""
     practice: int = 2
@@ -58,29 +58,29 @@ class Wishes:
     people: int = 30
     """People planned to be analysed."""
     places: int | None = None
-    """People who may begin. By default there is no limit."""
+    """Most people who may begin. By default any number."""
     rule: Rule | None = None
-    """Which photos: all; those that the program gets right or wrong; half of each. By default half for agreement."""
+    """Photos: all; those that the program gets correct or wrong; half of each (the default for agreement)."""
     area: Literal["equal", "own"] = "equal"
-    """Cut all explanations of a photo to one size by their ranks, or show each at the size its arm chose."""
+    """equal: cut a photo's explanations to one size, by rank; own: show each at its arm's size."""
     identical: Literal["left out", "asked"] = "left out"
-    """For a preference, what happens to photos of which two arms show the same picture."""
+    """In a preference, photos of which two arms show the same picture."""
     cells: int | None = None
-    """The one size, in cells of the first arm's grid. By default each photo's, as the first arm chose it."""
+    """The equal size, in cells of the first arm's grid. By default the first arm's size for each photo."""
     options: int = 4
-    """Answers to choose from in the task of prediction."""
+    """Answers to choose from in a prediction."""
     population: Population = "people"
-    """Whom the registered test speaks for: people on these photos, or also photos like these."""
+    """Whom the test speaks for: people on these photos, or also photos like these."""
     alpha: float = 0.05
     """Level of the registered test."""
     catches_to_pass: int | None = None
-    """Attention checks that a person must pass to be analysed. By default all."""
+    """Attention checks to pass to be analysed. By default all."""
     seconds_at_least: float = 1.0
-    """The median time per trial below which a person is not analysed."""
+    """Least median time per trial to be analysed."""
     share_to_complete: float = 1.0
-    """Share of the main trials that a person must have answered to be analysed."""
+    """Least share of main trials answered to be analysed."""
     seed: int = 0
-    """Seed of photos, sides and order."""
+    """Seed of all randomness."""
 
     @property
     def photo_rule(self) -> Rule:

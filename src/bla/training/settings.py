@@ -77,9 +77,9 @@ class Score(Part):
     temperature: float = 0.1
     """Multiplies the scores."""
     hidden: Annotated[tuple[int, ...], CHANNELS] = ()
-    """Channels of a further 1x1 convolution before the score; may be given several times."""
+    """Channels of a further 1x1 convolution before the score; repeatable."""
     context: bool = False
-    """Add a vector made from the pooled map to every cell before scoring."""
+    """Add a vector made from the pooled map to every cell before the score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,19 +87,19 @@ class Bounded(Part):
     """A selection by bounded logits: the cells at the bound."""
 
     threshold: float | Literal["auto"] | None = None
-    """Subtracted from the weights: a number, or auto for 0.98 / cells. By default the setup's."""
+    """Subtracted from the weights; auto is 0.98 / cells. By default the setup's."""
     gate: bool = False
-    """The sigmoid gate in place of the softmax."""
+    """A sigmoid gate in place of the softmax."""
     class_aware: bool = False
-    """A class-conditional score: what the head says at each cell about the class to explain."""
+    """A class-conditional score: from what the head says of the class at each cell."""
     straight_through: Annotated[float, SHARE] = 0.0
-    """Share of the loss that is computed from the hard selection, with the soft one's gradient."""
+    """Share of the loss that the hard selection gives, with the soft one's gradient."""
     final_temperature: Annotated[float | None, ABOVE_0] = None
-    """Move from the temperature to this one during training."""
+    """Move to this temperature during training."""
     mean_size: Annotated[float | None, ABOVE_0] = None
     """Select this many cells on average; below 1, this share of the cells."""
     dial: Annotated[float, SHARE] = 0.0
-    """Share of the batches to train at randomly drawn sizes, so that explain --size is trained for."""
+    """Share of the batches with random sizes, which trains for explain --size."""
 
     def attention(self, channels: int, score: Score, threshold: float | Literal["auto"], _: int) -> Attention:
         """The attention with fresh weights from torch's global generator, at the final temperature."""
@@ -117,9 +117,9 @@ class FixedSize(Part):
     """A selection of a fixed number of cells: L2X-F, the rival. It has no bound that could be moved or missed."""
 
     size: int = 8
-    """Cells that l2x-f selects."""
+    """Cells to select."""
     variant: Literal["official", "corrected"] = "official"
-    """Of l2x-f: the temperature multiplies (official) or divides (corrected)."""
+    """The temperature multiplies (official) or divides (corrected)."""
 
     class_aware: ClassVar[bool] = False
     straight_through: ClassVar[float] = 0.0
@@ -164,9 +164,9 @@ class Head(Part):
     """The head that reads the selection, and what it learns to predict."""
 
     head: Literal["new", "own"] = "new"
-    """new, for the data's classes, trained first; or own, the classifier's own, which is not changed."""
+    """new: trained first, for the data's classes; own: the classifier's, unchanged."""
     targets: Literal["labels", "predictions"] = "labels"
-    """What to predict: the data's labels, or the classifier's own predictions (with --head own)."""
+    """What to learn: the data's labels, or with --head own the classifier's predictions."""
     dropout: Annotated[float, BELOW_1] = 0.2
     """Dropout before a new head."""
 
@@ -176,9 +176,9 @@ class Stages(Part):
     """How long the stages are, and Adam's options."""
 
     epochs: Annotated[int, AT_LEAST_1] = 5
-    """Epochs of the module's stage; 10 with recommended, 10 with bla-px."""
+    """Epochs of the module's stage; 10 with recommended and bla-px."""
     head_epochs: Annotated[int | None, AT_LEAST_1] = None
-    """Epochs of the head's stage: by default as many, with recommended 15."""
+    """Epochs of the head's stage. By default as many; 15 with recommended."""
     batch_size: Annotated[int, AT_LEAST_1] = 32
     """Images in a batch."""
     learning_rate: Annotated[float, ABOVE_0] = 1e-3
@@ -192,11 +192,11 @@ class Trunk(Part):
     """Fine-tuning of the trunk, end to end: :mod:`bla.training.finetuning`."""
 
     trunk_rate: Annotated[float, ABOVE_0]
-    """Fine-tune the trunk too, end to end, with this learning rate (1e-4, say); by default it is frozen."""
+    """Fine-tune the trunk end to end at this learning rate, 1e-4 say. By default it is frozen."""
     augment: bool = False
-    """Augment the photos that a trunk is trained on: random crop, flip, brightness, contrast, saturation."""
+    """Augment the training photos: random crop, flip, brightness, contrast, saturation."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of a trunk that is trained: float32, or mixed with bfloat16 or float16."""
+    """Precision: float32, or mixed with bfloat16 or float16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +206,7 @@ class HeldOut(Part):
     validation: Annotated[float, BELOW_1]
     """Share of the training images held out for validation."""
     patience: Annotated[int | None, AT_LEAST_1] = None
-    """End a stage after this many epochs without a smaller validation loss, and keep its best epoch."""
+    """End a stage after this many epochs without a smaller validation loss; keep its best epoch."""
 
 
 _SELECTIONS: dict[Setup, type[Bounded | FixedSize | Masked]] = {"l2x-f": FixedSize, "bla-px": Masked}
