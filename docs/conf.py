@@ -27,6 +27,7 @@ html_theme_options = {"navigation_with_keys": False}
 html_math_renderer = "mathml"
 myst_heading_anchors = 3
 smartquotes = False  # commands are copied from these pages
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {"ImageLike": "ImageLike", "PhotoSource": "PhotoSource"}

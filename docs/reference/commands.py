@@ -40,16 +40,17 @@ def reference() -> str:
 
 
 def _brief(option: str) -> str:
-    """An option without the choices that its own words name, and with its default in brackets."""
+    """An option as `--name=TYPE`, without the choices that its words name, and with its default in brackets."""
     if (found := re.search(r" \*\[choices: (.*?)\]\*", option)) and all(
         re.search(rf"\b{re.escape(choice)}\b", option.replace(found[0], "")) for choice in found[1].split(", ")
     ):
         option = option.replace(found[0], "")
+    option = re.sub(r"^(\* `--[\w-]+) ([A-Z|]+`)", r"\1=\2", option)
     return re.sub(r"\*\[default: (.*?)\]\*", r"*[\1]*", option)
 
 
 def _named(options: re.Match[str]) -> str:
-    names = (line.split()[1] for line in options[0].splitlines())
+    names = (line[2:].partition("=")[0] for line in options[0].splitlines())
     return f"* `{'`, `'.join(names)}`\n"
 
 

@@ -77,7 +77,8 @@ Check = Annotated[
 ]
 FillName = Literal["coarse", "blur", "mean", "grey"]
 Fill = Annotated[
-    FillName, Parameter(help="What replaces pixels: the photo at 12 x 12 points (coarse), a blur, its mean, grey.")
+    FillName,
+    Parameter(help="What replaces missing pixels: the photo at 12 x 12 points (coarse), a blur, its mean, grey."),
 ]
 Json = Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout, and nothing else there.")]
 Device = Annotated[str, Parameter(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")]
