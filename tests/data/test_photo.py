@@ -26,7 +26,8 @@ from PIL import Image, ImageCms, ImageSequence, JpegImagePlugin
 
 import bla.data.photo
 from bla.data.image_sets import ImageSet
-from bla.data.photo import DataError, Room, Transform, open_photo
+from bla.data.photo import DataError, Transform, open_photo
+from bla.data.sharing import Room
 from bla.files import real
 
 HALF = (0.5, 0.5, 0.5)
@@ -406,7 +407,7 @@ def test_photos_cut_short_open_or_are_refused(which: int) -> None:
         ({"size": (0, 224)}, r"expected size as two integers .* got \(0, 224\)"),
         ({"size": (224.5, 224)}, "expected size as two integers"),
         ({"size": 224}, "expected size as 2 finite"),
-        ({"mean": (0.5, 0.5)}, "expected mean as 3 finite"),
+        ({"mean": (0.5, 0.5)}, "expected std as 2 finite"),
         ({"mean": (0.5, 0.5, float("nan"))}, "expected mean as 3 finite"),
         ({"std": (0.5, 0.0, 0.5)}, "expected a positive std"),
         ({"std": None}, "expected std as 3 finite"),
@@ -531,7 +532,7 @@ def test_pixels_are_those_of_resizing_everything_and_cropping(
 
 
 def test_pixels_takes_only_what_open_photo_gives() -> None:
-    with pytest.raises(DataError, match="mode RGB, got L; pass it through open_photo"):
+    with pytest.raises(DataError, match="mode RGB and an input of 3 channels, got L"):
         Transform((8, 8), HALF, HALF).pixels(Image.new("L", (9, 9)))
 
 

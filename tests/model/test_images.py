@@ -100,10 +100,7 @@ def test_normalised_pixels_too(
     torch.testing.assert_close(again, pixels, rtol=0, atol=1e-5)
 
 
-def test_rounding_is_said(wrapped: ExplainableClassifier) -> None:
-    said: list[str] = []
-    as_photos(wrapped.transform, torch.full((1, 3, 24, 40), 9.0), said.append)
-    assert said == ["normalised pixels are rounded to levels from 0 to 255: by at most 9.7e+02"]
+def test_what_is_no_image_is_refused(wrapped: ExplainableClassifier) -> None:
     with pytest.raises(DataError, match=r"image 0: expected normalised pixels \(3, 24, 40\), got \(3, 9, 9\)"):
         as_photos(wrapped.transform, [torch.zeros(3, 9, 9)])
     with pytest.raises(DataError, match="expected a column of images, such as 'image', got 'label', 'text'"):
@@ -154,3 +151,33 @@ def test_what_is_no_class_is_refused(wrong: Any, wrapped: ExplainableClassifier)
         wrapped.explain(PHOTOS[:2], target=[1])
     with pytest.raises(ClassifierError, match="expected a target, to be held against another class, got none"):
         wrapped.explain(PHOTOS[:2], target=[1, None], against=0)
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "value_range"),
+    [(1, np.uint16, (0, 4095)), (2, np.uint8, None), (4, np.float32, (0, 1)), (11, np.int16, (-100, 9000))],
+)
+def test_any_number_of_channels(
+    channels: int, dtype: type[Any], value_range: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    low, high = value_range or (0, 255)
+    mean, std = (tuple(np.linspace(*ends, channels)) for ends in ((0.3, 0.6), (0.2, 0.4)))
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(channels, 8, 4, 4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(8, 3),
+    ).eval()  # fmt: skip
+    found = explainable(net, transform=bla.Transform((16, 24), mean, std, value_range=value_range))
+    arrays = (low + (high - low) * np.random.default_rng(0).random((6, 16, 24, channels))).astype(dtype)
+    pixels = torch.from_numpy((((arrays.astype(np.float64) - low) / (high - low)) - mean) / std).float().movedim(-1, 1)
+    with torch.no_grad():
+        expected = net(pixels).softmax(-1)
+    integers = torch.from_numpy(arrays) if arrays.dtype.kind in "iu" else arrays  # float tensors are normalised
+    for images in (arrays, np.moveaxis(arrays, -1, 1), integers, list(arrays), pixels):
+        why = found.explain(images, size=5, check=True)
+        said = [each.classifier.probability for each in why if each.classifier]
+        np.testing.assert_allclose(said, expected.amax(1), atol=1e-5)
+        assert why[0].upright().size == (24, 16)
+        assert ("channel" in str(why[0].shown)) == (channels > 1)
+    assert bla.fit(found, arrays, epochs=1, masks=8, cache=tmp_path, report=silent)["images"] == 1
+    with pytest.raises(ClassifierError, match=f"trained with, whose mean and std have {channels} numbers"):
+        explainable(net, transform=bla.Transform((16, 24), (0.5,) * 3, (0.5,) * 3))

@@ -731,7 +731,7 @@ def test_what_cannot_be_fitted(trained: Path, tmp_path: Path) -> None:
         fit(wrapped, some_photos(1))
     with pytest.raises(DataError, match="measure on another, got 0; add some"):
         fit(wrapped, [])
-    with pytest.raises(DataError, match="expected a uint8 array"):
+    with pytest.raises(bla.BlaError, match="expected a stated range of the pixels' values, got float64"):
         fit(wrapped, [np.zeros((4, 4, 3))] * 4)
     with pytest.raises(ClassifierError, match="expected a wrapped classifier with its own head"):
         fit(load(trained, model=Tiny(), device="cpu"), some_photos())

@@ -165,7 +165,7 @@ def _judge(setting: Setting, explained: Mapping[str, Explained], evaluator: Eval
 @torch.no_grad()
 def _forward_ms(setting: Setting) -> float:
     """Milliseconds per photo of a plain forward pass of 8, to which every method's cost comes on top."""
-    pixels = torch.zeros(8, 3, *setting.run.classifier.transform.size, device=setting.device)
+    pixels = torch.zeros(8, *setting.run.classifier.transform.shape, device=setting.device)
     setting.pooled(pixels)
     started = time.perf_counter()
     setting.pooled(pixels)

@@ -23,7 +23,25 @@ _Edges = npt.NDArray[np.float64]
 PER_IMAGE = ("names", "labels", "ids", "boxes", "masks", "parts")
 """The fields of an :class:`ImageSet` with an entry for each image."""
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".npy",
+        ".npz",
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

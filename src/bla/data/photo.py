@@ -8,8 +8,6 @@ import io
 import json
 import math
 import os
-import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
@@ -17,16 +15,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from bla import BlaError
+from bla.data.arrays import DataError, Levels, as_levels, picture, resized
+from bla.data.sharing import PILLOW_QUIET, Room
 from bla.files import opened, typed
 
-PhotoSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
-Box = tuple[float, float, float, float]
+__all__ = ["Box", "DataError", "Photo", "PhotoSource", "Transform", "open_photo"]
+
+PhotoSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[Any]
+Box = tuple[float, ...]
+"""Left, top, right, bottom; of volumes left, top, front, right, bottom, back."""
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 Mode = Literal["squash", "crop", "squash-crop"]
 
 # Pillow knows dozens more; these are the photos' own, and none of them starts another program, as EPS does.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# Those of phones, if Pillow or a plugin of it reads them: pillow-heif's register_heif_opener()
+_PHONES = ("AVIF", "HEIF")
 # Twice Pillow's default limit, where Pillow refuses by itself: 0.7 GB decoded. The longest side is the most
 # that a JPEG can declare: a photo of 1 x 100,000,000 would be small, and its resizing would not.
 MAX_PIXELS = 178_956_970
@@ -36,38 +40,15 @@ MAX_INPUT = 8192
 """The longest side of a classifier's input."""
 
 
-_BYTES = {"WEBP": 20}
+_BYTES = {"WEBP": 20, "AVIF": 20, "HEIF": 20}
 """What decoding takes at its peak, in bytes for each pixel; 12, more than any, for other formats."""
-
-
-class Room:
-    """Bytes that threads share: each waits until what it takes is there."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.free = most, most
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        """Take so many, :attr:`most` at most, until the end of the block."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.free >= count)
-            self.free -= count
-        try:
-            yield
-        finally:
-            with self._changed:
-                self.free += count
-                self._changed.notify_all()
+DEEP = ("F", "I", "I;16", "I;16B", "I;16L")
+"""Pillow's modes of grey with more than 8 bits."""
 
 
 DECODING = Room(2**31)
 """The memory in which a process decodes photos, however many at once."""
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]  # larger than what malloc keeps for itself when an image is freed
-
-
-class DataError(BlaError):
-    """Data that cannot be used: the message says what was expected, what came and the remedy."""
 
 
 def open_photo(source: PhotoSource) -> Image.Image:
@@ -99,7 +80,7 @@ def open_photo(source: PhotoSource) -> Image.Image:
 
 
 class _Upright(NamedTuple):
-    photo: Image.Image  # RGB, perhaps reduced: pixel (x, y) of the whole lies at origin + (x, y) / scale
+    photo: Image.Image  # perhaps reduced: pixel (x, y) of the whole lies at origin + (x, y) / scale
     size: tuple[int, int]  # (width, height) of the whole photo
     scale: int = 1
     origin: tuple[float, float] = (0.0, 0.0)
@@ -115,11 +96,12 @@ def _open_upright(
     """Open a photo; its share of :data:`DECODING` is taken until ``held`` is closed."""
     name = name or _name(source)
     try:
-        with _PILLOW_QUIET, contextlib.ExitStack() as files:
+        with PILLOW_QUIET, contextlib.ExitStack() as files:
             if isinstance(source, np.ndarray):
                 source = _from_array(source)
             if isinstance(source, Image.Image):
-                return _decode(name, source.copy(), held, None, most_pixels)  # loading would change the caller's image
+                source = source.copy()  # loading would change the caller's image
+                return _decode(name, source, held, goal, most_pixels)
             if isinstance(source, str | os.PathLike):
                 source = files.enter_context(opened(source))
             elif not isinstance(source, bytes) and not source.seekable():
@@ -130,12 +112,20 @@ def _open_upright(
                 raise DataError(f"{name}: expected a photo, got an empty file; fetch it again")
             if (size := _webp_size(head)) is not None:  # opening allocates already
                 _take(name, size, "WEBP", held, most_pixels)
-            return _decode(name, Image.open(file, formats=FORMATS), held, goal, most_pixels)
+            return _decode(name, Image.open(file, formats=_formats(head)), held, goal, most_pixels)
     except DataError:
         raise
     except Exception as error:  # a broken file makes Pillow raise nearly anything
         what = "a file" if isinstance(error, FileNotFoundError) else f"a whole photo ({', '.join(FORMATS)})"
         raise DataError(f"{name}: expected {what}, got {_got(error)}") from error
+
+
+def _formats(head: bytes) -> tuple[str, ...]:
+    """The formats that a file may be of by its first bytes."""
+    if head[4:8] != b"ftyp":
+        return FORMATS
+    Image.init()  # which loads all plugins
+    return tuple(kind for kind in _PHONES if kind in Image.OPEN) or FORMATS
 
 
 def _got(error: Exception) -> str:
@@ -145,7 +135,7 @@ def _got(error: Exception) -> str:
         case IsADirectoryError():
             return "a folder; name a file in it"
         case UnidentifiedImageError():
-            return "another or a damaged file; convert it to PNG or replace it"
+            return "another or a damaged file; convert it to PNG, replace it, or, for HEIC, register pillow-heif first"
         case Image.DecompressionBombError():
             return f"one of more than {MAX_PIXELS:,} pixels ({error}); scale it down"
     return f"one that cannot be read ({type(error).__name__}: {error}); replace it"
@@ -180,7 +170,7 @@ def decoding_bytes(content: bytes) -> int:
     kind, size = "WEBP", _webp_size(content[:30])
     if size is None:
         try:
-            with _PILLOW_QUIET, Image.open(io.BytesIO(content), formats=FORMATS) as photo:
+            with PILLOW_QUIET, Image.open(io.BytesIO(content), formats=_formats(content[:30])) as photo:
                 kind, size = str(photo.format), photo.size
         except Exception:  # reading it will say why
             return 0
@@ -217,7 +207,9 @@ def _decode(
     orientation = _orientation(photo)  # some formats know it only now; TIFF has been turned while loading
     if orientation != 1:
         photo = photo.transpose(_TURNS[orientation])
-    rgb = _to_rgb(name, photo)
+    rgb = photo.copy() if goal is not None and goal._takes_deep(photo) else _to_rgb(name, photo)
+    if goal is not None and rgb.mode == "RGB":
+        rgb = goal._coloured(name, photo, rgb)
     rgb.info = {}  # else a second opening would turn it again
     if drafted is None:
         return _Upright(rgb, rgb.size)
@@ -244,7 +236,7 @@ def _orientation(photo: Image.Image) -> int:
 
 
 def _to_rgb(name: str, photo: Image.Image) -> Image.Image:
-    if photo.mode.startswith("I") or photo.mode == "F":  # Pillow would clip them
+    if photo.mode in DEEP:  # Pillow would clip them
         extremes = [_extremes(name, strip) for strip, _ in _strips(photo)]
         low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
         for limit in (1.0, 255.0, 65535.0) if photo.mode == "F" else (65535.0,):
@@ -308,46 +300,19 @@ def _name(source: object) -> str:
     return str(getattr(source, "name", "an open file"))
 
 
-class _PillowQuiet:
-    """Ignore Pillow's warnings while any thread is inside.
-
-    ``warnings.catch_warnings`` is not safe with threads: the last to leave could restore another's filters.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._restore = contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._restore.enter_context(warnings.catch_warnings())
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._restore.close()
-
-
-_PILLOW_QUIET = _PillowQuiet()
-
-
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Photo:
-    """A photo as the classifier's input, before normalisation: uint8 ``pixels`` (H, W, 3).
+    """A photo as the classifier's input, before normalisation: the levels of its ``pixels`` (*sides, C), 0 to 255.
 
     They cover the ``region`` (left, top, right, bottom) of the upright photo of ``size`` (width, height), which is
-    kept as ``upright`` if it came as an image in memory.
+    kept as ``upright`` if it came as an image in memory. ``shown``: what that shows where it is not the photo itself.
     """
 
-    pixels: npt.NDArray[np.uint8]
-    size: tuple[int, int]
+    pixels: Levels
+    size: tuple[int, ...]
     region: Box
     upright: Image.Image | None = None
+    shown: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -362,8 +327,10 @@ class Transform:
     Attributes
     ----------
     size: ``(height, width)`` of the input.
-    mean, std: of the colours red, green, blue, which run from 0 to 1.
+    mean, std: of each channel, which runs from 0 to 1: of the colours red, green, blue; of one, grey; or of as many
+        as an array has.
     source: where the fields came from, such as "timm" or "assumed".
+    value_range: the values of arrays, other than uint8, that count as 0 and 1; (0, 65535) of uint16 by default.
 
     Examples
     --------
@@ -375,24 +342,29 @@ class Transform:
     (224, 224, 3)
     >>> Transform.from_dict(crop.to_dict()) == crop
     True
+    >>> xray = Transform((64, 64), (0.5,), (0.5,), value_range=(0, 4095))
+    >>> xray.read(np.full((300, 200), 4095, np.uint16)).pixels[0, 0]
+    array([255.], dtype=float32)
     """
 
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: Interpolation = "bicubic"
     mode: Mode = "squash"
     crop_fraction: float = 0.875
     source: str = ""
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         size = _numbers("size", self.size, 2)
         if not all(1 <= side <= MAX_INPUT and side == int(side) for side in size):
             raise DataError(f"expected size as two integers (height, width) from 1 to {MAX_INPUT}, got {self.size}")
         object.__setattr__(self, "size", tuple(map(int, size)))
+        channels = len(self.mean) if isinstance(self.mean, Sequence) else 3
         for name in ("mean", "std"):
-            object.__setattr__(self, name, _numbers(name, getattr(self, name), 3))
-        if min(self.std) <= 0:
+            object.__setattr__(self, name, _numbers(name, getattr(self, name), channels))
+        if not channels or min(self.std) <= 0:
             raise DataError(f"expected a positive std, got {self.std}")
         for name, allowed in (("interpolation", get_args(Interpolation)), ("mode", get_args(Mode))):
             if getattr(self, name) not in allowed:
@@ -400,30 +372,94 @@ class Transform:
         (fraction,) = _numbers("crop_fraction", (self.crop_fraction,), 1)
         if not 0.01 <= fraction <= 1:
             raise DataError(f"expected 0.01 <= crop_fraction <= 1, got {fraction}")
+        if self.value_range is not None:
+            low, high = _numbers("value_range", self.value_range, 2)
+            if not low < high:
+                raise DataError(f"expected value_range as (lowest, highest), got {self.value_range}")
+            object.__setattr__(self, "value_range", (low, high))
+
+    @property
+    def channels(self) -> int:
+        """C, of the input."""
+        return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, height, width), of a normalised input."""
+        return (self.channels, *self.size)
 
     def pixels(self, photo: Image.Image) -> npt.NDArray[np.uint8]:
         """The input's pixels, uint8 ``(H, W, 3)``, of an upright RGB photo as :func:`open_photo` gives it."""
-        if photo.mode != "RGB":
-            raise DataError(f"expected a photo of mode RGB, got {photo.mode}; pass it through open_photo")
+        if photo.mode != "RGB" or self.channels != 3:
+            raise DataError(
+                f"expected a photo of mode RGB and an input of 3 channels, got {photo.mode} and {self.channels}; pass "
+                "it through open_photo"
+            )
         return self._resized(_Upright(photo, photo.size))
 
-    def read(self, source: PhotoSource, *, name: str | None = None, most_pixels: int | None = None) -> Photo:
+    def read(self, source: PhotoSource | Photo, *, name: str | None = None, most_pixels: int | None = None) -> Photo:
         """Open and resize in one go.
 
         Like ``pixels(open_photo(source))``, but a large JPEG file is decoded at a half, a quarter or an eighth, at
         least twice as large as needed: many times faster, and nearly the same pixels. ``nearest`` reads in full.
+        Arrays may have their channels first or last, as many as ``mean``; so may those in a ``.npy`` file.
         Errors, those of :func:`open_photo`, begin with ``name``, by default the path or the kind of the source.
         ``most_pixels``, below :data:`MAX_PIXELS`, is checked before any pixel is decoded.
         """
+        if isinstance(source, Photo):
+            return source
         with contextlib.ExitStack() as held:
             return self._read(source, held, name, most_pixels)
 
     def _read(
         self, source: PhotoSource, held: contextlib.ExitStack, name: str | None, most_pixels: int | None
     ) -> Photo:
-        upright = _open_upright(source, held, self, name, most_pixels)
-        kept = upright.photo if isinstance(source, Image.Image | np.ndarray) else None
-        return Photo(self._resized(upright), upright.size, self.region(upright.size), kept)
+        if isinstance(source, str | os.PathLike) and os.fspath(source).endswith((".npy", ".npz")):
+            name = name or os.fspath(source)
+            stored = _stored(name, source)
+            if isinstance(stored, Photo):
+                return stored
+            source = stored
+        if not isinstance(source, np.ndarray) or self._is_photo(source):
+            upright = _open_upright(source, held, self, name, most_pixels)
+            if upright.photo.mode in ("RGB", "L"):
+                kept = upright.photo if isinstance(source, Image.Image | np.ndarray) else None
+                return Photo(self._resized(upright), upright.size, self.region(upright.size), kept)
+            name, source = name or _name(source), np.asarray(upright.photo)
+        return self._of_array(name, source, most_pixels)
+
+    def _is_photo(self, array: npt.NDArray[Any]) -> bool:
+        """Whether an array is what Pillow holds: 8 bits, grey or colours last."""
+        photo = array.dtype == np.uint8 and array.ndim in (2, 3) and array.shape[2:] in ((), (1,), (3,), (4,))
+        return photo and self.channels in (1, 3) and array.shape[:1] != (self.channels,)
+
+    def _takes_deep(self, photo: Image.Image) -> bool:
+        """Whether grey of more than 8 bits stays as it is."""
+        return photo.mode in DEEP and (self.channels != 3 or self.value_range is not None)
+
+    def _coloured(self, name: str, photo: Image.Image, rgb: Image.Image) -> Image.Image:
+        """The photo in the colours of the input, of its own or of what they are in RGB."""
+        if self.channels in (1, 3):
+            return rgb.convert("L") if self.channels == 1 else rgb
+        if self.channels > 4:
+            raise DataError(
+                f"{name}: expected an array of {self.channels} channels, got a photo; pass a NumPy array, or .npy"
+            )
+        return photo.convert("LA" if self.channels == 2 else "RGBA")
+
+    def _of_array(self, name: str | None, array: npt.NDArray[Any], most_pixels: int | None) -> Photo:
+        try:
+            levels = as_levels(array, len(self.size), self.channels, self.value_range)
+        except DataError as error:
+            raise DataError(f"{name}: {error}" if name else str(error)) from error
+        height, width = levels.shape[:2]
+        _check_size(name or "an array", (width, height), most_pixels)
+        whole = self._whole((width, height))
+        seen = resized(levels, whole[::-1], Image.Resampling[self.interpolation.upper()])
+        (left, top), (right, bottom) = self._centre(whole)
+        shown, said = picture(levels)
+        region = self.region((width, height))
+        return Photo(np.ascontiguousarray(seen[top:bottom, left:right]), (width, height), region, shown, said)
 
     def framed(self, photos: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Inputs (B, H, W, 3) in a black frame of the width that this transform crops: it gives them back unchanged."""
@@ -488,18 +524,19 @@ class Transform:
     def _resized(self, upright: _Upright) -> npt.NDArray[np.uint8]:
         kind, whole, (height, width) = self.interpolation.upper(), self._whole(upright.size), self.size
         if upright.scale == 1 and whole[0] * whole[1] <= 16 * width * height:
-            resized = upright.photo.resize(whole, Image.Resampling[kind])
+            whole_photo = upright.photo.resize(whole, Image.Resampling[kind])
             start, stop = self._centre(whole)
-            return np.array(resized.crop((*start, *stop)))
+            return _channelled(whole_photo.crop((*start, *stop)))
         # A box makes nearly the same pixels without the rest; Pillow may change the order of its two passes.
         x, y = upright.origin
         left, top, right, bottom = (side / upright.scale for side in self.region(upright.size))
         box = (x + left, y + top, x + right, y + bottom)
-        return np.array(upright.photo.resize((width, height), Image.Resampling[kind], box))
+        return _channelled(upright.photo.resize((width, height), Image.Resampling[kind], box))
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object."""
-        return dataclasses.asdict(self)
+        record = dataclasses.asdict(self)
+        return record if self.value_range else {key: value for key, value in record.items() if key != "value_range"}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Transform:
@@ -518,3 +555,30 @@ def _numbers(name: str, values: Sequence[float], count: int) -> tuple[float, ...
     if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
         raise DataError(f"expected {name} as {count} finite number(s), got {values!r}")
     return numbers
+
+
+def _channelled(photo: Image.Image) -> npt.NDArray[np.uint8]:
+    """The pixels (h, w, C) of a photo."""
+    pixels = np.array(photo)
+    return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
+
+
+def _stored(name: str, path: str | os.PathLike[str]) -> npt.NDArray[Any] | Photo:
+    """The array of a file, or the input that :func:`keep` wrote."""
+    try:
+        with opened(path) as file:
+            found = np.load(file, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else _kept(found["pixels"])
+    except Exception as error:  # a broken file makes NumPy raise nearly anything
+        raise DataError(f"{name}: expected an array that NumPy saved, {_got(error)}") from error
+
+
+def keep(photo: Photo, path: str | os.PathLike[str]) -> None:
+    """Write an input, ``.npz``, so that :meth:`Transform.read` gives the same levels."""
+    np.savez(path, pixels=photo.pixels)
+
+
+def _kept(pixels: Levels) -> Photo:
+    shown, said = picture(pixels)
+    height, width = pixels.shape[:2]
+    return Photo(pixels, (width, height), (0, 0, width, height), shown, said)

@@ -20,7 +20,7 @@ from bla.data import embedded, tables
 from bla.data.download import Archive, downloaded
 from bla.data.hugging_face import PREFIX, read_dataset
 from bla.data.image_sets import ImageSet, Splits, image_folder
-from bla.data.photo import DataError, open_photo
+from bla.data.photo import DEEP, DataError, Photo, keep, open_photo
 from bla.files import cache_root, read_json, reading, real
 from bla.progress import Progress, silent
 
@@ -202,15 +202,30 @@ def _gathered(photos: list[Any], folder: Path) -> ImageSet:
         paths = [Path(photo).absolute() for photo in photos]
         root = Path(os.path.commonpath([path.parent for path in paths]))
         return ImageSet(root, tuple(sorted({path.relative_to(root).as_posix() for path in paths})))
-    names = [f"{index:0{len(str(len(photos)))}}.png" for index in range(len(photos))]
-    for name, photo, path in zip(names, photos, on_disk, strict=True):
-        if type(photo).__module__.partition(".")[0] == "torch":
-            raise DataError("expected paths, PIL images or uint8 arrays to fit on, got a tensor: pass photos")
-        if path:
-            (folder / name).symlink_to(real(photo))
-        else:
-            open_photo(photo).save(folder / name)
-    return ImageSet(folder, tuple(names))
+    digits = len(str(len(photos)))
+    return ImageSet(folder, tuple(_filed(photo, folder, f"{index:0{digits}}") for index, photo in enumerate(photos)))
+
+
+def _filed(photo: Any, folder: Path, stem: str) -> str:
+    """The name of a file in the folder that is read as the photo is."""
+    if type(photo).__module__.partition(".")[0] == "torch":
+        raise DataError("expected paths, PIL images or arrays to fit on, got a tensor: pass photos")
+    if isinstance(photo, (str, os.PathLike)):
+        name = stem + Path(photo).suffix
+        (folder / name).symlink_to(real(photo))
+    elif isinstance(photo, Photo):
+        name = f"{stem}.npz"
+        keep(photo, folder / name)
+    elif isinstance(photo, np.ndarray) or getattr(photo, "mode", "") in (*DEEP, "RGBA"):
+        name = f"{stem}.npy"
+        np.save(folder / name, np.asarray(photo))
+    elif isinstance(photo, bytes) or hasattr(photo, "read"):
+        name = f"{stem}.png"  # whatever it is: the content tells
+        (folder / name).write_bytes(photo if isinstance(photo, bytes) else photo.read())
+    else:
+        name = f"{stem}.png"
+        open_photo(photo).save(folder / name)
+    return name
 
 
 def named(source: str) -> bool:

@@ -198,8 +198,11 @@ class Engine:
         EngineError
             If the file does not take one of these, or a value is out of its range.
         """
-        if photos.dtype not in (np.uint8, np.float32) or photos.ndim != 4 or photos.shape[3] != 3:
-            raise EngineError(f"expected photos of shape (B, h, w, 3), uint8, got {photos.shape}, {photos.dtype}")
+        channels = self.transform.channels
+        if photos.dtype not in (np.uint8, np.float32) or photos.ndim != 4 or photos.shape[3] != channels:
+            raise EngineError(
+                f"expected photos of shape (B, h, w, {channels}), uint8, got {photos.shape}, {photos.dtype}"
+            )
         feeds: dict[str, npt.NDArray[Any]] = {}
         if self.card.entry == "pixels":
             mean, std = np.array([self.transform.mean, self.transform.std], np.float32)[:, :, None, None]
@@ -318,6 +321,7 @@ class Engine:
             from_all=self.probabilities(outputs.classifier_logits),
             several_labels=card.several_labels,
             note=card.note,
+            shown=photo.shown or None,
             masked=[self.probabilities(each.classifier_logits) for each in masked],
             fill=fill,
             **{name: getattr(outputs, name) for name in ("unbounded", "scores", "soft", "selected")},

@@ -71,6 +71,7 @@ class Explanation(Result):
     present: where an image may have several labels, the votes for each with a probability above one half, the likeliest
         first, and perhaps none; ``top`` has their probabilities. None where every image has one class.
     note: how the explanation is approximate; None where it is not.
+    shown: what the picture shows where it is not the whole photo: some of its channels, or the classifier's input.
 
     Examples
     --------

@@ -28,7 +28,9 @@ _KEYS = (
     "schema_version", "image", "prediction", "top", "method", "target", "grid", "unbounded", "scores", "soft",
     "selected", "size", "region", "model", "setup",
 )  # fmt: skip
-_OPTIONAL = ("classifier", "agrees", "sizes", "check", "votes", "present", "note")  # written where they are known
+_OPTIONAL = (  # written where they are known
+    "classifier", "agrees", "sizes", "check", "votes", "present", "note", "shown",
+)  # fmt: skip
 
 
 class ExplanationError(BlaError):
@@ -167,6 +169,7 @@ class Result:
     votes: Votes | None = None
     present: tuple[Votes, ...] | None = None
     note: str | None = None
+    shown: str | None = None
 
     def __post_init__(self) -> None:
         grid = (int(self.grid[0]), int(self.grid[1]))

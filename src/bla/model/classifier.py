@@ -136,12 +136,12 @@ class ExplainableClassifier(nn.Module):
         selection = self.attention(features)
         return self.classify(features, selection.soft) if self.training else self._selected(features, selection)
 
-    def pixels(self, photos: npt.NDArray[np.uint8]) -> Tensor:
-        """Normalised pixels (B, 3, h, w), channels last, of photos' pixels (B, h, w, 3), where the weights are."""
+    def pixels(self, photos: npt.NDArray[Any]) -> Tensor:
+        """Normalised pixels (B, C, h, w), channels last, of photos' levels (B, h, w, C), where the weights are."""
         like = next(self.attention.parameters())
         mean, std = (like.new_tensor(of, dtype=torch.float32) for of in (self.transform.mean, self.transform.std))
         values = torch.from_numpy(photos).to(like.device).float()
-        return ((values - 255 * mean) / (255 * std)).permute(0, 3, 1, 2).to(like.dtype)
+        return ((values - 255 * mean) / (255 * std)).movedim(-1, 1).to(like.dtype)
 
     def classify(self, features: Tensor, weights: Tensor) -> Tensor:
         """Logits (B, K) that the head gives for features (B, C, H, W) under weights (B, H, W)."""
@@ -225,7 +225,7 @@ class ExplainableClassifier(nn.Module):
         if not isinstance(target, Iterable) or isinstance(target, str):
             asked = itertools.chain([next(asked)], asked)  # a class that there is not is an error without images, too
         with ThreadPoolExecutor(2) as pool:
-            numbered = enumerate(each(images))
+            numbered = enumerate(each(images, self.transform.channels))
             loaded = prefetch(pool, lambda item: read_image(self.transform, *item), numbered, ahead=2 * batch_size)
             while batch := list(itertools.islice(loaded, batch_size)):
                 questions = list(itertools.islice(asked, len(batch)))
@@ -321,7 +321,7 @@ class ExplainableClassifier(nn.Module):
             alone = [self._probabilities(from_all(self.head, self.trunk(each)).float()) for each in photos]
         unbounded, scores, soft, hard = (values.float().cpu().numpy() for values in selection[:4])
         found: list[Explanation | Unexplained] = []
-        for row, (name, _, region, photo) in enumerate(inputs):
+        for row, (name, _, region, photo, shown) in enumerate(inputs):
             if not all(np.isfinite(values[row]).all() for values in (unbounded, probabilities, whole)):
                 reason = f"{name}: expected finite features, got NaN or infinity from {self.name}"
                 found.append(Unexplained(name, reason))
@@ -349,6 +349,7 @@ class ExplainableClassifier(nn.Module):
                 votes=found_votes.get(row),
                 present=present[row] if self.several_labels else None,
                 note=self.note,
+                shown=shown or None,
             )
             found.append(explanation)
         return found
@@ -492,7 +493,7 @@ def explainable(
         raise ClassifierError(f"{name}: expected {found.outputs} class names, as many as logits, got {len(classes)}")
     like = torch.empty(0, dtype=found.dtype, device=next(own.parameters(), torch.empty(0)).device)
     if attention is None and not several_labels and not isinstance(head, int):
-        found, earlier = with_earlier(found, torch.zeros(2, 3, *transform.size).to(like))
+        found, earlier = with_earlier(found, torch.zeros(2, *transform.shape).to(like))
         attention = OwnPredictionAttention(found.channels, earlier=earlier).to(like.device, like.dtype)
     elif not isinstance(attention, Attention):
         attention = (attention or BoundedLogitAttention)(found.channels).to(like.device, like.dtype)

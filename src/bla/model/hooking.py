@@ -117,11 +117,11 @@ class _Watched:
 class _Hooked(nn.Module):
     """A classifier whose modules at ``places`` give their maps away, or take others."""
 
-    def __init__(self, model: nn.Module, places: Sequence[Place], size: tuple[int, int]) -> None:
+    def __init__(self, model: nn.Module, places: Sequence[Place], shape: Sequence[int]) -> None:
         super().__init__()
         self.model = model
         self.places = tuple(places)
-        self.size = size
+        self.shape = tuple(shape)  # of the pixels of an image
 
 
 class HookedTrunk(_Hooked):
@@ -148,7 +148,7 @@ class _HookedRest(_Hooked):
     def answer(self, maps: Sequence[Tensor]) -> Tensor:
         """What the classifier says with these maps (B, C, H, W) in their places."""
         images = maps[0].shape[0]
-        blank = maps[0].new_zeros(images, 3, *self.size)
+        blank = maps[0].new_zeros(images, *self.shape)
         given = {}
         for place, values in zip(self.places, maps, strict=True):
             watched: Any = self.model.get_submodule(place.module).forward
@@ -217,7 +217,7 @@ def hooked(own: nn.Module, pixels: Tensor) -> Iterator[tuple[nn.Module, nn.Modul
         for places in choices:
             if kind is HookedHead or len({place.grid for place in places}) == 1:
                 _watch(own, places, runs, blanks)
-                yield HookedTrunk(own, places, size), kind(own, places, size)
+                yield HookedTrunk(own, places, pixels.shape[1:]), kind(own, places, pixels.shape[1:])
 
 
 def _recorded(own: nn.Module, pixels: Tensor) -> list[tuple[str, Any]]:

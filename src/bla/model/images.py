@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
@@ -11,16 +11,15 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from bla.data.arrays import Levels, is_one, picture
 from bla.data.image_sets import list_images
-from bla.data.photo import DataError, Transform
+from bla.data.photo import Box, DataError, Photo, Transform
 from bla.explanations.explanation import Unexplained
 
-ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8] | Tensor
+ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[Any] | Tensor
 Images = ImageLike | Iterable[Any]
 """One image or several: a folder, list, data set or loader of torch's with or without labels, rows of the hub's."""
 
-_SEEN = 1e-2
-"""Levels of 255 by which a difference counts."""
 _COLUMNS = ("image", "img", "pixel_values", "images", "photo")
 
 
@@ -28,15 +27,17 @@ class Input(NamedTuple):
     """An image as a classifier takes it."""
 
     name: str
-    pixels: npt.NDArray[np.uint8] | Tensor
-    """A photo of the transform's size, uint8 (h, w, 3), or normalised pixels (3, h, w)."""
-    region: tuple[float, float, float, float]
+    pixels: Levels | Tensor
+    """A photo of the transform's size, levels (h, w, C), or normalised pixels (C, h, w)."""
+    region: Box
     """What the pixels show of the upright photo: (left, top, right, bottom) in its pixels."""
     photo: Image.Image | bytes | None = None
     """The upright photo, if it came as an image or a tensor, or the bytes that it came as."""
+    shown: str = ""
+    """What of the image the photo shows, if not all."""
 
 
-def each(images: Images) -> Iterator[ImageLike]:
+def each(images: Images, channels: int = 3) -> Iterator[ImageLike]:
     """One image, a batch as one array or tensor, or several images, one by one, without the labels beside them.
 
     >>> list(each([("a.jpg", 3), {"label": 1, "image": b"..."}]))
@@ -49,39 +50,32 @@ def each(images: Images) -> Iterator[ImageLike]:
     elif isinstance(images, (str, os.PathLike, Image.Image, bytes)) or hasattr(images, "read"):
         yield cast("ImageLike", images)
     elif isinstance(images, (Tensor, np.ndarray)):
-        yield from images if images.ndim == 4 else [images]
+        yield from [images] if is_one(images.shape, 2, channels) else images
     elif isinstance(images, Mapping):
-        yield from each(_column(images))
+        yield from each(_column(images), channels)
     elif isinstance(images, tuple) and _is_labelled(images):
-        yield from each(images[0])
+        yield from each(images[0], channels)
     else:
         several = cast("Any", images)
         for row in several if isinstance(several, Iterable) else (several[index] for index in range(len(several))):
             if isinstance(row, (tuple, list)):
-                yield from each(row[0] if _is_labelled(row) else row)
+                yield from each(row[0] if _is_labelled(row) else row, channels)
             else:
-                yield from each(row) if isinstance(row, (str, os.PathLike, Mapping, Tensor, np.ndarray)) else [row]
+                held = isinstance(row, (str, os.PathLike, Mapping, Tensor, np.ndarray))
+                yield from each(row, channels) if held else [row]
 
 
-def as_photos(transform: Transform, images: Images, say: Callable[[str], None] = lambda _: None) -> list[Any]:
-    """Photos of any size, as :meth:`bla.data.photo.Transform.read` takes them; of normalised pixels those of the input.
-
-    These are rounded to 8 bits, which is said with the largest difference.
-    """
+def as_photos(transform: Transform, images: Images) -> list[Any]:
+    """Photos, as :meth:`bla.data.photo.Transform.read` takes them; of normalised pixels the levels that they are of."""
     found: list[Any] = []
-    off = 0.0
-    for index, image in enumerate(each(images)):
+    for index, image in enumerate(each(images, transform.channels)):
         if isinstance(image, Tensor) and image.is_floating_point():
             read = read_image(transform, index, image)
             if isinstance(read, Unexplained):
                 raise DataError(read.error)
-            shown = np.asarray(read.photo)
-            off = max(off, float(np.abs(_levels(transform, image) - shown.transpose(2, 0, 1)).max()))
-            found.append(transform.framed(shown[None])[0])
+            found.append(Photo(_levels(transform, image), transform.size[::-1], read.region))
         else:
-            found.append(_upright(image) if isinstance(image, Tensor) else image)
-    if off > _SEEN:
-        say(f"normalised pixels are rounded to levels from 0 to 255: by at most {off:.2g}")
+            found.append(image.cpu().numpy() if isinstance(image, Tensor) else image)
     return found
 
 
@@ -114,33 +108,22 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
     path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
     name = path or f"image {index}"
     if isinstance(image, Tensor) and image.is_floating_point():
-        height, width = transform.size
-        if image.shape == (3, height, width):
-            return Input(name, image, (0, 0, width, height), _shown(transform, image))
-        came = tuple(image.shape)
-        return Unexplained(name, f"{name}: expected normalised pixels (3, {height}, {width}), got {came}")
+        if image.shape == transform.shape:
+            whole = (0.0,) * len(transform.size) + transform.size[::-1]
+            return Input(name, image, whole, *picture(_levels(transform, image)))
+        expected, came = ", ".join(map(str, transform.shape)), tuple(image.shape)
+        return Unexplained(name, f"{name}: expected normalised pixels ({expected}), got {came}")
     if isinstance(image, Tensor):
-        image = _upright(image)
+        image = image.cpu().numpy()
     try:
         photo = transform.read(image)
     except DataError as error:
         return Unexplained(name, str(error) if path else f"{name}: {error}")
-    return Input(name, photo.pixels, photo.region, image if isinstance(image, bytes) else photo.upright)
+    return Input(name, photo.pixels, photo.region, image if isinstance(image, bytes) else photo.upright, photo.shown)
 
 
-def _upright(image: Tensor) -> npt.NDArray[Any]:
-    """A tensor as an array with its colours last."""
-    array: npt.NDArray[Any] = image.cpu().numpy()
-    return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 else array
-
-
-def _levels(transform: Transform, pixels: Tensor) -> npt.NDArray[np.float64]:
-    """The levels (3, h, w), from 0 to 255 in photos, of normalised pixels."""
-    mean, std = (np.array(each)[:, np.newaxis, np.newaxis] for each in (transform.mean, transform.std))
-    return np.asarray(255 * (pixels.detach().double().cpu().numpy() * std + mean))
-
-
-def _shown(transform: Transform, pixels: Tensor) -> Image.Image:
-    """The photo of normalised pixels."""
-    values = np.nan_to_num(_levels(transform, pixels)).clip(0, 255)
-    return Image.fromarray(np.rint(values).astype(np.uint8).transpose(1, 2, 0))
+def _levels(transform: Transform, pixels: Tensor) -> npt.NDArray[np.float32]:
+    """The levels (h, w, C), from 0 to 255 in photos, of normalised pixels (C, h, w)."""
+    values = np.moveaxis(pixels.detach().double().cpu().numpy(), 0, -1)
+    levels = 255 * (values * transform.std + transform.mean)
+    return levels.clip(*(np.finfo(np.float32).max * np.array([-1, 1]))).astype(np.float32)  # NaN stays

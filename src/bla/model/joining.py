@@ -182,9 +182,9 @@ class _Replacing(Keeping):
 
 
 class _Joined(nn.Module):
-    """A classifier with tokens ``around`` those of patches of ``cell`` pixels, (height, width), which join these."""
+    """A classifier with tokens ``around`` those of patches of ``cell``, (C, height, width), which join these."""
 
-    def __init__(self, model: nn.Module, around: Around, cell: tuple[int, int]) -> None:
+    def __init__(self, model: nn.Module, around: Around, cell: tuple[int, int, int]) -> None:
         super().__init__()
         self.model = model
         self.around = around
@@ -198,7 +198,7 @@ class JoinedTrunk(_Joined):
     """
 
     def forward(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[2] // self.cell[0], pixels.shape[3] // self.cell[1]
+        height, width = pixels.shape[2] // self.cell[1], pixels.shape[3] // self.cell[2]
 
         def fits(joint: _Joint) -> bool:
             return joint.around == self.around and joint.patches.shape[1] == height * width
@@ -220,7 +220,8 @@ class JoinedHead(_Joined, MapHead):
         """Features (B, 2D, H, W) and what is kept of each cell (B, H, W) to logits (B, K)."""
         batch, channels, height, width = features.shape
         patches = features[:, : channels // 2].flatten(2).transpose(1, 2)
-        blank = features.new_zeros(batch, 3, height * self.cell[0], width * self.cell[1])
+        depth, rows, columns = self.cell
+        blank = features.new_zeros(batch, depth, height * rows, width * columns)
         with _Replacing(patches, None if keep is None else keep.flatten(1), self.around):
             logits: Tensor = self.model(blank)
         return logits
@@ -238,5 +239,5 @@ def split_at_join(own: nn.Module, pixels: Tensor) -> tuple[nn.Module, nn.Module]
     grid = None if seen.joint is None else token_grid(seen.joint.patches.shape[1], size)
     if seen.joint is None or grid is None:
         raise TracingError("expected a class token that joins patch tokens, found none")
-    around, cell = seen.joint.around, (size[0] // grid[0], size[1] // grid[1])
+    around, cell = seen.joint.around, (pixels.shape[1], size[0] // grid[0], size[1] // grid[1])
     return JoinedTrunk(own, around, cell), JoinedHead(own, around, cell)

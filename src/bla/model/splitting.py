@@ -312,7 +312,7 @@ def _prepared(
 def _probed(own: nn.Module, transform: Transform, name: str, reading: Reading) -> tuple[Tensor, Any, Calling]:
     """Noise of five pictures' size, the same at every call, and whatever the classifier returns for it."""
     like = next(own.parameters(), torch.empty(0))
-    pixels = torch.randn(5, 3, *transform.size, generator=torch.Generator().manual_seed(0)).to(like)
+    pixels = torch.randn(5, *transform.shape, generator=torch.Generator().manual_seed(0)).to(like)
     called = Calling(own, pixels, reading.inputs)
     try:
         with torch.inference_mode():
@@ -320,8 +320,17 @@ def _probed(own: nn.Module, transform: Transform, name: str, reading: Reading) -
     except Exception as error:
         raise ClassifierError(
             f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; pass "
-            "the transform= that it was trained with, and inputs= for what it takes beside them"
+            f"the transform= that it was trained with{_of_channels(own, transform)}, and inputs= for what it takes "
+            "beside them"
         ) from error
+
+
+def _of_channels(own: nn.Module, transform: Transform) -> str:
+    """How a transform has the channels that the first convolution takes, if that is what is wrong."""
+    first = next((module for module in own.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))), None)
+    if first is None or first.in_channels == transform.channels:
+        return ""
+    return f", whose mean and std have {first.in_channels} numbers, one for each channel"
 
 
 def _check_several_cells(features: Tensor, pixels: Tensor) -> None:

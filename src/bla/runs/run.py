@@ -209,7 +209,7 @@ def fit(
     settings = schedule(validation=validation, patience=patience, seed=seed, several_labels=several)
     read = partial(read_examples, wrapped, settings, cache=cache, stream=stream, report=report)
     if not isinstance(images, (str, Path, ImageSet)):
-        images = as_photos(wrapped.transform, images, lambda what: report(what, 0, 0))
+        images = as_photos(wrapped.transform, images)
     with photo_splits(images, seed=seed, cache=cache, report=report) as splits:
         train_part, validation_part, test_part, _ = read_parts(read, splits, settings, report)
         before = {key: value.clone() for key, value in wrapped.attention.state_dict().items()}

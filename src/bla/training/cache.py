@@ -407,7 +407,8 @@ def _computed(rows: Rows, batch: Sequence[int], photos: Sequence[Photo | str]) -
     refused = {place: photo for place, photo in enumerate(photos) if isinstance(photo, str)}
     pixels = {place: photo.pixels for place, photo in enumerate(photos) if not isinstance(photo, str)}
     if not pixels:  # a grey photo tells the shape
-        grey = np.full((1, *rows.classifier.transform.size, 3), 127, np.uint8)
+        transform = rows.classifier.transform
+        grey = np.full((1, *transform.size, transform.channels), 127, np.uint8)
         shape, arrays, _ = rows.compute(batch[:1], grey)
     else:
         shape, arrays, found = rows.compute([batch[place] for place in pixels], np.stack(list(pixels.values())))

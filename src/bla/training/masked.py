@@ -216,8 +216,7 @@ class Masking:
         passes = photos * (self.count + 1)
         seconds = passes * self.seconds()
         if seconds > _LONG and isinstance(self.logits, nn.Module) and self.on_cpu:
-            height, width = self.classifier.transform.size
-            graph = compiled(self.logits, torch.zeros(2, 3, height, width))
+            graph = compiled(self.logits, torch.zeros(2, *self.classifier.transform.shape))
             if graph is not None:
                 self.logits, self.layout = graph, torch.contiguous_format
                 seconds = passes * self.seconds()
@@ -225,8 +224,8 @@ class Masking:
 
     def seconds(self) -> float:
         """How long the classifier takes for a photo, by one pass after another that warms up."""
-        height, width = self.classifier.transform.size
-        pixels = self.classifier.pixels(np.full((self.at_once, height, width, 3), 99, np.uint8))
+        transform = self.classifier.transform
+        pixels = self.classifier.pixels(np.full((self.at_once, *transform.size, transform.channels), 99, np.uint8))
         with torch.inference_mode():
             for _ in range(2):
                 begun = time.perf_counter()

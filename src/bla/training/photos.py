@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bla.data.arrays import Levels
 from bla.data.image_sets import ImageSet
 from bla.data.photo import DataError, Interpolation, Photo, Transform
 from bla.data.prefetching import cores, prefetch
@@ -108,17 +109,17 @@ def try_read(images: ImageSet, row: int, transform: Transform) -> Photo | str:
         return str(error)
 
 
-def augmentation(size: tuple[int, int], interpolation: Interpolation) -> nn.Module:
+def augmentation(size: Sequence[int], interpolation: Interpolation) -> nn.Module:
     """Augmentation of a photo (3, h, w): a random crop of 40 to 100%, flip, brightness, contrast and saturation."""
     from torchvision.transforms import InterpolationMode, v2
 
     # torchvision resizes tensors so, and not by Lanczos's
     mode = InterpolationMode.BILINEAR if interpolation == "lanczos" else InterpolationMode(interpolation)
-    crop = v2.RandomResizedCrop(size, scale=(0.4, 1.0), interpolation=mode, antialias=True)
+    crop = v2.RandomResizedCrop(tuple(size), scale=(0.4, 1.0), interpolation=mode, antialias=True)
     colour = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
     return nn.Sequential(crop, v2.RandomHorizontalFlip(), colour)
 
 
-def _read(images: ImageSet, rows: npt.NDArray[np.int64], transform: Transform) -> Sequence[npt.NDArray[np.uint8]]:
+def _read(images: ImageSet, rows: npt.NDArray[np.int64], transform: Transform) -> Sequence[Levels]:
     with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(lambda row: transform.read(images.path(row)).pixels, rows.tolist()))

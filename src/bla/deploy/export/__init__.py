@@ -98,9 +98,11 @@ def export(
         raise ExportError(f"expected a classifier in float32, got {like.dtype}: export it before you convert it")
     if entry == "photos" and wrapped.transform.interpolation == "lanczos":
         raise ExportError("expected a resize that a graph can do, got lanczos: use the entry pixels")
+    if entry == "photos" and wrapped.transform.channels != 3:
+        raise ExportError(f"expected photos of 3 channels, got {wrapped.transform.channels}: use the entry pixels")
     wrapped = copy.deepcopy(wrapped).cpu().eval()
     with torch.inference_mode():
-        height, width = wrapped.trunk(torch.zeros(1, 3, *wrapped.transform.size)).shape[2:]
+        height, width = wrapped.trunk(torch.zeros(1, *wrapped.transform.shape)).shape[2:]
     card = Card(
         classes=wrapped.classes,
         transform=wrapped.transform,
@@ -128,7 +130,7 @@ def _onnx(wrapped: ExplainableClassifier, card: Card, report: Progress) -> tuple
     report(f"{STEP}making the graph", 0, 0)
     # Two photos: torch would take a batch of one for a constant.
     examples: dict[str, tuple[torch.Tensor, dict[int, str]]] = {
-        "pixels": (torch.zeros(2, 3, *wrapped.transform.size), {0: "batch"})
+        "pixels": (torch.zeros(2, *wrapped.transform.shape), {0: "batch"})
     }
     if card.sizes:
         examples["size"] = (torch.tensor([0, 1]), {0: "batch"})
@@ -167,7 +169,7 @@ def _onnx(wrapped: ExplainableClassifier, card: Card, report: Progress) -> tuple
 
 def _torch(wrapped: ExplainableClassifier, card: Card, report: Progress) -> tuple[bytes, Mapping[str, float]]:
     shape: dict[int, Any] = {0: torch.export.Dim("batch")}
-    example = torch.zeros(2, 3, *wrapped.transform.size)
+    example = torch.zeros(2, *wrapped.transform.shape)
     if card.entry == "photos":
         shape |= {1: torch.export.Dim("rows", min=2), 2: torch.export.Dim("columns", min=2)}
         example = torch.zeros(2, 300, 400, 3, dtype=torch.uint8)

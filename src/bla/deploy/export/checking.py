@@ -200,7 +200,7 @@ def maps_to_check(wrapped: ExplainableClassifier, pixels: Tensor) -> Iterator[Te
 
 
 def _noise(rows: int, wrapped: ExplainableClassifier) -> Tensor:
-    return torch.randn(rows, 3, *wrapped.transform.size, generator=torch.Generator().manual_seed(2))
+    return torch.randn(rows, *wrapped.transform.shape, generator=torch.Generator().manual_seed(2))
 
 
 def _photos(rows: int, wrapped: ExplainableClassifier) -> npt.NDArray[np.uint8]:

@@ -33,7 +33,7 @@ class ExplainedGraph(nn.Module):
         self.trunk, self.attention, self.head = wrapped.trunk, wrapped.attention, wrapped.head
         self.answer = wrapped.answer
         with torch.no_grad():
-            self.attention.freeze(self.trunk(torch.zeros(2, 3, *wrapped.transform.size)))
+            self.attention.freeze(self.trunk(torch.zeros(2, *wrapped.transform.shape)))
 
     def forward(
         self, pixels: Tensor, size: Tensor | None = None, masks: Tensor | None = None, target: Tensor | None = None
@@ -92,7 +92,8 @@ def _prepared(photos: Tensor, transform: Transform) -> Tensor:
 def _whole(rows: Any, columns: Any, transform: Transform) -> tuple[Any, Any]:
     """The size (height, width) to which ``Transform`` resizes the whole photo, as integers that torch.export traces."""
     if transform.mode == "squash":
-        return transform.size
+        height, width = transform.size
+        return height, width
     down, across = (math.floor(side / transform.crop_fraction) for side in transform.size)
     if transform.mode == "squash-crop":
         return down, across
