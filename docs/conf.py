@@ -67,6 +67,11 @@ def fronted(app: object, page: str, source: list[str]) -> None:
         source[0] = text + source[0]
 
 
+def aliased(*event: Any) -> tuple[str | None, ...]:
+    """A signature with type aliases by their names, in place of the objects that Sphinx puts there."""
+    return tuple(text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in event[-2:])
+
+
 def kept_together(app: object, page: nodes.document) -> None:
     """A figure and its interval stay on one line, in text and in tables."""
     for text in [text for text in page.findall(nodes.Text) if " \u00b1 " in text]:
@@ -82,6 +87,7 @@ def mathml(writer: Any, node: nodes.Node, *, block: bool) -> None:
 def setup(app: Any) -> dict[str, bool]:
     """What Sphinx calls first."""
     app.connect("autodoc-process-docstring", sectioned)
+    app.connect("autodoc-process-signature", aliased)
     app.connect("source-read", fronted)
     app.connect("doctree-read", kept_together)
     app.add_html_math_renderer("mathml", (partial(mathml, block=False), None), (partial(mathml, block=True), None))

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
-OPTION = re.compile(r"^\* `[-A-Z].*\n(?:    .*\n)*", re.M)
+OPTION = re.compile(r"^\* `[-A-Z].*\n", re.M)
 """An option or an argument; what several commands have, with the same words, is described once."""
 
 

@@ -27,12 +27,14 @@ _FIRST = Group.create_ordered("Common options")
 
 
 class Command(App):
-    """A command that shows its common options in a group before the others."""
+    """A command that shows its common options in a group before the others, and each option's help as one paragraph."""
 
     def assemble_argument_collection(self, **options: Any) -> ArgumentCollection:
         """The arguments, as cyclopts finds them, the common ones in a group of their own."""
         found = super().assemble_argument_collection(**options)
         for argument in found:
+            one_line = Parameter(help=" ".join((argument.parameter.help or "").split()))
+            argument.parameter = Parameter.combine(argument.parameter, one_line)
             if argument.name.removeprefix("--") in _COMMON.get(self.name[0], ()):
                 argument.parameter = Parameter.combine(argument.parameter, Parameter(group=_FIRST))
         return found
