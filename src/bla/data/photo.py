@@ -302,7 +302,7 @@ def _name(source: object) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Photo:
-    """A photo as the classifier's input, before normalisation: the levels of its ``pixels`` (*sides, C), 0 to 255.
+    """A photo as the classifier's input, before normalisation: the levels of its ``pixels`` ``(*sides, C)``, 0 to 255.
 
     They cover the ``region`` (left, top, right, bottom) of the upright photo of ``size`` (width, height), which is
     kept as ``upright`` if it came as an image in memory. ``shown``: what that shows where it is not the photo itself.
