@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageSequence, JpegImagePlugin
 
 import bla.data.photo
+from bla.data.decoding import decoding_bytes
 from bla.data.image_sets import ImageSet
 from bla.data.photo import DataError, Transform, open_photo
 from bla.data.sharing import Room
@@ -711,3 +712,47 @@ def test_strips_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.Monk
     whole = np.asarray(open_photo(photo))
     monkeypatch.setattr(bla.data.photo, "STRIP", 29 * 5)
     assert np.array_equal(np.asarray(open_photo(photo)), whole)
+
+
+def scanned(times: int) -> bytes:
+    """A progressive JPEG whose last scan comes so many times more."""
+    file = io.BytesIO()
+    Image.new("L", (64, 48), 90).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    return content[:-2] + content[content.rindex(b"\xff\xda") : -2] * times + b"\xff\xd9"
+
+
+PARTS = {
+    "empty parts of a PNG": b"\x89PNG\r\n\x1a\n" + (b"\0\0\0\0teSt" + struct.pack(">I", zlib.crc32(b"teSt"))) * 9_000,
+    "parts of a JPEG": b"\xff\xd8" + b"\xff\xfe\0\2" * 9_000,
+    "comments of a GIF": b"GIF89a\1\0\1\0\0\0\0\x21\xfe" + (b"\x64" + b"c" * 100) * 9_000,
+    "comments of a PGM": b"P5\n" + b"#\n" * 9_000 + b"1 1\n255\n0",
+    "white space of a PBM": b"P4 " + b" " * 19_000 + b"1 1\n0",
+}
+
+
+@pytest.mark.parametrize("content", PARTS.values(), ids=PARTS)
+def test_a_file_of_thousands_of_tiny_parts_is_refused_at_once(content: bytes) -> None:
+    assert decoding_bytes(content) == 0
+    with pytest.raises(DataError, match="thousands of tiny parts"):
+        open_photo(content)
+
+
+def test_a_jpeg_has_few_scans_and_takes_the_memory_of_all_its_pixels() -> None:
+    file = io.BytesIO()
+    Image.new("L", (64, 48)).save(file, "JPEG")
+    assert decoding_bytes(file.getvalue()) * 16 == decoding_bytes(file.getvalue(), whole=True) == 12 * 64 * 48
+    assert decoding_bytes(scanned(0)) == 12 * 64 * 48, "libjpeg keeps them until the last scan"
+    assert open_photo(scanned(50)).getpixel((1, 1)) == (90, 90, 90)
+    assert decoding_bytes(scanned(100)) == 0
+    with pytest.raises(DataError, match="at most 100 scans, got 106"):
+        open_photo(scanned(100))
+
+
+def test_files_that_pillow_reads_byte_by_byte_are_read() -> None:
+    deep = b"P6\n100 100\n65535\n" + bytes(range(60)) * 1000
+    assert open_photo(deep).size == (100, 100)
+    runs = (b"\1\7" * 100 + b"\0\0") * 80
+    head = struct.pack("<IiiHHIIiiII", 40, 100, 80, 1, 8, 1, len(runs), 0, 0, 256, 0) + bytes(range(8)) * 128
+    packed = b"BM" + struct.pack("<IHHI", 14 + len(head) + len(runs), 0, 0, 14 + len(head)) + head + runs
+    assert open_photo(packed).size == (100, 80)

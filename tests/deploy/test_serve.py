@@ -27,13 +27,14 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from bla.data.photo import Photo, decoding_bytes
+from bla.data.decoding import decoding_bytes
+from bla.data.photo import DataError, Photo
+from bla.deploy import apart
 from bla.deploy.engine import Engine, Outputs
 from bla.deploy.serve import Batcher, Busy, Limits, _watch, application
 from bla.deploy.serve.batching import Lane
 from bla.deploy.serve.documents import PhotosAndMasks
 from bla.deploy.serve.requests import _json
-from bla.deploy.serve.routes import LARGE
 from bla.explanations.explanation import Explanation
 from small_exports import Pair
 
@@ -311,7 +312,7 @@ def test_overload_is_refused_and_all_that_was_accepted_is_answered(engine: Engin
 def test_what_takes_too_long_is_told_so(engine: Engine) -> None:
     app = application(Slow(engine, 0.5), limits=Limits(seconds=0.1))  # type: ignore[arg-type]
     with TestClient(app) as client:
-        assert client.post("/v1/explain", files={"photo": photo()}).status_code == 504
+        assert client.post("/v1/explain", files={"photo": photo()}).status_code == 503
 
 
 def test_an_answer_holds_the_probability_of_a_class(client: TestClient, engine: Engine) -> None:
@@ -374,24 +375,39 @@ def test_nothing_is_made_of_what_a_request_cannot_hold(name: str, engine: Engine
         tracemalloc.stop()
 
 
-def test_large_photos_wait_for_one_another_and_not_for_ever() -> None:
-    lane = Lane(2, 3)
+def test_heavy_work_waits_in_a_lane_and_not_for_ever() -> None:
+    async def many(lane: Lane, pieces: int) -> list[object]:
+        ends = threading.Event()
+        asked = [asyncio.create_task(lane.run(ends.wait)) for _ in range(pieces)]
+        await asyncio.sleep(0)
+        asked[0].cancel()
+        await asyncio.sleep(0)
+        with pytest.raises(Busy) as refused:  # what has begun keeps its place, though nobody waits for it
+            await lane.run(lambda: True)
+        assert refused.value.headers == {"Retry-After": str(pieces if lane.room < 9 else 1)}
+        ends.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
 
-    async def one() -> bool:
-        try:
-            async with lane.entered():
-                await asyncio.sleep(0.01)
-        except Busy:
-            return False
-        return True
+    assert asyncio.run(many(Lane(1, 3), 4))[1:] == [True] * 3
+    assert asyncio.run(many(Lane(1, 9, patience=0.5), 1))[1:] == []
 
-    async def many() -> list[bool]:
-        return await asyncio.gather(*(one() for _ in range(9)))
 
-    assert asyncio.run(many()).count(True) == 5
-    assert lane.inside == 0
+def test_a_heavy_photo_is_read_in_another_process(client: TestClient, engine: Engine) -> None:
     bomb = base64.b64decode("UklGRhoAAABXRUJQVlA4TA0AAAAvnpvnFgcQERGIiP4HAA==")
-    assert decoding_bytes(bomb) > LARGE > decoding_bytes(photo(size=(3000, 2000), form="JPEG"))
+    assert apart.heavy(bomb)
+    assert not apart.heavy(large := photo(size=(4000, 3000), form="JPEG"))
+    assert apart.heavy(large, whole=True)
+    assert apart.heavy(b"P3" + b"#" * 2**21)
+    plain = b"P3\n400 300\n255\n" + b"1 2 3 \n        " * 120_000
+    assert apart.heavy(plain)
+    options = {"name": "a.ppm", "most_pixels": 200_000}
+    found, expected = apart.read(engine.transform, plain, **options, seconds=60), engine.transform.read(plain)
+    assert np.array_equal(found.pixels, expected.pixels)
+    assert (found.size, found.region) == (expected.size, expected.region)
+    with pytest.raises(DataError, match=r"a\.ppm: expected at most 100 pixels"):
+        apart.read(engine.transform, plain, name="a.ppm", most_pixels=100, seconds=60)
+    with pytest.raises(DataError, match=r"read within 0\.001 s"):
+        apart.read(engine.transform, plain, **options, seconds=0.001)
     assert decoding_bytes(b"") == decoding_bytes(b"RIFF") == decoding_bytes(b"\x89PNG\r\n") == 0
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bla.data.arrays import DataError, Levels, as_levels, picture, resized
+from bla.data.decoding import BYTES, FORMATS, MAX_SCANS, Bounded, formats_of, scans_of, webp_size
 from bla.data.sharing import PILLOW_QUIET, Room
 from bla.files import opened, typed
 
@@ -27,10 +28,6 @@ Box = tuple[float, ...]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
 Mode = Literal["squash", "crop", "squash-crop"]
 
-# Pillow knows dozens more; these are the photos' own, and none of them starts another program, as EPS does.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-# Those of phones, if Pillow or a plugin of it reads them: pillow-heif's register_heif_opener()
-_PHONES = ("AVIF", "HEIF")
 # Twice Pillow's default limit, where Pillow refuses by itself: 0.7 GB decoded. The longest side is the most
 # that a JPEG can declare: a photo of 1 x 100,000,000 would be small, and its resizing would not.
 MAX_PIXELS = 178_956_970
@@ -40,8 +37,6 @@ MAX_INPUT = 8192
 """The longest side of a classifier's input."""
 
 
-_BYTES = {"WEBP": 20, "AVIF": 20, "HEIF": 20}
-"""What decoding takes at its peak, in bytes for each pixel; 12, more than any, for other formats."""
 DEEP = ("F", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of grey with more than 8 bits."""
 
@@ -106,26 +101,21 @@ def _open_upright(
                 source = files.enter_context(opened(source))
             elif not isinstance(source, bytes) and not source.seekable():
                 source = source.read()
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            file = Bounded(io.BytesIO(source) if isinstance(source, bytes) else source, name)
             file.seek(0)
             if not (head := file.read(30)):
                 raise DataError(f"{name}: expected a photo, got an empty file; fetch it again")
-            if (size := _webp_size(head)) is not None:  # opening allocates already
+            if (size := webp_size(head)) is not None:  # opening allocates already
                 _take(name, size, "WEBP", held, most_pixels)
-            return _decode(name, Image.open(file, formats=_formats(head)), held, goal, most_pixels)
+            photo = Image.open(file, formats=formats_of(head))
+            if photo.format in ("BMP", "PPM"):  # which Pillow reads byte by byte, some of them
+                file.unbounded()
+            return _decode(name, photo, held, goal, most_pixels)
     except DataError:
         raise
     except Exception as error:  # a broken file makes Pillow raise nearly anything
         what = "a file" if isinstance(error, FileNotFoundError) else f"a whole photo ({', '.join(FORMATS)})"
         raise DataError(f"{name}: expected {what}, got {_got(error)}") from error
-
-
-def _formats(head: bytes) -> tuple[str, ...]:
-    """The formats that a file may be of by its first bytes."""
-    if head[4:8] != b"ftyp":
-        return FORMATS
-    Image.init()  # which loads all plugins
-    return tuple(kind for kind in _PHONES if kind in Image.OPEN) or FORMATS
 
 
 def _got(error: Exception) -> str:
@@ -156,7 +146,7 @@ def _check_size(name: str, size: tuple[int, int], most_pixels: int | None) -> No
 def _take(name: str, size: tuple[int, int], kind: str, held: contextlib.ExitStack, most_pixels: int | None) -> None:
     """Wait for the memory to decode a photo of a size, and hold it."""
     _check_size(name, size, most_pixels)
-    needed = _BYTES.get(kind, 12) * size[0] * size[1]
+    needed = BYTES.get(kind, 12) * size[0] * size[1]
     if needed > DECODING.most:
         raise DataError(
             f"{name}: expected a photo that is decoded in {DECODING.most // 2**20:,} MiB, got one of {size[0]} x "
@@ -165,36 +155,13 @@ def _take(name: str, size: tuple[int, int], kind: str, held: contextlib.ExitStac
     held.enter_context(DECODING.taken(needed))
 
 
-def decoding_bytes(content: bytes) -> int:
-    """About what decoding a photo's file takes at its peak, from its head; 0 if it is no photo. A JPEG is reduced."""
-    kind, size = "WEBP", _webp_size(content[:30])
-    if size is None:
-        try:
-            with PILLOW_QUIET, Image.open(io.BytesIO(content), formats=_formats(content[:30])) as photo:
-                kind, size = str(photo.format), photo.size
-        except Exception:  # reading it will say why
-            return 0
-    return _BYTES.get(kind, 12) * size[0] * size[1] // (16 if kind == "JPEG" else 1)
-
-
-def _webp_size(head: bytes) -> tuple[int, int] | None:
-    """(width, height) by the first 30 bytes of a WebP file; None for other files."""
-    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
-        return None
-    match head[12:16]:
-        case b"VP8X":
-            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
-        case b"VP8L":
-            bits = int.from_bytes(head[21:25], "little")
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
-
-
 def _decode(
     name: str, photo: Image.Image, held: contextlib.ExitStack, goal: Transform | None, most_pixels: int | None
 ) -> _Upright:
-    width, height = photo.size
-    _check_size(name, photo.size, most_pixels)
+    whole = width, height = photo.size
+    _check_size(name, whole, most_pixels)
+    if (scans := scans_of(photo)) > MAX_SCANS:
+        raise DataError(f"{name}: expected a JPEG of at most {MAX_SCANS} scans, got {scans}; save it anew")
     drafted = None
     if goal is not None and goal.interpolation != "nearest" and photo.format in ("JPEG", "MPO"):
         turned = _orientation(photo) >= 5
@@ -202,7 +169,8 @@ def _decode(
         # libjpeg reduces by 2, 4 or 8 while it decodes; the other half is left to the antialiased resize
         drafted = photo.draft("RGB", (2 * wanted[turned], 2 * wanted[not turned]))
     if photo.format != "WEBP":
-        _take(name, photo.size, str(photo.format), held, most_pixels)  # of a draft, which is smaller
+        # of a draft, which is smaller, unless libjpeg keeps the whole until the last scan
+        _take(name, photo.size if scans == 1 else whole, str(photo.format), held, most_pixels)
     photo.load()
     orientation = _orientation(photo)  # some formats know it only now; TIFF has been turned while loading
     if orientation != 1:

@@ -53,9 +53,10 @@ def application(
             (HTTPException, RequestValidationError, TimeoutError, BlaError), routes.refused
         ),
     )
-    batcher = Batcher(engine, most=most, deadline=deadline, room=room)
     limits = limits or Limits()
-    app.state.server = routes.Server(engine, limits, batcher, Bodies(8 * limits.bytes), Lane(2, 8))
+    patience = limits.seconds / 2
+    batcher = Batcher(engine, most=most, deadline=deadline, room=room, patience=patience)
+    app.state.server = routes.Server(engine, limits, batcher, Bodies(8 * limits.bytes), Lane(2, 8, patience))
     app.include_router(routes.router)
     app.add_middleware(Envelope, token=token, public=("/healthz",))
     return app

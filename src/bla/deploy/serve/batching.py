@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,15 @@ from starlette.exceptions import HTTPException
 from bla.data.photo import Photo
 from bla.deploy.engine import Engine, Outputs
 
+Result = TypeVar("Result")
+
 
 class Busy(HTTPException):
-    """The server is full: 429, with the number of seconds after which another try is likely to succeed."""
+    """The server is full: 429, or 503 to a request that it had accepted; and in how many seconds to try again."""
 
-    def __init__(self, seconds: int) -> None:
-        super().__init__(429, f"busy; try again in {seconds} s", {"Retry-After": str(seconds)})
+    def __init__(self, wait: float, status: int = 429) -> None:
+        seconds = max(1, math.ceil(wait))
+        super().__init__(status, f"busy; try again in {seconds} s", {"Retry-After": str(seconds)})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -36,34 +39,47 @@ class _Job:
 
 
 class Lane:
-    """So many at once, and so many that wait; further ones are refused."""
+    """Threads of which each does one piece of work at a time, and a queue before them; for one event loop.
 
-    def __init__(self, most: int, waiting: int) -> None:
-        self.room, self._places = most + waiting, asyncio.Semaphore(most)
-        self.inside = 0
+    At most ``waiting`` pieces wait, and none that would wait for longer than ``patience`` seconds. What has begun keeps
+    its thread until it ends, also when nobody waits for it any more.
+    """
 
-    @contextlib.asynccontextmanager
-    async def entered(self) -> AsyncIterator[None]:
-        """Wait for a place; raises :class:`Busy` where too many wait."""
-        if self.inside >= self.room:
-            raise Busy(5)
-        self.inside += 1
-        try:
-            async with self._places:
-                yield
-        finally:
-            self.inside -= 1
+    def __init__(self, most: int, waiting: int, patience: float = math.inf) -> None:
+        self.room, self.patience = most + waiting, patience
+        self._threads, self._most = ThreadPoolExecutor(most, "bla-lane"), most
+        self._pace = 1.0  # seconds a piece, a running mean
+        self._inside: list[Future[Any]] = []
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """The result of the work; raises :class:`Busy` where too much waits."""
+        self._inside = [piece for piece in self._inside if not piece.done()]
+        wait = self._pace * len(self._inside) / self._most
+        if len(self._inside) >= self.room or (self._inside and wait > self.patience):
+            raise Busy(wait)
+
+        def timed() -> Result:
+            began = time.monotonic()
+            try:
+                return work()
+            finally:
+                self._pace += 0.3 * (time.monotonic() - began - self._pace)
+
+        self._inside.append(self._threads.submit(timed))
+        return await asyncio.wrap_future(self._inside[-1])
 
 
 class Batcher:
     """Runs an engine in one thread, on up to ``most`` photos at once; for one event loop.
 
     The first photo of a batch waits at most ``deadline`` seconds for others. At most ``room`` photos are under way,
-    each from its acceptance, before it is decoded, to its answer.
+    each from its acceptance, before it is decoded, to its answer, and no more than ``patience`` seconds suffice for.
     """
 
-    def __init__(self, engine: Engine, *, most: int = 16, deadline: float = 0.005, room: int = 64) -> None:
-        self.engine, self.most, self.deadline, self.room = engine, most, deadline, room
+    def __init__(
+        self, engine: Engine, *, most: int = 16, deadline: float = 0.005, room: int = 64, patience: float = math.inf
+    ) -> None:
+        self.engine, self.most, self.deadline, self.room, self.patience = engine, most, deadline, room, patience
         self.inside = 0
         self.done = 0
         self._pace = 0.05  # seconds a photo, a running mean
@@ -82,11 +98,17 @@ class Batcher:
             return "the engine's thread has ended"
         return None
 
+    @property
+    def wait(self) -> float:
+        """The seconds after which what is under way is likely to be done."""
+        return self._pace * self.inside
+
     @contextlib.contextmanager
     def admitted(self, photos: int) -> Iterator[None]:
         """Count so many photos as under way while inside; raises :class:`Busy` if there is no room, also for none."""
-        if self.inside + max(photos, 1) > self.room:
-            raise Busy(max(1, math.ceil(self._pace * self.inside)))
+        after = self.inside + max(photos, 1)
+        if after > self.room or (self.inside and self._pace * after > self.patience):
+            raise Busy(self.wait)
         self.inside += photos
         try:
             yield

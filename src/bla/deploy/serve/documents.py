@@ -86,9 +86,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     415: {"description": "Another content type", "model": Error},
     422: {"description": "A broken photo or a wrong value, with the reason", "model": Error},
     429: {"description": "Busy; Retry-After says when to try again", "model": Error},
-    504: {"description": "No answer in time", "model": Error},
+    503: {"description": "No answer in time; Retry-After says when to try again", "model": Error},
 }
-_ERRORS[429]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
+for _status in (429, 503):
+    _ERRORS[_status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
 
 
 def _body(model: type[BaseModel], example: dict[str, Any], form: dict[str, Any], **others: Any) -> dict[str, Any]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from bla.data.photo import DataError, Photo, decoding_bytes
+from bla.data.photo import DataError, Photo
+from bla.deploy import apart
 from bla.deploy.engine import Engine, Outputs
 from bla.deploy.pictures import picture
 from bla.deploy.serve import documents
-from bla.deploy.serve.batching import Batcher, Lane
+from bla.deploy.serve.batching import Batcher, Busy, Lane
 from bla.deploy.serve.reference import as_html
 from bla.deploy.serve.requests import Bodies, Limits, masks_of, received
 from bla.explanations.explanation import Explanation, Prediction, Unexplained, likeliest
@@ -28,9 +30,8 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-LARGE = 128 * 2**20
-"""A photo that takes more to decode waits for others like it, and keeps no smaller one waiting."""
 router = APIRouter()
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Server:
     limits: Limits
     batcher: Batcher
     bodies: Bodies
-    large: Lane
+    heavy: Lane
 
     @property
     def fault(self) -> str | None:
@@ -49,12 +50,31 @@ class Server:
         return self.batcher.fault(2 * self.limits.seconds)
 
     async def photo(self, name: str, content: bytes) -> Photo:
-        """Decode a photo in another thread; raises DataError where it cannot be read, or has too many pixels."""
-        read = functools.partial(self.engine.transform.read, content, name=name, most_pixels=self.limits.pixels)
-        if decoding_bytes(content) < LARGE:
-            return await asyncio.to_thread(read)
-        async with self.large.entered():
-            return await asyncio.to_thread(read)
+        """Decode a photo; raises DataError where it cannot be read, or has too many pixels."""
+        transform, limits = self.engine.transform, self.limits
+
+        def elsewhere() -> Photo:
+            return apart.read(transform, content, name=name, most_pixels=limits.pixels, seconds=limits.seconds)
+
+        here = functools.partial(transform.read, content, name=name, most_pixels=limits.pixels)
+        return await self._handled(here, elsewhere, content)
+
+    async def drawn(self, content: bytes, explanation: Explanation) -> bytes:
+        """The picture of an explained photo."""
+        here = functools.partial(picture, content, explanation)
+        elsewhere = functools.partial(apart.drawn, content, explanation, seconds=self.limits.seconds)
+        return await self._handled(here, elsewhere, content, whole=True)
+
+    async def _handled(
+        self, here: Callable[[], Result], elsewhere: Callable[[], Result], content: bytes, *, whole: bool = False
+    ) -> Result:
+        """Work on a photo, in another thread, or where it is heavy in another process, beside a few others."""
+
+        def light() -> Result | None:
+            return None if apart.heavy(content, whole=whole) else here()
+
+        done = await asyncio.to_thread(light)
+        return await self.heavy.run(elsewhere) if done is None else done
 
     async def explain(
         self, name: str, content: bytes, size: int, target: int, fill: str | None
@@ -72,7 +92,7 @@ class Server:
         return self.engine.explanation(name, photo, found, *masked, fill=fill)
 
 
-def _server(request: Request) -> Server:
+async def _server(request: Request) -> Server:
     server: Server = request.app.state.server
     return server
 
@@ -111,8 +131,7 @@ async def explain(
             if not explained:
                 raise HTTPException(422, "; ".join(getattr(result, "error", "") for result in results))
             if drawn:
-                content = await asyncio.to_thread(picture, photos[0][1], explained[0])
-                return Response(content, media_type="image/png")
+                return Response(await server.drawn(photos[0][1], explained[0]), media_type="image/png")
     return JSONResponse({"explanations": [result.to_dict() for result in results]})
 
 
@@ -182,14 +201,13 @@ async def reference(request: Request) -> HTMLResponse:
 async def refused(request: Request, error: Exception) -> Response:
     """Answer with the reason: a refusal, a value out of range, a photo that cannot be read, no answer in time."""
     status, reason, headers = 422, str(error), None
+    if isinstance(error, TimeoutError):
+        error = Busy((await _server(request)).batcher.wait, 503)
     match error:
         case HTTPException():
             status, reason, headers = error.status_code, error.detail, error.headers
         case RequestValidationError():
             first = error.errors()[0]
             reason = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-        case TimeoutError():
-            seconds = _server(request).limits.seconds
-            status, reason = 504, f"expected an answer within {seconds:g} s, got none; try again later"
     # A lone surrogate in the request must not break the answer.
     return JSONResponse({"error": reason.encode("utf-8", "replace").decode()}, status, headers)
