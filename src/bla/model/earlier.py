@@ -63,7 +63,10 @@ class FirstChannels(nn.Module):
 
 
 def with_earlier(found: Split, pixels: Tensor) -> tuple[Split, int]:
-    """A split whose trunk gives an earlier map of twice the grid, too, and the channels of that; 0 if there is none."""
+    """A split whose trunk gives an earlier map of twice the grid, too, and the channels of that; 0 if there is none.
+
+    The grid of 2n or, where n was rounded up, of 2n - 1 cells a side.
+    """
     seen: list[tuple[str, Tensor]] = []
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.append((name, output)))
@@ -80,7 +83,8 @@ def with_earlier(found: Split, pixels: Tensor) -> tuple[Split, int]:
     for name, output in seen:
         if isinstance(output, Tensor) and output.ndim == 4:
             for channels_last, grid, channels in ((False, output.shape[2:], 1), (True, output.shape[1:3], 3)):
-                if tuple(grid) == (2 * height, 2 * width) and 4 <= output.shape[channels] <= MOST:
+                twice = [(side + 1) // 2 for side in grid] == [height, width]
+                if twice and 4 <= output.shape[channels] <= MOST:
                     candidates.append((name, channels_last, output.shape[channels]))
     if not candidates:
         return found, 0
