@@ -117,6 +117,17 @@ def test_the_selection_agrees_with_the_classifier_and_is_the_bound_where_that_su
             assert (selection.hard[photo] > 0).sum() >= (bare.hard[photo] > 0).sum()
 
 
+def test_a_bound_that_is_set_selects_at_least_half_of_its_mean_size_and_weights_of_before_had_no_such_least() -> None:
+    attention = OwnPredictionAttention(6, heads()["linear"], agreeing=False).eval()
+    older = {name: value for name, value in attention.state_dict().items() if name != "score.least"}
+    assert attention.least_about(9.0) == 4
+    attention.move_bound(-5.0)  # no cell is at it
+    assert (attention(features_of()).hard > 0).sum(dim=(1, 2)).tolist() == [4, 4, 4]
+    assert (attention(features_of(), size=2).hard > 0).sum(dim=(1, 2)).tolist() == [2, 2, 2]
+    attention.load_state_dict(older)
+    assert int(attention.least) == 1
+
+
 def test_another_class_is_explained_at_the_bound() -> None:
     head, features = heads()["linear"], features_of()
     attention = OwnPredictionAttention(6, head).eval()

@@ -680,12 +680,16 @@ def test_a_mean_size_beyond_the_map_is_refused() -> None:
 @given(
     arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.integers(-5, 5).map(float)),
     st.floats(0.5, 7),
+    st.integers(1, 6),
 )
-def test_the_bound_of_a_mean_size_is_the_best_there_is(scores: npt.NDArray[np.float32], size: float) -> None:
-    score, reached = bound_of_mean_size(torch.from_numpy(scores), size)
+def test_the_bound_of_a_mean_size_is_the_best_there_is(
+    scores: npt.NDArray[np.float32], size: float, least: int
+) -> None:
+    least = min(least, scores.shape[1])
+    score, reached = bound_of_mean_size(torch.from_numpy(scores), size, least)
 
     def mean(at: float) -> float:
-        return float(np.maximum((scores <= at).sum(axis=1), 1).mean())
+        return float(np.maximum((scores <= at).sum(axis=1), least).mean())
 
     assert reached == pytest.approx(mean(score))
     assert score not in scores

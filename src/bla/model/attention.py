@@ -60,6 +60,7 @@ class Attention(nn.Module):
     class_conditional: the selection depends on a class: ``target``, or the class that the judge predicts.
     gate: the weights are not normalised.
     earlier: how many of the map's last channels the head does not read: :mod:`bla.model.earlier`.
+    least: how many cells the bound selects at least.
     post_hoc_setup: what explanations are signed with where the head is the classifier's own.
     score, context: u of every cell, a 1x1 convolution to one channel; a layer on the pooled map, or None.
     """
@@ -71,6 +72,7 @@ class Attention(nn.Module):
     _arguments: ClassVar[tuple[str, ...]]
     gate = False
     earlier = 0
+    least: int | Tensor = 1
     temperature: float
     post_hoc_setup: str
 
@@ -126,6 +128,10 @@ class Attention(nn.Module):
 
     def calibrate(self, features: Tensor) -> None:
         """Start at the scale of these features (B, C, H, W); a kind without a bound starts anywhere."""
+
+    def least_about(self, size: float) -> int:
+        """``least`` where the bound is set for this mean size."""
+        return int(self.least)
 
     def freeze(self, features: Tensor) -> None:
         """Prepare the module for being traced on such features (B, C, H, W), in evaluation mode."""
@@ -415,6 +421,10 @@ class L2XAttention(Attention):
         )
         hard = operators.top_hard(logits, size)
         return Selection(unbounded, unbounded, soft.reshape_as(unbounded), hard.reshape_as(unbounded))
+
+    def least_about(self, size: float) -> int:
+        """``least`` where the bound is set for this mean size."""
+        return int(self.least)
 
     def freeze(self, features: Tensor) -> None:
         """Make the draws of evaluation mode a constant for such maps."""

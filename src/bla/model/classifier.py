@@ -361,7 +361,7 @@ class ExplainableClassifier(nn.Module):
     def answer(self, features: Tensor, selection: Selection) -> Answer:
         """What the head says of features (B, C, H, W) and a selection of theirs; it is asked nothing twice."""
         unbounded, judged = selection.unbounded, selection.judged
-        bound = (unbounded >= 0).sum(dim=(1, 2)).clamp(min=1)
+        bound = (unbounded >= 0).sum(dim=(1, 2)).clamp(min=self.attention.least)
         enough = None
         if judged is not None:
             whole, enough = judged.logits, judged.enough

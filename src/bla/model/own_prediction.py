@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ PRIOR = 0.7
 """How much the contrast, averaged over 3x3 cells, counts beside what is learnt, in standard deviations of that."""
 _UNTRAINED_BOUND = 0.5
 """Untrained, cells are at the bound that lie this many standard deviations above their map's mean."""
+_LEAST = 0.5
+"""The least size as a share of the mean size: the pixels of one or two cells alone seldom keep a class."""
 
 
 class _Score(nn.Module):
@@ -41,6 +44,7 @@ class _Score(nn.Module):
 
     shares: Tensor
     bound: Tensor
+    least: Tensor
     mean: Tensor
     scale: Tensor
 
@@ -54,6 +58,7 @@ class _Score(nn.Module):
         first, second, projected = hidden
         self.register_buffer("shares", torch.tensor([1.0, 0.0]))
         self.register_buffer("bound", torch.tensor(-_UNTRAINED_BOUND))
+        self.register_buffer("least", torch.tensor(1))
         self.register_buffer("mean", torch.zeros(earlier, 1, 1))
         self.register_buffer("scale", torch.ones(earlier, 1, 1))
         projection = [nn.Conv2d(earlier, projected, 1), nn.ReLU(), nn.Dropout2d(_DROPOUT)] if earlier else []
@@ -68,6 +73,10 @@ class _Score(nn.Module):
         contrast = clues[:, :1]
         averaged = functional.avg_pool2d(contrast, 3, stride=1, padding=1, count_include_pad=False)
         return self.learnt(clues, earlier) - self.shares[0] * contrast - self.shares[1] * averaged - self.bound
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        state_dict.setdefault(f"{prefix}least", torch.tensor(1))  # weights of before there was one
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def learnt(self, clues: Tensor, earlier: Tensor) -> Tensor:
         """The part of u (B, 1, H, W) that is trained."""
@@ -88,7 +97,8 @@ class OwnPredictionAttention(JudgedAttention):
     answers to masked photos (:mod:`bla.training.masked`) it is what a cell's *pixels* contribute, and the contrast,
     averaged over neighbours, counts beside it: on held-out photos the two together beat either.
 
-    The cells at the bound are the selection; where the head would not give the classifier's class from them, the bound
+    The cells at the bound are the selection, after training at least half as many as on average: the pixels of one or
+    two cells alone seldom keep a class. Where the head would not give the classifier's class from them, the bound
     moves to the smallest prefix of the ranking from which it does, as it does from every longer one. So a selection
     for the predicted class agrees with the classifier by construction.
 
@@ -139,6 +149,7 @@ class OwnPredictionAttention(JudgedAttention):
             nn.init.zeros_(value)
         self._score.shares.copy_(torch.tensor([1.0, 0.0]))
         self._score.bound.fill_(-_UNTRAINED_BOUND)
+        self.least.fill_(1)
 
     def forward(self, features: Tensor, *, size: int | Tensor | None = None, target: Tensor | None = None) -> Selection:
         """Weights for features (B, C, H, W); with ``size`` exactly so many cells; for classes (B,), by default its own.
@@ -159,6 +170,16 @@ class OwnPredictionAttention(JudgedAttention):
     def move_bound(self, score: float | Tensor) -> None:
         """Subtract ``score`` from every u, and nothing from what is learnt."""
         self._score.bound.add_(score)
+
+    @property
+    def least(self) -> Tensor:  # type: ignore[override]
+        """A buffer of the score's, so that it is stored with the weights."""
+        return self._score.least
+
+    def least_about(self, size: float) -> int:
+        """Half of the mean size, which is kept to from now on."""
+        self.least.fill_(max(1, round(_LEAST * size)))
+        return int(self.least)
 
     def predicted(self, features: Tensor) -> Tensor:
         """The classes (B,) that the classifier predicts from features (B, C, H, W)."""
@@ -229,21 +250,36 @@ class OwnPredictionAttention(JudgedAttention):
         """Explain what this head predicts."""
         self.judge, self._linear = head, (linear_layer(head, self.in_channels),)
 
+    def weigh(self, unbounded: Tensor, size: int | Tensor | None = None) -> Selection:
+        """The selection by scores -u (B, H, W): of at least :attr:`least` cells at the bound, or at a size."""
+        if size is None:
+            return self._reaching(unbounded, self.least.expand(len(unbounded)))
+        return super().weigh(unbounded, size)
+
+    def _reaching(self, unbounded: Tensor, least: Tensor) -> Selection:
+        """The selection at the bound, which moves where so many cells (B,) of a map do not reach it."""
+        flat = unbounded.flatten(1)
+        places = least.clamp(max=flat.shape[1])[:, None] - 1
+        last = flat.sort(dim=1, descending=True).values.gather(1, places)
+        selection = super().weigh((flat - last.clamp(max=0)).reshape_as(unbounded))
+        return selection._replace(unbounded=unbounded)
+
     def _agreed(
         self, features: Tensor, unbounded: Tensor, said: Answers, enough: Sufficiency | None, size: Tensor | None
     ) -> Selection:
         """The selection at the bound; where the class is the classifier's own, of enough cells to give it."""
-        flat, own = unbounded.flatten(1), said.logits.argmax(-1)
+        cells, own = unbounded[0].numel(), said.logits.argmax(-1)
         free = said.target == own
-        least = torch.ones_like(own) if enough is None else torch.where(free, enough.sufficient, 1)
-        last = flat.sort(dim=1, descending=True).values.gather(1, least[:, None] - 1)
-        selection = self.weigh((flat - last.clamp(max=0)).reshape_as(unbounded))._replace(unbounded=unbounded)
+        least = self.least.expand_as(own)
+        if enough is not None:
+            least = torch.where(free, torch.maximum(enough.sufficient, least), least)
+        selection = self._reaching(unbounded, least)
         if size is not None:
             selection, free = self.sized(selection, size), free & (size == 0)
         selected = read(self._judge(), features, selection.hard)
         # a rival beyond those that were held against the class, or a head that was not asked: all cells, then
         lost = ((selected.argmax(-1) != own) & free)[:, None]
-        each, every = lost[..., None], 1 / flat.shape[1]
+        each, every = lost[..., None], 1 / cells
         return Selection(
             unbounded,
             torch.where(each, 0.0, selection.scores),

@@ -23,18 +23,17 @@ SIZED_ON = 10_000
 """The bound is set on at most this many images at the end of an epoch."""
 
 
-def bound_of_mean_size(scores: Tensor, size: float) -> tuple[float, float]:
+def bound_of_mean_size(scores: Tensor, size: float, least: int = 1) -> tuple[float, float]:
     r"""The score t at which the bound gives a mean size, and the mean size that it gives.
 
-    .. math:: \tfrac1B \sum_b \max(1, |\{n : u_{bn} \le t\}|)
+    .. math:: \tfrac1B \sum_b \max(\text{least}, |\{n : u_{bn} \le t\}|)
 
-    comes nearest to ``size``; a map with no cell at the bound has its best one selected. Scores u: (B, N). t lies
-    between two scores, so that no rounding moves a cell over it.
+    comes nearest to ``size``, where the ``least`` best cells of a map are selected whatever their scores. Scores u:
+    (B, N). t lies between two scores, so that no rounding moves a cell over it.
     """
     flat = scores.flatten().sort().values
-    best = scores.amin(dim=1).sort().values
-    without = len(best) - torch.searchsorted(best, flat, right=True)  # maps with no cell at the bound
-    reached = (torch.searchsorted(flat, flat, right=True) + without).double() / len(best)
+    others = scores.sort(dim=1).values[:, least:].flatten().sort().values
+    reached = (least * len(scores) + torch.searchsorted(others, flat, right=True)).double() / len(scores)
     place = min(int(torch.searchsorted(reached, size)), len(flat) - 1)  # the first one of enough cells
     if place and size - reached[place - 1] < reached[place] - size:
         place -= 1
@@ -101,7 +100,8 @@ class SizeControl:
         assert size is not None
         if size > cells:
             raise TrainingError(f"expected a mean_size of at most {cells}, the cells of a map, got {size}")
-        return bound_of_mean_size(scores, size if size >= 1 else max(1.0, size * cells))
+        size = size if size >= 1 else max(1.0, size * cells)
+        return bound_of_mean_size(scores, size, self.attention.least_about(size))
 
     @torch.no_grad()
     def scores(self, examples: Examples) -> Tensor:
