@@ -66,14 +66,14 @@ def serve(
 
     Example: `bla serve tf_efficientnet_lite0 --port 8080`
 
-    :param explainer: An exported file, or a run or shipped explainer, which is exported once.
+    :param explainer: An exported file, or a run or shipped explainer, which is exported first.
     :param threads: Threads to compute with. By default all cores.
-    :param batch_size: Most photos per batch.
-    :param deadline: Most milliseconds that a photo waits for its batch to fill.
-    :param queue: Most photos in progress; further ones are refused with the time to retry (429).
-    :param megabytes: Largest request.
-    :param megapixels: Largest photo; checked before decoding.
-    :param timeout: Most seconds per request.
+    :param batch_size: Maximum number of photos per batch.
+    :param deadline: Maximum milliseconds that a photo waits for its batch to fill.
+    :param queue: Maximum number of photos in progress; others are refused with the time to retry (429).
+    :param megabytes: Maximum size of a request.
+    :param megapixels: Maximum size of a photo, checked before decoding.
+    :param timeout: Maximum seconds per request.
     :param token_file: A file with a token that requests must carry, as bearer or password.
     """
     from bla.deploy.engine import open_engine

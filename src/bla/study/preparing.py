@@ -42,7 +42,7 @@ class Wishes:
     task: Task = "preference"
     """preference between two explanations; prediction of the program's answer; agreement that it is right."""
     title: str = "What did the program look at?"
-    """For participants; it names no arm."""
+    """What participants see as the title; it names no arm."""
     question: str = ""
     """Asked in each trial; {prediction} is the program's answer. By default the texts' question."""
     trials: int = 20
@@ -58,13 +58,13 @@ class Wishes:
     people: int = 30
     """People planned to be analysed."""
     places: int | None = None
-    """Most people who may begin. By default any number."""
+    """Maximum number of people who may begin. By default unlimited."""
     rule: Rule | None = None
     """Photos: all; those that the program gets correct or wrong; half of each (the default for agreement)."""
     area: Literal["equal", "own"] = "equal"
     """equal: cut a photo's explanations to one size, by rank; own: show each at its arm's size."""
     identical: Literal["left out", "asked"] = "left out"
-    """In a preference, photos of which two arms show the same picture."""
+    """What happens, in a preference, to photos of which two arms show the same picture."""
     cells: int | None = None
     """The equal size, in cells of the first arm's grid. By default the first arm's size for each photo."""
     options: int = 4
@@ -74,11 +74,11 @@ class Wishes:
     alpha: float = 0.05
     """Level of the registered test."""
     catches_to_pass: int | None = None
-    """Attention checks to pass to be analysed. By default all."""
+    """Attention checks that one must pass to be analysed. By default all."""
     seconds_at_least: float = 1.0
-    """Least median time per trial to be analysed."""
+    """Minimum median time per trial, in seconds, to be analysed."""
     share_to_complete: float = 1.0
-    """Least share of main trials answered to be analysed."""
+    """Minimum share of main trials answered to be analysed."""
     seed: int = 0
     """Seed of all randomness."""
 
