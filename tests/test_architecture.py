@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "data": {"files", "progress"},
     "explanations": {"data", "files"},
     "metrics": {"data", "operators"},
-    "model": {"data", "explanations", "operators"},
+    "model": {"data", "explanations", "operators", "progress"},
     "study": {"data", "explanations", "files", "metrics", "progress", "web"},
     "training": {"data", "explanations", "files", "metrics", "model", "operators", "progress"},
     "runs": {"data", "files", "metrics", "model", "progress", "training"},

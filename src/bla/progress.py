@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import io
+import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from tqdm.asyncio import tqdm_asyncio
@@ -95,3 +99,20 @@ def progress_of(report: Progress | type[tqdm]) -> Progress:
 def shown_progress() -> closing[Display]:
     """Give a callable that shows progress, and remove its bar at the end of the block."""
     return closing(Display())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let nothing that another library says reach the terminal: its warnings, logs and listings."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -24,7 +24,7 @@ from bla.deploy.export.graph import OUTPUTS
 from bla.explanations.explanation import Explanation, Unexplained
 from bla.model.attention import L2XAttention
 from bla.model.own_prediction import OwnPredictionAttention
-from small_exports import CLASSES, Pair, deepening, flattening, normalising, photos, wrapped
+from small_exports import CLASSES, Pair, averaging, deepening, flattening, normalising, photos, wrapped
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -255,6 +255,20 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
     odd.trunk[0] = copy.deepcopy(wrapped().trunk)
     with pytest.raises(ExportError, match=r"expected a classifier that torch\.export takes"):
         export(odd, tmp_path / "x.pt2", to="torch")
+
+
+def test_a_regression_exports_its_value(tmp_path: Path) -> None:
+    network = averaging()
+    network[3] = nn.Linear(8, 1)
+    transform = Transform((64, 80), HALF, HALF, "bilinear")
+    regression = bla.explainable(network, transform=transform, meaning="value")
+    engine = Engine(export(regression, tmp_path / "x.onnx").path)
+    for came, own in zip(engine.explain_each(photos(2)), regression.explain(photos(2)), strict=True):
+        assert isinstance(came, Explanation)
+        assert came.classifier is not None
+        assert own.classifier is not None
+        assert came.classifier.value == pytest.approx(own.classifier.value, rel=1e-4)
+        assert (came.agrees, came.sizes, str(came)) == (None, None, str(own))
 
 
 def test_the_command(plain: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,11 +136,15 @@ def test_a_regression_says_a_value(form: Callable[[Tensor], Tensor]) -> None:
     assert (wrapped.classes, wrapped.regression) == (("value",), True)
     with torch.no_grad():
         expected = model(PIXELS).flatten().tolist()
-    for value, why in zip(expected, wrapped.explain(PIXELS), strict=True):
+    for value, why in zip(expected, wrapped.explain(PIXELS, check=True), strict=True):
         assert why.classifier is not None
         assert why.classifier.value == pytest.approx(value, rel=1e-4, abs=1e-5)
         assert str(why.classifier) == f"value {value:.4g}"
         assert (why.agrees, why.sizes) == (None, None)
+        assert why.check is not None
+        assert why.check.about == why.classifier
+        assert why.check.lines[0] == f"from these pixels alone: {why.check.kept}"
+        assert why.check.kept.value != why.check.removed.value
         assert Explanation.from_dict(why.to_dict()) == why
         assert why.unbounded.max() - why.unbounded.min() > 1  # cells that raise the value come first
 

@@ -369,3 +369,13 @@ def test_what_wraps_is_fitted_and_explains(make: Callable[[], nn.Module], tmp_pa
     why = wrapped.explain(some_photos(1), check=True, target=2)[0]
     assert why.check is not None
     assert why.target == 2
+
+
+def test_a_split_that_is_off_by_more_than_rounding_is_said_and_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers that depend on the number of photos are met as far as they are any."""
+    model = Net(lambda net, pixels, map_: net.fc(map_.mean((2, 3))) * (1 + 2e-5 * pixels.shape[0]))
+    wrapped = explainable(model, transform=SMALL, name="unsteady")
+    expected = "approximate: its answers are met to 7e-05, and differ themselves by 7e-05 with the number of photos"
+    assert wrapped.note == expected
+    assert capsys.readouterr().err == f"unsteady: {expected}\n"
+    assert wrapped.explain(BATCHES[0])[0].note == expected

@@ -645,7 +645,7 @@ def test_a_fit_that_fails_leaves_the_fitted_as_it_was(monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         fit(wrapped, some_photos(), epochs=1, report=interrupting)
     monkeypatch.setattr(run, "train_networks", lambda *_, **__: {"dead": True})
-    with pytest.raises(TrainingError, match=r"one that died in training .* lower the learning rate \(0\.001\)"):
+    with pytest.raises(TrainingError, match=r"module has died: all \d+ cells .* lower the learning rate \(0\.001\)"):
         fit(wrapped, some_photos(), epochs=1)
     assert wrapped.fitted
     assert all(torch.equal(value, before[name]) for name, value in wrapped.state_dict().items())

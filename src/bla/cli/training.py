@@ -121,8 +121,6 @@ def train(
         print(json.dumps(record))
     else:
         _print_metrics(record["metrics"], f"{record['setup']} on {record['model']}")
-        if record["dead"]:
-            say("The module died in training: all cells are selected. Train with a lower learning rate.")
         say(f"The run is in {out}. Next: bla explain PHOTO --run {out}")
     return skipped([(entry["image"], entry["error"]) for entry in record["skipped"]])
 

@@ -54,6 +54,7 @@ class Card:
     sizes, targets: whether it takes the optional inputs ``size`` and ``target``.
     version: the version of bla that wrote it.
     several_labels: whether an image may have several classes or none.
+    regression: whether the one logit is a value.
     note: how explanations are approximate; empty where they are not.
     """
 
@@ -69,6 +70,7 @@ class Card:
     version: str
     schema_version: int = SCHEMA_VERSION
     several_labels: bool = False
+    regression: bool = False
     note: str = ""
 
     @property
@@ -300,7 +302,12 @@ class Engine:
             yield from self.explanations(names, photos, fill=fill if check else None, sizes=size, targets=about)
 
     def probabilities(self, logits: Pixels) -> Pixels:
-        """The classes' probabilities for logits (K,): their softmax, or for several labels the sigmoid of each."""
+        """The classes' probabilities for logits (K,): their softmax, or for several labels the sigmoid of each.
+
+        Of a regression the value.
+        """
+        if self.card.regression:
+            return logits
         if self.card.several_labels:
             return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)))  # the sigmoid, which overflows nowhere
         shifted = np.exp(logits - logits.max())
@@ -320,6 +327,7 @@ class Engine:
             self.classes,
             from_all=self.probabilities(outputs.classifier_logits),
             several_labels=card.several_labels,
+            regression=card.regression,
             note=card.note,
             shown=photo.shown or None,
             masked=[self.probabilities(each.classifier_logits) for each in masked],

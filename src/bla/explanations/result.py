@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -51,9 +52,18 @@ class Prediction:
 
 
 def likeliest(
-    probabilities: npt.NDArray[np.floating[Any]], classes: Sequence[str], *, several_labels: bool = False
+    probabilities: npt.NDArray[np.floating[Any]],
+    classes: Sequence[str],
+    *,
+    several_labels: bool = False,
+    regression: bool = False,
 ) -> tuple[Prediction, ...]:
-    """The five likeliest classes, among equal ones the first; with several labels also any other above one half."""
+    """The five likeliest classes, among equal ones the first; with several labels also any other above one half.
+
+    Of a ``regression`` the one "probability" is the value.
+    """
+    if regression:
+        return (Prediction(0, classes[0], 1.0, float(probabilities[0])),)
     shown = max(5, int((probabilities > 0.5).sum())) if several_labels else 5
     best = np.argsort(-probabilities, kind="stable")[:shown].tolist()
     return tuple(Prediction(index, classes[index], min(float(probabilities[index]), 1.0)) for index in best)
@@ -140,6 +150,8 @@ class Check:
         return "; ".join(self.lines)
 
     def _in_words(self, probability: float, first: Prediction) -> str:
+        if first.value is not None:
+            return str(first)
         found = str(dataclasses.replace(self.about, probability=probability))
         return found if first.index == self.about.index else f"{found} (likeliest: {first})"
 
@@ -208,22 +220,20 @@ class Result:
         *,
         selected: npt.NDArray[np.bool_],
         from_all: npt.NDArray[np.floating[Any]],
-        values: tuple[float, float] | None = None,
         several_labels: bool = False,
+        regression: bool = False,
         masked: Sequence[npt.NDArray[np.floating[Any]]] = (),
         fill: str | None = None,
         **fields: Any,
     ) -> Self:
         """An explanation from the probabilities (K,) of ``classes``, from the selected cells and ``from_all`` cells.
 
-        ``values`` are those of a regression. ``masked`` are the probabilities of the whole classifier with only the
-        selected pixels, and without them, under a ``fill``.
+        ``masked`` are the probabilities of the whole classifier with only the selected pixels, and without them, under
+        a ``fill``. Of a ``regression`` each "probability" (1,) is its value.
         """
-        top, whole = (likeliest(of, classes, several_labels=several_labels) for of in (probabilities, from_all))
-        agrees: bool | None = top[0].index == whole[0].index
-        if values is not None:
-            top, whole = ((dataclasses.replace(top[0], value=value),) for value in values)
-            agrees = None
+        first = partial(likeliest, classes=classes, several_labels=several_labels, regression=regression)
+        top, whole = first(probabilities), first(from_all)
+        agrees = None if regression else top[0].index == whole[0].index
         if several_labels:
             agrees = bool(((probabilities > 0.5) == (from_all > 0.5)).all())
         shown: dict[str, Any] = {"prediction": top[0], "top": top, "classifier": whole[0], "agrees": agrees}
@@ -231,9 +241,10 @@ class Result:
         if fill is not None:
             votes, about = fields.get("votes"), fields.get("target")
             about = about if about is not None else votes.target if votes else whole[0].index
-            asked = Prediction(about, classes[about], float(from_all[about]))
-            kept, removed = (likeliest(of, classes)[0] for of in masked)
-            shown["check"] = Check(asked, kept, removed, float(masked[0][about]), float(masked[1][about]), fill)
+            asked = whole[0] if regression else Prediction(about, classes[about], float(from_all[about]))
+            kept, removed = (likeliest(of, classes, regression=regression)[0] for of in masked)
+            alone, without = (1.0 if regression else float(of[about]) for of in masked)
+            shown["check"] = Check(asked, kept, removed, alone, without, fill)
         fields["note"] = fields.get("note") or None
         return cls(image=image, grid=(height, width), selected=selected, **shown, **fields)
 

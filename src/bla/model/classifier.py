@@ -25,6 +25,7 @@ from bla.explanations.explanation import Explanation, Sizes, Unexplained, Votes
 from bla.model.attention import Attention, BoundedLogitAttention, Selection
 from bla.model.earlier import with_earlier
 from bla.model.evidence import ask, from_all, linear_layer, sufficiency
+from bla.model.finite import unfinite
 from bla.model.heads import read
 from bla.model.images import ImageLike, Images, Input, each, read_image
 from bla.model.outputs import Meaning, Output, Reading
@@ -33,6 +34,7 @@ from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_processor
 from bla.model.splitting import ClassifierError, split, split_for
 from bla.model.votes import votes
+from bla.progress import show
 
 __all__ = ["ClassifierError", "ExplainableClassifier", "ImageLike", "explainable"]
 
@@ -323,16 +325,16 @@ class ExplainableClassifier(nn.Module):
         found: list[Explanation | Unexplained] = []
         for row, (name, _, region, photo, shown) in enumerate(inputs):
             if not all(np.isfinite(values[row]).all() for values in (unbounded, probabilities, whole)):
-                reason = f"{name}: expected finite features, got NaN or infinity from {self.name}"
-                found.append(Unexplained(name, reason))
+                reason = unfinite(self, pixels[row : row + 1], lambda one: from_all(self.head, self.trunk(one)))
+                found.append(Unexplained(name, f"{name}: expected finite features from {self.name}, got {reason}"))
                 continue
             explanation = Explanation.from_arrays(
                 name,
                 probabilities[row],
                 self.classes,
                 from_all=whole[row],
-                values=(float(logits[row]), float(own[row])) if self.regression else None,
                 several_labels=self.several_labels,
+                regression=self.regression,
                 masked=[answers[row] for answers in alone],
                 fill=fill,
                 unbounded=unbounded[row],
@@ -355,8 +357,9 @@ class ExplainableClassifier(nn.Module):
         return found
 
     def _probabilities(self, logits: Tensor) -> npt.NDArray[np.float32]:
-        found: npt.NDArray[np.float32] = (logits.sigmoid() if self.several_labels else logits.softmax(-1)).cpu().numpy()
-        return found
+        """The classes' probabilities; of a regression its values."""
+        found = logits if self.regression else logits.sigmoid() if self.several_labels else logits.softmax(-1)
+        return np.asarray(found.cpu().numpy())
 
     def answer(self, features: Tensor, selection: Selection) -> Answer:
         """What the head says of features (B, C, H, W) and a selection of theirs; it is asked nothing twice."""
@@ -508,6 +511,8 @@ def explainable(
         )
     if getattr(attention, "judge", found.head) is None:  # of a class-conditional one
         attention.judged_by(found.head)
+    if found.note:
+        show(f"{name}: {found.note}", 0, 0)
     return ExplainableClassifier(
         found.trunk,
         attention,

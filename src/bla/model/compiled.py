@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from bla.progress import quiet
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -36,8 +37,7 @@ def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor] 
 
     try:
         batch = {0: torch.export.Dim("batch")}
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with quiet(), torch.inference_mode(False), torch.no_grad():
             program = torch.onnx.export(network, (example,), dynamic_shapes=(batch,), dynamo=True, verbose=False)
         assert program is not None
         graph = session(program.model_proto.SerializeToString(), threads=torch.get_num_threads())

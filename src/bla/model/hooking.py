@@ -36,18 +36,20 @@ class _ReachedError(BaseException):
 
 @dataclasses.dataclass(frozen=True)
 class _Blank:
-    """A tensor that a module gave for two images: its shape, in which dimensions those are, and its type."""
+    """A tensor that a module gave for two images: its shape, in which dimensions those are, and its type.
+
+    The type is None where it is the photos', which may be converted later.
+    """
 
     shape: tuple[int, ...]
     varies: tuple[bool, ...]
-    dtype: torch.dtype
-    device: torch.device
+    dtype: torch.dtype | None
 
-    def zeros(self, images: int) -> Tensor:
-        """Zeros in its place, for so many images, which take no memory."""
+    def zeros(self, like: Tensor) -> Tensor:
+        """Zeros in its place, for as many images as ``like`` has, which take no memory."""
         each = zip(self.shape, self.varies, strict=True)
-        shape = [length // 2 * images if varies else length for length, varies in each]
-        return torch.zeros((), dtype=self.dtype, device=self.device).expand(shape)
+        shape = [length // 2 * like.shape[0] if varies else length for length, varies in each]
+        return like.new_zeros((), dtype=self.dtype).expand(shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +70,14 @@ class Place:
 
     def returning(self, blank: Any, values: Tensor) -> Any:
         """What the module would return with this map (B, C, H, W); all else blank."""
-        images = values.shape[0]
+        like = values
         leaves, spec = pytree.tree_flatten(blank)
         if self.layout == "channels last":
             values = values.permute(0, 2, 3, 1)
         elif self.layout == "tokens":
             values = nn.functional.pad(values.flatten(2).mT, (0, 0, self.prefix, 0))
-        dtype = leaves[self.leaf].dtype
-        made = [each.zeros(images) if isinstance(each, _Blank) else each for each in leaves]
-        made[self.leaf] = values.to(dtype).contiguous()
+        made = [each.zeros(like) if isinstance(each, _Blank) else each for each in leaves]
+        made[self.leaf] = values.to(leaves[self.leaf].dtype or values.dtype).contiguous()
         return pytree.tree_unflatten(made, spec)
 
 
@@ -86,7 +87,7 @@ class _Run(threading.local):
     seen: dict[str, Any] | None = None
     wanted = 0
     given: Mapping[str, Any] | None = None
-    images = 0
+    like = torch.empty(0)
 
 
 _RUN = _Run()
@@ -102,9 +103,7 @@ class _Watched:
         if _RUN.given is not None:
             if self.name in _RUN.given:
                 return _RUN.given[self.name]
-            return pytree.tree_map(
-                lambda each: each.zeros(_RUN.images) if isinstance(each, _Blank) else each, self.blank
-            )
+            return pytree.tree_map(lambda each: each.zeros(_RUN.like) if isinstance(each, _Blank) else each, self.blank)
         returned = self.forward(*args, **kwargs)
         if _RUN.seen is not None and self.name in _RUN.seen:
             _RUN.seen[self.name] = returned
@@ -147,13 +146,12 @@ class _HookedRest(_Hooked):
 
     def answer(self, maps: Sequence[Tensor]) -> Tensor:
         """What the classifier says with these maps (B, C, H, W) in their places."""
-        images = maps[0].shape[0]
-        blank = maps[0].new_zeros(images, *self.shape)
+        blank = maps[0].new_zeros(maps[0].shape[0], *self.shape)
         given = {}
         for place, values in zip(self.places, maps, strict=True):
             watched: Any = self.model.get_submodule(place.module).forward
             given[place.module] = place.returning(watched.blank, values)
-        _RUN.given, _RUN.images = given, images
+        _RUN.given, _RUN.like = given, maps[0]
         try:
             logits: Tensor = self.model(blank)
         finally:
@@ -224,12 +222,18 @@ def _recorded(own: nn.Module, pixels: Tensor) -> list[tuple[str, Any]]:
     """Each module by name as it ends, and the shapes of what it returns."""
     events: list[tuple[str, Any]] = []
     hooks = []
+
+    def shape_of(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return _Blank(tuple(value.shape), (False,) * value.ndim, None if value.dtype == pixels.dtype else value.dtype)
+
     for name, module in own.named_modules():
         if isinstance(module.__dict__.get("forward"), _Watched):
             module.forward = module.__dict__["forward"].forward
 
         def see(_module: nn.Module, _inputs: Any, returned: Any, name: str = name) -> None:
-            events.append((name, pytree.tree_map(_shape_of, returned)))
+            events.append((name, pytree.tree_map(shape_of, returned)))
 
         if name:
             hooks.append(module.register_forward_hook(see))
@@ -239,12 +243,6 @@ def _recorded(own: nn.Module, pixels: Tensor) -> list[tuple[str, Any]]:
         for hook in hooks:
             hook.remove()
     return events
-
-
-def _shape_of(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return _Blank(tuple(value.shape), (False,) * value.ndim, value.dtype, value.device)
 
 
 def _as_blank(two: Any, three: Any) -> Any:
@@ -262,10 +260,10 @@ def _as_blank(two: Any, three: Any) -> Any:
 def _maps_in(name: str, blank: Any, size: tuple[int, int]) -> Iterator[Place]:
     """The maps over a picture of this size among what a module returns."""
     for leaf, each in enumerate(pytree.tree_leaves(blank)):
-        if not isinstance(each, _Blank) or not each.dtype.is_floating_point or each.varies[:1] != (True,):
+        if not isinstance(each, _Blank) or not (each.dtype is None or each.dtype.is_floating_point):
             continue
         shape = each.shape
-        if each.varies.count(True) > 1 or shape[0] != 2:
+        if each.varies[:1] != (True,) or each.varies.count(True) > 1 or shape[0] != 2:
             continue
         if len(shape) == 4 and is_over(shape[2:], size):
             yield Place(name, leaf, "channels first", 0, shape[1], (shape[2], shape[3]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bla import BlaError
 from bla.data.photo import Transform
+from bla.model.finite import unfinite
 from bla.model.heads import MapHead, TimmHead, TimmMapHead, read, reads_maps
 from bla.model.hooking import hooked
 from bla.model.joining import split_at_join
@@ -108,7 +109,7 @@ def split(
         except OutputError as error:
             raise ClassifierError(f"{name}: {error}") from error
         if not torch.isfinite(answers.values).all():
-            raise ClassifierError(f"{name}: expected finite logits, got NaN or infinity: check its weights")
+            raise ClassifierError(f"{name}: expected finite logits, got {unfinite(own, pixels, called)}")
         model = own if called.is_plain else called
         apart = _apart(answers)
         if apart > (1e-1 if answers.half else 1e-3):
@@ -154,7 +155,7 @@ def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name:
         called.choose_any(returned)
         model = own if called.is_plain else called
         if not torch.isfinite(model(pixels[:2])).all():
-            raise ClassifierError(f"{name}: expected finite features, got NaN or infinity: check its weights")
+            raise ClassifierError(f"{name}: expected finite features, got {unfinite(own, pixels, called)}")
         try:
             trunk = _cut_timm(model, pixels)[0] if speaks_timm(model) else _any_trunk(model, pixels)
             features = trunk(pixels)
@@ -194,7 +195,8 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Mo
 
     Uniform weights give the classifier's answers, other weights others, and of a cell left out nothing is read.
     """
-    tolerance = _tolerance(answers)
+    strict, apart = _strict(answers), _apart(answers)
+    tolerance = max(strict, 3 * apart)  # its own sums may differ as much with the batch
     scale = answers.values.abs().max().clamp(min=1e-12)
 
     def missed(one: Tensor, other: Tensor) -> float:
@@ -218,7 +220,7 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Mo
             f"expected {_AVERAGE}, got one whose logits differ by {miss:.1e} of the largest when the average is "
             "put in its place"
         )
-    note = _prepared(head, features, answer, missed) if isinstance(head, MapHead) else ""
+    note = _prepared(head, features, answer, missed, strict) if isinstance(head, MapHead) else ""
     first, last = torch.zeros_like(uniform), torch.zeros_like(uniform)
     first[:, 0, 0] = last[:, -1, -1] = 1
     if not missed(answer(features, first), answer(features, last)) > 0:
@@ -226,6 +228,7 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Mo
             "expected logits that depend on the cells of the feature map, got the same from any cell (a head that is "
             "all zero, or features alike everywhere): it needs a trained head"
         )
+    worst = max(miss, 2**-9 * answers.half)  # half a unit of bfloat16's last place
     noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features)
     for weights in (first, last, (first + last) / 2):
         others = features + (1 - (weights > 0).to(features.dtype))[:, None] * noise
@@ -235,7 +238,7 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Mo
                 "expected a head that reads nothing of the cells left out, got logits that change by "
                 f"{leaked:.1e} of the largest with them"
             )
-    worst = max(miss, 2**-9)  # half a unit of bfloat16's last place
+        worst = max(worst, leaked)
     for rows, layout in ((slice(1), torch.contiguous_format), (slice(5), torch.channels_last)):
         pixels, expected = answers.pixels[rows].contiguous(memory_format=layout), answers.values[rows]
         try:
@@ -247,8 +250,13 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Mo
         if not miss <= tolerance:
             raise _UncutError(f"expected {_AVERAGE}, got one that differs by {miss:.1e} for {len(pixels)} photos")
         worst = max(worst, miss)
-    if answers.half and not note:
+    if not note and answers.half:
         note = f"approximate: the classifier computes in half precision, where the same differs by up to {worst:.0e}"
+    elif not note and worst > strict:
+        note = (
+            f"approximate: its answers are met to {worst:.0e}, and differ themselves by {apart:.0e} with the number of "
+            "photos"
+        )
     return trunk, note
 
 
@@ -258,14 +266,17 @@ def _apart(answers: Answers) -> float:
     return float((answers.alone - answers.values[:3]).abs().max() / largest)
 
 
-def _tolerance(answers: Answers) -> float:
-    """How far a split may miss; more where the classifier's own sums differ as much with the batch."""
-    own = 2e-2 if answers.half else SELF_CHECK_TOLERANCE.get(answers.values.dtype, 2e-2)
-    return max(own, 3 * _apart(answers))
+def _strict(answers: Answers) -> float:
+    """How far a split may miss unmarked."""
+    return 2e-2 if answers.half else SELF_CHECK_TOLERANCE.get(answers.values.dtype, 2e-2)
 
 
 def _prepared(
-    head: MapHead, features: Tensor, answer: Callable[[Tensor, Tensor], Tensor], missed: Callable[..., float]
+    head: MapHead,
+    features: Tensor,
+    answer: Callable[[Tensor, Tensor], Tensor],
+    missed: Callable[..., float],
+    strict: float,
 ) -> str:
     """Choose what a head that reads maps reads in place of a cell left out; in words, how far that is not nothing.
 
@@ -302,7 +313,7 @@ def _prepared(
     weights = (torch.arange(cells, device=features.device) < cells // parts).to(features.dtype).expand(len(flat), -1)
     some = answer(features, (weights * parts / cells).reshape_as(uniform))
     miss = missed(some, answer(repeated, uniform)) if parts > 1 else 0.0
-    if miss <= 1e-4:
+    if miss <= strict:
         return ""
     return (
         f"approximate: the head reads the average of the selected cells for one left out, which moves it by {miss:.0e}"

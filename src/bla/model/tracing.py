@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
 import operator
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -18,6 +14,7 @@ from torch.nn import functional
 
 from bla import BlaError
 from bla.model.heads import TracedHead, TracedMapHead
+from bla.progress import quiet
 
 _NEAR = 60
 """How many operations before an average its map is looked for."""
@@ -111,7 +108,7 @@ def is_over(grid: Sequence[int], size: tuple[int, int]) -> bool:
     return rows * columns > 1 and 2 * rows <= height and abs(rows * width - columns * height) <= max(height, width)
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """An error's class and the first line of its message."""
     first, _, _ = str(error).partition("\n")
     return f"{type(error).__name__}: {first}"
@@ -142,23 +139,6 @@ def exported(own: nn.Module, pixels: Tensor) -> Graph:
             return Graph(program.module(check_guards=False), pixels)
     except Exception as error:
         raise TracingError(f"expected a module that torch.export can trace, got {said(error)}") from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without torch's warnings, log and listings of what it cannot trace."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stderr(io.StringIO()),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _of_script(own: nn.Module, pixels: Tensor) -> fx.GraphModule:

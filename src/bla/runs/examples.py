@@ -21,12 +21,22 @@ from bla.training.settings import Masked, Settings
 Failures = tuple[tuple[str, str], ...]
 """(image, reason) for each image that could not be read."""
 
+FEW = 50
+"""Photos below which training is seldom better than the order that needs none."""
+
 Parts = tuple[Examples, Examples | None, Examples, Failures]
 """The examples of a training: train, validation, test."""
 
 
 def read_parts(read: Callable[..., Examples], splits: Splits, settings: Settings, report: Progress) -> Parts:
     """The examples of both splits, with a share of the training images held out if the settings say so."""
+    if len(splits.train) < FEW:
+        report(
+            f"{len(splits.train)} photos are few to learn from: train on {FEW} or more, or leave training out: "
+            "bla.explainable(model).explain and `bla explain` order the cells without any (c - E)",
+            0,
+            0,
+        )
     train, test = read(splits.train, answered=settings.setup == "bla-px"), read(splits.test)
     failures = (*train.cache.failures, *test.cache.failures)
     if failures:

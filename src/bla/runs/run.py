@@ -35,7 +35,7 @@ from bla.training.checkpoint import clear_checkpoints, tensor_bytes
 from bla.training.finetuning import TunedNetworks
 from bla.training.loggers import Callback
 from bla.training.loop import train_networks
-from bla.training.measuring import measure
+from bla.training.measuring import diagnosed, measure
 from bla.training.networks import Networks, new_head
 from bla.training.settings import Settings, Setup, TrainingError
 
@@ -197,7 +197,10 @@ def fit(
     if not wrapped.frozen_head:
         raise ClassifierError("expected a wrapped classifier with its own head, got one with a newly trained head")
     if wrapped.regression:
-        raise ClassifierError("expected a classifier, got a regression: its untrained order of cells explains it")
+        raise ClassifierError(
+            "expected a classifier, whose probabilities fit learns from, got a regression: explain and export it as it "
+            "is, without fit"
+        )
     _check_float32(wrapped)
     several, report = wrapped.several_labels, progress_of(report)
     if isinstance(wrapped.attention, OwnPredictionAttention):
@@ -219,16 +222,18 @@ def fit(
                 wrapped.attention.reset_parameters()
             networks = Networks(wrapped.attention, wrapped.head, own_head=True)
             train = partial(train_networks, networks, settings, train_part, validation_part, callback=callback)
-            if train(report=report)["dead"]:
-                raise TrainingError(
-                    "expected a module that selects, got one that died in training (every cell selected): lower the "
-                    f"learning rate ({learning_rate}) or take another seed"
-                )
+            dead = train(report=report)["dead"]
+            metrics = measure(networks, test_part, report, several=several)
+            fault = diagnosed(networks, settings, test_part, metrics, dead=dead)
+            if dead:
+                raise TrainingError(f"expected a module that selects: {fault}")
         except BaseException:
             wrapped.attention.load_state_dict(before)  # an earlier fit is kept
             raise
+        if fault:
+            report(fault, 0, 0)
         wrapped.fitted, wrapped.setup = True, wrapped.attention.post_hoc_setup
-        return measure(networks, test_part, report, several=several)
+        return metrics
 
 
 def load(run: str | Path, *, model: nn.Module | str | None = None, device: str = "auto") -> ExplainableClassifier:
@@ -416,6 +421,9 @@ def _trained(
     seconds = round(time.monotonic() - started, 1)
     metrics = measure(networks, test, report, several=settings.several_labels)
     size = metrics["size"]
+    fault = diagnosed(networks, settings, test, metrics, dead=outcome["dead"])
+    if fault:
+        report(fault, 0, 0)
     outcome["dead"] |= settings.setup != "l2x-f" and size["min"] == size["cells"]  # died in the very last steps
     if "mean_size" in outcome:
         outcome["mean_size"]["test"] = size["mean"]

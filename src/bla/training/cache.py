@@ -31,6 +31,7 @@ from bla.data.prefetching import cores, prefetch
 from bla.files import cache_root, timestamp, typed, write_json
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
+from bla.model.finite import unfinite
 from bla.progress import Progress, silent
 from bla.training import distributed
 from bla.training.photos import try_read
@@ -442,7 +443,8 @@ def _features(
     classifier: ExplainableClassifier, kind: CacheType, rows: Sequence[int], photos: npt.NDArray[np.uint8]
 ) -> Computed:
     with torch.inference_mode():
-        features = classifier.trunk(classifier.pixels(photos)).float()
+        pixels = classifier.pixels(photos)
+        features = classifier.trunk(pixels).float()
         finite = torch.isfinite(features).flatten(1).all(dim=1)
         pooled = features.mean(dim=(2, 3))
         maps = features.permute(0, 2, 3, 1).to(getattr(torch, kind))
@@ -454,8 +456,10 @@ def _features(
             raise _UnfitError(
                 f"features are cached in float32: float16 does not hold {values.min():.1g} to {values.max():.1g}"
             )
-    reason = "expected finite features, got NaN or infinity from the classifier"
-    refused = {place: reason for place, fine in enumerate(finite.tolist()) if not fine}
+        refused = {
+            place: f"expected finite features, got {unfinite(classifier, pixels[place])}"
+            for place in (~finite).nonzero()[:, 0].tolist()
+        }
     return Computed(maps.shape[1:], {"features": maps.cpu().numpy(), "pooled": pooled.cpu().numpy()}, refused)
 
 

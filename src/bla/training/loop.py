@@ -32,10 +32,6 @@ CHECKPOINT_SECONDS = 20.0
 LOG = "log.jsonl"
 WATCHED = 256
 """Images of training by which a callback is told how a training without validation goes."""
-DIED = (
-    "the module has died: every cell of every image is at the bound and passes no gradient, so all cells are selected. "
-    "Remedy: a lower learning rate or another seed"
-)
 
 
 def train_networks(
@@ -222,8 +218,6 @@ class _Loop:
         if not all(value.isfinite().all() for module in stage.trained for value in module.parameters()):
             raise self._diverged("finite weights", "NaN or infinity", stage)
         if position.alive == 0:
-            if not position.dead:
-                self.report(DIED, 0, 0)
             position.dead = line["dead"] = True
         self.networks.eval()
         if position.epoch + 1 == stage.epochs or position.epoch == 0:

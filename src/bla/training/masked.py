@@ -29,6 +29,7 @@ from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
 from bla.model.compiled import compiled
 from bla.model.evidence import Answers, ask, evidence, linear_layer
+from bla.model.finite import unfinite
 from bla.model.whole import Whole
 from bla.progress import Progress, silent
 from bla.training.cache import Computed, Rows, cached, check_code, readable
@@ -197,10 +198,13 @@ class Masking:
             masks = draw_masks(self._orders(features, said), self.count, seed=self.seed, rows=rows)
         answers = self.answers(pixels, masks, targets).numpy()
         finite = torch.isfinite(logits).all(dim=1).cpu().numpy() & np.isfinite(answers).all(axis=1)
-        reason = "expected finite logits, got NaN or infinity from the classifier"
+        refused = {
+            place: f"expected finite logits, got {unfinite(self.classifier, pixels[place])}"
+            for place in np.flatnonzero(~finite).tolist()
+        }
         bits = np.packbits(masks.flatten(2).numpy(), axis=-1)
         arrays = {"targets": targets.cpu().numpy(), "masks": bits, "answers": answers}
-        return Computed(tuple(masks.shape[1:]), arrays, dict.fromkeys(np.flatnonzero(~finite).tolist(), reason))
+        return Computed(tuple(masks.shape[1:]), arrays, refused)
 
     def answers(self, pixels: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
         """Log-probabilities (B, M) of classes (B,) on photos (B, 3, h, w) under masks (B, M, H, W)."""

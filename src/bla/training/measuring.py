@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from bla.model.heads import read
 from bla.model.untouched import untouched
 from bla.progress import Progress, silent
 from bla.training.networks import Examples, Networks
-from bla.training.settings import TrainingError
+from bla.training.settings import Settings, TrainingError
 
 
 def measure(
@@ -62,3 +63,30 @@ def measure(
         "size": size_summary(np.bincount(counts, minlength=cells + 1)),
         "images": len(examples),
     }
+
+
+def diagnosed(
+    networks: Networks, settings: Settings, examples: Examples, metrics: Mapping[str, Any], *, dead: bool
+) -> str | None:
+    """Why a trained module explains nothing, and what to change; None where it does not look so.
+
+    ``dead``: in some epoch no cell passed a gradient. ``metrics`` are :func:`measure`'s of these examples.
+    """
+    size, rate = metrics["size"], settings.stages.learning_rate
+    change = f"lower the learning rate ({rate:g}), or take another seed or more images"
+    if settings.setup == "bla-px" and size["min"] == size["cells"]:
+        return f"every image needs all {size['cells']} cells to keep its class: explain with a size of your own"
+    if settings.setup != "l2x-f" and (dead or size["min"] == size["cells"]):
+        return (
+            f"the module has died: all {size['cells']} cells of every image are selected, being at the bound, where no "
+            f"gradient passes: {change}"
+        )
+    if settings.setup != "l2x-f" and size["max"] == 1 < size["cells"] and settings.selection.mean_size != 1:
+        return f"no cell of any image reaches the bound, so that each shows its best cell alone: {change}"
+    with untouched(networks), torch.no_grad():
+        few = next(examples.batches())
+        features = networks.features(few)
+        logits = read(networks.head, features, networks.attention(features).hard)
+    if len(logits) > 1 and (logits - logits[0]).abs().max() <= 1e-6 * logits.abs().max():
+        return "the logits are the same for every image: check the classifier's weights, and the transform"
+    return None

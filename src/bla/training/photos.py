@@ -17,6 +17,7 @@ from bla.data.image_sets import ImageSet
 from bla.data.photo import DataError, Interpolation, Photo, Transform
 from bla.data.prefetching import cores, prefetch
 from bla.model.classifier import ExplainableClassifier
+from bla.model.finite import unfinite
 from bla.progress import Progress, silent
 from bla.training import distributed
 
@@ -73,8 +74,9 @@ class StreamedFeatures:
             features = self.photos.through(lambda photos: classifier.trunk(classifier.pixels(photos)).float(), rows)
             finite = torch.isfinite(features).flatten(1).all(dim=1)
             if not finite.all():
-                name = self.photos.images.names[rows[int(finite.int().argmin())]]
-                raise DataError(f"{name}: expected finite features, got NaN or infinity: remove the image")
+                row = rows[[int(finite.int().argmin())]]
+                reason = unfinite(classifier, classifier.pixels(self.photos.batch(row)))
+                raise DataError(f"{self.photos.images.names[row[0]]}: expected finite features, got {reason}")
             self._last = key, features
         return self._last[1]
 

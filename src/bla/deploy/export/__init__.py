@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import io
 import json
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,8 @@ from bla.deploy.export.entries import hide, optional_inputs, photos_entry
 from bla.deploy.export.graph import EXPLAINED, FEATURES, OUTPUTS, ExplainedGraph, NamedGraph
 from bla.files import write_atomically
 from bla.model.classifier import ExplainableClassifier
-from bla.progress import Progress, silent
+from bla.model.tracing import said
+from bla.progress import Progress, quiet, silent
 from bla.runs.run import load
 
 __all__ = ["Entry", "ExportError", "Exported", "Target", "export"]
@@ -92,8 +93,6 @@ def export(
     like = next(wrapped.attention.parameters())
     if not wrapped.explains:
         raise ExportError(f"expected a trained attention, got {wrapped.name} with one never fitted: bla.fit trains it")
-    if wrapped.regression:
-        raise ExportError(f"expected a classifier, got the regression {wrapped.name}: an export gives probabilities")
     if like.dtype != torch.float32:
         raise ExportError(f"expected a classifier in float32, got {like.dtype}: export it before you convert it")
     if entry == "photos" and wrapped.transform.interpolation == "lanczos":
@@ -115,6 +114,7 @@ def export(
         targets=wrapped.attention.class_conditional,
         version=__version__,
         several_labels=wrapped.several_labels,
+        regression=wrapped.regression,
         note=wrapped.note,
     )
     content, misses = (_onnx if to == "onnx" else _torch)(wrapped, card, report)
@@ -137,21 +137,17 @@ def _onnx(wrapped: ExplainableClassifier, card: Card, report: Progress) -> tuple
     examples["masks"] = (torch.ones(2, 3, *card.grid), {0: "batch", 1: "subsets"})
     if card.targets:
         examples["target"] = (torch.tensor([-1, 0]), {0: "batch"})
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.onnx.export(
-                ExplainedGraph(wrapped).eval(),
-                kwargs={name: tensor for name, (tensor, _) in examples.items()},
-                input_names=[*examples],
-                output_names=[*OUTPUTS, FEATURES, *([EXPLAINED] if card.targets else [])],
-                dynamic_shapes={name: shape for name, (_, shape) in examples.items()},
-                dynamo=True,
-                opset_version=OPSET,
-                verbose=False,
-            )
-        except Exception as error:
-            raise _refused(wrapped, error, "torch.onnx.export", "; try the target torch") from error
+    with _making(wrapped, "torch.onnx.export"):
+        program = torch.onnx.export(
+            ExplainedGraph(wrapped).eval(),
+            kwargs={name: tensor for name, (tensor, _) in examples.items()},
+            input_names=[*examples],
+            output_names=[*OUTPUTS, FEATURES, *([EXPLAINED] if card.targets else [])],
+            dynamic_shapes={name: shape for name, (_, shape) in examples.items()},
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # it names paths of this machine
     model = program.model_proto
@@ -175,22 +171,28 @@ def _torch(wrapped: ExplainableClassifier, card: Card, report: Progress) -> tupl
         example = torch.zeros(2, 300, 400, 3, dtype=torch.uint8)
     file = io.BytesIO()
     report(f"{STEP}making the graph", 0, 0)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            graph = NamedGraph(wrapped, card).eval()
-            program = torch.export.export(graph, (example,), dynamic_shapes=(shape,))
-            torch.export.save(program, file, extra_files={f"{KEY}.json": json.dumps(dataclasses.asdict(card))})
-            file.seek(0)
-            loaded = torch.export.load(file).module()
-        except Exception as error:
-            raise _refused(wrapped, error, "torch.export", "") from error
-        report(f"{STEP}checking it against the module", 0, 0)
+    with _making(wrapped, "torch.export"):
+        graph = NamedGraph(wrapped, card).eval()
+        program = torch.export.export(graph, (example,), dynamic_shapes=(shape,))
+        torch.export.save(program, file, extra_files={f"{KEY}.json": json.dumps(dataclasses.asdict(card))})
+        file.seek(0)
+        loaded = torch.export.load(file).module()
+    report(f"{STEP}checking it against the module", 0, 0)
+    with quiet():
         return file.getvalue(), check_torch(wrapped, loaded, card)
 
 
-def _refused(wrapped: ExplainableClassifier, error: Exception, by: str, remedy: str) -> ExportError:
-    lines = str(error).strip().splitlines() or [""]
-    return ExportError(
-        f"{wrapped.name}: expected a classifier that {by} takes, got {type(error).__name__}: {lines[0][:300]}{remedy}"
-    )
+@contextlib.contextmanager
+def _making(wrapped: ExplainableClassifier, by: str) -> Iterator[None]:
+    """Make a graph, and be quiet about it; an ExportError says what failed at the root, and what works without."""
+    try:
+        with quiet(), torch.no_grad():
+            yield
+    except Exception as error:
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise ExportError(
+            f"{wrapped.name}: expected a classifier that {by} takes, got {said(root)[:300]}; .explain() and bla.fit, "
+            "which run the classifier itself, need no graph"
+        ) from error

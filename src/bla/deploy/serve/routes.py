@@ -157,7 +157,8 @@ async def answers(
     found = []
     for subset, logits in zip(subsets, outputs.answers, strict=True):
         probabilities = engine.probabilities(logits)
-        guesses = likeliest(probabilities, engine.classes, several_labels=engine.card.several_labels)
+        kind = {"several_labels": engine.card.several_labels, "regression": engine.card.regression}
+        guesses = likeliest(probabilities, engine.classes, **kind)
         top = [dataclasses.asdict(guess) for guess in guesses]
         answer = {"size": int(subset.sum()), "prediction": top[0], "top": top}
         if about is not None:
