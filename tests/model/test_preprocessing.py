@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import torchvision
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
+from torchvision import transforms as v1
+from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
 import bla
-from bla.data.photo import Transform
+from bla.data.photo import DataError, Transform
 from bla.model.classifier import ClassifierError
-from bla.model.preprocessing import transform_of, transform_of_processor
+from bla.model.preprocessing import transform_of, transform_of_code
 
 HALF = (0.5, 0.5, 0.5)
 SHAPES = [(300, 231), (187, 400), (30, 41), (5, 3), (90, 90), (40, 400)]  # rows, columns
@@ -94,42 +97,134 @@ def test_torchvisions_models_have_the_preset_of_their_weights(model: str | int, 
 def test_a_preset_is_a_transform() -> None:
     for crop, short in ((224, 232), (64, 73), (61, 61)):
         preset = ImageClassification(crop_size=crop, resize_size=short, mean=HALF, std=HALF)
-        transform = transform_of_processor(preset)
+        transform = transform_of_code(preset)
         for rows, columns in SHAPES:
             photo = noise(rows, columns)
             assert np.array_equal(transform.pixels(photo), levels(preset(photo), transform))
     model = nn.Sequential(nn.Conv2d(3, 2, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert bla.explainable(model, transform=preset).transform.source == "torchvision"
+    assert bla.explainable(model, transform=preset).transform.source == "ImageClassification"
+
+
+def by_hand(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Somebody's own, by NumPy: every second row and column of a part, colours reversed, last."""
+    return array[10:58:2, 10:74:2, ::-1].astype(np.float32) / 127.5 - 1
+
+
+def named(*, image: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """As albumentations are called."""
+    return {"image": by_hand(image)}
+
+
+TO_FLOAT = v2.ToDtype(torch.float32, scale=True)
+ALONE = v2.Compose([v2.Resize((32, 40)), TO_FLOAT])
+RESIZE = v1.Resize((32, 32))
+CODE: dict[str, tuple[Any, Callable[[Image.Image], Any] | None, str]] = {
+    # code, how its input is made of a photo unless by a call, and what it is taken for
+    "torchvision": (v1.Compose([v1.Resize(48), v1.CenterCrop(32), v1.ToTensor()]), None, "crop"),
+    "v2": (v2.Compose([v2.Resize((32, 40)), v2.ToImage(), TO_FLOAT]), None, "squash"),
+    "v2, tensors first": (v2.Compose([v2.ToImage(), v2.Resize((32, 40)), TO_FLOAT]), None, "nearly squash"),
+    "v2, tensors alone": (ALONE, lambda photo: ALONE(v2.functional.pil_to_tensor(photo)), "nearly squash"),
+    "timm": (create_transform((3, 32, 32), is_training=False, crop_pct=0.8), None, "crop"),
+    "timm, padded": (create_transform((3, 32, 32), is_training=False, crop_mode="border"), None, "input"),
+    "grey": (v1.Compose([v1.Grayscale(), RESIZE, v1.ToTensor()]), None, "squash"),
+    "standardised": (v1.Compose([RESIZE, v1.ToTensor(), lambda x: (x - x.mean()) / x.std()]), None, "input"),
+    "padded": (v1.Compose([v1.Pad(9), RESIZE, v1.ToTensor()]), None, "input"),
+    "mirrored": (v1.Compose([RESIZE, v1.functional.hflip, v1.ToTensor()]), None, "input"),
+    "a batch": (v1.Compose([RESIZE, v1.ToTensor(), lambda x: x[None]]), None, "squash"),
+    "by hand": (by_hand, lambda photo: by_hand(np.asarray(photo)).transpose(2, 0, 1), "photo"),
+    "by name": (named, lambda photo: by_hand(np.asarray(photo)).transpose(2, 0, 1), "photo"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "by", "taken"), CODE.values(), ids=CODE)
+def test_a_classifier_gets_just_what_its_code_makes(code: Any, by: Any, taken: str) -> None:
+    transform = transform_of_code(code)
+    channels = nn.Conv2d(transform.channels, 4, 8, 8)
+    net = nn.Sequential(channels, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    wrapped = bla.explainable(net, transform=code)
+    for rows, columns in ((75, 90), (120, 80)):
+        photo = noise(rows, columns)
+        theirs = torch.as_tensor((by or code)(photo)).reshape(1, *transform.shape)
+        with torch.no_grad():
+            expected = net(theirs).softmax(-1)
+        for source in (photo, np.asarray(photo)):
+            why = wrapped.explain(source)[0]
+            assert why.classifier is not None
+            assert why.classifier.probability == pytest.approx(float(expected.max()), abs=1e-5)
+            assert ("the input that the classifier saw" in str(why.shown)) == (taken == "input")
+            assert why.upright().size == (transform.size[::-1] if taken == "input" else photo.size)
+    if taken in ("input", "photo"):
+        with pytest.raises(DataError, match=r"expected preprocessing that can be written down, got .*, which is code"):
+            transform.to_dict()
+    else:
+        assert Transform.from_dict(transform.to_dict()).mode == taken.removeprefix("nearly ")
+        assert ("nearly" in transform.to_dict()["source"]) == taken.startswith("nearly")
+
+
+def test_regions_of_code_are_found_by_ramps() -> None:
+    assert transform_of_code(by_hand).region((90, 75)) == pytest.approx((10, 10, 74, 58), abs=1)
+    middle = v2.Compose([v2.ToImage(), v2.CenterCrop(40), v2.Resize((20, 20)), TO_FLOAT])
+    assert transform_of_code(middle).region((120, 60)) == pytest.approx((40, 10, 80, 50), abs=1)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "mode"),
+    ("code", "message"),
     [
-        ("ViT", {"size": {"height": 64, "width": 96}}, "squash"),
-        ("MobileNetV2", {"size": {"shortest_edge": 80}, "crop_size": {"height": 72, "width": 72}}, "crop"),
-        ("ConvNext", {"size": {"shortest_edge": 56}}, "crop"),
-        ("ConvNext", {"size": {"shortest_edge": 384}}, "squash"),
-        ("PoolFormer", {"size": {"shortest_edge": 72}, "crop_size": {"height": 72, "width": 72}}, "crop"),
-        ("DeiT", {}, "squash-crop"),
-        ("EfficientNet", {"size": {"height": 64, "width": 64}}, "squash"),
+        (v1.Compose([v1.RandomResizedCrop(32), v1.ToTensor()]), "of evaluation, got Compose, .* each time"),
+        (v1.Compose([v1.Resize(32), v1.ToTensor()]), r"of one size, got Compose, .* \(3, 32, 48\) of a wide"),
+        (RESIZE, "expected floats from Resize, got a Pillow image: add ToTensor"),
+        (v2.Compose([RESIZE, v2.PILToTensor()]), "expected floats from Compose, got uint8: add a conversion"),
+        (v1.Compose([v1.FiveCrop(32), lambda five: torch.stack([v1.ToTensor()(each) for each in five])]), "got shape"),
+        (lambda photo: 1 / 0, "expected an input from <lambda>, got ZeroDivisionError: division by zero"),
+        ({"size": 224}, "expected a bla.Transform, or code that makes a classifier's input .*, got dict"),
     ],
-)
-def test_processors_crop_as_they_say(name: str, options: dict[str, Any], mode: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    processor = getattr(transformers, f"{name}ImageProcessor")(**options)
-    transform = transform_of_processor(processor)
-    assert (transform.mode, transform.source) == (mode, "transformers")
-    photo = noise(20, 40).resize((400, 200))
-    theirs = torch.as_tensor(processor(images=photo, return_tensors="np")["pixel_values"][0])
-    assert np.abs(levels(theirs, transform) - transform.pixels(photo)).mean() < 0.5
+)  # fmt: skip
+def test_code_that_is_no_preprocessing_is_refused(code: Any, message: str) -> None:
+    with pytest.raises(ClassifierError, match=message):
+        bla.explainable(nn.Flatten(), transform=code)
 
 
-def test_a_processor_that_does_more_is_refused() -> None:
+ODD = {"size": {"height": 32, "width": 40}}
+CROP = {"size": {"shortest_edge": 40}, "crop_size": {"height": 36, "width": 36}}
+PROCESSORS: list[tuple[str, dict[str, Any]]] = [
+    ("ViT", ODD),
+    ("ViT", ODD | {"do_normalize": False}),
+    ("ViT", ODD | {"rescale_factor": 1 / 100, "image_mean": [0.1, 0.2, 0.3], "resample": 3}),
+    ("ViT", ODD | {"do_rescale": False, "image_mean": [100.0] * 3, "image_std": [60.0] * 3}),
+    ("EfficientNet", ODD | {"rescale_offset": True, "include_top": True}),
+    ("MobileViT", {"size": {"shortest_edge": 40}, "crop_size": {"height": 36, "width": 36}}),
+    ("MobileViT", {"size": {"shortest_edge": 40}, "crop_size": {"height": 64, "width": 64}}),
+    ("MobileNetV2", CROP),
+    ("ConvNext", {"size": {"shortest_edge": 56}}),
+    ("ConvNext", {"size": {"shortest_edge": 384}}),
+    ("PoolFormer", CROP),
+    ("DeiT", CROP | {"size": {"height": 40, "width": 40}}),
+    ("Levit", CROP),
+    ("CLIP", CROP | {"do_convert_rgb": True}),
+    ("Bit", CROP | {"do_resize": False}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), PROCESSORS)
+@pytest.mark.parametrize("kind", ["", "Pil"])
+def test_every_setting_of_a_processor_is_honoured(name: str, options: dict[str, Any], kind: str) -> None:
     transformers = pytest.importorskip("transformers")
-    with pytest.raises(ClassifierError, match=r"normalises alone, got LevitImageProcessor, .*pass transform=bla"):
-        transform_of_processor(transformers.LevitImageProcessor())
-    with pytest.raises(ClassifierError, match=r"MobileViTImageProcessor \(DataError: expected 0.01 <= crop_fraction"):
-        transform_of_processor(transformers.MobileViTImageProcessor())
+    processor = getattr(transformers, f"{name}ImageProcessor{kind}")(**options)
+    transform = transform_of_code(processor)
+    for rows, columns in ((200, 400), (90, 61)):
+        photo = noise(rows, columns)
+        theirs = processor(images=photo, return_tensors="np")["pixel_values"][0]
+        levels = transform.read(photo).pixels.astype(np.float64)
+        ours = np.moveaxis((levels / 255 - transform.mean) / transform.std, -1, 0)
+        np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
+
+
+def test_processors_of_no_classifier_are_refused_by_name() -> None:
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(ClassifierError, match="of one size, got DetrImageProcessor, which makes"):
+        transform_of_code(transformers.DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}))
+    with pytest.raises(ClassifierError, match=r"of shape \(1, C, height, width\), got .*: no classifier's"):
+        transform_of_code(transformers.Qwen2VLImageProcessor())
 
 
 def test_what_is_used_is_said_in_one_line() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 import bla
 from bla.data.photo import Transform
 from bla.model.classifier import ClassifierError
-from bla.model.preprocessing import transform_of_processor
+from bla.model.preprocessing import transform_of_code
 from bla.progress import silent
 
 transformers = pytest.importorskip("transformers")
@@ -104,10 +104,10 @@ def test_a_processor_gives_the_pixels_that_it_gives_itself() -> None:
 
 
 def test_transforms_of_processors() -> None:
-    mobile = transform_of_processor(transformers.MobileNetV2ImageProcessor())
-    half = (0.5, 0.5, 0.5)
-    assert mobile == Transform((224, 224), half, half, "bilinear", "crop", 224 / 256, "transformers")
-    convnext = transform_of_processor(transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, resample=3))
+    mobile = transform_of_code(transformers.MobileNetV2ImageProcessor()).plain()
+    half, source = (0.5, 0.5, 0.5), "MobileNetV2ImageProcessor, nearly"
+    assert mobile == Transform((224, 224), half, half, "bilinear", "crop", 224 / 256, source)
+    convnext = transform_of_code(transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, resample=3)).plain()
     assert (convnext.size, convnext.interpolation, convnext.mode) == ((384, 384), "bicubic", "squash")
-    with pytest.raises(ClassifierError, match=r"expected a bla.Transform, an image processor .*, got int"):
+    with pytest.raises(ClassifierError, match=r"expected a bla.Transform, or code .*, got int"):
         bla.explainable(MAKERS["resnet"][0](), transform=3)

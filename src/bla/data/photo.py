@@ -384,7 +384,7 @@ class Transform:
     ) -> Photo:
         if isinstance(source, str | os.PathLike) and os.fspath(source).endswith((".npy", ".npz")):
             name = name or os.fspath(source)
-            stored = _stored(name, source)
+            stored = self._stored(source)
             if isinstance(stored, Photo):
                 return stored
             source = stored
@@ -395,6 +395,21 @@ class Transform:
                 return Photo(self._resized(upright), upright.size, self.region(upright.size), kept)
             name, source = name or _name(source), np.asarray(upright.photo)
         return self._of_array(name, source, most_pixels)
+
+    def _stored(self, path: str | os.PathLike[str]) -> npt.NDArray[Any] | Photo:
+        """The array of a file, or the input that :func:`keep` wrote."""
+        try:
+            with opened(path) as file:
+                found = np.load(file, allow_pickle=False)
+                return found if isinstance(found, np.ndarray) else _kept(found["pixels"])
+        except Exception as error:  # a broken file makes NumPy raise nearly anything
+            raise DataError(f"{os.fspath(path)}: expected an array that NumPy saved, got {_got(error)}") from error
+
+    def _opened(
+        self, source: PhotoSource, held: contextlib.ExitStack, name: str | None, most_pixels: int | None
+    ) -> _Upright:
+        """The whole photo in RGB, upright."""
+        return _open_upright(source, held, None, name, most_pixels)
 
     def _is_photo(self, array: npt.NDArray[Any]) -> bool:
         """Whether an array is what Pillow holds: 8 bits, grey or colours last."""
@@ -437,7 +452,7 @@ class Transform:
         (left, top), _ = self._centre((columns, rows))
         return np.pad(photos, ((0, 0), (top, rows - top - height), (left, columns - left - width), (0, 0)))
 
-    def region(self, photo_size: tuple[int, int]) -> Box:
+    def region(self, photo_size: tuple[int, ...]) -> Box:
         """The part of a photo of ``(width, height)`` that the input covers: left, top, right, bottom in its pixels."""
         box: list[float] = []
         whole = self._whole(photo_size)
@@ -464,7 +479,7 @@ class Transform:
         known = {"": "", "assumed": ", assumed: the classifier states none"}
         return f"preprocessing: {words}{known.get(self.source, f', {part} {self.source}')}"
 
-    def _whole(self, photo_size: tuple[int, int]) -> tuple[int, int]:
+    def _whole(self, photo_size: tuple[int, ...]) -> tuple[int, int]:
         """The size, (width, height), to which the whole photo is resized, of which the input is the centre."""
         height, width = self.size
         if self.mode == "squash":
@@ -501,10 +516,20 @@ class Transform:
         box = (x + left, y + top, x + right, y + bottom)
         return _channelled(upright.photo.resize((width, height), Image.Resampling[kind], box))
 
+    def plain(self) -> Transform:
+        """What can be written down: this."""
+        return self
+
+    def identity(self) -> Any:
+        """What tells it from others, as JSON."""
+        return self.to_dict()
+
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON object."""
-        record = dataclasses.asdict(self)
-        return record if self.value_range else {key: value for key, value in record.items() if key != "value_range"}
+        """As a JSON object; of code, what does nearly the same."""
+        record = dataclasses.asdict(self.plain())
+        if record["value_range"] is None:
+            del record["value_range"]
+        return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Transform:
@@ -529,16 +554,6 @@ def _channelled(photo: Image.Image) -> npt.NDArray[np.uint8]:
     """The pixels (h, w, C) of a photo."""
     pixels = np.array(photo)
     return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
-
-
-def _stored(name: str, path: str | os.PathLike[str]) -> npt.NDArray[Any] | Photo:
-    """The array of a file, or the input that :func:`keep` wrote."""
-    try:
-        with opened(path) as file:
-            found = np.load(file, allow_pickle=False)
-            return found if isinstance(found, np.ndarray) else _kept(found["pixels"])
-    except Exception as error:  # a broken file makes NumPy raise nearly anything
-        raise DataError(f"{name}: expected an array that NumPy saved, {_got(error)}") from error
 
 
 def keep(photo: Photo, path: str | os.PathLike[str]) -> None:

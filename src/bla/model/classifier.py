@@ -31,7 +31,7 @@ from bla.model.images import ImageLike, Images, Input, each, read_image
 from bla.model.outputs import Meaning, Output, Reading
 from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.parts import Part
-from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_processor
+from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_code
 from bla.model.splitting import ClassifierError, split, split_for
 from bla.model.votes import votes
 from bla.progress import show
@@ -477,7 +477,7 @@ def explainable(
     if transform is None:
         transform = transform_of(model, None if head is None else "squash")
     elif not isinstance(transform, Transform):
-        transform = transform_of_processor(transform)
+        transform = transform_of_code(transform)
     own = _copied(model)
     if head is None:
         found = split(own, transform, name, reading, parts)

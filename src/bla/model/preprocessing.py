@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import nn
 
-from bla.data.photo import DataError, Interpolation, Mode, Transform
+from bla.data.photo import DataError, Mode, Transform
+from bla.data.pipeline import fraction, understood
 from bla.model.splitting import ClassifierError, speaks_timm
-
-_RESAMPLING: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers, which image processors use."""
 
 
 def transform_of(model: nn.Module, mode: Mode | None = None) -> Transform:
@@ -85,72 +80,25 @@ def _of_preset(preset: Any, source: str = "torchvision") -> Transform:
         std=tuple(preset.std),
         interpolation=preset.interpolation.value,
         mode="crop",
-        crop_fraction=_fraction(crop, short),
+        crop_fraction=fraction(crop, short),
         source=source,
     )
 
 
-def _fraction(side: int, whole: int) -> float:
-    """The crop fraction by which ``floor(side / fraction)`` is ``whole``."""
-    fraction = side / whole
-    return fraction if math.floor(side / fraction) == whole else math.nextafter(fraction, 0)
+def transform_of_code(code: Any) -> Transform:
+    """The preprocessing that code does: torchvision's, timm's, albumentations', a processor of transformers, or yours.
 
-
-def transform_of_processor(processor: Any) -> Transform:
-    """The preprocessing of an image processor of Hugging Face transformers, or of a preset of torchvision's weights.
-
-    A ClassifierError says that a processor does to photos what no :class:`bla.data.photo.Transform` does.
+    A ClassifierError says why it is none of a classifier.
     """
-    if type(processor).__module__ == "torchvision.transforms._presets" and hasattr(processor, "crop_size"):
-        return _of_preset(processor)
-    try:
-        settings = processor.to_dict()
-        size, share = settings["size"], settings.get("crop_pct") or 1.0
-        crop = settings.get("crop_size") if settings.get("do_center_crop") else None
-        short = size.get("shortest_edge")
-        whole = int(short / share) if short else min(size["height"], size["width"])
-        mode: Mode = "crop" if short else "squash-crop"
-        if crop:
-            height, width = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
-        elif short and short < 384:  # ConvNeXt's crops up to here
-            height, width = short, short
-        else:
-            height, width = (short, short) if short else (size["height"], size["width"])
-            mode, whole = "squash", min(height, width)
-        plain = settings.get("do_normalize", True)
-        power = 2 if settings.get("include_top") else 1  # EfficientNet's divides by std once more then
-        transform = Transform(
-            size=(height, width),
-            mean=tuple(settings["image_mean"]) if plain else (0.0, 0.0, 0.0),
-            std=tuple(each**power for each in settings["image_std"]) if plain else (1.0, 1.0, 1.0),
-            interpolation=_RESAMPLING[int(settings.get("resample", 2))],
-            mode=mode,
-            crop_fraction=_fraction(min(height, width), whole),
-            source="transformers",
-        )
-    except (AttributeError, DataError, KeyError, TypeError) as error:
+    if not callable(code):
         raise ClassifierError(
-            "expected a bla.Transform, an image processor of transformers or a preset of torchvision's weights, got "
-            f"{type(processor).__name__} ({type(error).__name__}: {error})"
-        ) from error
-    _check_alike(processor, transform)
-    return transform
-
-
-def _check_alike(processor: Any, transform: Transform) -> None:
-    """Refuse a processor that does more than its settings say: a wide and a tall photo of two ramps tell."""
-    pixel = 255 / min(transform.size)  # their crop may begin one beside ours
-    for columns, rows in ((450, 300), (300, 450)):
-        across, down = np.meshgrid(np.linspace(0, 255, columns), np.linspace(0, 255, rows))
-        photo = Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
-        theirs = np.asarray(processor(images=photo, return_tensors="np")["pixel_values"][0])
-        levels = theirs.transpose(1, 2, 0) * np.array(transform.std) + np.array(transform.mean)
-        seen = transform.pixels(photo)
-        if levels.shape != seen.shape or np.abs(255 * levels - seen).mean() > 1 + 1.5 * pixel:
-            raise ClassifierError(
-                f"expected a processor that resizes, crops and normalises alone, got {type(processor).__name__}, which "
-                f"does not do as '{transform.in_words()}': pass transform=bla.Transform(...)"
-            )
+            "expected a bla.Transform, or code that makes a classifier's input of a Pillow image or an array, got "
+            f"{type(code).__name__}"
+        )
+    try:
+        return understood(code)
+    except DataError as error:
+        raise ClassifierError(str(error)) from error
 
 
 def classes_of(model: nn.Module, outputs: int) -> list[str]:

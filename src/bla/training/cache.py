@@ -209,7 +209,7 @@ def cached_features(
     :func:`bla.files.cache_root`. Features that do not fit float16 are cached in float32. A CacheError says that no
     image can be read, that the root cannot be written, or that the cache on disk is damaged.
     """
-    key = [kind, classifier.name, weights_digest(classifier.trunk), classifier.transform.to_dict()]
+    key = [kind, classifier.name, weights_digest(classifier.trunk), classifier.transform.identity()]
     rows = Rows("features", kind, classifier, images, key, functools.partial(_features, classifier, kind), BATCH)
     try:
         stored = cached(rows, root, report)

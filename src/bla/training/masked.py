@@ -109,7 +109,7 @@ def masked_answers(
         raise MaskedError(f"expected an even number of masks, since each comes with its complement, got {count}")
     filling(fill, 1, 1)
     digests = weights_digest(classifier.trunk), weights_digest(classifier.head)
-    key = ["answers", count, fill, seed, classifier.name, *digests, classifier.transform.to_dict()]
+    key = ["answers", count, fill, seed, classifier.name, *digests, classifier.transform.identity()]
     network = Masking(classifier, count, fill, seed)
 
     def begin(photos: int) -> None:

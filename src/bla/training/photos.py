@@ -49,7 +49,7 @@ class Photos:
     def augmented(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """As :meth:`batch`, each photo augmented (:func:`augmentation`) by torch's global generator."""
         height, width = self.transform.size
-        larger = dataclasses.replace(self.transform, size=(round(height * MARGIN), round(width * MARGIN)))
+        larger = dataclasses.replace(self.transform.plain(), size=(round(height * MARGIN), round(width * MARGIN)))
         change = augmentation(self.transform.size, self.transform.interpolation)
         photos = [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in _read(self.images, rows, larger)]
         return np.stack([change(photo).permute(1, 2, 0).numpy() for photo in photos])

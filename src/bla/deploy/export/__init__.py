@@ -104,7 +104,7 @@ def export(
         height, width = wrapped.trunk(torch.zeros(1, *wrapped.transform.shape)).shape[2:]
     card = Card(
         classes=wrapped.classes,
-        transform=wrapped.transform,
+        transform=wrapped.transform.plain(),
         grid=(height, width),
         method=wrapped.attention.method,
         model=wrapped.name,

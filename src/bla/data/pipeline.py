@@ -1,0 +1,328 @@
+r"""Preprocessing that is code, understood by what it does to a few photos.
+
+Constant photos tell the scale of each channel, :math:`v = (x / 255 - \mathrm{mean}) / \mathrm{std}`, and two ramps tell
+which part of a photo the input shows: of a crop, however it is made, level and place are linear in one another. Where a
+:class:`bla.data.photo.Transform` gives the same pixels, it takes the code's place; else the code is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bla.data.arrays import DataError, Levels, picture
+from bla.data.photo import Box, Interpolation, Mode, Photo, PhotoSource, Transform, open_photo
+
+Code = Callable[..., Any]
+Given = npt.NDArray[np.float32]
+
+SHOWN = "the input that the classifier saw"
+"""What a picture shows where the code's geometry is not known."""
+_WIDE, _TALL = (300, 450), (450, 300)  # rows, columns
+_SHAPES = ((300, 231), (187, 400), (90, 61))
+_SAME = 0.02
+"""By how many of 255 levels the same pixels may differ."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline(Transform):
+    """A preprocessing that code does.
+
+    Attributes
+    ----------
+    code: takes a photo and gives the input (C, height, width), by the calling convention that ``give`` knows.
+    near: a transform that does nearly the same, which a run or an exported file keeps; None if there is none.
+    """
+
+    code: Any = dataclasses.field(default=None, repr=False)
+    give: Callable[[Image.Image | npt.NDArray[Any]], Given] = dataclasses.field(default=np.asarray, repr=False)
+    near: Transform | None = None
+    linear: bool = False
+    """Whether constant photos have told ``mean`` and ``std``."""
+
+    def _read(
+        self, source: PhotoSource, held: contextlib.ExitStack, name: str | None, most_pixels: int | None
+    ) -> Photo:
+        photo: Any = source
+        if isinstance(source, str | os.PathLike) and os.fspath(source).endswith((".npy", ".npz")):
+            photo = self._stored(source)
+            if isinstance(photo, Photo):
+                return photo
+        elif not isinstance(source, np.ndarray) or (source.dtype == np.uint8 and source.ndim < 4):
+            with contextlib.suppress(DataError) if isinstance(source, np.ndarray) else contextlib.nullcontext():
+                photo = self._opened(source, held, name, most_pixels).photo
+        try:
+            given = self.give(photo)
+        except DataError as error:
+            raise DataError(f"{name}: {error}" if name else str(error)) from error
+        levels = self._levels(given)
+        size = photo.size if isinstance(photo, Image.Image) else photo.shape[1::-1]
+        with contextlib.suppress(DataError):
+            if isinstance(photo, Image.Image):
+                kept = None if isinstance(source, str | os.PathLike | bytes) else photo
+                return Photo(levels, size, self.region(size), kept)
+        shown, said = picture(levels)
+        height, width = self.size
+        return Photo(levels, (width, height), (0, 0, width, height), shown, ", ".join(filter(None, (SHOWN, said))))
+
+    def _levels(self, given: Given) -> Levels:
+        if given.shape != self.shape:
+            raise DataError(f"expected an input {self.shape} from {_name_of(self.code)}, got {given.shape}")
+        return (255 * (np.moveaxis(given, 0, -1).astype(np.float64) * self.std + self.mean)).astype(np.float32)
+
+    def region(self, photo_size: tuple[int, ...]) -> Box:
+        """As of any transform, where it can be found by two ramps; else a DataError."""
+        if self.near is not None:
+            return self.near.region(photo_size)
+        known = self.__dict__.setdefault("_regions", {})
+        if photo_size not in known:
+            known[photo_size] = self._measured(photo_size) if self.linear else None
+        if known[photo_size] is None:
+            raise DataError(f"expected a crop of the photo, got {_name_of(self.code)}, which does something else to it")
+        found: Box = known[photo_size]
+        return found
+
+    def _measured(self, photo_size: tuple[int, ...]) -> Box | None:
+        """Where the input begins and ends in a photo, by ramps over its width and its height; None if it is no crop."""
+        ends = []
+        for axis, side in enumerate(photo_size):
+            ramp = np.rint(np.linspace(0, 255, side)).astype(np.uint8)
+            along = ramp[None, :, None] if axis == 0 else ramp[:, None, None]
+            photo = Image.fromarray(np.ascontiguousarray(np.broadcast_to(along, (*photo_size[::-1], 3))))
+            levels = self._levels(self.give(photo)).mean(axis=-1, dtype=np.float64)
+            levels = levels if axis == 0 else levels.T
+            place = levels / 255 * (side - 1) + 0.5
+            middle = np.arange(levels.shape[1]) + 0.5
+            inner = slice(len(middle) // 8, len(middle) - len(middle) // 8)
+            if len(middle[inner]) < 2:
+                return None
+            slope, start = np.polyfit(middle[inner], place.mean(axis=0)[inner], 1)
+            slack = max(1.5, 0.01 * side)
+            if slope <= 0 or np.abs(place[:, inner] - (start + slope * middle[inner])).max() > slack:
+                return None
+            stop = start + slope * len(middle)
+            if start < -slack or stop > side + slack:
+                return None  # it pads
+            ends.append((0.0 if start < slack / 2 else start, float(side) if stop > side - slack / 2 else stop))
+        return (*(float(start) for start, _ in ends), *(float(stop) for _, stop in ends))
+
+    def framed(self, photos: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Nothing gives back an input from code."""
+        raise DataError(f"expected a bla.Transform, got {_name_of(self.code)}, which is code")
+
+    def in_words(self) -> str:
+        """One line for people."""
+        height, width = self.size
+        shown = "" if self.linear else f"; pictures show {SHOWN}"
+        return f"preprocessing: {_name_of(self.code)}, as it is, to {width} x {height}{shown}"
+
+    def plain(self) -> Transform:
+        """The transform that is nearly the same; a DataError if there is none."""
+        if self.near is None:
+            raise DataError(
+                f"expected preprocessing that can be written down, got {_name_of(self.code)}, which is code: pass "
+                "transform=bla.Transform(...) that does nearly the same"
+            )
+        return self.near
+
+    def identity(self) -> Any:
+        """What it does to a photo of noise, as a digest."""
+        return {"code": hashlib.sha256(np.ascontiguousarray(self.give(_noise(_WIDE))).tobytes()).hexdigest()}
+
+
+def understood(code: Code) -> Transform:
+    """The preprocessing that code does to a Pillow image, an array or a tensor, as a transform.
+
+    It may be called as torchvision's and timm's are, with the image alone; as albumentations' are, with ``image=``;
+    or as an image processor of transformers. A DataError says why it is no preprocessing of a classifier.
+    """
+    name = _name_of(code)
+    give, wide = _calling(code)
+    tall = give(_noise(_TALL))
+    if wide.shape != tall.shape:
+        raise DataError(
+            f"expected preprocessing to inputs of one size, got {name}, which makes {wide.shape} of a wide and "
+            f"{tall.shape} of a tall photo: add a resize or a crop to one size"
+        )
+    if any(not np.array_equal(wide, give(_noise(_WIDE)), equal_nan=True) for _ in range(4)):
+        raise DataError(
+            f"expected the preprocessing of evaluation, got {name}, which makes another input of the same photo each "
+            "time: pass the transform that you validate with"
+        )
+    channels, *size = wide.shape
+    mean, std, linear = _scale(give, channels)
+    found = Pipeline(tuple(size), mean, std, "bilinear", source=name, code=code, give=give, linear=linear)
+    best, miss = None, math.inf
+    with contextlib.suppress(DataError):  # of code that cannot read small photos
+        for candidate in _candidates(found):
+            missed = [_missed(candidate, found, _noise(shape)) for shape in _SHAPES]
+            if max(each.max() for each in missed) < _SAME:
+                return candidate
+            if (least := min(each.mean() for each in missed)) < miss and _is_near(candidate, found):
+                best, miss = candidate, least  # the centre of some shapes may lie a pixel off
+    return dataclasses.replace(found, near=best and dataclasses.replace(best, source=f"{name}, nearly"))
+
+
+def _missed(transform: Transform, pipeline: Pipeline, photo: Image.Image) -> npt.NDArray[np.float64]:
+    """By how many levels a transform misses code."""
+    return np.abs(pipeline._levels(pipeline.give(photo)).astype(np.float64) - transform.read(photo).pixels)
+
+
+def _is_near(transform: Transform, pipeline: Pipeline) -> bool:
+    """Whether a transform misses code on smooth photos by less than a shift by one pixel would."""
+    for shape in _SHAPES:
+        photo = _noise((6, 8)).resize(shape[::-1], Image.Resampling.BICUBIC)
+        levels = transform.read(photo).pixels.astype(np.float64)
+        shift = max(np.abs(np.diff(levels, axis=axis)).mean() for axis in (0, 1))
+        if _missed(transform, pipeline, photo).mean() > 0.5 + shift:
+            return False
+    return True
+
+
+def _candidates(pipeline: Pipeline) -> Iterator[Transform]:
+    """Transforms that show the same part of a wide photo."""
+    try:
+        left, top, right, bottom = pipeline.region(_WIDE[::-1])
+    except DataError:
+        return
+    if pipeline.channels not in (1, 3):
+        return
+    (height, width), (rows, columns) = pipeline.size, _WIDE
+    whole = (left, top, right, bottom) == (0, 0, columns, rows)
+    short = round(rows * height / (bottom - top))
+    kinds: list[tuple[Mode, float]] = [("squash", 0.875)] if whole else []
+    for offset, mode in itertools.product((0, 1, -1), get_args(Mode)[1:]):
+        side = short + offset if height <= width else round((short + offset) * width / height)
+        if min(height, width) <= side <= 100 * min(height, width):
+            kinds.append((mode, fraction(min(height, width), side)))
+    for (mode, share), kind in itertools.product(kinds, get_args(Interpolation)):
+        yield dataclasses.replace(_plain(pipeline), mode=mode, crop_fraction=share, interpolation=kind)
+
+
+def _plain(pipeline: Pipeline) -> Transform:
+    return Transform(pipeline.size, pipeline.mean, pipeline.std, source=pipeline.source)
+
+
+def fraction(side: int, whole: int) -> float:
+    """The crop fraction by which ``floor(side / fraction)`` is ``whole``."""
+    found = side / whole
+    return found if math.floor(side / found) == whole else math.nextafter(found, 0)
+
+
+def _scale(give: Callable[[Image.Image], Given], channels: int) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """Mean and std of each channel by constant photos, and whether these tell them."""
+    with np.errstate(all="ignore"):
+        black, grey, white = (
+            give(Image.new("RGB", _WIDE[::-1], (level,) * 3)).astype(float) for level in (0, 128, 255)
+        )
+        low, middle, high = (each.mean(axis=(1, 2)) for each in (black, grey, white))
+        slope = high - low
+        flat = all(np.ptp(each, axis=(1, 2)).max() <= 1e-3 * np.abs(slope).max() for each in (black, grey, white))
+        straight = (np.abs(middle - low - slope * 128 / 255) <= 1e-3 * np.abs(slope)).all()
+        if not (flat and straight and (slope > 1e-6).all() and np.isfinite([low, high]).all()):
+            return (0.5,) * channels, (0.25,) * channels, False
+        return tuple(map(_short, -low / slope)), tuple(map(_short, 1 / slope)), True
+
+
+def _short(number: float) -> float:
+    """The shorter decimal that a number in single precision was."""
+    for digits in (3, 4, 6):
+        if abs(number - round(number, digits)) < 1e-6 * max(abs(number), 0.1):
+            return round(float(number), digits)
+    return float(number)
+
+
+def _calling(code: Code) -> tuple[Callable[[Any], Given], Given]:
+    """How the code is called, and what it makes of a wide photo."""
+    code = getattr(code, "image_processor", code)  # of a processor of several kinds of input
+
+    def tensor(photo: Any) -> Any:
+        import torch
+
+        return code(torch.from_numpy(np.asarray(photo).copy()).movedim(-1, 0))
+
+    ways: list[Callable[[Any], Any]] = [
+        lambda photo: code(photo if isinstance(photo, Image.Image) else _as_image(photo)),
+        lambda photo: code(image=np.asarray(photo)),
+        lambda photo: code(np.asarray(photo)),
+        tensor,
+    ]
+    if hasattr(code, "model_input_names"):  # transformers'
+        ways = [lambda photo: _only(code(images=photo, return_tensors="pt"))]
+    elif type(code).__module__.startswith("albument"):
+        ways = ways[1:2]
+    said: list[DataError] = []
+    for way in ways:
+
+        def give(photo: Any, way: Callable[[Any], Any] = way) -> Given:
+            try:
+                returned = way(photo)
+            except Exception as error:  # whatever code of the user's raises
+                first = str(error).strip().partition("\n")[0][:200]
+                raise DataError(
+                    f"expected an input from {_name_of(code)}, got {type(error).__name__}: {first}"
+                ) from error
+            return _as_input(returned, code)
+
+        try:
+            return give, give(_noise(_WIDE))
+        except DataError as error:
+            said.append(error)
+    raise said[0]
+
+
+def _only(returned: Mapping[str, Any]) -> Any:
+    """The one input in the batch that an image processor returned."""
+    name = "pixel_values" if "pixel_values" in returned else next(iter(returned))
+    values = np.asarray(returned[name])
+    if values.ndim != 4 or len(values) != 1:
+        raise DataError(f"expected {name} of shape (1, C, height, width), got {values.shape}: no classifier's input")
+    return returned[name]
+
+
+def _as_image(photo: npt.NDArray[Any]) -> Any:
+    return open_photo(photo) if photo.dtype == np.uint8 and photo.ndim in (2, 3) else photo
+
+
+def _as_input(returned: Any, code: Code) -> Given:
+    """The input (C, height, width) in what code returned."""
+    if isinstance(returned, Mapping) or hasattr(returned, "keys"):
+        found = [returned[key] for key in ("pixel_values", "image", "pixels") if key in returned]
+        returned = found[0] if found else next(iter(returned.values()))
+    if isinstance(returned, (list, tuple)) and len(returned) == 1:
+        (returned,) = returned
+    if isinstance(returned, Image.Image):
+        raise DataError(f"expected floats from {_name_of(code)}, got a Pillow image: add ToTensor() and Normalize(...)")
+    tensor = hasattr(returned, "detach")
+    values = np.asarray(returned.detach().cpu().float() if tensor and returned.is_floating_point() else returned)
+    if values.ndim == 4 and len(values) == 1:
+        values = values[0]
+    if values.dtype.kind != "f":
+        raise DataError(
+            f"expected floats from {_name_of(code)}, got {values.dtype}: add a conversion to float32 and Normalize(...)"
+        )
+    if values.ndim == 3 and not tensor and values.shape[-1] in (1, 3, 4) and values.shape[0] not in (1, 3, 4):
+        values = np.moveaxis(values, -1, 0)
+    if values.ndim != 3 or values.shape[0] > min(values.shape[1:]):
+        raise DataError(f"expected an input (C, height, width) from {_name_of(code)}, got shape {values.shape}")
+    return values.astype(np.float32)
+
+
+def _noise(shape: Sequence[int]) -> Image.Image:
+    rows, columns = shape
+    return Image.fromarray(np.random.RandomState(rows).randint(0, 256, (rows, columns, 3), np.uint8))
+
+
+def _name_of(code: Any) -> str:
+    """A class's or a function's name."""
+    return str(getattr(code, "__name__", type(code).__name__))
