@@ -458,6 +458,12 @@ def test_errors_of_others_become_one_line(
     assert line.isprintable()
 
 
+@pytest.mark.parametrize("options", ["--host 0.0.0.0", "--proxy 10.0.0.2", "--url study.example.org", "--host ::"])
+def test_where_a_study_is_found_must_be_said(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["study", "serve", "x", *options.split()]) == 2
+    assert "expected --url" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -28,7 +28,7 @@ from bla.study.preparing import Wishes, prepare
 from bla.study.responses import DECOY, Collected
 from bla.study.schedule import trials_of
 from bla.study.site import TOKEN
-from bla.study.store import Store, _taken, now_ms
+from bla.study.store import Store, _taken, now_ms, participants
 from bla.study.texts import Texts
 from small_study import ARMS, explained, small_study
 
@@ -39,8 +39,10 @@ Prepared = Callable[[str], tuple[Path, str]]
 class Visitor:
     """A browser without JavaScript."""
 
-    def __init__(self, app: Any) -> None:
-        self.client = TestClient(app, base_url="http://study.test", raise_server_exceptions=False)
+    def __init__(self, app: Any, address: str = "10.0.0.1") -> None:
+        self.client = TestClient(
+            app, base_url="http://study.test", raise_server_exceptions=False, client=(address, 50_000)
+        )
         self.html = ""
 
     def get(self, address: str, status: int = 200) -> str:
@@ -99,7 +101,7 @@ def test_a_participation(place: tuple[Path, str], store: Store) -> None:
     study, secret = place
     plan = Plan.load(study)
     visitor = Visitor(create_app(study, store))
-    assert "http://study.test/p/" in visitor.begin()
+    assert 'href="/p/' in visitor.begin()
     visitor.get("/trial")
     for position in range(1, 8):
         assert f"Question {position} of 7" in visitor.html
@@ -152,7 +154,7 @@ def test_what_comes_twice_changes_nothing(place: tuple[Path, str], store: Store)
 
 def test_return_by_link_pause_and_taking_back(place: tuple[Path, str], store: Store) -> None:
     study, _ = place
-    app = create_app(study, store)
+    app = create_app(study, store, address="http://study.test")
     visitor = Visitor(app)
     visitor.begin()
     link = re.findall(r'href="http://study.test(/p/[^"]+)"', visitor.html)[0]
@@ -235,10 +237,33 @@ def test_places_are_limited(tmp_path: Path) -> None:
     store = Store.of(study)
     app = create_app(study, store)
     Visitor(app).begin()
-    late = Visitor(app)
+    late = Visitor(app, "10.0.0.2")
     late.get("/")
     assert "all the participants it needs" in late.post("/begin", {**late.fields(), "agree": "yes"}, 403)
     store.close()
+
+
+def test_one_address_cannot_take_all_places_and_all_behind_it_can_take_part(tmp_path: Path) -> None:
+    study, _ = small_study(tmp_path, places=5)
+    with Store.of(study) as store:
+        app = create_app(study, store, limits=Limits(100))
+        room = [Visitor(app, f"2001:db8::{number}") for number in range(5)]  # one network, and one address
+        room[0].begin()
+        room[1].begin()
+        room[2].get("/")
+        form = {**room[2].fields(), "agree": "yes"}
+        assert "wait 60 seconds" in room[2].post("/begin", form, 429)
+        Visitor(app, "2001:db8:0:1::1").begin()
+        room[0].get("/trial")
+        for _ in range(7):
+            room[0].answer()
+        room[2].post("/begin", form)  # one has finished
+        room[3].get("/")
+        room[3].post("/begin", {**room[3].fields(), "agree": "yes"}, 429)
+        room[1].get("/pause")
+        room[1].post("/withdraw", {**room[1].fields(), "sure": "yes"})
+        room[3].begin()
+        assert store.counts() == {"began": 5, "finished": 1, "withdrawn": 1, "answers": 7}
 
 
 def test_every_answer_has_secure_headers(place: tuple[Path, str], store: Store) -> None:
@@ -399,18 +424,18 @@ def test_a_place_is_free_again_when_it_is_abandoned(tmp_path: Path, monkeypatch:
     hour, begun = 3_600_000, now_ms()
     with Store.of(study) as store:
         app = create_app(study, store)
-        idle, busy, gone = Visitor(app), Visitor(app), Visitor(app)
+        idle, busy, gone = (Visitor(app, f"10.0.0.{number}") for number in range(3))
         for visitor in (idle, busy, gone):
             visitor.begin()
             visitor.get("/trial")
         busy.answer()
         gone.post("/withdraw", {**gone.fields(), "sure": "yes"})
-        fourth = Visitor(app)
+        fourth = Visitor(app, "10.0.0.9")
         assert "places" not in fourth.begin(), "a withdrawal frees one"
         for hours, free in ((0.5, 0), (2, 2), (23, 2), (25, 3)):
             monkeypatch.setattr("bla.study.store.now_ms", lambda hours=hours: begun + int(hours * hour))
             with store._read() as connection:
-                assert 3 - connection.execute(_taken(begun + int(hours * hour))).scalar_one() == free
+                assert 3 - len(connection.execute(_taken(begun + int(hours * hour), participants.c.id)).all()) == free
         monkeypatch.undo()
         idle.get("/trial")
         idle.answer()
@@ -447,6 +472,10 @@ def test_a_link_exchanges_no_participant_and_names_the_configured_address(
     place: tuple[Path, str], store: Store
 ) -> None:
     study, _ = place
+    nowhere = Visitor(create_app(study, store))
+    nowhere.client.headers["host"] = "evil.test"
+    assert 'href="/p/' in nowhere.begin()
+    assert "evil" not in nowhere.html
     app = create_app(study, store, address="https://study.example.org")
     one, other = Visitor(app), Visitor(app)
     for visitor in (one, other):

@@ -89,25 +89,26 @@ def serve(
     Example: `bla study serve look --port 8000`
 
     :param proxy: Your HTTPS reverse proxy's address, so that rate limits apply to its clients.
-    :param url: The address in personal links, https://study.example.org say. By default the browser's.
+    :param url: The address in personal links, https://study.example.org say. Needed with --proxy or --host 0.0.0.0.
     """
     from bla.study.app import create_app
     from bla.study.serving import serve as run
     from bla.study.store import Store
     from bla.study.texts import Texts
 
+    if url is not None and not re.fullmatch(r"https?://[^/?#@\s]+/?", url):
+        raise StudyError(f"expected --url as https://study.example.org, got {url!r}")
+    if url is None and (proxy is not None or host in ("", "::", "0.0.0.0")):
+        raise StudyError("expected --url https://study.example.org, the address in personal links, got none: add it")
     words = folder / "texts.toml"
     if any(text.startswith("[") for text in Texts.load(words).paragraphs("consent.text")):
         raise StudyError(
             f"expected a consent text that says who asks, got the template's paragraph in brackets in {words}: "
             "replace it"
         )
-    with Store.of(folder, db) as store:
-        if url is not None and not re.fullmatch(r"https?://[^/?#@\s]+/?", url):
-            raise StudyError(f"expected --url as https://study.example.org, got {url!r}")
-        app = create_app(folder, store, limits=limits, address=url)
-        server = listening(host, port)
-        address = f"http://{host}:{server.getsockname()[1]}"
+    with Store.of(folder, db) as store, listening(host, port) as server:
+        address = f"http://{f'[{host}]' if ':' in host else host}:{server.getsockname()[1]}"
+        app = create_app(folder, store, limits=limits, address=url or address)
         say(f"The study is at {address}, what it collected at {address}/researcher. Stop it with Ctrl-C.", flush=True)
         run(app, server, proxy=proxy)
 

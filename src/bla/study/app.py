@@ -55,7 +55,7 @@ def create_app(
     *,
     simulated: bool = False,
     limits: Limits | None = None,
-    address: str | None = None,
+    address: str = "",
 ) -> FastAPI:
     """The application of a study's folder; StudyError unless the store is empty or holds answers to the same study."""
     limits = limits or Limits()

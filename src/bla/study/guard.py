@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -32,6 +33,23 @@ HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=(), browsing-topics=()",
     "x-robots-tag": "noindex, nofollow",
 }
+
+
+def origin(connection: HTTPConnection) -> str:
+    """Where a request comes from: an address, or of IPv6 the network of 2^64 that one connection is given.
+
+    >>> [origin(HTTPConnection({"type": "http", "client": (host, 1)})) for host in ("10.0.0.9", "2001:db8::1:2")]
+    ['10.0.0.9', '2001:db8::/64']
+    """
+    host = connection.client.host if connection.client else ""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    mapped = address.ipv4_mapped
+    return str(mapped or ipaddress.ip_network((address, 64), strict=False))
 
 
 class Rate:
@@ -66,6 +84,8 @@ class Limits:
     """New participants per minute from one address."""
     requests_a_second: float = 20.0
     """Requests per second of a participant; an address without one may make five times as many."""
+    places_an_address: float = 0.5
+    """Share of a study's places that unfinished participants of one address may hold; 1 for a study in one room."""
     timing: bool = False
     """Report processing times in the header Server-Timing."""
 
@@ -73,6 +93,8 @@ class Limits:
         for name in ("joins_a_minute", "requests_a_second"):
             if not 0 < (value := getattr(self, name)) <= 1e6:
                 raise StudyError(f"expected {name} above 0, at most a million, got {value}")
+        if not 0 < self.places_an_address <= 1:
+            raise StudyError(f"expected places_an_address above 0, at most 1, got {self.places_an_address}")
 
 
 class Guard:
@@ -109,8 +131,7 @@ class Guard:
         headers = connection.headers
         length = headers.get("content-length", "0")
         token = connection.cookies.get(self.cookie, "")
-        address = connection.client.host if connection.client else ""
-        wait = self.people.wait(token) if self.knows(token) else self.addresses.wait(address)
+        wait = self.people.wait(token) if self.knows(token) else self.addresses.wait(origin(connection))
         if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEADERS:
             await self.refusal(431, 0)(scope, receive, sent)
         elif wait:

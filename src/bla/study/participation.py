@@ -50,7 +50,7 @@ def begin(
     token = nonce + site.keys.signed("token", nonce)
     if site.store.person(token) is None:
         site.limit(site.joins, request)
-        if site.store.join(site.plan, token) is None:
+        if site.join(request, token) is None:
             heading, text = site.texts["consent.title"], site.texts["consent.full"]
             return site.page("message", 403, heading=heading, text=text, home=False)
     return _remembered(request, token, "/instructions")
@@ -74,7 +74,7 @@ def _remembered(request: Request, token: str, address: str) -> Response:
 
 def _link(request: Request, site: Site, person: Person) -> str:
     path = request.app.url_path_for("come_back", token=person.token)
-    return str(path.make_absolute_url(site.address or request.base_url))
+    return str(path.make_absolute_url(site.address)) if site.address else str(path)
 
 
 @router.get("/instructions")

@@ -59,7 +59,7 @@ def rehearse(
 ) -> Collected:
     """Let so many simulated people take part in a study, on an empty store; raises StudyError if it holds answers."""
     plan, texts = Plan.load(study), Texts.load(study / "texts.toml")
-    app = create_app(study, store, simulated=True, limits=Limits(1e6, 1e6))
+    app = create_app(study, store, simulated=True, limits=Limits(1e6, 1e6, 1))
     if store.counts()["began"]:
         raise StudyError(f"expected an empty store for a rehearsal, got one with answers: remove {store.url}")
     if plan.places is not None and people > plan.places:

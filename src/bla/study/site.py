@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Cookie, Depends, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from bla.study.guard import Limits, Rate
+from bla.study.guard import Limits, Rate, origin
 from bla.study.keys import Keys
 from bla.study.pages import Pages
 from bla.study.pictures import registered
@@ -45,8 +46,13 @@ class Site:
     logins: Rate
     simulated: bool
     folder: Path
-    address: str | None = None
-    """Where participants find it, for their personal links; by default as their browsers say."""
+    address: str = ""
+    """Where participants find it, for their personal links; never as a request says."""
+    share: float = 1.0
+    """Of the places, what unfinished participants of one address may hold."""
+    holders: dict[str, list[int]] = field(default_factory=dict)
+    """By their address the participants who may hold a place; in memory alone."""
+    joining: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def secrets(self) -> Keys:
@@ -54,7 +60,7 @@ class Site:
         return Keys.load(self.folder)
 
     @classmethod
-    def opened(cls, study: Path, store: Store, *, simulated: bool, limits: Limits, address: str | None = None) -> Site:
+    def opened(cls, study: Path, store: Store, *, simulated: bool, limits: Limits, address: str = "") -> Site:
         """Read a study's folder, and begin or continue to collect in the store."""
         plan, texts = Plan.load(study), Texts.load(study / "texts.toml")
         images = registered(study, plan)
@@ -62,7 +68,20 @@ class Site:
         pages = Pages(plan, texts, simulated=simulated)
         joins = Rate(limits.joins_a_minute / 60, max(1, int(limits.joins_a_minute)))
         logins = Rate(5 / 60, 5)
-        return cls(plan, texts, Keys.load(study), store, pages, images, joins, logins, simulated, study, address)
+        share = limits.places_an_address
+        return cls(plan, texts, Keys.load(study), store, pages, images, joins, logins, simulated, study, address, share)
+
+    def join(self, request: Request, token: str) -> Person | None:
+        """A new participant; None if all places are taken. An address that holds its share of them has to wait."""
+        with self.joining:
+            address, places = origin(request), self.plan.places
+            held = [] if places is None else self.store.holding(self.holders.get(address, []))
+            if places is not None and len(held) >= max(1, int(self.share * places)):
+                raise Instead(self.refusal(429, 60))
+            person = self.store.join(self.plan, token)
+            if places is not None and person is not None:
+                self.holders[address] = [*held, person.id]
+            return person
 
     def knows(self, token: str) -> bool:
         """Whether the token carries our signature."""
@@ -90,7 +109,7 @@ class Site:
 
     def limit(self, rate: Rate, request: Request) -> None:
         """Turn the request away if its address has made too many."""
-        self.limit_key(rate, request.client.host if request.client else "")
+        self.limit_key(rate, origin(request))
 
     def limit_key(self, rate: Rate, key: str) -> None:
         """Turn the request away if there were too many of this key."""

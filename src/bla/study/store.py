@@ -11,7 +11,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,7 +185,7 @@ class Store:
                 return known
             counted = sa.update(studies).values(joined=studies.c.joined + 1).returning(studies.c.joined)
             joined: int = connection.execute(counted).scalar_one()
-            taken: int = connection.execute(_taken(now_ms())).scalar_one()
+            taken: int = connection.execute(_taken(now_ms(), sa.func.count(participants.c.id))).scalar_one()
             if plan.places is not None and taken >= plan.places:
                 connection.execute(sa.update(studies).values(joined=joined - 1))
                 return None
@@ -198,6 +198,12 @@ class Store:
             rows = [{"participant": key, "position": at, "trial": text} for at, text in enumerate(texts, 1)]
             connection.execute(sa.insert(trials), rows)
             return Person(key, token, name, len(planned), 0, withdrawn=False)
+
+    def holding(self, people: Sequence[int]) -> list[int]:
+        """Which of these participants hold a place and have not finished."""
+        held = _taken(now_ms(), participants.c.id).where(participants.c.finished_ms.is_(None))
+        with self._read() as connection:
+            return list(connection.scalars(held.where(participants.c.id.in_(people))))
 
     def person(self, token: str) -> Person | None:
         """Who has this token."""
@@ -397,14 +403,14 @@ def engine_of(url: str | sa.URL) -> Engine:
     return engine
 
 
-def _taken(now: int) -> sa.Select[Any]:
-    """How many places are taken."""
+def _taken(now: int, what: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Of those who have a place."""
     last = sa.select(sa.func.max(answers.c.answered_ms)).where(answers.c.participant == participants.c.id)
     seen = last.correlate(participants).scalar_subquery()
     busy = sa.or_(
         participants.c.finished_ms.is_not(None), participants.c.started_ms > now - HOUR_MS, seen > now - 24 * HOUR_MS
     )
-    return sa.select(sa.func.count(participants.c.id)).where(participants.c.withdrawn_ms.is_(None), busy)
+    return sa.select(what).where(participants.c.withdrawn_ms.is_(None), busy)
 
 
 def _lock(connection: Connection, person: int) -> bool:
