@@ -21,7 +21,8 @@ import bla
 from bla.data.photo import Transform
 from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
 from bla.model.heads import reads_maps
-from bla.model.hooking import HookedHead, HookedTrunk
+from bla.model.hooking import HookedHead, HookedTrunk, _Blank, _maps_in
+from bla.model.joining import Around, Keeping
 from bla.progress import silent
 from small import some_photos
 
@@ -379,3 +380,34 @@ def test_a_split_that_is_off_by_more_than_rounding_is_said_and_marked(capsys: py
     assert wrapped.note == expected
     assert capsys.readouterr().err == f"unsteady: {expected}\n"
     assert wrapped.explain(BATCHES[0])[0].note == expected
+
+
+def test_keys_weighted_over_the_tokens_before_any_query_are_those_of_the_kept() -> None:
+    """Linear attention: softmax_n(k) v, of which a query then reads."""
+    keys, values = torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
+    keep = torch.tensor([[1, 0, 1, 0, 0, 1], [0, 1, 1, 1, 0, 0]])
+    with Keeping(keep.float(), Around(1, 0), torch.float32):
+        found = keys.softmax(dim=2).mT @ values
+    for image, kept in enumerate(torch.cat([torch.ones(2, 1), keep], dim=1).bool()):
+        expected = keys[image][:, kept].softmax(dim=1).mT @ values[image][:, kept]
+        torch.testing.assert_close(found[image], expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "layout", "prefix", "grid"),
+    [
+        ((2, 16, 24), (64, 64), "tokens", 0, (4, 4)),
+        ((2, 21, 1024), (64, 64), "tokens", 5, (4, 4)),
+        ((2, 768, 16), (64, 64), "channels, tokens", 0, (4, 4)),
+        ((2, 48, 24), (64, 96), "channels, tokens", 0, (4, 6)),
+    ],
+)
+def test_a_row_is_read_as_square_patches(
+    shape: tuple[int, ...], size: tuple[int, int], layout: str, prefix: int, grid: tuple[int, int]
+) -> None:
+    (place,) = _maps_in("unfold", _Blank(shape, (True, False, False), None), size)
+    assert (place.layout, place.prefix, place.grid) == (layout, prefix, grid)
+    maps = torch.randn(2, place.channels, *grid)
+    returned = place.returning(_Blank(shape, (True, False, False), None), maps)
+    assert returned.shape == shape
+    assert torch.equal(place.map_in(returned, size), maps)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,6 +75,8 @@ class Place:
             values = values.permute(0, 2, 3, 1)
         elif self.layout == "tokens":
             values = nn.functional.pad(values.flatten(2).mT, (0, 0, self.prefix, 0))
+        elif self.layout == "channels, tokens":
+            values = values.flatten(2)
         made = [each.zeros(like) if isinstance(each, _Blank) else each for each in leaves]
         made[self.leaf] = values.to(leaves[self.leaf].dtype or values.dtype).contiguous()
         return pytree.tree_unflatten(made, spec)
@@ -270,11 +271,17 @@ def _maps_in(name: str, blank: Any, size: tuple[int, int]) -> Iterator[Place]:
         elif len(shape) == 4 and is_over(shape[1:3], size):
             yield Place(name, leaf, "channels last", 0, shape[3], (shape[1], shape[2]))
         elif len(shape) == 3:
-            for prefix in range(min(_MOST_PREFIX, shape[1] - 1)):
-                grid = token_grid(shape[1] - prefix, size)
-                if grid is not None and math.prod(grid) > 1 and is_over(grid, size):
-                    yield Place(name, leaf, "tokens", prefix, shape[2], grid)
-                    break
+            readings: list[tuple[Layout, int, int, int]] = [
+                ("tokens", prefix, shape[1] - prefix, shape[2]) for prefix in range(min(_MOST_PREFIX, shape[1] - 1))
+            ]
+            readings.append(("channels, tokens", 0, shape[2], shape[1]))
+            over = [
+                Place(name, leaf, layout, prefix, channels, grid)
+                for layout, prefix, cells, channels in readings
+                if (grid := token_grid(cells, size)) is not None and is_over(grid, size)
+            ]
+            # the first whose cells are square, of several readings
+            yield from sorted(over, key=lambda place: place.grid[0] * size[1] != place.grid[1] * size[0])[:1]
 
 
 def _with_siblings(place: Place, others: Sequence[Place]) -> Iterator[list[Place]]:

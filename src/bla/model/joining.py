@@ -135,6 +135,9 @@ class Keeping(TorchFunctionMode):
             bias = None
             if dim in (-1, args[0].ndim - 1):
                 bias = self._of(self.bias, args[0].shape[-1], args[0].ndim)
+            elif dim in (-2, args[0].ndim - 2) and args[0].ndim > 3:  # of keys over the tokens, before any query
+                bias = self._of(self.bias, args[0].shape[-2], args[0].ndim - 1)
+                bias = None if bias is None else bias[..., None]
             if bias is not None:
                 args = (args[0] + bias, *args[1:])
         elif func in _MEANS and args and args[0].ndim == 3:

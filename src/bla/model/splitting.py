@@ -224,7 +224,9 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Mo
     first, last = torch.zeros_like(uniform), torch.zeros_like(uniform)
     first[:, 0, 0] = last[:, -1, -1] = 1
     if not missed(answer(features, first), answer(features, last)) > 0:
-        raise _UncuttableError(
+        alike = torch.equal(features, features[..., :1, :1].expand_as(features))
+        never = alike or torch.equal(answers.values, answers.values[:1].expand_as(answers.values))
+        raise (_UncuttableError if never else _UncutError)(
             "expected logits that depend on the cells of the feature map, got the same from any cell (a head that is "
             "all zero, or features alike everywhere): it needs a trained head"
         )
