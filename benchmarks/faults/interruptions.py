@@ -228,9 +228,14 @@ class Interrupted:
         return ended(started(self.task.arguments(place), self.log, trouble), seconds)
 
     def _finish(self, place: Path) -> None:
-        code = self._run(place)
-        self.found[f"finally exit code {code}"] += code != 0
-        self._compare(place)
+        if (code := self._run(place)) == 0:
+            self._compare(place)
+            return
+        time.sleep(0.1)
+        self.found["does not resume"] += 1
+        print(
+            f"{self.task.name} does not resume, exit code {code}:", *self.log.read_text().splitlines()[-12:], sep="\n"
+        )
 
     def _compare(self, place: Path) -> None:
         same = place.exists() and self.task.result(place) == self.whole
@@ -257,7 +262,7 @@ class Stubborn(Walker):
         time.sleep(0.05)
 
 
-def _study(folder: Path) -> Plan:
+def small_study(folder: Path) -> Plan:
     rng = np.random.default_rng(0)
     (folder / "photos").mkdir(parents=True)
     for number in range(8):
@@ -304,7 +309,7 @@ def _taking_part(plan: Plan, texts: Texts, address: str, end: threading.Event) -
 def study(kills: int, failures: int, rng: random.Random) -> Counter[str]:
     """Serve a study, and interrupt it while people answer: each answer is stored once, as it was given."""
     found, folder, log = Counter[str](), Path("look"), Path("study.log").resolve()
-    plan = _study(folder)
+    plan = small_study(folder)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = ["study", "serve", str(folder / "study"), "--port", str(port), "--joins-a-minute", "100000"]

@@ -97,6 +97,7 @@ def configured(app: ASGIApp, **settings: Any) -> uvicorn.Config:
     """How uvicorn runs an application; of what clients do wrong nothing is logged, so that they cannot fill a disk."""
     protocol = bounded(max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE))
     fixed: dict[str, Any] = {"http": protocol, "ws": "none", "log_level": "error", "access_log": False}
+    fixed["backlog"] = SPARE // 2  # so many are accepted before the first of them is counted
     return uvicorn.Config(Patience(app), server_header=False, **fixed, **settings)
 
 
