@@ -11,6 +11,7 @@ resumes. The passes run in ONNX Runtime where it is installed, else in torch.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import functools
@@ -45,6 +46,7 @@ from bla.comparison.methods import (
 from bla.comparison.photos import size_of
 from bla.data.image_sets import ImageSet, list_images
 from bla.data.masking import FILLS, enlarged, filled
+from bla.files import write_json
 from bla.metrics import localise, places, top_cells
 from bla.metrics.pixels import SHARES
 from bla.metrics.statistics import bootstrap, images_to_decide
@@ -54,6 +56,7 @@ from bla.progress import show
 from bla.runs.run import load
 
 BATCH = 32
+RESULTS = "results.json"
 Network = Callable[[Tensor], Tensor]
 Values = dict[str, list[float]]
 """By metric and size, such as "kept 12", a value for every photo."""
@@ -289,37 +292,37 @@ def table(found: dict[str, Any], titles: dict[str, str]) -> str:
     sizes, middle, differences = found["sizes"], found["sizes"][1], found["differences"]
     shown = [f"{name} {size}" for name in ("kept", "removed") for size in sizes] + [f"on {middle}"]
     shown = [key for key in shown if key in differences]
-    lines = _row("ranked by", *shown, f"head agrees at {', '.join(map(str, sizes))}", ruled=True)
+    lines = row("ranked by", *shown, f"head agrees at {', '.join(map(str, sizes))}", ruled=True)
     for name, means in found["methods"].items():
         agree = ", ".join(f"{means[key]:.3f}" for key in (f"agree {size}" for size in sizes) if key in means)
-        lines += _row(titles[name], *(f"{means[key]:.3f}" for key in shown), agree)
-    lines += ["", *_row("its difference from", *shown, ruled=True)]
+        lines += row(titles[name], *(f"{means[key]:.3f}" for key in shown), agree)
+    lines += ["", *row("its difference from", *shown, ruled=True)]
     for name in found["methods"]:
         if name != RUN:
-            lines += _row(titles[name], *(_span(differences[key][name]) for key in shown))
-    lines += ["", *_row("aim", "reached", "difference", "photos to decide", ruled=True)]
+            lines += row(titles[name], *(span(differences[key][name]) for key in shown))
+    lines += ["", *row("aim", "reached", "difference", "photos to decide", ruled=True)]
     own, cells = found["own"], found["cells"]
-    lines += _row("the head agrees by default", _reached(own["default"] == 1), f"{own['default']:.3f}", "")
+    lines += row("the head agrees by default", _reached(own["default"] == 1), f"{own['default']:.3f}", "")
     enough = own["bound"] >= 0.97 and own["size bound"] <= cells / 3
     size = f"{own['bound']:.3f} by {own['size bound']:.1f} of {cells} cells"
-    lines += _row("by the bound on .97, a third of the grid", _reached(enough), size, "")
-    for key, name, row, least in aims(found):
+    lines += row("by the bound on .97, a third of the grid", _reached(enough), size, "")
+    for key, name, apart, least in aims(found):
         if least is None:
-            reached, bound = row["mean"] > 0, "above 0"
+            reached, bound = apart["mean"] > 0, "above 0"
         elif key.startswith("removed"):
-            reached, bound = row["mean"] <= least, f"at most {least:+.2f}"
+            reached, bound = apart["mean"] <= least, f"at most {least:+.2f}"
         else:
-            reached, bound = row["mean"] >= least, f"at least {least:+.2f}"
+            reached, bound = apart["mean"] >= least, f"at least {least:+.2f}"
         aim = f"{key}, against {titles[name]}: {bound}"
-        lines += _row(aim, _reached(reached), _span(row), row["to_decide"] or "")
+        lines += row(aim, _reached(reached), span(apart), apart["to_decide"] or "")
     return "\n".join([*lines, "", f"{found['photos']} photos, fill {found['fill']}; 95% intervals, paired."])
 
 
-def _row(*cells: object, ruled: bool = False) -> list[str]:
+def row(*cells: object, ruled: bool = False) -> list[str]:
     return [f"| {' | '.join(map(str, cells))} |"] + ["|" + " --- |" * len(cells)] * ruled
 
 
-def _span(row: dict[str, Any]) -> str:
+def span(row: dict[str, Any]) -> str:
     return f"{row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
 
 
@@ -327,24 +330,38 @@ def _reached(reached: bool) -> str:
     return "yes" if reached else "no"
 
 
-def main() -> None:
-    """Rank, mask, judge; print the table."""
-    parser = parser_of(__doc__)
+def parser_of_explainers(documentation: str | None) -> argparse.ArgumentParser:
+    """The arguments that name an explainer and photos, which several commands share."""
+    parser = parser_of(documentation)
     parser.add_argument("explainer", help="a run folder, a shipped explainer, or with --untrained a classifier")
     parser.add_argument("photos", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--untrained", action="store_true", help="wrap the classifier of this name, untrained")
+    parser.add_argument("--trust-code", help="package.module:callable, the classifier that a run was trained on")
     parser.add_argument("--limit", type=int, help="so many photos, the first by name")
-    parser.add_argument("--rise", type=int, default=0, help="passes of RISE to compare with")
-    parser.add_argument("--fill", choices=FILLS, default=FILLS[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    name, seed = arguments.explainer, arguments.seed
+    return parser
+
+
+def opened(arguments: argparse.Namespace) -> ExplainableClassifier:
+    """The explainer that the arguments name."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        classifier = explainable(load_backbone(name)) if arguments.untrained else load(name)
-    classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.manual_seed(arguments.seed)
+        if arguments.untrained:
+            classifier = explainable(load_backbone(arguments.explainer))
+        else:
+            classifier = load(arguments.explainer, model=arguments.trust_code)
+    return classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def main() -> None:
+    """Rank, mask, judge; print the table."""
+    parser = parser_of_explainers(__doc__)
+    parser.add_argument("--rise", type=int, default=0, help="passes of RISE to compare with")
+    parser.add_argument("--fill", choices=FILLS, default=FILLS[0])
+    arguments = parser.parse_args()
+    classifier, seed = opened(arguments), arguments.seed
     images = read_set(arguments.photos, arguments.limit)
     setting = prepare(classifier, images, seed, arguments.fill)
     pooled = PooledClassifier(classifier.trunk, classifier.head)
@@ -360,7 +377,8 @@ def main() -> None:
         digest = hashlib.sha256(json.dumps([seen, order]).encode()).hexdigest()[:12]
         measured = functools.partial(_measured, setting, ranking, title, arguments)
         values[method] = kept(arguments.out / f"{method}-{digest}.json", measured)
-    found = results(setting, values)
+    found = results(setting, values) | {"classifier": classifier.name, "titles": titles, "images": images.digest()}
+    write_json(arguments.out / RESULTS, found)
     print(json.dumps(found) if arguments.json else table(found, titles))
 
 

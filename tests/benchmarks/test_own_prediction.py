@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.faithfulness import own_prediction
+from benchmarks.faithfulness import classifiers, mosaics, own_prediction
 from bla.comparison.methods import PooledClassifier
 from bla.metrics import top_cells
 from bla.metrics.pixels import kept_and_removed
@@ -67,6 +67,14 @@ def test_it_measures_every_ranking_and_resumes(
     with pytest.raises(TypeError):
         run(monkeypatch, capsys, *arguments, "--fill", "grey")
 
+    monkeypatch.setattr("sys.argv", ["classifiers", *[str(tmp_path / "out")] * 2])
+    classifiers.main()
+    text = capsys.readouterr().out
+    row = found["differences"]["kept 4"]["c-e"]
+    half = (row["high"] - row["low"]) / 2 / 2**0.5
+    assert f"| {row['mean']:+.3f} ± {half:.3f} |" in text
+    assert "Classifiers and photos: Tiny, 5; Tiny, 5." in text
+
 
 def test_masks_and_boxes_are_read(photos: Path, tmp_path: Path) -> None:
     boxes = own_prediction.read_set(photos, 3).boxes
@@ -81,3 +89,21 @@ def test_masks_and_boxes_are_read(photos: Path, tmp_path: Path) -> None:
     assert covered is not None
     assert covered.shape == (1, 3, 5)
     assert covered.max() > 0.9
+
+
+def test_mosaics_ask_about_each_quarter(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns, rows = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    expected = [torch.outer(one, other) for one in (columns, 1 - columns) for other in (rows, 1 - rows)]
+    assert torch.equal(mosaics.quarters(3, 4), torch.stack(expected))
+    classes, sure = torch.tensor([0, 1, 2, 3, 3]), torch.tensor([0.6, 0.5, 0.9, 0.4, 0.7])
+    assert all(sorted(drawn) == [0, 1, 2, 4] for drawn in mosaics.draw(classes, sure, 3, 0))
+    with pytest.raises(SystemExit, match="expected photos of at least 4 classes"):
+        next(mosaics.draw(classes, sure * 0.9, 3, 0))
+    monkeypatch.setattr(mosaics, "draw", lambda *_: iter([[0, 1, 2, 3], [4, 3, 2, 1]]))  # it knows three classes alone
+    monkeypatch.setattr("sys.argv", ["mosaics", "small:Tiny", str(photos), "--out", str(tmp_path), "--untrained"])
+    mosaics.main()
+    text = capsys.readouterr().out
+    assert "| centre disc | 0.250 | 0.250 | 0.250 |" in text
+    assert "2 mosaics; 95% intervals, paired." in text
