@@ -73,7 +73,7 @@ def test_it_measures_every_ranking_and_resumes(
     row = found["differences"]["kept 4"]["c-e"]
     half = (row["high"] - row["low"]) / 2 / 2**0.5
     assert f"| {row['mean']:+.3f} ± {half:.3f} |" in text
-    assert "Classifiers and photos: Tiny, 5; Tiny, 5." in text
+    assert "Classifiers and photos: tiny, 5; tiny, 5." in text
 
 
 def test_masks_and_boxes_are_read(photos: Path, tmp_path: Path) -> None:
