@@ -1,20 +1,29 @@
 # `make demo` shows the main job, `make test` passes the tests, `make docs` builds the documentation in site/.
-# All use one environment, .venv, made on first use.
+# All use one environment, .venv, made on first use: with what the demo needs; the tests add the rest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CPU_TORCH := torch torchvision --index-url https://download.pytorch.org/whl/cpu
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+CPU := https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test pytest docs tutorials lint format bench dist constraints clean
 
-$(VENV)/.installed: pyproject.toml
+# Where no GPU is, torch comes without CUDA (5 GB less) if its index can be reached.
+$(VENV)/.demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "expected Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1); remedy: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@if ! command -v nvidia-smi >/dev/null && \
+	    $(PYTHON) -c 'import urllib.request as web; web.urlopen("$(CPU)/torch/", timeout=5)' 2>/dev/null; \
+	  then $(INSTALL) torch torchvision --index-url $(CPU); fi
+	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.installed: $(VENV)/.demo
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed
@@ -47,7 +56,7 @@ dist: $(VENV)/.installed
 	rm -rf dist && mkdir dist
 	$(BIN)/hatchling build -d dist
 	$(PYTHON) -m venv dist/venv
-	dist/venv/bin/python -m pip install --quiet $(CPU_TORCH) --constraint constraints.txt
+	dist/venv/bin/python -m pip install --quiet torch torchvision --index-url $(CPU) --constraint constraints.txt
 	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	cd dist && venv/bin/bla --version && venv/bin/bla explain ../docs/cat.png --out why
 	du -sh dist/venv

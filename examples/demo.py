@@ -1,4 +1,4 @@
-"""Train BLA and BLA-PH on the embedded data set, then explain real photographs."""
+"""Explain real photographs by the shipped explainer, then train BLA and BLA-PH on the embedded data set."""
 
 from __future__ import annotations
 
@@ -27,10 +27,17 @@ PHOTOGRAPHS = {
 
 
 def main() -> None:
-    """Train, print the accuracies, explain, print where the pictures are."""
+    """Explain photographs by the shipped explainer; then train, print accuracies, and explain by what was trained."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     out: Path = parser.parse_args().out
+
+    (out / "photographs").mkdir(parents=True, exist_ok=True)
+    photographs = []
+    for name, photograph in PHOTOGRAPHS.items():
+        photographs.append(out / "photographs" / f"{name}.png")
+        Image.fromarray(photograph()).save(photographs[-1])
+    _explain("Photographs, explained by the shipped explainer", photographs, "tf_efficientnet_lite0", out / "why")
 
     table = Table("setup", "baseline", "soft", "hard", "cells of 49", title="Top-1 on 400 test images, from")
     with shown_progress() as report:
@@ -42,24 +49,17 @@ def main() -> None:
             table.add_row(name, *(f"{metrics[key]['top1']:.3f}" for key in ("baseline", "soft", "hard")), spread)
     Console().print(table)
 
-    (out / "photographs").mkdir(parents=True, exist_ok=True)
-    photographs = []
-    for name, photograph in PHOTOGRAPHS.items():
-        photographs.append(out / "photographs" / f"{name}.png")
-        Image.fromarray(photograph()).save(photographs[-1])
     composed = sorted((cache_root() / EMBEDDED / "test").glob("*/*.jpg"))[::50]
-    for title, photos, run, folder in (
-        ("Photographs, explained by the shipped explainer", photographs, "tf_efficientnet_lite0", "why"),
-        ("Test images, explained by the BLA just trained", composed, out / "bla", "why-embedded"),
-    ):
-        print(f"\n{title}:")
-        for result in explain_files(photos, run=run, out=out / folder):
-            if isinstance(result, Explanation):
-                place = "/".join(Path(result.image).parts[-2:])
-                print(f"  {place}: {result}")
-    print(
-        f"\nThe pictures are in {out / 'why'} and {out / 'why-embedded'}; the runs in {out / 'bla'}, {out / 'bla-ph'}."
-    )
+    _explain("Test images, explained by the BLA just trained", composed, out / "bla", out / "why-embedded")
+    print(f"The runs are in {out / 'bla'} and {out / 'bla-ph'}.")
+
+
+def _explain(title: str, photos: list[Path], run: str | Path, out: Path) -> None:
+    print(f"{title}:")
+    for result in explain_files(photos, run=run, out=out):
+        if isinstance(result, Explanation):
+            print(f"  {'/'.join(Path(result.image).parts[-2:])}: {result}", flush=True)
+    print(f"The pictures are in {out}.\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from bla.data.photo import Transform
 from bla.deploy.batch.plan import Task, make_plan, read_plan
 from bla.deploy.engine import Card
 from bla.explanations.explanation import Explanation, Prediction
-from bla.runs.calibration import Certificate, _digests, read_certificate
+from bla.runs.certificates import Certificate, digests, read_certificate
 from bla.runs.record import SHIPPED, content_digest, read_record
 from bla.study.keys import Keys
 from bla.study.texts import Texts
@@ -103,10 +103,10 @@ def _read_run(folder: Path) -> object:
 
 def _certified(folder: Path) -> Path:
     record = read_record(_shipped(folder).parent)
-    digests = dict(zip(("model", "weights"), _digests(folder, record), strict=True)) | {"images": "0" * 64}
+    known = dict(zip(("model", "weights"), digests(folder, record), strict=True)) | {"images": "0" * 64}
     numbers = {"share": 0.9, "confidence": 0.95, "size": 8, "cells": 49, "rate": 0.95, "bound": 0.91, "photos": 100}
     others: dict[str, Any] = {"transform": record["transform"], "seed": 0, "versions": {}, "created": "now"}
-    certificate = Certificate(quantity="kept", fill="coarse", **numbers, **digests, **others)  # type: ignore[arg-type]
+    certificate = Certificate(quantity="kept", fill="coarse", **numbers, **known, **others)  # type: ignore[arg-type]
     (folder / "certificate.json").write_text(json.dumps(dataclasses.asdict(certificate)))
     return folder / "certificate.json"
 

@@ -21,7 +21,8 @@ from PIL import Image
 
 from bla.cli import run_command
 from bla.deploy.batch import BatchError, explain_all
-from bla.deploy.engine import STEP, Engine, EngineError, open_engine
+from bla.deploy.engine import STEP, Engine, EngineError, graph_of, open_engine, seal
+from bla.deploy.pictures import explain_files
 from bla.explanations.explanation import Explanation, Unexplained
 from bla.runs.record import SHIPPED, RunError
 from small_exports import Pair, photos
@@ -154,18 +155,23 @@ def test_a_run_is_exported_once_and_kept(plain: Pair, monkeypatch: pytest.Monkey
 
     def exporting(command: list[str], **_: Any) -> Any:
         calls.append(command)
-        Path(command[-1]).parent.mkdir(parents=True, exist_ok=True)
-        Path(command[-1]).write_bytes(plain[1].path.read_bytes())
+        graph_of(command[-1]).parent.mkdir(parents=True, exist_ok=True)
+        graph_of(command[-1]).write_bytes(plain[1].path.read_bytes())
+        seal(graph_of(command[-1]))
         return contextlib.nullcontext(SimpleNamespace(returncode=0, stderr=["a warning\n", f"{STEP}making\n"]))
 
     monkeypatch.setattr(subprocess, "Popen", exporting)
     kept, again = (
         open_engine("tf_efficientnet_lite0", report=lambda text, *_: said.append(text)).path for _ in range(2)
     )
-    assert said == ["exporting tf_efficientnet_lite0, which takes up to a minute, once", f"{STEP}making"]
+    assert said[:2] == ["exporting tf_efficientnet_lite0, which takes up to a minute, once", f"{STEP}making"]
     assert kept == again
     assert kept.is_relative_to(os.environ["BLA_CACHE"])
-    assert [command[2:6] for command in calls] == [["-m", "bla", "export", str(EXPLAINER)]]
+    assert [command[2:] for command in calls] == [["-m", "bla", "export", str(EXPLAINER)]]
+    photos = [Path(__file__).parents[2] / "docs" / "cat.png"]
+    (explanation,) = explain_files(photos, run=EXPLAINER, report=lambda text, *_: said.append(text))
+    assert explanation.model == plain[1].card.model, "explained by the graph, not by torch"
+    assert said[2] == f"using the exported graph of {EXPLAINER}"
     content = bytearray(kept.read_bytes())
     content[len(content) // 2] ^= 1
     kept.write_bytes(content)

@@ -19,7 +19,8 @@ from bla.data.photo import DataError
 from bla.metrics.statistics import lower_bound
 from bla.model.classifier import ExplainableClassifier
 from bla.model.evidence import from_all
-from bla.runs.calibration import Certificate, Quantity, _too_many, calibrate, read_certificate, smallest_size
+from bla.runs.calibration import _too_many, calibrate, smallest_size
+from bla.runs.certificates import Certificate, Quantity, read_certificate
 from bla.runs.hub import save_pretrained
 from bla.runs.record import RunError
 from bla.runs.run import load

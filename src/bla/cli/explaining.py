@@ -50,6 +50,7 @@ def explain(
     from bla.deploy.pictures import explain_files
     from bla.explanations.explanation import Unexplained
     from bla.progress import shown_progress
+    from bla.runs.certificates import read_certificate
     from bla.runs.record import RunError
 
     if graph := Path(run).is_file():
@@ -58,12 +59,7 @@ def explain(
     folder = out if out is not None or json_ else Path("why")
     failed = 0
     with shown_progress() as report:
-        certified = None
-        if not graph:  # which needs no torch
-            from bla.runs.calibration import read_certificate
-
-            certified = read_certificate(run, certificate, report)
-        if certified is not None:
+        if (certified := None if graph else read_certificate(run, certificate, report)) is not None:
             report(str(certified), 0, 0)
         if size == "certified":
             if certified is None:

@@ -15,7 +15,7 @@ def export(
     run: RunName,
     /,
     *,
-    out: Path,
+    out: Path | None = None,
     to: Literal["onnx", "torch"] = "onnx",
     entry: Literal["pixels", "photos"] = "pixels",
     trust_code: TrustCode = None,
@@ -25,17 +25,24 @@ def export(
 
     Example: `bla export run --out explainer.onnx`
 
-    :param out: The file to write.
+    :param out: The file to write. By default one in the cache, which `bla explain`, `batch` and `serve` then use.
     :param to: onnx, for ONNX Runtime and `bla serve`; or torch, for torch.export.load.
     :param entry: What the graph takes: normalised pixels, or uint8 photos of any size.
     """
     if to == "onnx":
         require("export")
+    from bla.deploy.engine import graph_of, seal
     from bla.deploy.export import export as write
     from bla.progress import shown_progress
 
+    if kept := out is None:
+        if (to, entry) != ("onnx", "pixels"):
+            raise BlaError("expected --out, the file to write, with --to torch or --entry photos, got none")
+        out = graph_of(run)
     with shown_progress() as report:
         exported = write(run, out, to=to, entry=entry, model=trust_code, report=report)
+    if kept:
+        seal(out)
     if json_:
         print(json.dumps(exported.to_dict()))
         return

@@ -151,7 +151,7 @@ def evaluate(
     :param data: Images of the run's classes. By default the run's own.
     """
     from bla.progress import shown_progress
-    from bla.runs.calibration import read_certificate
+    from bla.runs.certificates import read_certificate
     from bla.runs.run import evaluate as measured
     from bla.training import distributed
 

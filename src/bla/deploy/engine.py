@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,6 @@ from bla.files import cache_root, typed, write_atomically
 from bla.model.compiled import session
 from bla.progress import Progress, silent
 from bla.runs.record import content_digest, run_folder
-
-if TYPE_CHECKING:
-    pass
 
 KEY = "bla"
 """Where a file keeps its card: an ONNX file's metadata under this key, a torch file's extra file ``bla.json``."""
@@ -350,13 +347,31 @@ def _whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return array.astype(np.int64)
 
 
+def graph_of(run: str | Path) -> Path:
+    """Where the graph of a run or shipped explainer is kept: in the user's cache (``$BLA_CACHE``), until it changes."""
+    digest = content_digest(run_folder(run), f"{__version__} {SCHEMA_VERSION}")
+    return cache_root() / "exported" / f"{digest}.onnx"
+
+
+def seal(graph: Path) -> None:
+    """Write a kept graph's checksum beside it: :func:`kept_graph` takes no other."""
+    write_atomically(graph.with_suffix(".sha256"), _digest(graph).encode())
+
+
+def kept_graph(run: str | Path) -> Path | None:
+    """The kept graph of a run or shipped explainer; None if there is none, or a damaged one."""
+    graph = graph_of(run)
+    checksum = graph.with_suffix(".sha256")
+    whole = graph.exists() and checksum.exists() and checksum.read_text() == _digest(graph)
+    return graph if whole else None
+
+
 def open_engine(
     explainer: str | Path, *, model: str | None = None, threads: int | None = None, report: Progress = silent
 ) -> Engine:
     """The engine of an exported file, or of a run or shipped explainer, which is exported first and kept.
 
-    Another process does the export, so that this one loads no torch. The result stays in the user's cache
-    (``$BLA_CACHE``) and serves until the run changes. ``model`` is as :func:`bla.load` takes it.
+    Another process does the export, so that this one loads no torch. ``model`` is as :func:`bla.load` takes it.
 
     Raises
     ------
@@ -368,14 +383,10 @@ def open_engine(
     if Path(explainer).is_file():
         return Engine(explainer, threads=threads)
     folder = run_folder(explainer)
-    digest = content_digest(folder, f"{__version__} {SCHEMA_VERSION}")
-    kept = cache_root() / "exported" / f"{digest}.onnx"
-    checksum = kept.with_suffix(".sha256")
-    if not kept.exists() or not checksum.exists() or checksum.read_text() != _digest(kept):
-        kept.unlink(missing_ok=True)
+    if (kept := kept_graph(folder)) is None:
         report(f"exporting {explainer}, which takes up to a minute, once", 0, 0)
         # -P: a module in the working folder is not taken for one of ours
-        command = [sys.executable, "-P", "-m", "bla", "export", str(folder), "--out", str(kept)]
+        command = [sys.executable, "-P", "-m", "bla", "export", str(folder)]
         command += [] if model is None else ["--trust-code", model]
         said = "no reason given"
         with subprocess.Popen(command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as exporting:
@@ -385,7 +396,7 @@ def open_engine(
                     report(line, 0, 0)
         if exporting.returncode:
             raise EngineError(f"{folder}: {said.removeprefix('bla: ')}")
-        write_atomically(checksum, _digest(kept).encode())
+        kept = graph_of(folder)
     return Engine(kept, threads=threads)
 
 

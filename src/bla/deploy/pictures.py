@@ -19,11 +19,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from bla.data.masking import FILLS
 from bla.data.photo import PhotoSource, open_photo
-from bla.deploy.engine import Engine
+from bla.deploy.engine import Engine, kept_graph
 from bla.explanations.explanation import SCHEMA_VERSION, Explanation, ExplanationError, Panel, Unexplained
 from bla.explanations.picture import columns_of, tiled
 from bla.files import real, write_atomically
 from bla.progress import Progress, silent
+from bla.runs.record import read_record, run_folder
 
 SIGNED = "bla"
 """The text field of a panel's PNG that holds its signature; we do not overwrite a picture without one."""
@@ -33,6 +34,8 @@ SHEET = "contact-sheet"
 _SHEETS = re.compile(rf"{SHEET}(-\d+)?", re.IGNORECASE)
 _ON_A_SHEET = 60
 _TILE = 320  # pixels across
+_FEW = 64
+"""So many photos are explained on the CPU in less time than torch takes to load."""
 
 
 def picture(
@@ -93,7 +96,10 @@ def explain_files(
     ExplanationError
         If we would overwrite a file in ``out`` that is not an explanation of ours; nothing is written then.
     """
-    explainer, *made = _opened(run, model, device)
+    graph = Path(run) if Path(run).is_file() else None
+    if graph is None and target is None and _on_cpu(device, len(photos)):  # a graph has no votes
+        graph = _graph(run, report)
+    explainer, *made = _of_run(run, model, device) if graph is None else _of_graph(graph)
     report(explainer.transform.in_words(), 0, 0)
     kept: dict[Path, Explanation] = {}
     names: dict[Path, str] = {}
@@ -124,11 +130,34 @@ def explain_files(
         yield result
 
 
-def _opened(run: str | Path, model: str | None, device: str) -> tuple[Any, ...]:
-    """What explains, a run's classifier or an exported file's engine, and all that its explanations depend on."""
-    if Path(run).is_file():
-        engine = Engine(run)
-        return engine, hashlib.sha256(Path(run).read_bytes()).hexdigest()
+def _on_cpu(device: str, photos: int) -> bool:
+    """Whether to compute on the CPU: a few photos are explained before torch could look for a GPU."""
+    if device == "auto" and photos > _FEW:
+        import torch
+
+        return not torch.cuda.is_available()
+    return device in ("auto", "cpu")
+
+
+def _graph(run: str | Path, report: Progress) -> Path | None:
+    """The kept graph of a run, if it says all that the run does."""
+    if read_record(run_folder(run))["settings"].get("several_labels"):  # each with votes
+        return None
+    graph = kept_graph(run)
+    report(
+        f"`bla export {run}` once makes this faster" if graph is None else f"using the exported graph of {run}", 0, 0
+    )
+    return graph
+
+
+# What explains, a run's classifier or an exported file's engine, and all that its explanations depend on.
+
+
+def _of_graph(graph: Path) -> tuple[Any, ...]:
+    return Engine(graph), hashlib.sha256(graph.read_bytes()).hexdigest()
+
+
+def _of_run(run: str | Path, model: str | None, device: str) -> tuple[Any, ...]:
     from bla.model.backbones import weights_digest
     from bla.runs.run import load
 

@@ -16,13 +16,11 @@ and Pearson at the chosen size alone.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,58 +30,20 @@ from bla.data.image_sets import ImageSet, Splits
 from bla.data.masking import FILLS, masked
 from bla.data.prefetching import cores, prefetch
 from bla.data.published import read_images
-from bla.files import reading, timestamp, typed, write_json
+from bla.files import timestamp, write_json
 from bla.metrics.statistics import lower_bound
 from bla.model.classifier import ExplainableClassifier
 from bla.model.evidence import from_all
 from bla.progress import Progress, silent
+from bla.runs.certificates import SAYS, Certificate, Quantity, digests
 from bla.runs.examples import Failures
-from bla.runs.record import CERTIFICATE, SHIPPED, WEIGHTS, Record, RunError, read_record, run_folder, versions
+from bla.runs.record import CERTIFICATE, SHIPPED, RunError, run_folder, versions
 from bla.runs.run import open_run
 from bla.training.photos import try_read
 
-SCHEMA_VERSION = 1
-Quantity = Literal["agreement", "kept", "removed"]
-_SAYS: dict[str, str] = {
-    "agreement": "from the {} alone the head says the classifier's class",
-    "kept": "from the pixels of the {} alone the classifier keeps its class",
-    "removed": "without the pixels of the {} the classifier no longer says its class",
-}
 _BATCH = 16
 _SIZES = 25
 """At most so many sizes, evenly spaced, are tried by running the whole classifier."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
-    """What ``certificate.json`` holds: the smallest certified size, and all that the claim depends on.
-
-    ``rate`` is the share of the ``photos`` that passed at this size; ``images``, ``model`` and ``weights`` are SHA-256
-    of these photos, the classifier's trunk and the run's weights; ``seed`` divided the photos, if nothing else did.
-    """
-
-    quantity: Quantity
-    share: float
-    confidence: float
-    size: int
-    cells: int
-    rate: float
-    bound: float
-    photos: int
-    images: str
-    fill: str | None
-    transform: dict[str, Any]
-    model: str
-    weights: str
-    seed: int
-    versions: dict[str, str]
-    created: str
-    schema_version: int = SCHEMA_VERSION
-
-    def __str__(self) -> str:
-        says = _SAYS[self.quantity].format("best cell" if self.size == 1 else f"{self.size} best cells")
-        sure = f"{100 * self.confidence:g}% confidence" + ("" if self.fill is None else f"; fill {self.fill}")
-        return f"certificate: {says} in at least {100 * self.share:g}% of photos like those {self.photos:,} ({sure})"
 
 
 def calibrate(
@@ -123,8 +83,8 @@ def calibrate(
     for name, value in (("share", share), ("confidence", confidence)):
         if not 0 < value < 1:
             raise RunError(f"expected a {name} between 0 and 1, got {value:g}")
-    if quantity not in _SAYS:
-        raise RunError(f"expected a quantity among {', '.join(_SAYS)}, got {quantity!r}")
+    if quantity not in SAYS:
+        raise RunError(f"expected a quantity among {', '.join(SAYS)}, got {quantity!r}")
     folder = run_folder(run)
     if out is None and folder.parent == SHIPPED:
         raise RunError(f"expected a file to write to (--out), got none with {run}, which comes with the package")
@@ -149,7 +109,7 @@ def calibrate(
             f"{max(misses)} cells fail for more than {limit - 1} of {counted} photos: lower the share, or pass more"
         )
     passed = counted - misses[size]
-    trunk, weights = _digests(folder, opened.record)
+    trunk, weights = digests(folder, opened.record)
     certificate = Certificate(
         quantity=quantity,
         share=share,
@@ -170,29 +130,6 @@ def calibrate(
     )
     write_json(out or folder / CERTIFICATE, dataclasses.asdict(certificate), indent=1)
     return certificate, failures
-
-
-def read_certificate(run: str | Path, file: Path | None = None, report: Progress = silent) -> Certificate | None:
-    """The certificate of a run, by default from its folder; None if it has none.
-
-    A RunError says that the file is another, or certifies another classifier or other weights; other preprocessing is
-    reported.
-    """
-    folder = run_folder(run)
-    path = file or folder / CERTIFICATE
-    if file is None and not path.exists():
-        return None
-    with reading("a certificate", path, RunError, remedy=": `bla calibrate` writes one"):
-        found = typed(path.read_bytes(), Certificate)
-        if found.schema_version != SCHEMA_VERSION or not 1 <= found.size <= found.cells:
-            raise ValueError(f"schema_version {found.schema_version}, {found.quantity} at {found.size}")
-    record = read_record(folder)
-    if (found.model, found.weights) != _digests(folder, record):
-        what = "explainer" if found.model == _digests(folder, record)[0] else "classifier"
-        raise RunError(f"{path}: expected a certificate of this {what}, got one of another: calibrate again")
-    if found.transform != record["transform"]:
-        report(f"{path}: the certificate was made with other preprocessing, and may not hold", 0, 0)
-    return found
 
 
 def smallest_size(misses: Mapping[int, int], too_many: int) -> int | None:
@@ -255,9 +192,3 @@ def _misses(
                     break
             report(f"counting {quantity}", min(start + _BATCH, len(images)), len(images))
     return misses, len(images) - len(failures), tuple(failures)
-
-
-def _digests(folder: Path, record: Record) -> tuple[str, str]:
-    """SHA-256 of the classifier's trunk and of the run's weights."""
-    weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    return record.get("trunk", record["backbone"]["digest"]), weights

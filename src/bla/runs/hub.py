@@ -22,7 +22,7 @@ from bla.files import real
 from bla.model.backbones import load_backbone, weights_digest
 from bla.model.classifier import ExplainableClassifier, explainable
 from bla.model.own_prediction import OwnPredictionAttention
-from bla.runs.calibration import Certificate, read_certificate
+from bla.runs.certificates import Certificate, read_certificate
 from bla.runs.record import (
     CERTIFICATE,
     RECORD,
