@@ -28,6 +28,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import bla
+from benchmarks.models.inputs import arrays, preprocessing
 from bla.data.photo import Transform
 from bla.model.classifier import ClassifierError, explainable
 from bla.model.evidence import from_all
@@ -324,6 +325,14 @@ def main() -> None:
             result, why = "refused", str(error)
         counts[result] += 1
         table.writerow([kind, name, result, "", why])
+    for kind, name, measure in (*arrays(), *preprocessing()):
+        try:
+            missed, why = measure(), ""
+            result = "exact" if missed <= 1e-5 else "wrong"
+        except bla.BlaError as error:
+            result, missed, why = "refused", 0.0, str(error)
+        counts[result] += 1
+        table.writerow([kind, name, result, f"{missed:.0e}" if result != "refused" else "", why])
     print(f"{sum(counts.values())} situations: {dict(counts)}", file=sys.stderr)
 
 

@@ -69,6 +69,15 @@ OF_PHOTOS: dict[str, Callable[[], Any]] = {
     "rows of bytes": lambda: [{"image": {"bytes": encoded(photo), "path": None}} for photo in PHOTOS],
     "batches by columns": lambda: [{"image": PHOTOS[rows], "label": LABELS[rows]} for rows in (slice(4), slice(4, 6))],
     "a generator": lambda: (photo for photo in PHOTOS),
+    "names of classes": lambda: [(photo, "cat") for photo in PHOTOS],
+    "lists of photos and names": lambda: (PHOTOS, ["cat"] * 6),
+    "no label": lambda: [(photo, None) for photo in PHOTOS],
+    "boxes": lambda: [(photo, {"boxes": torch.zeros(2, 4)}) for photo in PHOTOS],
+    "masks": lambda: [(array, np.zeros(array.shape[:2])) for array in ARRAYS],
+    "a share of each class": lambda: (ARRAYS, np.full((6, 4), 0.25)),
+    "numbers in front": lambda: list(zip(range(6), PHOTOS, LABELS, strict=True)),
+    "columns": lambda: {"label": LABELS, "picture": PHOTOS},
+    "undecoded": lambda: [{"label": 1, "picture": {"bytes": encoded(photo), "path": None}} for photo in PHOTOS],
 }  # fmt: skip
 
 
@@ -84,6 +93,9 @@ OF_PIXELS: dict[str, Callable[[torch.Tensor], Any]] = {
     "pixels and labels": lambda pixels: (pixels, torch.tensor(LABELS)),
     "a tensor data set": lambda pixels: TensorDataset(pixels, torch.tensor(LABELS)),
     "one without labels": TensorDataset,
+    "shares of classes": lambda pixels: DataLoader(TensorDataset(pixels, torch.full((6, 4), 0.25)), batch_size=4),
+    "numbers in front": lambda pixels: DataLoader(TensorDataset(torch.arange(6), pixels, torch.zeros(6)), batch_size=4),
+    "names of classes": lambda pixels: [(pixels[:4], ("cat", "dog", "cat", "dog")), (pixels[4:], ("cat", "dog"))],
     "a loader": lambda pixels: DataLoader(TensorDataset(pixels, torch.tensor(LABELS)), batch_size=4),
     "a loader of rows": lambda pixels: DataLoader([{"pixel_values": row, "labels": 1} for row in pixels], batch_size=4),  # type: ignore[arg-type]
 }  # fmt: skip
@@ -98,6 +110,25 @@ def test_normalised_pixels_too(
     photos = as_photos(wrapped.transform, make(pixels))
     again = wrapped.pixels(np.stack([wrapped.transform.read(photo).pixels for photo in photos]))
     torch.testing.assert_close(again, pixels, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rows", "a column", "tensors", "arrays", "a stream", "undecoded", "another name"])
+def test_a_data_set_of_hugging_faces(kind: str, wrapped: ExplainableClassifier) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_dict({"label": LABELS, "view": PHOTOS}).cast_column("view", datasets.Image())
+    ways = {
+        "rows": lambda: made, "a column": lambda: made["view"], "tensors": lambda: made.with_format("torch"),
+        "arrays": lambda: made.with_format("numpy"), "a stream": made.to_iterable_dataset,
+        "undecoded": lambda: made.cast_column("view", datasets.Image(decode=False)),
+        "another name": lambda: made.rename_column("view", "img").add_column("text", ["a cat"] * 6),
+    }  # fmt: skip
+    for found, expected in zip(wrapped.explain(ways[kind]()), wrapped.explain(PHOTOS), strict=True):
+        np.testing.assert_allclose(found.unbounded, expected.unbounded, rtol=1e-5, atol=1e-5)
+    if kind == "rows":
+        with pytest.raises(DataError, match=r"expected one split of a data set, got a, b: choose one, as data\['a'\]"):
+            wrapped.explain(datasets.DatasetDict(a=made, b=made))
+        with pytest.raises(DataError, match="expected one column of images, got 'left', 'right': pass that alone"):
+            wrapped.explain([{"left": PHOTOS[0], "right": PHOTOS[1]}])
 
 
 def test_what_is_no_image_is_refused(wrapped: ExplainableClassifier) -> None:

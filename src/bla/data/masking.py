@@ -69,12 +69,11 @@ def blurring(pixels: int, sigma: float) -> Array:
     return _frozen(matrix)
 
 
-def filling(fill: str, height: int, width: int) -> tuple[Array, Array]:
-    """The two matrices of a fill in :data:`FILLS`, (h, h) and (w, w), for photos of this shape.
+def filling(fill: str, *sides: int) -> list[Array]:
+    """The matrices of a fill in :data:`FILLS`, (h, h) and (w, w), for photos of these sides; of volumes three.
 
     A DataError if there is no such fill.
     """
-    sides = (height, width)
     if fill == "coarse":
         matrices = [coarse(side) for side in sides]
     elif fill == "blur":
@@ -83,21 +82,19 @@ def filling(fill: str, height: int, width: int) -> tuple[Array, Array]:
         matrices = [np.full((side, side), (fill == "mean") / side, np.float32) for side in sides]
     else:
         raise DataError(f"expected a fill among {', '.join(FILLS)}, got {fill!r}")
-    return matrices[0], matrices[1]
+    return matrices
 
 
 def filled(photos: Pixels, fill: str = FILLS[0]) -> Pixels:
     """What replaces the removed pixels of normalised photos (B, 3, h, w), of the same shape."""
-    down, across = (_like(matrix, photos) for matrix in filling(fill, *photos.shape[2:]))
-    found: Pixels = down @ photos @ across.T
+    found: Pixels = _along([_like(matrix, photos) for matrix in filling(fill, *photos.shape[2:])], photos)
     return found if isinstance(photos, np.ndarray) else photos.clone().copy_(found)  # in their memory format
 
 
 def enlarged(masks: Pixels, like: Pixels) -> Pixels:
     """Masks (B, H, W) enlarged bilinearly to the pixels of photos (B, 3, h, w): (B, h, w)."""
     sides = zip(masks.shape[1:], like.shape[2:], strict=True)
-    down, across = (_like(enlarging(cells, pixels), like) for cells, pixels in sides)
-    found: Pixels = down @ _like(masks, like) @ across.T
+    found: Pixels = _along([_like(enlarging(cells, pixels), like) for cells, pixels in sides], _like(masks, like))
     return found
 
 
@@ -119,7 +116,17 @@ def masked_photos(
 ) -> Array:
     """The same of photos (B, h, w, 3) not yet normalised by the colour ``mean``: levels from 0 to 255, not rounded."""
     middle = 255 * np.array(mean, np.float32)
-    found: Array = masked((photos - middle).transpose(0, 3, 1, 2), masks, fill).transpose(0, 2, 3, 1) + middle
+    found: Array = np.moveaxis(masked(np.moveaxis(photos - middle, -1, 1), masks, fill), 1, -1) + middle
+    return found
+
+
+def _along(matrices: Sequence[Any], values: Any) -> Any:
+    """A matrix along each of the last sides of values, two of pictures and three of volumes."""
+    *depth, down, across = matrices
+    found = down @ values @ across.T
+    for matrix in depth:
+        shape = (*found.shape[:-3], len(matrix), *found.shape[-2:])
+        found = (matrix @ found.reshape(*found.shape[:-2], -1)).reshape(shape)
     return found
 
 

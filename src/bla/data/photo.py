@@ -273,13 +273,14 @@ class Photo:
     """A photo as the classifier's input, before normalisation: the levels of its ``pixels`` ``(*sides, C)``, 0 to 255.
 
     They cover the ``region`` (left, top, right, bottom) of the upright photo of ``size`` (width, height), which is
-    kept as ``upright`` if it came as an image in memory. ``shown``: what that shows where it is not the photo itself.
+    kept as ``upright`` if it came as an image in memory; of a volume its levels. ``shown``: what that shows where it is
+    not the photo itself.
     """
 
     pixels: Levels
     size: tuple[int, ...]
     region: Box
-    upright: Image.Image | None = None
+    upright: Image.Image | Levels | None = None
     shown: str = ""
 
 
@@ -294,7 +295,7 @@ class Transform:
 
     Attributes
     ----------
-    size: ``(height, width)`` of the input.
+    size: ``(height, width)`` of the input; of volumes ``(depth, height, width)``, which come as arrays.
     mean, std: of each channel, which runs from 0 to 1: of the colours red, green, blue; of one, grey; or of as many
         as an array has.
     source: where the fields came from, such as "timm" or "assumed".
@@ -325,9 +326,12 @@ class Transform:
     value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        size = _numbers("size", self.size, 2)
+        volume = isinstance(self.size, Sequence) and len(self.size) == 3
+        size = _numbers("size", self.size, 3 if volume else 2)
         if not all(1 <= side <= MAX_INPUT and side == int(side) for side in size):
             raise DataError(f"expected size as two integers (height, width) from 1 to {MAX_INPUT}, got {self.size}")
+        if volume and self.mode != "squash":
+            raise DataError(f"expected mode squash for volumes, got {self.mode!r}: cut the arrays yourself")
         object.__setattr__(self, "size", tuple(map(int, size)))
         channels = len(self.mean) if isinstance(self.mean, Sequence) else 3
         for name in ("mean", "std"):
@@ -414,7 +418,7 @@ class Transform:
     def _is_photo(self, array: npt.NDArray[Any]) -> bool:
         """Whether an array is what Pillow holds: 8 bits, grey or colours last."""
         photo = array.dtype == np.uint8 and array.ndim in (2, 3) and array.shape[2:] in ((), (1,), (3,), (4,))
-        return photo and self.channels in (1, 3) and array.shape[:1] != (self.channels,)
+        return photo and self.channels in (1, 3) and len(self.size) == 2 and array.shape[:1] != (self.channels,)
 
     def _takes_deep(self, photo: Image.Image) -> bool:
         """Whether grey of more than 8 bits stays as it is."""
@@ -422,12 +426,11 @@ class Transform:
 
     def _coloured(self, name: str, photo: Image.Image, rgb: Image.Image) -> Image.Image:
         """The photo in the colours of the input, of its own or of what they are in RGB."""
-        if self.channels in (1, 3):
+        if self.channels in (1, 3) and len(self.size) == 2:
             return rgb.convert("L") if self.channels == 1 else rgb
-        if self.channels > 4:
-            raise DataError(
-                f"{name}: expected an array of {self.channels} channels, got a photo; pass a NumPy array, or .npy"
-            )
+        if self.channels > 4 or len(self.size) == 3:
+            what = "a volume" if len(self.size) == 3 else f"{self.channels} channels"
+            raise DataError(f"{name}: expected an array of {what}, got a photo; pass a NumPy array, or .npy")
         return photo.convert("LA" if self.channels == 2 else "RGBA")
 
     def _of_array(self, name: str | None, array: npt.NDArray[Any], most_pixels: int | None) -> Photo:
@@ -435,14 +438,13 @@ class Transform:
             levels = as_levels(array, len(self.size), self.channels, self.value_range)
         except DataError as error:
             raise DataError(f"{name}: {error}" if name else str(error)) from error
-        height, width = levels.shape[:2]
-        _check_size(name or "an array", (width, height), most_pixels)
-        whole = self._whole((width, height))
+        size = levels.shape[-2::-1]
+        _check_size(name or "an array", (size[0], size[1]), most_pixels)
+        whole = self._whole(size)
         seen = resized(levels, whole[::-1], Image.Resampling[self.interpolation.upper()])
-        (left, top), (right, bottom) = self._centre(whole)
-        shown, said = picture(levels)
-        region = self.region((width, height))
-        return Photo(np.ascontiguousarray(seen[top:bottom, left:right]), (width, height), region, shown, said)
+        inside = tuple(map(slice, *(edge[::-1] for edge in self._centre(whole))))
+        shown, said = (levels, "") if len(size) == 3 else picture(levels)
+        return Photo(np.array(seen[inside], order="C"), size, self.region(size), shown, said)
 
     def framed(self, photos: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Inputs (B, H, W, 3) in a black frame of the width that this transform crops: it gives them back unchanged."""
@@ -454,11 +456,9 @@ class Transform:
 
     def region(self, photo_size: tuple[int, ...]) -> Box:
         """The part of a photo of ``(width, height)`` that the input covers: left, top, right, bottom in its pixels."""
-        box: list[float] = []
         whole = self._whole(photo_size)
-        for start, stop, side, photo in zip(*self._centre(whole), whole, photo_size, strict=True):
-            box += start * photo / side, stop * photo / side
-        return box[0], box[2], box[1], box[3]
+        scale = [photo / side for photo, side in zip(photo_size, whole, strict=True)]
+        return tuple(place * each for edge in self._centre(whole) for place, each in zip(edge, scale, strict=True))
 
     def in_words(self) -> str:
         """One line for people.
@@ -466,9 +466,11 @@ class Transform:
         >>> Transform((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), mode="crop", source="timm").in_words()
         'preprocessing: short side to 256 (bicubic), centre crop 224 x 224, from timm'
         """
-        height, width = self.size
+        *depth, height, width = self.size
         if self.mode == "squash":
-            words = f"whole photo squashed to {width} x {height} ({self.interpolation})"
+            what = "volume" if depth else "photo"
+            sides = " x ".join(map(str, self.size[::-1]))
+            words = f"whole {what} squashed to {sides} ({self.interpolation})"
         else:
             rows, columns = self._enlarged
             squashed = f"whole photo squashed to {columns} x {rows}"
@@ -479,11 +481,10 @@ class Transform:
         known = {"": "", "assumed": ", assumed: the classifier states none"}
         return f"preprocessing: {words}{known.get(self.source, f', {part} {self.source}')}"
 
-    def _whole(self, photo_size: tuple[int, ...]) -> tuple[int, int]:
+    def _whole(self, photo_size: tuple[int, ...]) -> tuple[int, ...]:
         """The size, (width, height), to which the whole photo is resized, of which the input is the centre."""
-        height, width = self.size
         if self.mode == "squash":
-            return width, height
+            return self.size[::-1]
         rows, columns = self._enlarged
         if self.mode == "squash-crop":
             return columns, rows
@@ -499,17 +500,17 @@ class Transform:
         """Rows and columns of which the input is the centre."""
         return math.floor(self.size[0] / self.crop_fraction), math.floor(self.size[1] / self.crop_fraction)
 
-    def _centre(self, whole: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    def _centre(self, whole: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Left and top, right and bottom of the input in the resized photo of ``(width, height)``."""
-        left, top = (round((side - part) / 2) for side, part in zip(whole, self.size[::-1], strict=True))
-        return (left, top), (left + self.size[1], top + self.size[0])
+        start = tuple(round((side - part) / 2) for side, part in zip(whole, self.size[::-1], strict=True))
+        return start, tuple(first + part for first, part in zip(start, self.size[::-1], strict=True))
 
     def _resized(self, upright: _Upright) -> npt.NDArray[np.uint8]:
         kind, whole, (height, width) = self.interpolation.upper(), self._whole(upright.size), self.size
         if upright.scale == 1 and whole[0] * whole[1] <= 16 * width * height:
-            whole_photo = upright.photo.resize(whole, Image.Resampling[kind])
+            whole_photo = upright.photo.resize((whole[0], whole[1]), Image.Resampling[kind])
             start, stop = self._centre(whole)
-            return _channelled(whole_photo.crop((*start, *stop)))
+            return _channelled(whole_photo.crop((start[0], start[1], stop[0], stop[1])))
         # A box makes nearly the same pixels without the rest; Pillow may change the order of its two passes.
         x, y = upright.origin
         left, top, right, bottom = (side / upright.scale for side in self.region(upright.size))
@@ -562,6 +563,6 @@ def keep(photo: Photo, path: str | os.PathLike[str]) -> None:
 
 
 def _kept(pixels: Levels) -> Photo:
-    shown, said = picture(pixels)
-    height, width = pixels.shape[:2]
-    return Photo(pixels, (width, height), (0, 0, width, height), shown, said)
+    size = pixels.shape[-2::-1]
+    shown, said = (pixels, "") if len(size) == 3 else picture(pixels)
+    return Photo(pixels, size, (0,) * len(size) + size, shown, said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -57,7 +58,7 @@ class Card:
 
     classes: tuple[str, ...]
     transform: Transform
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     method: str
     model: str
     setup: str
@@ -73,7 +74,7 @@ class Card:
     @property
     def cells(self) -> int:
         """H * W."""
-        return self.grid[0] * self.grid[1]
+        return math.prod(self.grid)
 
     def __post_init__(self) -> None:
         if min(self.grid) < 1 or not self.classes:
@@ -115,10 +116,10 @@ class Card:
     def checked_masks(self, masks: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Subsets of cells, (M, H, W) or (B, M, H, W), if they are of 0 and 1 on the grid and none is empty."""
         array = np.asarray(masks)
-        if array.ndim not in (3, 4) or array.shape[-2:] != self.grid:
-            height, width = self.grid
-            raise EngineError(f"expected masks of shape (any, {height}, {width}), got {array.shape}")
-        if not np.isin(array, (0, 1)).all() or not array.any(axis=(-2, -1)).all():
+        rank = len(self.grid)
+        if array.ndim - rank not in (1, 2) or array.shape[-rank:] != self.grid:
+            raise EngineError(f"expected masks of shape (any, {', '.join(map(str, self.grid))}), got {array.shape}")
+        if not np.isin(array, (0, 1)).all() or not array.any(axis=tuple(range(-rank, 0))).all():
             raise EngineError("expected masks of 0 and 1, each with at least one cell to read")
         return array.astype(np.bool_)
 
@@ -198,14 +199,19 @@ class Engine:
             If the file does not take one of these, or a value is out of its range.
         """
         channels = self.transform.channels
-        if photos.dtype not in (np.uint8, np.float32) or photos.ndim != 4 or photos.shape[3] != channels:
+        if (
+            photos.dtype not in (np.uint8, np.float32)
+            or photos.ndim != 2 + len(self.transform.size)
+            or photos.shape[-1] != channels
+        ):
             raise EngineError(
                 f"expected photos of shape (B, h, w, {channels}), uint8, got {photos.shape}, {photos.dtype}"
             )
         feeds: dict[str, npt.NDArray[Any]] = {}
         if self.card.entry == "pixels":
-            mean, std = np.array([self.transform.mean, self.transform.std], np.float32)[:, :, None, None]
-            feeds["pixels"] = np.ascontiguousarray(photos.transpose(0, 3, 1, 2), dtype=np.float32)
+            shape = (2, channels, *[1] * len(self.transform.size))
+            mean, std = np.array([self.transform.mean, self.transform.std], np.float32).reshape(shape)
+            feeds["pixels"] = np.ascontiguousarray(np.moveaxis(photos, -1, 1), dtype=np.float32)
             feeds["pixels"] *= 1 / (255 * std)
             feeds["pixels"] -= mean / std
         else:
@@ -220,7 +226,7 @@ class Engine:
                 self.card.class_index(0 if target == -1 else target)
         if masks is not None:
             subsets = self.card.checked_masks(masks).astype(np.float32)
-            subsets = subsets[None].repeat(len(photos), axis=0) if subsets.ndim == 3 else subsets
+            subsets = subsets[None].repeat(len(photos), axis=0) if subsets.ndim == 1 + len(self.grid) else subsets
             if len(subsets) != len(photos):
                 raise EngineError(f"expected masks for {len(photos)} photos, got them for {len(subsets)}")
             feeds["masks"] = subsets

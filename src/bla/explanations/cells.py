@@ -24,8 +24,9 @@ class Cells:
 
     @classmethod
     def of(cls, explanation: Result, photo: tuple[int, int], picture: tuple[int, int]) -> Cells:
-        """The cells in a ``picture`` (width, height) of the whole ``photo`` (width, height)."""
-        left, top, right, bottom = explanation.region
+        """The cells in a ``picture`` (width, height) of the whole ``photo`` (width, height); of a volume in a slice."""
+        left, top, *_ = explanation.region
+        right, bottom, *_ = explanation.region[len(explanation.grid) :]
         # a pixel of tolerance: a region may have gone through resizing and back in floating point
         if min(left, top) < -1 or right > photo[0] + 1 or bottom > photo[1] + 1:
             raise ValueError(
@@ -38,7 +39,7 @@ class Cells:
             nearest = np.floor(np.linspace(start * scale, stop * scale, count + 1) + 0.5)
             return tuple(nearest.clip(0, picture[side]).astype(int).tolist())
 
-        rows, columns = explanation.grid
+        *_, rows, columns = explanation.grid
         return cls(edges(top, bottom, rows, 1), edges(left, right, columns, 0))
 
     @property

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from bla.data.arrays import picture as picture_of
 from bla.data.photo import DataError, open_photo
 from bla.explanations.cells import Box, Cells
 from bla.explanations.panel import panel
@@ -67,6 +69,8 @@ class Explanation(Result):
     soft: ``(H, W)`` relaxed weights, or None where a method has none.
     selected: ``(H, W)`` booleans: the explanation; ``size`` counts them.
     region: ``(left, top, right, bottom)`` in pixels of the upright photo: the part that the grid covers.
+        Of a volume the grid is ``(D, H, W)``, the region ``(left, top, front, right, bottom, back)``; pictures and
+        boxes are of its :attr:`slice`, masks and heatmaps ``(d, h, w)``.
     votes: what each selected cell contributes to a class named in the request; else None.
     present: where an image may have several labels, the votes for each with a probability above one half, the likeliest
         first, and perhaps none; ``top`` has their probabilities. None where every image has one class.
@@ -96,6 +100,8 @@ class Explanation(Result):
         """The photo: the image itself, or read from its path; a DataError if there is no photo."""
         if isinstance(self.photo, Image.Image):
             return self.photo
+        if isinstance(self.photo, np.ndarray):  # the levels of a volume
+            return picture_of(self.photo[self.middles[self.slice or 0]])[0]
         try:
             return open_photo(self.photo or self.image)
         except DataError as error:
@@ -121,16 +127,30 @@ class Explanation(Result):
         for cell n, smooth between the cells' middles or cell by cell; 0 outside of ``region``.
         """
         cells, size = self._cells(size)
-        return cells.heat(self.unbounded, size, smooth=smooth)
+        if self.slice is None:
+            return cells.heat(self.unbounded, size, smooth=smooth)
+        low, spread = float(self.unbounded.min()), float(np.ptp(self.unbounded)) or 1.0
+        each = [cells.heat(one, size, smooth=smooth) * np.ptp(one) + one.min() - low for one in self.unbounded]
+        return self._volume(np.stack(each) / np.float32(spread))
 
     def mask(self, size: tuple[int, int] | None = None) -> BoolMap:
         """The selected cells' pixels: booleans (h, w) of the photo, or of another ``size`` (width, height)."""
         cells, size = self._cells(size)
-        return cells.mask(self.selected, size)
+        if self.slice is None:
+            return cells.mask(self.selected, size)
+        return self._volume(np.stack([cells.mask(one, size) for one in self.selected]))
 
     def boxes(self) -> list[Box]:
         """(left, top, right, bottom) of each connected part of the selection in pixels, the one of most cells first."""
-        return self._cells(None)[0].boxes(self.selected)
+        return self._cells(None)[0].boxes(self.sliced().selected)
+
+    def _volume(self, layers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Pixels (D, h, w) of the grid's layers as those of the volume's slices (d, h, w)."""
+        depth = len(self.photo) if isinstance(self.photo, np.ndarray) else int(self.edges[-1])
+        found = np.zeros((depth, *layers.shape[1:]), layers.dtype)
+        for start, stop, pixels in zip(self.edges, self.edges[1:], layers, strict=False):
+            found[start:stop] = pixels
+        return found
 
     def _cells(self, size: tuple[int, int] | None) -> tuple[Cells, tuple[int, int]]:
         photo = self.upright().size

@@ -47,7 +47,7 @@ def panel(photo: Image.Image, explanation: Result, *, height: int = 320) -> Imag
     """
     if height < _SMALLEST_PANEL:
         raise ValueError(f"expected a height of at least {_SMALLEST_PANEL} pixels for a panel, got {height}")
-    sheet = layout(photo.size, explanation, height)
+    sheet, explanation = layout(photo.size, explanation, height), explanation.sliced()
     shown = photo.convert("RGB").resize(sheet.picture, Image.Resampling.BICUBIC, reducing_gap=3)
     pixels, cells = np.asarray(shown), sheet.cells
     within = shown if explanation.votes is None else voted(shown, explanation.votes.cells, cells)
@@ -197,7 +197,7 @@ def _header(
         asked = shorten(f"chosen for: {name}", medium, x + round(0.7 * room) - left)
         texts.append(Text(left, second, asked, medium, INK))
         left += length(asked, medium) + space
-    parts = dict.fromkeys((explanation.method, explanation.setup, explanation.model))
+    parts = dict.fromkeys((explanation.view, explanation.method, explanation.setup, explanation.model))
     origin = shorten("  ·  ".join(legible(part, "?") for part in parts if part), small, right - left)
     texts.append(Text(right - length(origin, small), second, origin, small, QUIET))
     if explanation.check is not None:

@@ -71,7 +71,7 @@ def words(explanation: Result, *, plain: bool = False) -> Words:
         check = (
             f"Shown only these pixels, the classifier {still[0]}says {kept}; shown all but these, {still[1]}{removed}."
         )
-    shown = explanation.shown and f"shown: {explanation.shown}"
+    shown = explanation.view and f"shown: {explanation.view}"
     small = " · ".join(dict.fromkeys(filter(None, (shown, explanation.model, explanation.method))))
     return Words(answer, share, regions, check, legible(small, "") if plain else small, explanation.disagrees)
 

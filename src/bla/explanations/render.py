@@ -41,7 +41,7 @@ def overlay(
     """
     if heat not in (None, *get_args(Heat)):
         raise ValueError(f"expected a heat among {', '.join(get_args(Heat))}, or None, got {heat!r}")
-    size = size or photo.size
+    size, explanation = size or photo.size, explanation.sliced()
     cells = Cells.of(explanation, photo.size, size)
     photo = photo.convert("RGB")
     if size != photo.size:
@@ -60,7 +60,7 @@ def cutout(photo: Image.Image, explanation: Result) -> Image.Image:
 
     Raises ValueError if the photo cannot be the one that was explained.
     """
-    cells = Cells.of(explanation, photo.size, photo.size)
+    cells, explanation = Cells.of(explanation, photo.size, photo.size), explanation.sliced()
     return Image.fromarray(hatched(blanked(photo.convert("RGB"), explanation.selected, cells), None, cells))
 
 

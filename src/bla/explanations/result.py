@@ -96,7 +96,7 @@ class Votes:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
         shape = np.shape(self.cells)
-        object.__setattr__(self, "cells", _read_only_map("votes", self.cells, np.float32, (shape[0], shape[-1])))
+        object.__setattr__(self, "cells", _read_only_map("votes", self.cells, np.float32, shape))
         if self.method not in get_args(VoteMethod):
             raise ExplanationError(f"expected votes found in one of {get_args(VoteMethod)}, got {self.method!r}")
         if len(self.labels) != 1 + (self.against is not None):
@@ -164,12 +164,12 @@ class Result:
     prediction: Prediction
     top: tuple[Prediction, ...]
     method: str
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     unbounded: FloatMap
     scores: FloatMap
     soft: FloatMap | None
     selected: BoolMap
-    region: tuple[float, float, float, float]
+    region: tuple[float, ...]
     target: int | None = None
     model: str = ""
     setup: str = ""
@@ -184,7 +184,9 @@ class Result:
     shown: str | None = None
 
     def __post_init__(self) -> None:
-        grid = (int(self.grid[0]), int(self.grid[1]))
+        grid = tuple(map(int, self.grid))
+        if len(grid) not in (2, 3) or len(self.region) != 2 * len(grid):
+            raise ExplanationError(f"expected a grid of 2 or 3 sides and a region, got {self.grid} and {self.region}")
         frozen: dict[str, Any] = {"top": tuple(self.top), "region": tuple(map(float, self.region)), "grid": grid}
         for name in ("unbounded", "scores", "soft", "selected"):
             if (values := getattr(self, name)) is not None:
@@ -204,8 +206,8 @@ class Result:
                 f"expected schema_version {SCHEMA_VERSION}, got {self.schema_version}: "
                 "explain the image again with this version of bla"
             )
-        left, top, right, bottom = self.region
-        if not (left < right and top < bottom):
+        starts, stops = self.region[: len(grid)], self.region[len(grid) :]
+        if not all(start < stop for start, stop in zip(starts, stops, strict=True)):
             raise ExplanationError(f"expected a region with left < right and top < bottom, got {self.region}")
         for guess in (self.prediction, *self.top, *([self.classifier] if self.classifier else [])):
             if not 0.0 <= guess.probability <= 1.0:
@@ -237,7 +239,6 @@ class Result:
         if several_labels:
             agrees = bool(((probabilities > 0.5) == (from_all > 0.5)).all())
         shown: dict[str, Any] = {"prediction": top[0], "top": top, "classifier": whole[0], "agrees": agrees}
-        height, width = selected.shape
         if fill is not None:
             votes, about = fields.get("votes"), fields.get("target")
             about = about if about is not None else votes.target if votes else whole[0].index
@@ -246,7 +247,7 @@ class Result:
             alone, without = (1.0 if regression else float(of[about]) for of in masked)
             shown["check"] = Check(asked, kept, removed, alone, without, fill)
         fields["note"] = fields.get("note") or None
-        return cls(image=image, grid=(height, width), selected=selected, **shown, **fields)
+        return cls(image=image, grid=selected.shape, selected=selected, **shown, **fields)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Result) and self.to_dict() == other.to_dict()
@@ -262,6 +263,45 @@ class Result:
     def cells(self) -> int:
         """The number of cells that there are to select from."""
         return self.selected.size
+
+    @property
+    def slice(self) -> int | None:
+        """Of a volume, the layer of the grid that holds most of the selected cells, which pictures show; else None."""
+        return None if len(self.grid) == 2 else int(self.selected.sum(axis=(1, 2)).argmax())
+
+    def sliced(self, place: int | None = None) -> Result:
+        """Of a volume, what it says of one layer, by default :attr:`slice`; of a photo itself."""
+        place = self.slice if place is None else place
+        if place is None or len(self.grid) == 2:
+            return self
+        maps = {name: getattr(self, name) for name in ("unbounded", "scores", "soft", "selected")}
+        flat = {name: None if each is None else each[place] for name, each in maps.items()}
+        votes = self.votes and dataclasses.replace(self.votes, cells=self.votes.cells[place])
+        left, top, _, right, bottom, _ = self.region
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Result)}
+        changed = flat | {"grid": self.grid[1:], "votes": votes, "present": None, "region": (left, top, right, bottom)}
+        return Result(**own | changed)
+
+    @property
+    def view(self) -> str:
+        """What a picture shows where that is not the whole photo, in words; else nothing."""
+        if self.slice is None:
+            return self.shown or ""
+        held = (
+            f"its layer, {self.slice + 1} of {self.grid[0]}, holds {self.selected[self.slice].sum()} of these regions"
+        )
+        shown = f", {self.shown}" if self.shown else ""
+        return f"slice {self.middles[self.slice] + 1} of {round(self.region[5])}{shown}; {held}"
+
+    @property
+    def edges(self) -> npt.NDArray[np.int64]:
+        """Of a volume the slices at which the layers of the grid begin, and the end of the last, (D + 1,)."""
+        return np.rint(np.linspace(self.region[2], self.region[5], self.grid[0] + 1)).astype(np.int64)
+
+    @property
+    def middles(self) -> npt.NDArray[np.int64]:
+        """Of a volume the slices in the middle of the grid's layers, (D,)."""
+        return (self.edges[:-1] + self.edges[1:] - 1) // 2
 
     @property
     def asked(self) -> str | None:
@@ -336,7 +376,7 @@ class Result:
         return cls.from_dict(record)
 
 
-def _read_only_map(name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple[int, int]) -> npt.NDArray[Any]:
+def _read_only_map(name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple[int, ...]) -> npt.NDArray[Any]:
     array = np.array(value, dtype=kind)
     if array.shape != grid:
         raise ExplanationError(f"expected {name} of shape {grid}, the grid's, got {array.shape}")
@@ -358,4 +398,4 @@ def _plain(value: Any) -> Any:
     if value.dtype == np.bool_:
         return value.astype(int).tolist()
     # The shortest decimal that gives the float32 back: exact, and a third of the length of the float64's.
-    return [[float(str(each + 0.0)) for each in row] for row in value]  # + 0.0: no "-0.0"
+    return [float(str(each + 0.0)) if value.ndim == 1 else _plain(each) for each in value]  # + 0.0: no "-0.0"

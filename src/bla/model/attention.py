@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bla import BlaError, operators
 from bla.model.evidence import Sufficiency
-from bla.model.heads import reads_maps
+from bla.model.heads import grid_of, reads_maps
 from bla.operators.weights import check_positive, check_threshold, gumbel_noise
 
 
@@ -113,7 +113,8 @@ class Attention(nn.Module):
     def sized(self, selection: Selection, size: Tensor) -> Selection:
         """The selection with the cells of maps whose size (B,) is not 0 dialled to it."""
         cells = selection.unbounded[0].numel()
-        dialled, given = self.weigh(selection.unbounded, size.clamp(1, cells)[:, None]), (size > 0)[:, None, None]
+        dialled = self.weigh(selection.unbounded, size.clamp(1, cells)[:, None])
+        given = (size > 0).reshape(-1, *[1] * (selection.unbounded.ndim - 1))
         _, *dialled_maps, _ = dialled
         _, *maps, judged = selection
         scores, soft, hard = (torch.where(given, *pair) for pair in zip(dialled_maps, maps, strict=True))
@@ -158,9 +159,14 @@ class Attention(nn.Module):
         if target is not None:
             raise AttentionError("expected no target for a class-agnostic attention, got one: leave it out")
         if self.context is not None:
-            features = features + self.context(features.mean(dim=(2, 3)))[:, :, None, None]
-        unbounded: Tensor = -self.score(features)[:, 0]
-        return unbounded
+            context = self.context(features.mean(dim=grid_of(features)))
+            features = features + context.reshape(*context.shape, *[1] * (features.ndim - 2))
+        return -self._scored(features)
+
+    def _scored(self, values: Tensor) -> Tensor:
+        """U of every cell (B, *grid) from a score network of 1x1 convolutions; a volume's slices lie side by side."""
+        u: Tensor = self.score(values.flatten(2, -2))[:, 0]
+        return u if values.ndim == 4 else u.reshape(-1, *values.shape[2:])
 
     def _network(self, channels: int, hidden: Sequence[int]) -> nn.Module:
         """From ``channels`` inputs of every cell to u; its last layer is a convolution to one channel."""
@@ -171,7 +177,7 @@ class Attention(nn.Module):
         return nn.Sequential(*layers, last) if layers else last
 
     def _check(self, features: Tensor) -> None:
-        if features.ndim != 4 or features.shape[1] != self.in_channels or 0 in features.shape[2:]:
+        if features.ndim not in (4, 5) or features.shape[1] != self.in_channels or 0 in features.shape[2:]:
             raise ValueError(
                 f"expected features of shape (batch, {self.in_channels}, height, width), got {tuple(features.shape)}"
             )
@@ -345,21 +351,20 @@ class ClassAwareAttention(JudgedAttention):
     def predicted(self, features: Tensor) -> Tensor:
         """The classes (B,) that the judge predicts from all cells of features (B, C, H, W)."""
         self._check(features)
-        return self._judged(features.mean(dim=(2, 3))).argmax(-1)
+        return self._judged(features.mean(dim=grid_of(features))).argmax(-1)
 
     def ranking(self, features: Tensor, target: Tensor | None = None) -> Tensor:
         """-u of every cell, (B, H, W), for classes (B,), by default the predicted ones."""
         self._check(features)
         features = features.detach()
-        logits = self._judged(features.permute(0, 2, 3, 1).flatten(0, 2)).detach()
+        logits = self._judged(features.flatten(2).mT.flatten(0, 1)).detach()
         logits = logits.reshape(features.shape[0], -1, logits.shape[-1])  # (B, N, K)
         target = self.predicted(features) if target is None else target
         own = logits.gather(-1, target[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(-1)
         clues = torch.stack([own, own - logits.logsumexp(-1), features.flatten(2).norm(dim=1)], dim=1)
         clues = clues - clues.mean(dim=-1, keepdim=True)
         clues = clues / (clues.square().mean(dim=-1, keepdim=True).sqrt() + 1e-6)
-        unbounded: Tensor = -self.score(clues.reshape(*clues.shape[:2], *features.shape[2:]))[:, 0]
-        return unbounded
+        return -self._scored(clues.reshape(*clues.shape[:2], *features.shape[2:]))
 
     def _judged(self, pooled: Tensor) -> Tensor:
         logits: Tensor = self._judge()(pooled)

@@ -26,13 +26,13 @@ from bla.model.attention import Attention, BoundedLogitAttention, Selection
 from bla.model.earlier import with_earlier
 from bla.model.evidence import ask, from_all, linear_layer, sufficiency
 from bla.model.finite import unfinite
-from bla.model.heads import read
+from bla.model.heads import grid_of, read
 from bla.model.images import ImageLike, Images, Input, each, read_image
 from bla.model.outputs import Meaning, Output, Reading
 from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_code
-from bla.model.splitting import ClassifierError, split, split_for
+from bla.model.splitting import CHANNELS_LAST, ClassifierError, split, split_for
 from bla.model.votes import votes
 from bla.progress import show
 
@@ -227,7 +227,7 @@ class ExplainableClassifier(nn.Module):
         if not isinstance(target, Iterable) or isinstance(target, str):
             asked = itertools.chain([next(asked)], asked)  # a class that there is not is an error without images, too
         with ThreadPoolExecutor(2) as pool:
-            numbered = enumerate(each(images, self.transform.channels))
+            numbered = enumerate(each(images, self.transform.channels, len(self.transform.size)))
             loaded = prefetch(pool, lambda item: read_image(self.transform, *item), numbered, ahead=2 * batch_size)
             while batch := list(itertools.islice(loaded, batch_size)):
                 questions = list(itertools.islice(asked, len(batch)))
@@ -275,7 +275,7 @@ class ExplainableClassifier(nn.Module):
     ) -> list[Explanation | Unexplained]:
         pixels = self.batch(inputs)
         features = self.trunk(pixels)
-        cells = features.shape[2] * features.shape[3]
+        cells = features[0, 0].numel()
         if size is not None and size > cells:
             raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
         targets = self.attention.predicted(features)
@@ -292,7 +292,8 @@ class ExplainableClassifier(nn.Module):
             item.pixels[None].to(like) if isinstance(item.pixels, Tensor) else self.pixels(item.pixels[None])
             for item in inputs
         ]
-        return torch.cat(each_input).contiguous(memory_format=torch.channels_last)
+        pixels = torch.cat(each_input)
+        return pixels.contiguous(memory_format=CHANNELS_LAST[pixels.ndim])
 
     @torch.inference_mode()
     def explained(
@@ -364,7 +365,7 @@ class ExplainableClassifier(nn.Module):
     def answer(self, features: Tensor, selection: Selection) -> Answer:
         """What the head says of features (B, C, H, W) and a selection of theirs; it is asked nothing twice."""
         unbounded, judged = selection.unbounded, selection.judged
-        bound = (unbounded >= 0).sum(dim=(1, 2)).clamp(min=self.attention.least)
+        bound = (unbounded >= 0).sum(dim=grid_of(unbounded, 1)).clamp(min=self.attention.least)
         enough = None
         if judged is not None:
             whole, enough = judged.logits, judged.enough

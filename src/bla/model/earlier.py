@@ -75,15 +75,15 @@ def with_earlier(found: Split, pixels: Tensor) -> tuple[Split, int]:
     ]
     try:
         with torch.inference_mode():
-            height, width = found.trunk(pixels).shape[2:]
+            own = found.trunk(pixels).shape[2:]
     finally:
         for hook in hooks:
             hook.remove()
     candidates: list[tuple[str, bool, int]] = []
     for name, output in seen:
-        if isinstance(output, Tensor) and output.ndim == 4:
+        if isinstance(output, Tensor) and output.ndim == 4 == 2 + len(own):
             for channels_last, grid, channels in ((False, output.shape[2:], 1), (True, output.shape[1:3], 3)):
-                twice = [(side + 1) // 2 for side in grid] == [height, width]
+                twice = [(side + 1) // 2 for side in grid] == list(own)
                 if twice and 4 <= output.shape[channels] <= MOST:
                     candidates.append((name, channels_last, output.shape[channels]))
     if not candidates:

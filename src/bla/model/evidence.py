@@ -9,13 +9,14 @@ at the map that the head reads from all cells: the class's logit at the cell les
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bla.model.heads import read, read_each, reads_maps
+from bla.model.heads import grid_of, read, read_each, reads_maps
 
 RIVALS = 32
 """A class is held against this many others, the likeliest from all cells; with fewer classes against all of them.
@@ -100,11 +101,11 @@ def evidence(
         contrast = own - expected if len(layer.weight) > 1 else own  # a value stands for itself
         found = torch.cat([contrast, own, own - runner_up], dim=1)
         return found.reshape(found.shape[0], 3, *features.shape[2:])
-    at = features if reads_maps(head) else features.mean(dim=(2, 3))
+    at = features if reads_maps(head) else features.mean(dim=grid_of(features))
     found = (slopes or slopes_of(head))(at, said.target)  # (B, 3, C), or (B, 3, C, H, W)
     if found.ndim == 3:
         return torch.bmm(found, features.flatten(2)).reshape(found.shape[0], 3, *features.shape[2:])
-    return (found * features[:, None]).sum(dim=2) * (features.shape[2] * features.shape[3])
+    return (found * features[:, None]).sum(dim=2) * math.prod(features.shape[2:])
 
 
 def slopes_of(head: nn.Module) -> Slopes:
@@ -157,7 +158,7 @@ def sufficiency(head: nn.Module, features: Tensor, ranking: Tensor, said: Answer
 
 def from_all(head: nn.Module, features: Tensor) -> Tensor:
     """The classifier's own logits (B, K): the head on all cells alike."""
-    cells = features.shape[2] * features.shape[3]
+    cells = math.prod(features.shape[2:])
     return read(head, features, features.new_full((features.shape[0], *features.shape[2:]), 1 / cells))
 
 

@@ -43,8 +43,13 @@ class MapHead(nn.Module):
         kept = features * share
         if self.fill == "zero":
             return kept
-        total = share.sum(dim=(2, 3), keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
-        return kept + (1 - share) * (kept.sum(dim=(2, 3), keepdim=True) / total)
+        total = share.sum(dim=grid_of(share), keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+        return kept + (1 - share) * (kept.sum(dim=grid_of(kept), keepdim=True) / total)
+
+
+def grid_of(maps: Tensor, first: int = 2) -> tuple[int, ...]:
+    """The dimensions of maps, from the ``first`` on, in which their cells lie: (2, 3), or of volumes (2, 3, 4)."""
+    return tuple(range(first, maps.ndim))
 
 
 def reads_maps(head: nn.Module) -> bool:
@@ -61,7 +66,8 @@ def read(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
 def read_each(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
     """Logits (B, M, K) under each of M weightings (B, M, H, W) of the same features."""
     if reads_maps(head):
-        each = features[:, None] + torch.zeros_like(weights[:, :, None, :1, :1]).to(features.dtype)
+        one = (slice(None), slice(None), None, *[slice(1)] * (weights.ndim - 2))
+        each = features[:, None] + torch.zeros_like(weights[one]).to(features.dtype)
         logits: Tensor = head(each.flatten(0, 1), kept(weights.flatten(0, 1)))
     else:
         logits = head(torch.bmm(weights.flatten(2).to(features.dtype), features.flatten(2).mT).flatten(0, 1))

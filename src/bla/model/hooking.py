@@ -60,9 +60,9 @@ class Place:
     layout: Layout
     prefix: int
     channels: int
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
 
-    def map_in(self, returned: Any, size: tuple[int, int]) -> Tensor:
+    def map_in(self, returned: Any, size: Sequence[int]) -> Tensor:
         """The map (B, C, H, W) in what the module returned."""
         values: Tensor = pytree.tree_leaves(returned)[self.leaf]
         return as_map(values[:, self.prefix :] if self.prefix else values, self.layout, size)
@@ -72,7 +72,7 @@ class Place:
         like = values
         leaves, spec = pytree.tree_flatten(blank)
         if self.layout == "channels last":
-            values = values.permute(0, 2, 3, 1)
+            values = values.movedim(1, -1)
         elif self.layout == "tokens":
             values = nn.functional.pad(values.flatten(2).mT, (0, 0, self.prefix, 0))
         elif self.layout == "channels, tokens":
@@ -138,7 +138,7 @@ class HookedTrunk(_Hooked):
             raise TracingError(f"expected a classifier that runs {', '.join(seen)}, got one that took another way")
         finally:
             _RUN.seen = None
-        size = (pixels.shape[2], pixels.shape[3])
+        size = tuple(pixels.shape[2:])
         return joined_maps([place.map_in(seen[place.module], size) for place in self.places]).to(pixels.dtype)
 
 
@@ -166,7 +166,7 @@ class HookedHead(_HookedRest):
     def forward(self, pooled: Tensor) -> Tensor:
         parts = torch.split(pooled, [place.channels for place in self.places], dim=1)
         return self.answer([
-            part[:, :, None, None].expand(*part.shape, *place.grid)
+            part.reshape(*part.shape, *[1] * len(place.grid)).expand(*part.shape, *place.grid)
             for part, place in zip(parts, self.places, strict=True)
         ])  # fmt: skip
 
@@ -194,7 +194,7 @@ def hooked(own: nn.Module, pixels: Tensor) -> Iterator[tuple[nn.Module, nn.Modul
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in own.modules()):
         raise TracingError("expected Python code, got TorchScript: pass the module that was scripted")
-    size = (pixels.shape[2], pixels.shape[3])
+    size = tuple(pixels.shape[2:])
     two, three = _recorded(own, pixels[:2]), _recorded(own, pixels[[0, 1, 0]])
     if [name for name, _ in two] != [name for name, _ in three]:
         raise TracingError("expected the same modules to run for two and for three images, got others")
@@ -258,7 +258,7 @@ def _as_blank(two: Any, three: Any) -> Any:
     return pytree.tree_map(compared, two, three)
 
 
-def _maps_in(name: str, blank: Any, size: tuple[int, int]) -> Iterator[Place]:
+def _maps_in(name: str, blank: Any, size: Sequence[int]) -> Iterator[Place]:
     """The maps over a picture of this size among what a module returns."""
     for leaf, each in enumerate(pytree.tree_leaves(blank)):
         if not isinstance(each, _Blank) or not (each.dtype is None or each.dtype.is_floating_point):
@@ -266,10 +266,10 @@ def _maps_in(name: str, blank: Any, size: tuple[int, int]) -> Iterator[Place]:
         shape = each.shape
         if each.varies[:1] != (True,) or each.varies.count(True) > 1 or shape[0] != 2:
             continue
-        if len(shape) == 4 and is_over(shape[2:], size):
-            yield Place(name, leaf, "channels first", 0, shape[1], (shape[2], shape[3]))
-        elif len(shape) == 4 and is_over(shape[1:3], size):
-            yield Place(name, leaf, "channels last", 0, shape[3], (shape[1], shape[2]))
+        if is_over(shape[2:], size):
+            yield Place(name, leaf, "channels first", 0, shape[1], shape[2:])
+        elif is_over(shape[1:-1], size):
+            yield Place(name, leaf, "channels last", 0, shape[-1], shape[1:-1])
         elif len(shape) == 3:
             readings: list[tuple[Layout, int, int, int]] = [
                 ("tokens", prefix, shape[1] - prefix, shape[2]) for prefix in range(min(_MOST_PREFIX, shape[1] - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -31,13 +32,13 @@ class Input(NamedTuple):
     """A photo of the transform's size, levels (h, w, C), or normalised pixels (C, h, w)."""
     region: Box
     """What the pixels show of the upright photo: (left, top, right, bottom) in its pixels."""
-    photo: Image.Image | bytes | None = None
-    """The upright photo, if it came as an image or a tensor, or the bytes that it came as."""
+    photo: Image.Image | bytes | Levels | None = None
+    """The upright photo, if it came as an image or a tensor, the bytes that it came as, or the levels of a volume."""
     shown: str = ""
     """What of the image the photo shows, if not all."""
 
 
-def each(images: Images, channels: int = 3) -> Iterator[ImageLike]:
+def each(images: Images, channels: int = 3, rank: int = 2) -> Iterator[ImageLike]:
     """One image, a batch as one array or tensor, or several images, one by one, without the labels beside them.
 
     >>> list(each([("a.jpg", 3), {"label": 1, "image": b"..."}]))
@@ -50,25 +51,26 @@ def each(images: Images, channels: int = 3) -> Iterator[ImageLike]:
     elif isinstance(images, (str, os.PathLike, Image.Image, bytes)) or hasattr(images, "read"):
         yield cast("ImageLike", images)
     elif isinstance(images, (Tensor, np.ndarray)):
-        yield from [images] if is_one(images.shape, 2, channels) else images
+        yield from [images] if is_one(images.shape, rank, channels) else images
     elif isinstance(images, Mapping):
-        yield from each(_column(images), channels)
-    elif isinstance(images, tuple) and _is_labelled(images):
-        yield from each(images[0], channels)
+        yield from each(_column(images), channels, rank)
+    elif isinstance(images, tuple) and (first := _labelled(images)) is not None:
+        yield from each(first, channels, rank)
     else:
         several = cast("Any", images)
         for row in several if isinstance(several, Iterable) else (several[index] for index in range(len(several))):
             if isinstance(row, (tuple, list)):
-                yield from each(row[0] if _is_labelled(row) else row, channels)
+                first = _labelled(row)
+                yield from each(row if first is None else first, channels, rank)
             else:
                 held = isinstance(row, (str, os.PathLike, Mapping, Tensor, np.ndarray))
-                yield from each(row, channels) if held else [row]
+                yield from each(row, channels, rank) if held else [row]
 
 
 def as_photos(transform: Transform, images: Images) -> list[Any]:
     """Photos, as :meth:`bla.data.photo.Transform.read` takes them; of normalised pixels the levels that they are of."""
     found: list[Any] = []
-    for index, image in enumerate(each(images, transform.channels)):
+    for index, image in enumerate(each(images, transform.channels, len(transform.size))):
         if isinstance(image, Tensor) and image.is_floating_point():
             read = read_image(transform, index, image)
             if isinstance(read, Unexplained):
@@ -81,26 +83,56 @@ def as_photos(transform: Transform, images: Images) -> list[Any]:
 
 def _column(row: Mapping[Any, Any]) -> Any:
     """The image, or images, of a row or batch by columns."""
-    found = [row[name] for name in _COLUMNS if row.get(name) is not None]
-    found = found or [value for value in row.values() if not _is_label(value) and not isinstance(value, (str, Mapping))]
-    if not found:
-        raise DataError(f"expected a column of images, such as {_COLUMNS[0]!r}, got {', '.join(map(repr, row))}")
-    stored = found[0]  # of a data set whose photos are not decoded
+    if type(row).__name__.endswith("DatasetDict"):
+        raise DataError(
+            f"expected one split of a data set, got {', '.join(row)}: choose one, as data[{next(iter(row))!r}]"
+        )
+    named = [name for name in _COLUMNS if row.get(name) is not None]
+    found = named[:1] or [name for name, value in row.items() if _is_image(value) and not _is_name(value)]
+    if len(found) != 1:
+        what = (
+            f"one column of images, got {', '.join(map(repr, found))}: pass that alone"
+            if found
+            else (f"a column of images, such as {_COLUMNS[0]!r}, got {', '.join(map(repr, row))}")
+        )
+        raise DataError(f"expected {what}")
+    stored = row[found[0]]  # of a data set whose photos are not decoded
     return stored.get("bytes") or stored.get("path") if isinstance(stored, Mapping) else stored
 
 
-def _is_labelled(row: tuple[Any, ...] | list[Any]) -> bool:
-    """Whether an image, or a batch, comes with labels behind it."""
-    return len(row) > 1 and _is_label(row[1]) and not _is_label(row[0])
+def _labelled(row: tuple[Any, ...] | list[Any]) -> Any:
+    """The image, or batch, that comes with labels behind it, or its number before it; None if all are images."""
+    images = itertools.dropwhile(lambda value: not _is_image(value), row)
+    first, *behind = [*images] or [None]
+    if not behind:
+        return first if len(row) > 1 else None
+    second = behind[0]
+    name = _is_name(second) and not _is_name(first)
+    flat = isinstance(second, (Tensor, np.ndarray)) and second.ndim == 2 < _depth(first)  # of each class, or a mask
+    return first if name or flat or not _is_image(second) else None
 
 
-def _is_label(value: Any) -> bool:
-    """Whether a value beside an image is a number, or one for each image of a batch."""
+def _is_image(value: Any) -> bool:
+    """Whether a value can be an image, or several, and no label."""
     if isinstance(value, (Tensor, np.ndarray)):
-        return value.ndim < 2
+        return value.ndim > 1
+    if isinstance(value, Mapping):
+        return not {"bytes", "path"}.isdisjoint(value)
     if isinstance(value, (tuple, list)):
-        return bool(value) and all(isinstance(each, (int, float, np.number)) for each in value)
-    return isinstance(value, (int, float, np.number))
+        return bool(value) and all(map(_is_image, value))
+    return isinstance(value, (str, os.PathLike, bytes, Image.Image)) or hasattr(value, "read")
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a value is text, or several."""
+    return isinstance(value, str) or (isinstance(value, (tuple, list)) and bool(value) and all(map(_is_name, value)))
+
+
+def _depth(value: Any) -> int:
+    """How many dimensions an image, or several, have."""
+    if isinstance(value, (tuple, list)):
+        return 1 + _depth(value[0])
+    return int(value.ndim) if isinstance(value, (Tensor, np.ndarray)) else 3
 
 
 def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Unexplained:
@@ -110,7 +142,8 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
     if isinstance(image, Tensor) and image.is_floating_point():
         if image.shape == transform.shape:
             whole = (0.0,) * len(transform.size) + transform.size[::-1]
-            return Input(name, image, whole, *picture(_levels(transform, image)))
+            levels = _levels(transform, image)
+            return Input(name, image, whole, *((levels, "") if levels.ndim == 4 else picture(levels)))
         expected, came = ", ".join(map(str, transform.shape)), tuple(image.shape)
         return Unexplained(name, f"{name}: expected normalised pixels ({expected}), got {came}")
     if isinstance(image, Tensor):

@@ -11,6 +11,7 @@ become by then.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -185,13 +186,13 @@ class _Replacing(Keeping):
 
 
 class _Joined(nn.Module):
-    """A classifier with tokens ``around`` those of patches of ``cell``, (C, height, width), which join these."""
+    """A classifier with tokens ``around`` those of patches of ``cell``, (C, *sides), which join these."""
 
-    def __init__(self, model: nn.Module, around: Around, cell: tuple[int, int, int]) -> None:
+    def __init__(self, model: nn.Module, around: Around, cell: Sequence[int]) -> None:
         super().__init__()
         self.model = model
         self.around = around
-        self.cell = cell
+        self.cell = tuple(cell)
 
 
 class JoinedTrunk(_Joined):
@@ -201,17 +202,18 @@ class JoinedTrunk(_Joined):
     """
 
     def forward(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[2] // self.cell[1], pixels.shape[3] // self.cell[2]
+        grid = [side // length for side, length in zip(pixels.shape[2:], self.cell[1:], strict=True)]
+        cells = math.prod(grid)
 
         def fits(joint: _Joint) -> bool:
-            return joint.around == self.around and joint.patches.shape[1] == height * width
+            return joint.around == self.around and joint.patches.shape[1] == cells
 
         with _Watching(fits, last=False) as seen:
             self.model(pixels)
         assert seen.joint is not None
-        last = seen.last[:, self.around.before :][:, : height * width]
+        last = seen.last[:, self.around.before :][:, :cells]
         tokens = torch.cat([seen.joint.patches, last], dim=2)
-        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
 
 
 class JoinedHead(_Joined, MapHead):
@@ -221,10 +223,10 @@ class JoinedHead(_Joined, MapHead):
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, 2D, H, W) and what is kept of each cell (B, H, W) to logits (B, K)."""
-        batch, channels, height, width = features.shape
+        batch, channels, *grid = features.shape
         patches = features[:, : channels // 2].flatten(2).transpose(1, 2)
-        depth, rows, columns = self.cell
-        blank = features.new_zeros(batch, depth, height * rows, width * columns)
+        sides = [cells * length for cells, length in zip(grid, self.cell[1:], strict=True)]
+        blank = features.new_zeros(batch, self.cell[0], *sides)
         with _Replacing(patches, None if keep is None else keep.flatten(1), self.around):
             logits: Tensor = self.model(blank)
         return logits
@@ -232,7 +234,7 @@ class JoinedHead(_Joined, MapHead):
 
 def split_at_join(own: nn.Module, pixels: Tensor) -> tuple[nn.Module, nn.Module]:
     """Cut where a class token first joins patch tokens, and registers if there are some."""
-    size = (pixels.shape[2], pixels.shape[3])
+    size = tuple(pixels.shape[2:])
 
     def fits(joint: _Joint) -> bool:
         return token_grid(joint.patches.shape[1], size) is not None and joint.is_first
@@ -242,5 +244,6 @@ def split_at_join(own: nn.Module, pixels: Tensor) -> tuple[nn.Module, nn.Module]
     grid = None if seen.joint is None else token_grid(seen.joint.patches.shape[1], size)
     if seen.joint is None or grid is None:
         raise TracingError("expected a class token that joins patch tokens, found none")
-    around, cell = seen.joint.around, (pixels.shape[1], size[0] // grid[0], size[1] // grid[1])
+    around = seen.joint.around
+    cell = [pixels.shape[1], *(side // cells for side, cells in zip(size, grid, strict=True))]
     return JoinedTrunk(own, around, cell), JoinedHead(own, around, cell)

@@ -248,7 +248,7 @@ class Affine(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in _AFFINE:
             self.count += 1
-            self.width = result.shape[1 if result.ndim == 4 else -1]
+            self.width = result.shape[1 if result.ndim > 3 else -1]
             self.half |= result.dtype in (torch.float16, torch.bfloat16)
             if self.count == self.number:
                 result = result * self.factor

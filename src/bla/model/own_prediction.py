@@ -22,7 +22,7 @@ from bla.model.evidence import (
     slopes_of,
     sufficiency,
 )
-from bla.model.heads import read, reads_maps
+from bla.model.heads import grid_of, read, reads_maps
 
 HIDDEN = (64, 64, 24)
 UNTRAINED, TRAINED = "c - E, untrained", "BLA-PX"
@@ -83,6 +83,11 @@ class _Score(nn.Module):
         inputs = torch.cat([clues, self.projection((earlier - self.mean) / self.scale)], dim=1)
         u: Tensor = self.correction(inputs)
         return u
+
+
+def _slices(values: Tensor) -> Tensor:
+    """Maps (B, C, H, W); of volumes (B, C, D, H, W) the slices (B*D, C, H, W), in which neighbours are looked for."""
+    return values if values.ndim == 4 else values.movedim(2, 1).flatten(0, 1)
 
 
 class OwnPredictionAttention(JudgedAttention):
@@ -189,7 +194,7 @@ class OwnPredictionAttention(JudgedAttention):
         """Make what depends on the judge's code a constant, so that the module can be traced for such features."""
         judge = self._judge()
         if self._linear[0] is None:
-            at = features if reads_maps(judge) else features.mean(dim=(2, 3))
+            at = features if reads_maps(judge) else features.mean(dim=grid_of(features))
             slopes, target = slopes_of(judge), features.new_zeros(len(features), dtype=torch.long)
             self._traced = make_fx(slopes, tracing_mode="symbolic", _allow_non_fake_inputs=True)(at, target)
 
@@ -211,6 +216,7 @@ class OwnPredictionAttention(JudgedAttention):
         In training mode the share of the contrast is kept at :data:`PRIOR` standard deviations of this part.
         """
         found = -self._score.learnt(*self._inputs(features, self._answers(features, target)))[:, 0]
+        found = found.reshape(-1, *features.shape[2:])
         if self.training:
             spread = found.detach().flatten(1).std(dim=1).mean()
             self._score.shares.copy_(torch.stack([torch.zeros_like(spread), PRIOR * spread]))
@@ -221,7 +227,7 @@ class OwnPredictionAttention(JudgedAttention):
 
     def _ranking(self, features: Tensor, said: Answers) -> Tensor:
         unbounded: Tensor = -self.score(*self._inputs(features, said))[:, 0]
-        return unbounded
+        return unbounded.reshape(-1, *features.shape[2:]) if features.ndim > 4 else unbounded
 
     def _inputs(self, features: Tensor, said: Answers) -> tuple[Tensor, Tensor]:
         """The standardised clues, and the channels of the earlier map."""
@@ -230,8 +236,10 @@ class OwnPredictionAttention(JudgedAttention):
         exact = own.to(torch.promote_types(own.dtype, torch.float32))  # half precision would overflow
         norm = (exact * exact).sum(dim=1, keepdim=True).sqrt()  # which ONNX Runtime computes faster than a norm
         clues = torch.cat([found, norm.to(found.dtype)], dim=1)
-        clues = clues - clues.mean(dim=(2, 3), keepdim=True)
-        return clues / (clues.square().mean(dim=(2, 3), keepdim=True).sqrt() + 1e-6), earlier
+        cells = grid_of(clues)
+        clues = clues - clues.mean(dim=cells, keepdim=True)
+        clues = clues / (clues.square().mean(dim=cells, keepdim=True).sqrt() + 1e-6)
+        return _slices(clues), _slices(earlier)
 
     @property
     def _score(self) -> _Score:
@@ -279,7 +287,7 @@ class OwnPredictionAttention(JudgedAttention):
         selected = read(self._judge(), features, selection.hard)
         # a rival beyond those that were held against the class, or a head that was not asked: all cells, then
         lost = ((selected.argmax(-1) != own) & free)[:, None]
-        each, every = lost[..., None], 1 / cells
+        each, every = lost.reshape(-1, *[1] * (unbounded.ndim - 1)), 1 / cells
         return Selection(
             unbounded,
             torch.where(each, 0.0, selection.scores),

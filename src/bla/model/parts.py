@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bla.model.heads import grid_of
 from bla.model.tracing import TokenTrunk, TracingError, said
 
 Part = str | Callable[[nn.Module, Tensor], Any]
@@ -55,12 +56,12 @@ def named_parts(own: nn.Module, parts: tuple[Part, Part], pixels: Tensor) -> tup
     if features.ndim == 3:
         trunk = TokenTrunk(trunk, 0)
         features = _called(trunk, pixels, "trunk", f"pixels {tuple(pixels.shape)}")
-    if features.ndim != 4:
+    if features.ndim not in (4, 5):
         raise TracingError(
             "trunk: expected a feature map (batch, channels, height, width) or patch tokens (batch, cells, channels), "
             f"got shape {tuple(features.shape)}"
         )
-    pooled = features.mean(dim=(2, 3))
+    pooled = features.mean(dim=grid_of(features))
     logits = _called(head, pooled, "head", f"pooled features {tuple(pooled.shape)}, the mean over the trunk's cells,")
     if logits.ndim != 2:
         raise TracingError(f"head: expected logits (batch, classes), got shape {tuple(logits.shape)}")

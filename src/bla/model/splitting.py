@@ -222,7 +222,7 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Mo
         )
     note = _prepared(head, features, answer, missed, strict) if isinstance(head, MapHead) else ""
     first, last = torch.zeros_like(uniform), torch.zeros_like(uniform)
-    first[:, 0, 0] = last[:, -1, -1] = 1
+    first[_cell(first, 0)] = last[_cell(last, -1)] = 1
     if not missed(answer(features, first), answer(features, last)) > 0:
         alike = torch.equal(features, features[..., :1, :1].expand_as(features))
         never = alike or torch.equal(answers.values, answers.values[:1].expand_as(answers.values))
@@ -241,14 +241,14 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Mo
                 f"{leaked:.1e} of the largest with them"
             )
         worst = max(worst, leaked)
-    for rows, layout in ((slice(1), torch.contiguous_format), (slice(5), torch.channels_last)):
+    for rows, layout in ((slice(1), torch.contiguous_format), (slice(5), CHANNELS_LAST[pixels.ndim])):
         pixels, expected = answers.pixels[rows].contiguous(memory_format=layout), answers.values[rows]
         try:
             features = trunk(pixels)
         except RuntimeError:  # its code views the memory
             trunk = ContiguousTrunk(trunk)
             features = trunk(pixels)
-        miss = missed(answer(features, uniform[:1].expand(len(features), -1, -1)), expected)
+        miss = missed(answer(features, uniform[:1].expand(len(features), *uniform.shape[1:])), expected)
         if not miss <= tolerance:
             raise _UncutError(f"expected {_AVERAGE}, got one that differs by {miss:.1e} for {len(pixels)} photos")
         worst = max(worst, miss)
@@ -290,7 +290,7 @@ def _prepared(
     if head.attends:
         head.fill = "attention"
         one = torch.zeros_like(features[:, 0])
-        one[:, 0, 0] = 1
+        one[_cell(one, 0)] = 1
         others = torch.where(one[:, None] > 0, features, features.roll(1, dims=0))
         if (
             missed(answer(others, one), answer(features, one))
@@ -339,17 +339,29 @@ def _probed(own: nn.Module, transform: Transform, name: str, reading: Reading) -
 
 
 def _of_channels(own: nn.Module, transform: Transform) -> str:
-    """How a transform has the channels that the first convolution takes, if that is what is wrong."""
+    """How a transform has the sides and channels that the first convolution takes, if that is what is wrong."""
     first = next((module for module in own.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))), None)
-    if first is None or first.in_channels == transform.channels:
-        return ""
-    return f", whose mean and std have {first.in_channels} numbers, one for each channel"
+    wanted = []
+    if isinstance(first, nn.Conv3d) and len(transform.size) == 2:
+        wanted.append("whose size has 3 numbers, depth first,")
+    if first is not None and first.in_channels != transform.channels:
+        wanted.append(f"whose mean and std have {first.in_channels} numbers, one for each channel")
+    return f", {' and '.join(wanted)}" if wanted else ""
+
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The memory format by the number of dimensions."""
+
+
+def _cell(maps: Tensor, place: int) -> tuple[Any, ...]:
+    """Where the first or the last cell (0, -1) of maps (B, *grid) is."""
+    return (slice(None), *[place] * (maps.ndim - 1))
 
 
 def _check_several_cells(features: Tensor, pixels: Tensor) -> None:
-    if features.ndim != 4:
+    if features.ndim not in (4, 5):
         raise _UncutError(f"expected a feature map (batch, channels, height, width), got {tuple(features.shape)}")
-    if features.shape[2] * features.shape[3] == 1:
+    if features[0, 0].numel() == 1:
         raise _UncutError(
             "expected a feature map of several cells, got one of 1x1 at input size "
             f"{tuple(pixels.shape[2:])}: there is nothing to select; use a larger input"

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from bla import BlaError
-from bla.model.heads import TracedHead, TracedMapHead
+from bla.model.heads import TracedHead, TracedMapHead, grid_of
 from bla.progress import quiet
 
 _NEAR = 60
@@ -32,12 +32,12 @@ Layout = Literal["channels first", "channels last", "tokens", "channels, tokens"
 """Of a map (B, C, H, W) or (B, H, W, C), and of patch tokens (B, N, C) or (B, C, N)."""
 
 
-def as_map(values: Tensor, layout: Layout, size: tuple[int, int]) -> Tensor:
+def as_map(values: Tensor, layout: Layout, size: Sequence[int]) -> Tensor:
     """A map (B, C, H, W) of a picture of this ``size`` from one of such a layout."""
     if layout == "channels first":
         return values
     if layout == "channels last":
-        return values.permute(0, 3, 1, 2)
+        return values.movedim(-1, 1)
     tokens = values if layout == "tokens" else values.mT
     grid = token_grid(tokens.shape[1], size)
     if grid is None:
@@ -49,8 +49,9 @@ def joined_maps(maps: Sequence[Tensor]) -> Tensor:
     """Maps (B, C, H, W) behind one another, averaged to the coarsest grid."""
     if len(maps) == 1:
         return maps[0]
-    height, width = min((each.shape[2:] for each in maps), key=math.prod)
-    return torch.cat([functional.adaptive_avg_pool2d(each, (height, width)) for each in maps], dim=1)
+    grid = tuple(min((each.shape[2:] for each in maps), key=math.prod))
+    pool: Any = functional.adaptive_avg_pool2d if len(grid) == 2 else functional.adaptive_avg_pool3d
+    return torch.cat([pool(each, grid) for each in maps], dim=1)
 
 
 class TokenTrunk(nn.Module):
@@ -67,7 +68,7 @@ class TokenTrunk(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, h, w) to features (B, C, H, W)."""
         tokens: Tensor = self.tokens(pixels)
-        return as_map(tokens[:, self.prefix :], "tokens", (pixels.shape[2], pixels.shape[3]))
+        return as_map(tokens[:, self.prefix :], "tokens", tuple(pixels.shape[2:]))
 
 
 class TracedTrunk(nn.Module):
@@ -79,18 +80,24 @@ class TracedTrunk(nn.Module):
         self.layouts = tuple(layouts)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        size = (pixels.shape[2], pixels.shape[3])
+        size = tuple(pixels.shape[2:])
         return joined_maps([
             as_map(values, layout, size) for values, layout in zip(self.graph(pixels), self.layouts, strict=True)
         ])  # fmt: skip
 
 
-def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+def token_grid(tokens: int, size: Sequence[int]) -> tuple[int, ...] | None:
     """The grid of so many patches of a picture (h, w): of square patches, where its shape allows; None if none fits.
 
-    >>> token_grid(49, (224, 224)), token_grid(6, (32, 48)), token_grid(50, (224, 224))
-    ((7, 7), (2, 3), None)
+    Of a volume (d, h, w): of cubes.
+
+    >>> token_grid(49, (224, 224)), token_grid(6, (32, 48)), token_grid(50, (224, 224)), token_grid(32, (16, 32, 32))
+    ((7, 7), (2, 3), None, (2, 4, 4))
     """
+    if len(size) == 3:
+        side = (math.prod(size) / tokens) ** (1 / 3)
+        grid = tuple(round(each / side) for each in size)
+        return grid if math.prod(grid) == tokens else None
     height, width = size
     rows = round((tokens * height / width) ** 0.5)
     if not rows or tokens % rows or abs(tokens / rows / rows - width / height) > 0.5 * width / height:
@@ -98,14 +105,17 @@ def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
     return rows, tokens // rows
 
 
-def is_over(grid: Sequence[int], size: tuple[int, int]) -> bool:
+def is_over(grid: Sequence[int], size: Sequence[int]) -> bool:
     """Whether several cells may lie over a picture, each as high as wide but for rounding.
 
     >>> is_over((7, 7), (224, 224)), is_over((3, 197), (224, 224)), is_over((1, 1), (224, 224))
     (True, False, False)
     """
-    (rows, columns), (height, width) = grid, size
-    return rows * columns > 1 and 2 * rows <= height and abs(rows * width - columns * height) <= max(height, width)
+    if len(grid) != len(size):
+        return False
+    (*_, rows, columns), (*_, height, width) = grid, size
+    square = abs(rows * width - columns * height) <= max(height, width)
+    return math.prod(grid) > 1 and 2 * rows <= height and square
 
 
 def said(error: BaseException) -> str:
@@ -187,7 +197,7 @@ class Graph:
     def __init__(self, module: fx.GraphModule, pixels: Tensor) -> None:
         self.module = module
         self.pixels = pixels[:2]
-        self.size = (pixels.shape[2], pixels.shape[3])
+        self.size = tuple(pixels.shape[2:])
         two, three = _Recorder(module), _Recorder(module)
         two.run(pixels[:2])
         three.run(pixels[[0, 1, 0]])
@@ -220,7 +230,7 @@ class Graph:
         found = {
             node: _Cut(node, node, "channels first")
             for node, shape in self.shapes.items()
-            if len(shape) == 4 and is_over(shape[2:], self.size)
+            if is_over(shape[2:], self.size)
         }
         cuts = self._cuts(found.get)
         if not cuts:
@@ -240,11 +250,10 @@ class Graph:
             pass
         for node in reversed(self.module.graph.nodes):
             shape = self.shapes.get(node, ())
-            if len(shape) == 4:
+            if len(shape) == 2 + len(self.size):
                 return TracedTrunk(self._until([node]), ["channels first"])
             if len(shape) == 3 and shape[1] > 1:
-                height, width = self.size
-                prefix = shape[1] - int(shape[1] ** 0.5) ** 2 if height == width else 1
+                prefix = shape[1] - int(shape[1] ** 0.5) ** 2 if self.size[0] == self.size[-1] else 1
                 return TokenTrunk(_First(self._until([node])), prefix)
         raise TracingError("expected a feature map of several cells, found none before the head")
 
@@ -276,7 +285,7 @@ class Graph:
         pending, found = list(node.all_input_nodes), []
         for source in pending:  # which grows
             shape = self.shapes.get(source, ())
-            if len(shape) in (3, 4) and math.prod(shape[1:]) > math.prod(self.shapes[node][1:]):
+            if len(shape) in (3, 2 + len(self.size)) and math.prod(shape[1:]) > math.prod(self.shapes[node][1:]):
                 found.append(source)
             if len(pending) < _NEAR:
                 pending += [each for each in source.all_input_nodes if each not in pending]
@@ -285,7 +294,7 @@ class Graph:
     def _as_average(self, node: fx.Node, source: fx.Node, vector: Tensor, values: Tensor) -> _Cut | None:
         channels = math.prod(vector.shape[1:])
         layouts: dict[Layout, tuple[int, ...]] = (
-            {"channels first": (2, 3), "channels last": (1, 2)} if values.ndim == 4 else
+            {"channels first": grid_of(values), "channels last": grid_of(values[..., 0], 1)} if values.ndim > 3 else
             {"tokens": (1,), "channels, tokens": (2,)}
         )  # fmt: skip
         for layout, cells in layouts.items():
@@ -308,7 +317,7 @@ class Graph:
 
     def _is_grid(self, grid: tuple[int, ...]) -> bool:
         """Whether so many cells are several, and lie over the picture."""
-        return len(grid) == 2 and grid != (1, 1)
+        return len(grid) == len(self.size) and math.prod(grid) > 1
 
     def _cuts(self, cut_at: Callable[[fx.Node], _Cut | None]) -> list[_Cut]:
         """The cuts nearest to the answer by which it reads the pixels; none where it also reads them another way."""

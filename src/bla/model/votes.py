@@ -76,7 +76,7 @@ def votes(
         if (offset + (slope * pooled).sum(1) - logit).abs().max() > EXACT * scale or not same:
             method = "integrated gradients"
             slope = torch.stack([gradient((step + 0.5) / STEPS) for step in range(STEPS)]).mean(0)
-        cells = (features * slope[:, :, None, None]).sum(1) * weights
+        cells = (features * slope.reshape(*slope.shape, *[1] * (features.ndim - 2))).sum(1) * weights
         return CellVotes(cells, offset, logit, method)
 
 

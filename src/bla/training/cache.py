@@ -32,6 +32,7 @@ from bla.files import cache_root, timestamp, typed, write_json
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
 from bla.model.finite import unfinite
+from bla.model.heads import grid_of
 from bla.progress import Progress, silent
 from bla.training import distributed
 from bla.training.photos import try_read
@@ -99,11 +100,10 @@ class Stored(NamedTuple):
 def _layout(kind: Kind, shape: Sequence[int]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of a row, by file."""
     if kind == "answers":
-        count, height, width = shape
-        packed = -(-height * width // 8)
+        count, *grid = shape
+        packed = -(-math.prod(grid) // 8)
         return {"targets": ("int64", ()), "masks": ("uint8", (count, packed)), "answers": ("float32", (count,))}
-    height, width, channels = shape
-    return {"features": (kind, (height, width, channels)), "pooled": ("float32", (channels,))}
+    return {"features": (kind, tuple(shape)), "pooled": ("float32", (shape[-1],))}
 
 
 @dataclasses.dataclass
@@ -129,7 +129,7 @@ class _Record:
         chunks = dict.fromkeys(self.files, -(-self.done // self.chunk))
         if not 0 <= self.done <= self.images or {file: len(sums) for file, sums in self.checksums.items()} != chunks:
             raise ValueError(f"{self.done} rows of {self.images}, with checksums of others")
-        if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
+        if self.shape is not None and (len(self.shape) not in (3, 4) or min(self.shape) < 1):
             raise ValueError(f"a shape of {self.shape}")
 
     @classmethod
@@ -187,7 +187,7 @@ class FeatureCache:
 
     def batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Features (B, C, H, W) of these rows, float32, channels last."""
-        return torch.from_numpy(self.features[rows]).float().permute(0, 3, 1, 2)
+        return torch.from_numpy(self.features[rows]).float().movedim(-1, 1)
 
     def pooled_batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Average-pooled features (B, C) of these rows, float32."""
@@ -446,9 +446,9 @@ def _features(
         pixels = classifier.pixels(photos)
         features = classifier.trunk(pixels).float()
         finite = torch.isfinite(features).flatten(1).all(dim=1)
-        pooled = features.mean(dim=(2, 3))
-        maps = features.permute(0, 2, 3, 1).to(getattr(torch, kind))
-        values, held = features[finite].flatten(2).abs(), maps.permute(0, 3, 1, 2)[finite].flatten(2).float().abs()
+        pooled = features.mean(dim=grid_of(features))
+        maps = features.movedim(1, -1).to(getattr(torch, kind))
+        values, held = features[finite].flatten(2).abs(), maps.movedim(-1, 1)[finite].flatten(2).float().abs()
         # rounding alone costs an image at most 2^-11 of its largest feature; a channel or so may vanish in an image
         lost = (held - values).flatten(1).amax(dim=1) > values.flatten(1).amax(dim=1) / 1024
         vanished = (held.amax(dim=2) == 0) & (values.amax(dim=2) > 0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from bla.model.classifier import ExplainableClassifier
 from bla.model.compiled import compiled
 from bla.model.evidence import Answers, ask, evidence, linear_layer
 from bla.model.finite import unfinite
+from bla.model.splitting import CHANNELS_LAST
 from bla.model.whole import Whole
 from bla.progress import Progress, silent
 from bla.training.cache import Computed, Rows, cached, check_code, readable
@@ -67,14 +69,14 @@ class MaskedAnswers:
     """(N, M, bytes): the cells' bits."""
     answers: npt.NDArray[np.float32]
     """(N, M): the log-probability of that class."""
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     failures: tuple[tuple[str, str], ...]
     """(image, reason) for each that has no row."""
 
     @functools.cached_property
     def by_size(self) -> Tensor:
         """The mean answer, none counted below :data:`LEAST_ANSWER`, by the number of kept cells, (H*W + 1,)."""
-        cells = self.grid[0] * self.grid[1]
+        cells = math.prod(self.grid)
         total, count = np.zeros(cells + 1), np.zeros(cells + 1)
         for start in range(0, len(self.masks), 1024):
             kept = np.bitwise_count(self.masks[start : start + 1024]).sum(axis=-1, dtype=np.int64)
@@ -84,7 +86,7 @@ class MaskedAnswers:
 
     def batch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Masks (B, M, H, W), true where a cell is kept, and answers (B, M) of these rows."""
-        bits = np.unpackbits(self.masks[rows], axis=-1, count=self.grid[0] * self.grid[1])
+        bits = np.unpackbits(self.masks[rows], axis=-1, count=math.prod(self.grid))
         masks = torch.from_numpy(bits.view(np.bool_)).reshape(*bits.shape[:2], *self.grid)
         return masks, torch.from_numpy(self.answers[rows])
 
@@ -117,9 +119,9 @@ def masked_answers(
 
     rows = Rows("masked answers", "answers", classifier, images, key, network.compute, network.photos, begin)
     stored = cached(rows, root, report)
-    arrays, (_, height, width) = stored.arrays, stored.shape
+    arrays, (_, *grid) = stored.arrays, stored.shape
     found = MaskedAnswers(
-        stored.folder, arrays["targets"], arrays["masks"], arrays["answers"], (height, width), stored.failures
+        stored.folder, arrays["targets"], arrays["masks"], arrays["answers"], tuple(grid), stored.failures
     )
     row, pixels = readable(rows, stored)
     masks, answers = found.batch(np.array([row]))
@@ -139,33 +141,38 @@ def draw_masks(orders: Tensor, count: int, *, seed: int, rows: Sequence[int]) ->
     (torch.Size([2, 8, 7, 5]), True)
     """
     given = orders.double().cpu().numpy()
-    (images, _, height, width), pairs = given.shape, count // 2
-    cells = height * width
+    (images, _, *grid), pairs = given.shape, count // 2
+    cells, sides, ones = math.prod(grid), tuple(range(-len(grid), 0)), (1,) * len(grid)
     if cells < 2:
         raise MaskedError("expected a map of at least two cells to mask some, got one")
     drawn = [np.random.default_rng([seed, row]) for row in rows]
-    noise = np.stack([random.standard_normal((pairs, height, width)) for random in drawn])
+    noise = np.stack([random.standard_normal((pairs, *grid)) for random in drawn])
     third, size, blur, order, order_blur, level = np.stack([random.random((6, pairs)) for random in drawn], axis=1)
 
     def smooth(maps: npt.NDArray[np.float64], widths: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Each map under its Gaussian, standardised."""
+        """Each map, or each slice of a volume's, under its Gaussian, standardised."""
         place = np.searchsorted(_WIDTHS, widths)
-        down, across = (np.stack([blurring(side, each * side / 7) for each in _WIDTHS]) for side in (height, width))
-        found = down[place] @ maps @ across[place].swapaxes(-1, -2)
-        found = found - found.mean(axis=(-1, -2), keepdims=True)
-        standardised: npt.NDArray[np.float64] = found / (found.std(axis=(-1, -2), keepdims=True) + 1e-9)
+        down, across = (
+            np.stack([blurring(side, each * side / 7) for each in _WIDTHS])[place].reshape(
+                *place.shape, *ones[2:], side, side
+            )
+            for side in grid[-2:]
+        )
+        found = down @ maps @ across.swapaxes(-1, -2)
+        found = found - found.mean(axis=sides, keepdims=True)
+        standardised: npt.NDArray[np.float64] = found / (found.std(axis=sides, keepdims=True) + 1e-9)
         return standardised
 
     kind = np.arange(pairs) % 4  # 0: random cells, 1: blobs, 2 and 3: near an order
     noise_widths = np.select([kind == 0, kind == 1], [np.zeros_like(blur), _pick(BLOBS, blur)], _pick(NOISES, blur))
     near = given[np.arange(images)[:, None], _pick(range(given.shape[1]), order)]
-    score = (0.3 + 1.2 * level)[..., None, None] * smooth(noise, noise_widths)
-    score += (kind >= 2)[:, None, None] * smooth(near, _pick(ORDERS, order_blur))
+    score = (0.3 + 1.2 * level).reshape(*level.shape, *ones) * smooth(noise, noise_widths)
+    score += (kind >= 2).reshape(-1, *ones) * smooth(near, _pick(ORDERS, order_blur))
     least, most = np.clip(np.round(np.array(SIZES).T * cells / 49), 1, cells - 1)
     third = _pick(range(len(SIZES)), third)
     kept = least[third] + np.floor(size * (most - least + 1)[third])
     places = (-score).reshape(images, pairs, cells).argsort(axis=-1, kind="stable").argsort(axis=-1)
-    masks = torch.from_numpy((places < kept[..., None]).reshape(images, pairs, height, width))
+    masks = torch.from_numpy((places < kept[..., None]).reshape(images, pairs, *grid))
     return torch.stack([masks, ~masks], dim=2).flatten(1, 2)
 
 
@@ -181,7 +188,7 @@ class Masking:
     def __init__(self, classifier: ExplainableClassifier, count: int, fill: str, seed: int) -> None:
         self.classifier, self.count, self.fill, self.seed = classifier, count, fill, seed
         device = next(classifier.attention.parameters()).device
-        self.layout = torch.channels_last
+        self.layout = CHANNELS_LAST[1 + len(classifier.transform.shape)]
         self.on_cpu = device.type == "cpu"
         self.at_once = _PASS.get(device.type, 256)
         self.photos = max(1, 8 * self.at_once // count)
@@ -240,8 +247,9 @@ class Masking:
         """Plausible orders of the cells (B, 5, H, W): c - E (twice), logit, feature norm, nearness to the centre."""
         head = self.classifier.head
         contrast, logit, _ = evidence(head, features, said, linear_layer(head, features.shape[1])).unbind(1)
-        rows, columns = (torch.arange(side, device=features.device) - (side - 1) / 2 for side in features.shape[2:])
-        disc = -(rows[:, None] ** 2 + columns**2).expand_as(contrast)
+        places = [torch.arange(side, device=features.device) - (side - 1) / 2 for side in features.shape[2:]]
+        squares = torch.stack([each**2 for each in torch.meshgrid(*places, indexing="ij")])
+        disc = -squares.sum(dim=0).expand_as(contrast)
         norm = features[:, : features.shape[1] - self.classifier.attention.earlier].norm(dim=1)
         return torch.stack([contrast, contrast, logit, norm, disc.to(logit)], dim=1)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bla.metrics import decided, scorer, size_summary
-from bla.model.heads import read
+from bla.model.heads import grid_of, read
 from bla.model.untouched import untouched
 from bla.progress import Progress, silent
 from bla.training.networks import Examples, Networks
@@ -38,7 +38,9 @@ def measure(
         for batch in examples.batches():
             features = networks.features(batch)
             selection = networks.attention(features)
-            renormalised = selection.soft / selection.soft.sum(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+            renormalised = selection.soft / selection.soft.sum(dim=grid_of(selection.soft, 1), keepdim=True).clamp(
+                min=1e-12
+            )
             logits = {
                 "baseline": networks.baseline(networks.pooled(batch, "head")),
                 "baseline_continued": networks.continued(networks.pooled(batch, "continued")),
@@ -54,7 +56,7 @@ def measure(
             agreed += int(alike.all(dim=1).sum())
             decisions += float(alike.double().mean(dim=1).sum())
             cells = selection.hard[0].numel()
-            counts += (selection.hard > 0).sum(dim=(1, 2)).tolist()
+            counts += (selection.hard > 0).flatten(1).sum(dim=1).tolist()
             report("evaluating", len(counts), len(examples))
     return {
         **{name: accuracy.result() for name, accuracy in accuracies.items()},

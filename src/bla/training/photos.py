@@ -82,7 +82,7 @@ class StreamedFeatures:
 
     def pooled_batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Average-pooled features (B, C) of these rows."""
-        return self.batch(rows).mean(dim=(2, 3))
+        return self.batch(rows).flatten(2).mean(dim=2)
 
 
 def readable_photos(images: ImageSet, transform: Transform, report: Progress = silent) -> Photos:

@@ -171,7 +171,7 @@ class PixelStage(ModuleStage):
             features, masks = features.flip(-1), masks.flip(-1)
         assert isinstance(nets.attention, OwnPredictionAttention)
         contributions = nets.attention.learnt(features, targets)
-        expected = answers.by_size.to(said)[masks.sum(dim=(2, 3))]
+        expected = answers.by_size.to(said)[masks.flatten(2).sum(dim=2)]
         loss = masked_loss(contributions, masks, said.clamp(min=LEAST_ANSWER) - expected)
         with torch.no_grad():
             unbounded = nets.attention.ranking(features, targets)

@@ -101,11 +101,11 @@ def export(
         raise ExportError(f"expected photos of 3 channels, got {wrapped.transform.channels}: use the entry pixels")
     wrapped = copy.deepcopy(wrapped).cpu().eval()
     with torch.inference_mode():
-        height, width = wrapped.trunk(torch.zeros(1, *wrapped.transform.shape)).shape[2:]
+        grid = tuple(wrapped.trunk(torch.zeros(1, *wrapped.transform.shape)).shape[2:])
     card = Card(
         classes=wrapped.classes,
         transform=wrapped.transform.plain(),
-        grid=(height, width),
+        grid=grid,
         method=wrapped.attention.method,
         model=wrapped.name,
         setup=wrapped.setup,

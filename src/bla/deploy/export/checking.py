@@ -18,6 +18,7 @@ from bla.model.attention import Attention, Selection
 from bla.model.classifier import ExplainableClassifier
 from bla.model.compiled import session
 from bla.model.evidence import from_all
+from bla.model.heads import grid_of
 
 if TYPE_CHECKING:
     import onnx
@@ -80,7 +81,7 @@ def check_torch(
 def _questions(card: Card, rows: int) -> Iterator[Question]:
     yield {}
     masks = (torch.rand(rows, 4, *card.grid, generator=torch.Generator().manual_seed(1)) < 0.3).float()
-    masks[:, :, 0, 0] = 1
+    masks.flatten(2)[..., 0] = 1
     yield {"masks": masks}
     target: Question = {"target": torch.arange(rows) % len(card.classes)} if card.targets else {}
     if target:
@@ -118,15 +119,15 @@ class _Misses:
             for name in ("unbounded", "scores", "soft")
         }
         for name, slack in noise.items():
-            scale = (own.soft if name == "soft" else own.unbounded).abs().amax(dim=(1, 2), keepdim=True)
+            scale = (own.soft if name == "soft" else own.unbounded).abs().amax(dim=grid_of(own.soft, 1), keepdim=True)
             miss = (_distance(got[name], getattr(own, name)) - slack) / scale.clamp(min=1e-6)
             self.note(name, float(miss.clamp(min=0).nan_to_num(torch.inf).max()), limit)
         # A cell within rounding of the bound may fall on either side of it. Every other cell must be where the module
         # has it, and the logits must be those of the cells that the graph says it selected.
-        bound = own.unbounded.where(own.hard > 0, torch.inf).flatten(1).amin(-1)[:, None, None]
+        bound = own.unbounded.where(own.hard > 0, torch.inf).flatten(1).amin(-1).reshape(-1, *[1] * (own.hard.ndim - 1))
         if "size" not in question:
             bound = bound.clamp(max=0)
-        margin = limit * own.unbounded.abs().amax(dim=(1, 2), keepdim=True) + noise["unbounded"]
+        margin = limit * own.unbounded.abs().amax(dim=grid_of(own.unbounded, 1), keepdim=True) + noise["unbounded"]
         wrong = (got["selected"] != (own.hard > 0)) & ((own.unbounded - bound).abs() > margin)
         self.note("selected", wrong.sum().item(), 0.0)
         self.note("logits", self._miss(got["logits"], features, got["selected"]), limit)
@@ -150,7 +151,7 @@ class _Misses:
         """How far logits lie from those that the head gives for these cells."""
         weights = selected.float()
         if not self.wrapped.attention.gate:
-            weights = weights / weights.sum(dim=(1, 2), keepdim=True)
+            weights = weights / weights.sum(dim=grid_of(weights, 1), keepdim=True)
         return self._off(logits, self.wrapped.classify(features, weights))
 
     def _off(self, logits: Tensor, own: Tensor) -> float:
@@ -165,7 +166,7 @@ class _Misses:
 
 def _distance(got: Tensor, own: Tensor) -> Tensor:
     """The largest difference in each map, (B, 1, 1)."""
-    return (got.double() - own.double()).abs().amax(dim=(1, 2), keepdim=True)
+    return (got.double() - own.double()).abs().amax(dim=grid_of(own, 1), keepdim=True)
 
 
 def _selection(attention: Attention, features: Tensor, question: Question) -> Selection:
@@ -189,11 +190,11 @@ def maps_to_check(wrapped: ExplainableClassifier, pixels: Tensor) -> Iterator[Te
             drawn = own.mean() + scale * own.std() * torch.randn(own.shape, generator=generator)
             drawn = torch.cat([own * scale, drawn, -own * scale])
             fitting = (wrapped.attention(drawn).unbounded >= 0) == clipped
-            vectors = drawn.permute(0, 2, 3, 1)[fitting]
+            vectors = drawn.movedim(1, -1)[fitting]
             if not len(vectors):
                 continue
             chosen = torch.randint(len(vectors), (2 * cells.shape[-1],), generator=generator)
-            maps = vectors[chosen].reshape(2, *own.shape[2:], -1).permute(0, 3, 1, 2).contiguous()
+            maps = vectors[chosen].reshape(2, *own.shape[2:], -1).movedim(-1, 1).contiguous()
             if ((wrapped.attention(maps).unbounded >= 0) == clipped).all():
                 yield maps
                 break

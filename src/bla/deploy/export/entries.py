@@ -24,9 +24,10 @@ def optional_inputs(model: onnx.ModelProto, card: Card) -> None:
         "target": np.full(1, -1, np.int64),
         "masks": np.zeros((1, 0, *card.grid), np.float32),
     }
-    front = """
+    rank = len(card.grid)
+    front = f"""
         batch = Shape <start = 0, end = 1> (pixels)
-        ones = Constant <value = int64[3] {1, 1, 1}> ()
+        ones = Constant <value = int64[{rank + 1}] {{{", ".join("1" * (rank + 1))}}}> ()
         masks_shape = Concat <axis = 0> (batch, ones)"""
     for value in model.graph.input:
         if (default := defaults.get(value.name)) is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bla.data.photo import Transform
 from bla.deploy.engine import Card
 from bla.model.classifier import ExplainableClassifier
-from bla.model.heads import read_each
+from bla.model.heads import grid_of, read_each
 
 OUTPUTS = ("logits", "classifier_logits", "scores", "soft", "selected", "unbounded", "sizes", "answers")
 EXPLAINED = "explained"  # a further output of class-aware explainers: the class (B,) that each explanation is about
@@ -58,7 +58,7 @@ class ExplainedGraph(nn.Module):
             answer.sizes,
         )
         if masks is not None:
-            subsets = masks if self.attention.gate else masks / masks.sum(dim=(2, 3), keepdim=True)
+            subsets = masks if self.attention.gate else masks / masks.sum(dim=grid_of(masks), keepdim=True)
             outputs += (read_each(self.head, features, subsets),)
         return *outputs, *last
 
