@@ -12,7 +12,9 @@ random place. Two classifiers are trained on the features of a frozen trunk:
 That the second one is biased is measured: how many test photos of other classes it gives to the first class
 with the mark, and how many of the same photos without. Explained are the photos that the mark misled, by the prediction
 from the selected cells and by the one from all cells (which is what CAM explains). A mark is covered where the selected
-cells hold at least half of its area; every method is cut to the run's sizes.
+cells hold at least half of its area; every method is cut to the run's sizes. Of what `bla.explainable` and `bla.fit`
+give by default for the mean-pooled classifier, the photos that misled it are explained: at the run's sizes (equal), at
+those that it chooses (own), and by the cells without which the head no longer says the class (decisive).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import skimage.data
 import torch
 from PIL import Image
 
+import bla
 import bla.runs.run
 from benchmarks.results import parser_of
 from bla.comparison import catalogue
@@ -46,7 +49,11 @@ on mean-pooled features, before any module was trained: chequers and rings, or 5
 FACE = (105, 10, 355, 260)
 POISONED = 0.25
 SETTINGS = {"BLA": Settings(epochs=20), "recommended": Settings.recommended(epochs=20, head_epochs=20)}
-METHODS = ("random", "centre", "norm", "cam", RUN, "grad-cam++", "layer-cam")
+METHODS = ("random", "centre", "norm", "cam", "c-e", RUN, "grad-cam++", "layer-cam")
+MASKS = 32
+"""Masked copies of each training photo, for the explainer of the pooled classifier."""
+DEFAULTS = ("untrained", "fitted")
+SIZES = ("equal", "own", "decisive")
 
 
 @functools.cache
@@ -135,6 +142,34 @@ def measured(data: Splits, out: Path, kind: str, name: str, seed: int) -> dict[s
             ranking = catalogue.METHODS[method].build(setting).maps(batch).cpu()
         recall = localise(ranking, top_cells(ranking, sizes), subjects.coverage)["recall"][rows]
         found["covered"][method] = (recall >= 0.5).tolist()
+    with torch.enable_grad():
+        found["default"] = of_defaults(setting, splits.train, rows, sizes, out / "cache")
+    return found
+
+
+def of_defaults(
+    setting: catalogue.Setting, train: ImageSet, rows: torch.Tensor, equal: torch.Tensor, cache: Path
+) -> dict[str, dict[str, list[float]]]:
+    """By default explanation of the pooled classifier its sizes, and whether it covers the mark, photo by photo."""
+    subjects, chosen = setting.photos, torch.nonzero(rows)[:, 0]
+    assert subjects.coverage is not None
+    own = subjects.run.classifier
+    wrapped = bla.explainable(setting.pooled, transform=own.transform, classes=own.classes, name="pooled")
+    found = {}
+    for default in DEFAULTS:
+        if default == "fitted":
+            bla.fit(wrapped, train, masks=MASKS, seed=setting.seed, cache=cache)
+        parts: dict[str, list[float]] = {}
+        for index in chosen.tolist():
+            (explanation,) = wrapped.explain(subjects.path(index))
+            assert explanation.sizes is not None
+            ranking = torch.from_numpy(explanation.unbounded)[None]
+            counts = (int(equal[index]), explanation.size, explanation.sizes.decisive)
+            for name, size in zip(SIZES, counts, strict=True):
+                recall = localise(ranking, top_cells(ranking, size), subjects.coverage[index][None])["recall"]
+                parts.setdefault(f"covered {name}", []).append(float(recall >= 0.5))
+                parts.setdefault(f"size {name}", []).append(float(size))
+        found[default] = parts
     return found
 
 
@@ -149,6 +184,13 @@ def summary(trainings: list[dict[str, Any]]) -> dict[str, Any]:
             np.concatenate([np.array(training["covered"][method], np.float64) for training in trainings])
         ).to_dict()
         for method in METHODS
+    }
+    found["default"] = {
+        default: {
+            name: bootstrap(np.concatenate([training["default"][default][name] for training in trainings])).to_dict()
+            for name in trainings[0]["default"][default]
+        }
+        for default in DEFAULTS
     }
     found["by_training"] = [float(np.mean(training["covered"][RUN])) for training in trainings]
     return found
@@ -187,6 +229,17 @@ def main() -> None:
             f"{share['mean']:.2f} [{share['low']:.2f}, {share['high']:.2f}]" for share in found["covered"].values()
         ]
         print(f"| {title} | {' | '.join(figures + shares)} |")
+    print(f"\n| default, by the pooled classifier | {' | '.join(f'{name}: covered | cells' for name in SIZES)} |")
+    print(f"|{' --- |' * (1 + 2 * len(SIZES))}")
+    for title, found in results.items():
+        for default, parts in found["default"].items():
+            covered = [parts[f"covered {name}"] for name in SIZES]
+            means = [parts[f"size {name}"]["mean"] for name in SIZES]
+            figures = [
+                f"{share['mean']:.2f} [{share['low']:.2f}, {share['high']:.2f}] | {mean:.1f}"
+                for share, mean in zip(covered, means, strict=True)
+            ]
+            print(f"| {title}, {default} | {' | '.join(figures)} |")
 
 
 if __name__ == "__main__":
