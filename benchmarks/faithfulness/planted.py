@@ -19,6 +19,7 @@ those that it chooses (own), and by the cells without which the head no longer s
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -50,8 +51,6 @@ FACE = (105, 10, 355, 260)
 POISONED = 0.25
 SETTINGS = {"BLA": Settings(epochs=20), "recommended": Settings.recommended(epochs=20, head_epochs=20)}
 METHODS = ("random", "centre", "norm", "cam", "c-e", RUN, "grad-cam++", "layer-cam")
-MASKS = 32
-"""Masked copies of each training photo, for the explainer of the pooled classifier."""
 DEFAULTS = ("untrained", "fitted")
 SIZES = ("equal", "own", "decisive")
 
@@ -106,9 +105,9 @@ def some_classes(photos: ImageSet, count: int, limit: int | None) -> ImageSet:
 
 
 @torch.no_grad()
-def measured(data: Splits, out: Path, kind: str, name: str, seed: int) -> dict[str, Any]:
+def measured(data: Splits, arguments: argparse.Namespace, kind: str, name: str, seed: int) -> dict[str, Any]:
     """Train on one of the sets; whether each explanation of a marked photo covers the mark."""
-    folder = out / f"{kind}-{seed}"
+    out, folder = arguments.out, arguments.out / f"{kind}-{seed}"
     splits = Splits(
         image_set(data.train, folder, kind, "train", seed),
         image_set(data.test, folder, kind, "test", seed),
@@ -143,12 +142,12 @@ def measured(data: Splits, out: Path, kind: str, name: str, seed: int) -> dict[s
         recall = localise(ranking, top_cells(ranking, sizes), subjects.coverage)["recall"][rows]
         found["covered"][method] = (recall >= 0.5).tolist()
     with torch.enable_grad():
-        found["default"] = of_defaults(setting, splits.train, rows, sizes, out / "cache")
+        found["default"] = of_defaults(setting, splits.train, rows, sizes, arguments)
     return found
 
 
 def of_defaults(
-    setting: catalogue.Setting, train: ImageSet, rows: torch.Tensor, equal: torch.Tensor, cache: Path
+    setting: catalogue.Setting, train: ImageSet, rows: torch.Tensor, equal: torch.Tensor, arguments: argparse.Namespace
 ) -> dict[str, dict[str, list[float]]]:
     """By default explanation of the pooled classifier its sizes, and whether it covers the mark, photo by photo."""
     subjects, chosen = setting.photos, torch.nonzero(rows)[:, 0]
@@ -158,12 +157,12 @@ def of_defaults(
     found = {}
     for default in DEFAULTS:
         if default == "fitted":
-            bla.fit(wrapped, train, masks=MASKS, seed=setting.seed, cache=cache)
+            bla.fit(wrapped, train, masks=arguments.masks, seed=setting.seed, cache=arguments.out / "cache")
         parts: dict[str, list[float]] = {}
         for index in chosen.tolist():
             (explanation,) = wrapped.explain(subjects.path(index))
             assert explanation.sizes is not None
-            ranking = torch.from_numpy(explanation.unbounded)[None]
+            ranking = torch.tensor(explanation.unbounded)[None]
             counts = (int(equal[index]), explanation.size, explanation.sizes.decisive)
             for name, size in zip(SIZES, counts, strict=True):
                 recall = localise(ranking, top_cells(ranking, size), subjects.coverage[index][None])["recall"]
@@ -205,6 +204,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, help="of each class, to train on and to test; by default all")
     parser.add_argument("--kinds", nargs="*", choices=("told", "biased"), default=["told", "biased"])
     parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--masks", type=int, default=32, help="masked copies of each photo to fit the default on")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -213,7 +213,7 @@ def main() -> None:
         *(some_classes(part, arguments.classes, arguments.photos) for part in (whole.train, whole.test)), seeded=False
     )
     results = {
-        f"{kind}, {name}": summary([measured(data, arguments.out, kind, name, seed) for seed in range(arguments.seeds)])
+        f"{kind}, {name}": summary([measured(data, arguments, kind, name, seed) for seed in range(arguments.seeds)])
         for kind in arguments.kinds
         for name in arguments.settings
     }

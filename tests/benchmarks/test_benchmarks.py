@@ -118,8 +118,9 @@ def test_ablation(run: Run, data: Path, tmp_path: Path) -> None:
 def test_the_shortcut_of_a_biased_classifier_is_exposed(run: Run, shared_data: Path, tmp_path: Path) -> None:
     """Planted evidence on real features: a poisoned classifier's shortcut is what its explanations show."""
     torch.set_num_threads(1)  # the order of summation depends on the number of threads
-    small = ["--classes", "3", "--photos", "14", "--kinds", "biased", "--settings", "BLA", "--seeds", "1", "--json"]
-    found = json.loads(run("faithfulness.planted", shared_data / "birds100", "--out", tmp_path, *small))["biased, BLA"]
+    small = ["--classes", "3", "--photos", "14", "--kinds", "biased", "--settings", "BLA", "--masks", "2"]
+    options = ["--out", tmp_path, *small, "--seeds", "1", "--json"]
+    found = json.loads(run("faithfulness.planted", shared_data / "birds100", *options))["biased, BLA"]
     # bounds for a small training; the figures at full size are in docs/background/evidence.md
     assert found["first_if_marked"] > found["first_if_plain"] + 0.5  # biased, else there is nothing to expose
     assert found["explanations"] > 15
@@ -127,6 +128,8 @@ def test_the_shortcut_of_a_biased_classifier_is_exposed(run: Run, shared_data: P
     assert covered["bla"] > 0.9
     assert covered["bla"] > covered["centre"] + 0.2
     assert covered["bla"] > covered["random"] + 0.5
+    assert found["default"]["untrained"]["covered own"]["mean"] > 0.9
+    assert found["default"]["fitted"]["size decisive"]["mean"] >= 1
 
 
 def test_contact(run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
