@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import html.parser
 import json
+import random
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.faults.records import damaged
 from bla.cli import run_command
 from bla.comparison.report import ReportError, write_report
 from bla.comparison.report.gallery import choose
@@ -338,7 +340,7 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         write_report(tmp_path, photos=0)
     with pytest.raises(ReportError, match="schema_version 1, got 'comparison' 2"):
         saved(tmp_path, record | {"schema_version": 2})
-    with pytest.raises(ReportError, match="without \\['methods'\\]"):
+    with pytest.raises(ReportError, match="missing required field `methods`"):
         saved(tmp_path, {key: value for key, value in record.items() if key != "methods"})
     saved(tmp_path, record)
     Path(record["images"][0]["image"]).unlink()
@@ -347,6 +349,19 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "explanations/bla.jsonl").write_text("")
     with pytest.raises(ReportError, match="expected the explanations of the comparison"):
         write_report(tmp_path)
+
+
+def test_a_damaged_comparison_is_shown_or_refused(tmp_path: Path) -> None:
+    saved(tmp_path, record_of(tmp_path, photos=2))
+    file, rng, refused = tmp_path / "compare.json", random.Random(0), 0
+    whole = file.read_bytes()
+    for _ in range(25):
+        file.write_bytes(damaged(whole, rng))
+        try:
+            write_report(tmp_path, photos=1)
+        except ReportError:
+            refused += 1
+    assert refused > 10
 
 
 def test_the_command_reads_what_compare_writes(

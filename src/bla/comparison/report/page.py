@@ -85,7 +85,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = percent
-    known = comparison.record.get("baseline", {}).get("accuracy") is not None  # else accuracy is agreement
+    known = comparison.record["baseline"]["accuracy"] is not None  # else accuracy is agreement
     groups = [
         {
             "title": title,
@@ -122,7 +122,7 @@ def _curve(comparison: Comparison) -> dict[str, Any] | None:
     ticks = tuple((size, str(size)) for size in sizes if size in (sizes[0], sizes[-1]) or size % 4 == 0)
     across = charts.Axis(sizes[0], sizes[-1], ticks, "cells")
     pictures = []
-    labelled = comparison.record.get("baseline", {}).get("accuracy") is not None
+    labelled = comparison.record["baseline"]["accuracy"] is not None
     for part, (named, better) in _CURVES.items():
         title = named if labelled else named.replace("Accuracy", "Agreement with the classifier")
         drawn = [

@@ -171,7 +171,7 @@ def points(difference: Difference) -> str:
 
 def _enough(comparison: Comparison) -> Finding | None:
     """Accuracy from the selected cells against that from all cells, where the photos have labels."""
-    whole = comparison.record.get("baseline", {}).get("accuracy")
+    whole = comparison.record["baseline"]["accuracy"]
     own = comparison.figure(comparison.own, "accuracy")
     if own is None or whole is None:
         return None
