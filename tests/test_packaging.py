@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_is_the_package(wheel: zipfile.ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == SOURCE
-    assert {"bla/py.typed", "bla/deploy/serve/page.html", "bla/study/texts.toml"} <= names
+    assert {"bla/py.typed", "bla/deploy/page/page.html", "bla/study/texts.toml"} <= names
     assert sum(file.file_size for file in wheel.filelist) < 10e6
 
 

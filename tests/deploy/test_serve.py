@@ -28,9 +28,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from bla.data.decoding import decoding_bytes
-from bla.data.photo import DataError, Photo
+from bla.data.photo import DataError, Photo, Transform
 from bla.deploy import apart
 from bla.deploy.engine import Engine, Outputs
+from bla.deploy.page import RESIZING, alone
 from bla.deploy.serve import Batcher, Busy, Limits, _watch, application
 from bla.deploy.serve.batching import Lane
 from bla.deploy.serve.documents import PhotosAndMasks
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 from starlette.exceptions import HTTPException
 
+HALF = (0.5, 0.5, 0.5)
 LIMITS = Limits(bytes=400_000, photos=4, pixels=200_000, masks=8, seconds=120)
 
 
@@ -571,3 +573,96 @@ def test_the_page_in_a_browser(phone: bool, browser: Browser, engine: Engine, tm
         thread.join()
     assert faults == []
     assert all(url.startswith((f"http://127.0.0.1:{port}/", "blob:", "data:")) for url in requests)
+
+
+# In place of onnxruntime-web: it asks the runtime of the tests, and calls what it gets by the types of JavaScript.
+RUNTIME = b"""
+export const env = { wasm: {} };
+export class Tensor { constructor(type, data, dims) { Object.assign(this, { type, data, dims }); } }
+export const InferenceSession = { create: async graph => ({
+  inputNames: JSON.parse(await window.open_graph(btoa(String.fromCharCode(...new Uint8Array(graph))))),
+  run: async (feeds, names) => {
+    const plain = Object.entries(feeds).map(([name, { data, dims }]) => [name, Array.from(data, Number), dims]);
+    const found = JSON.parse(await window.run_graph(JSON.stringify([plain, names])));
+    return Object.fromEntries(names.map((name, i) => [name, { data: found[i] }]));
+  } }) };
+"""
+
+
+def test_the_page_alone_in_a_browser(browser: Browser, class_aware: Pair, tmp_path: Path) -> None:
+    import onnxruntime
+    from axe_playwright_python.sync_playwright import Axe
+
+    engine, faults, requests = Engine(class_aware[1].path), list[str](), list[str]()
+    card = json.dumps(dataclasses.asdict(engine.card))
+    (tmp_path / "alone.html").write_bytes(alone(engine.path.read_bytes(), card, (RUNTIME, b"")))
+    (tmp_path / "photo.png").write_bytes(photo(size=(301, 200)))
+    graph: list[onnxruntime.InferenceSession] = []
+
+    def open_graph(content: str) -> str:
+        graph.append(onnxruntime.InferenceSession(base64.b64decode(content)))
+        return json.dumps([each.name for each in graph[0].get_inputs()])
+
+    def run_graph(question: str) -> str:
+        feeds, names = json.loads(question)
+        kinds = {"pixels": np.float32, "masks": np.float32}
+        arrays = {name: np.array(data, kinds.get(name, np.int64)).reshape(dims) for name, data, dims in feeds}
+        return json.dumps([output.ravel().tolist() for output in graph[0].run(names, arrays)])
+
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark", offline=True)
+    page = context.new_page()
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("request", lambda request: requests.append(request.url))
+    page.expose_function("open_graph", open_graph)
+    page.expose_function("run_graph", run_graph)
+    page.goto((tmp_path / "alone.html").as_uri())
+    page.set_input_files("#choose", tmp_path / "photo.png")
+    page.wait_for_selector("#curve path", state="attached")
+    for target in (None, "bee"):
+        if target is not None:
+            page.fill("#target", target)
+            page.press("#target", "Enter")
+            page.locator("#legend", has_text=f"The probability of {target}").wait_for()
+        (why,) = engine.explain_each([tmp_path / "photo.png"], target=target, check=True)
+        assert isinstance(why, Explanation)
+        expected, found = why.to_dict(), page.evaluate("why")
+        for key in ("classifier", "prediction"):
+            assert found[key] == expected[key] | {"probability": pytest.approx(expected[key]["probability"], abs=1e-5)}
+        assert {key: found[key] for key in ("selected", "region", "target")} == {
+            key: expected[key] for key in ("selected", "region", "target")
+        }
+    page.click("#check")
+    page.locator("#checked", has_text=str(why.check)).wait_for()
+    page.locator("#cells [aria-checked=false]").first.click()
+    page.locator("#read", has_text="your choice").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert [violation["id"] for violation in Axe().run(page).response["violations"]] == []
+    context.close()
+    assert faults == []
+    assert all(url.startswith(("file://", "blob:")) for url in requests)
+
+
+def test_the_page_resizes_as_pillow_does(browser: Browser) -> None:
+    page = browser.new_page()
+    page.add_script_tag(content=RESIZING)
+    for width, height, transform in (
+        (47, 31, Transform((16, 16), HALF, HALF, mode="crop")),
+        (9, 70, Transform((20, 24), HALF, HALF, "bilinear", mode="crop")),
+        (33, 20, Transform((8, 16), HALF, HALF, "lanczos")),
+        (50, 21, Transform((15, 16), HALF, HALF, "nearest", mode="squash-crop", crop_fraction=0.7)),
+    ):
+        pixels = np.random.default_rng(0).choice([0, 3, 128, 255], (height, width, 3)).astype(np.uint8)
+        rgba = np.dstack([pixels, np.full((height, width, 1), 255, np.uint8)])
+        found = page.evaluate(
+            """([rgba, sides, transform]) => {
+              const { whole, part, region } = resizing.framed(transform, sides);
+              const strip = (top, bottom) => rgba.slice(4 * top * sides[0], 4 * bottom * sides[0]);
+              return [Array.from(resizing.resized(sides, strip, whole, part, transform.interpolation)), region];
+            }""",
+            [rgba.ravel().tolist(), [width, height], transform.to_dict()],
+        )
+        seen = transform.read(pixels)
+        assert found[0] == seen.pixels.ravel().tolist()
+        assert found[1] == pytest.approx(seen.region)
+    page.close()

@@ -16,7 +16,7 @@ def export(
     /,
     *,
     out: Path | None = None,
-    to: Literal["onnx", "torch"] = "onnx",
+    to: Literal["onnx", "torch", "html"] = "onnx",
     entry: Literal["pixels", "photos"] = "pixels",
     trust_code: TrustCode = None,
     json_: Json = False,
@@ -26,10 +26,11 @@ def export(
     Example: `bla export run --out explainer.onnx`
 
     :param out: The file to write. By default one in the cache, which `bla explain`, `batch` and `serve` then use.
-    :param to: onnx, for ONNX Runtime and `bla serve`; or torch, for torch.export.load.
+    :param to: onnx, for ONNX Runtime and `bla serve`; torch, for torch.export.load; or html, a page that explains
+        photos in the browser, without a server.
     :param entry: What the graph takes: normalised pixels, or uint8 photos of any size.
     """
-    if to == "onnx":
+    if to != "torch":
         require("export")
     from bla.deploy.engine import graph_of, seal
     from bla.deploy.export import export as write
@@ -37,7 +38,7 @@ def export(
 
     if kept := out is None:
         if (to, entry) != ("onnx", "pixels"):
-            raise BlaError("expected --out, the file to write, with --to torch or --entry photos, got none")
+            raise BlaError("expected --out, the file to write, with --to torch, --to html or --entry photos, got none")
         out = graph_of(run)
     with shown_progress() as report:
         exported = write(run, out, to=to, entry=entry, model=trust_code, report=report)
@@ -47,7 +48,8 @@ def export(
         print(json.dumps(exported.to_dict()))
         return
     card, worst = exported.card, max(exported.misses.items(), key=lambda item: item[1])
-    say(f"{out}: {card.setup} on {card.model}, {out.stat().st_size / 1e6:.1f} MB, takes {card.entry}.")
+    use = "opens in a browser" if to == "html" else f"takes {card.entry}"
+    say(f"{out}: {card.setup} on {card.model}, {out.stat().st_size / 1e6:.1f} MB, {use}.")
     say(f"Checked against the module: the largest difference is {worst[1]:.1e}, in {worst[0]}.")
 
 

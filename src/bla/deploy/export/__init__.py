@@ -12,11 +12,12 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from bla import __version__, needs_extra
+from bla.deploy import page
 from bla.deploy.engine import KEY, STEP, Card
 from bla.deploy.export.checking import ExportError, check_onnx, check_torch
 from bla.deploy.export.entries import hide, optional_inputs, photos_entry
@@ -29,7 +30,7 @@ from bla.runs.run import load
 
 __all__ = ["Entry", "ExportError", "Exported", "Target", "export"]
 
-Target = Literal["onnx", "torch"]
+Target = Literal["onnx", "torch", "html"]
 Entry = Literal["pixels", "photos"]
 
 OPSET = 20
@@ -74,6 +75,7 @@ def export(
     - ``masks``, float32 (B, M, H, W): subsets of cells to ask the head about, which gives ``answers``; by default none.
 
     A torch file (``torch.export.load(FILE).module()``) takes the images alone and gives a dictionary without answers.
+    An HTML file (:mod:`bla.deploy.page`) is the server's page with the graph inside, which a browser runs by itself.
     Class names, transform, version and setup are in the file: :class:`bla.deploy.engine.Card`. ``model`` is as
     :func:`bla.load` takes it.
 
@@ -84,10 +86,13 @@ def export(
         figures.
     """
     out = Path(out)
-    if to not in ("onnx", "torch") or entry not in ("pixels", "photos"):
-        raise ExportError(f"expected to 'onnx' or 'torch' and entry 'pixels' or 'photos', got {to!r} and {entry!r}")
+    if to not in get_args(Target) or entry not in get_args(Entry):
+        raise ExportError(f"expected to {get_args(Target)} and entry {get_args(Entry)}, got {to!r} and {entry!r}")
+    if to == "html" and entry == "photos":
+        raise ExportError("expected the entry pixels of a page, which resizes photos itself, got photos: leave it out")
     if out.is_dir():
         raise ExportError(f"expected a file to write, got the folder {out}: name a file in it")
+    fetched = page.runtime(report) if to == "html" else None
     report(f"{STEP}loading {explainer if isinstance(explainer, (str, Path)) else explainer.name}", 0, 0)
     wrapped = explainer if isinstance(explainer, ExplainableClassifier) else load(explainer, model=model, device="cpu")
     like = next(wrapped.attention.parameters())
@@ -97,8 +102,8 @@ def export(
         raise ExportError(f"expected a classifier in float32, got {like.dtype}: export it before you convert it")
     if entry == "photos" and wrapped.transform.interpolation == "lanczos":
         raise ExportError("expected a resize that a graph can do, got lanczos: use the entry pixels")
-    if entry == "photos" and wrapped.transform.channels != 3:
-        raise ExportError(f"expected photos of 3 channels, got {wrapped.transform.channels}: use the entry pixels")
+    if (entry == "photos" or to == "html") and wrapped.transform.channels != 3:
+        raise ExportError(f"expected photos of 3 channels, got {wrapped.transform.channels}: export pixels to onnx")
     wrapped = copy.deepcopy(wrapped).cpu().eval()
     with torch.inference_mode():
         grid = tuple(wrapped.trunk(torch.zeros(1, *wrapped.transform.shape)).shape[2:])
@@ -117,7 +122,9 @@ def export(
         regression=wrapped.regression,
         note=wrapped.note,
     )
-    content, misses = (_onnx if to == "onnx" else _torch)(wrapped, card, report)
+    content, misses = (_torch if to == "torch" else _onnx)(wrapped, card, report)
+    if fetched is not None:
+        content = page.alone(content, json.dumps(dataclasses.asdict(card)), fetched)
     return Exported(write_atomically(out, content), card, misses)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from bla.data.photo import DataError, Photo
 from bla.deploy import apart
 from bla.deploy.engine import Engine, Outputs
+from bla.deploy.page import PAGE
 from bla.deploy.pictures import picture
 from bla.deploy.serve import documents
 from bla.deploy.serve.batching import Batcher, Busy, Lane
@@ -24,7 +24,6 @@ from bla.deploy.serve.reference import as_html
 from bla.deploy.serve.requests import Bodies, Limits, masks_of, received
 from bla.explanations.explanation import Explanation, Prediction, Unexplained, likeliest
 
-PAGE = Path(__file__).with_name("page.html")
 # The page is one file: it loads nothing else, from here or elsewhere, and no frame may show it.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
@@ -190,7 +189,7 @@ async def health(server: Shared) -> dict[str, Any]:
 @router.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
     """Show the page that explains a photo in the browser."""
-    return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
+    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})
 
 
 @router.get("/docs", include_in_schema=False)
