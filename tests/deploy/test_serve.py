@@ -27,6 +27,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from bla import BlaError
 from bla.data.decoding import decoding_bytes
 from bla.data.photo import DataError, Photo, Transform
 from bla.deploy import apart
@@ -128,11 +129,20 @@ def test_the_other_pages(client: TestClient) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
     assert client.get("/v1/explainer").json()["classes"] == ["ant", "bee", "cat", "dog", "eel"]
     page = client.get("/")
-    assert "default-src 'none'" in page.headers["content-security-policy"]
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert policy.endswith("; frame-ancestors 'none'")
     assert "http://" not in page.text
     assert "https://" not in page.text
     document = client.get("/openapi.json").json()
     assert document["paths"]["/v1/explain"]["post"]["requestBody"]["content"]["application/json"]["example"]
+
+
+def test_one_site_may_frame_the_page(engine: Engine) -> None:
+    client = TestClient(application(engine, framed_by="https://huggingface.co"))
+    assert client.get("/").headers["content-security-policy"].endswith("; frame-ancestors https://huggingface.co")
+    with pytest.raises(BlaError, match="expected a site such as"):
+        application(engine, framed_by="https://huggingface.co; script-src *")
 
 
 def bad_photos() -> Iterator[tuple[str, bytes]]:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cyclopts import Parameter
+
 from bla import BlaError
 from bla.cli.sharing import Host, Json, Port, RunName, TrustCode, listening, require, say, within
 
@@ -67,6 +69,7 @@ def serve(
     megapixels: Annotated[float, within(0.001, 178)] = 50.0,
     timeout: Annotated[float, within(0.1, 3600)] = 30.0,
     token_file: Path | None = None,
+    framed_by: Annotated[str | None, Parameter(env_var="BLA_FRAMED_BY")] = None,
     trust_code: TrustCode = None,
 ) -> None:
     """Serve explanations: an API (/openapi.json) and a page (/).
@@ -84,6 +87,7 @@ def serve(
     :param megapixels: Maximum size of a photo, checked before decoding.
     :param timeout: Maximum seconds per request.
     :param token_file: A file with a token that requests must carry, as bearer or password.
+    :param framed_by: A site, such as https://huggingface.co, that may show the page in a frame.
     """
     from bla.deploy.engine import open_engine
 
@@ -103,4 +107,4 @@ def serve(
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
         say(f"{engine.card.setup} on {engine.card.model}: {address}", file=sys.stderr, flush=True)
         settings = {"most": batch_size, "deadline": deadline / 1000, "room": queue, "token": token}
-        run(engine, listener, limits=limits, **settings)
+        run(engine, listener, limits=limits, framed_by=framed_by, **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -33,6 +34,7 @@ def application(
     deadline: float = 0.005,
     room: int = 64,
     token: str | None = None,
+    framed_by: str | None = None,
 ) -> FastAPI:
     """The server as an ASGI application.
 
@@ -41,7 +43,10 @@ def application(
     limits: what a request may hold, and how long it may take.
     most, deadline, room: as of :class:`bla.deploy.serve.batching.Batcher`.
     token: what a request must hold (:class:`bla.web.envelope.Envelope`), except one for ``/healthz``.
+    framed_by: a site, such as https://huggingface.co, that may show the page in a frame; by default none may.
     """
+    if framed_by is not None and not re.fullmatch(r"https?://[\w.:*-]+", framed_by, re.ASCII):
+        raise BlaError(f"expected a site such as https://huggingface.co, without a path, got {framed_by!r}")
     app = FastAPI(
         title="bla: what a classifier looked at",
         version=engine.card.version,
@@ -56,7 +61,9 @@ def application(
     limits = limits or Limits()
     patience = limits.seconds / 2
     batcher = Batcher(engine, most=most, deadline=deadline, room=room, patience=patience)
-    app.state.server = routes.Server(engine, limits, batcher, Bodies(8 * limits.bytes), Lane(2, 8, patience))
+    app.state.server = routes.Server(
+        engine, limits, batcher, Bodies(8 * limits.bytes), Lane(2, 8, patience), framed_by or "'none'"
+    )
     app.include_router(routes.router)
     app.add_middleware(Envelope, token=token, public=("/healthz",))
     return app

@@ -24,10 +24,10 @@ from bla.deploy.serve.reference import as_html
 from bla.deploy.serve.requests import Bodies, Limits, masks_of, received
 from bla.explanations.explanation import Explanation, Prediction, Unexplained, likeliest
 
-# The page is one file: it loads nothing else, from here or elsewhere, and no frame may show it.
+# The page is one file: it loads nothing else, from here or elsewhere.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors "
 )
 router = APIRouter()
 Result = TypeVar("Result")
@@ -42,6 +42,7 @@ class Server:
     batcher: Batcher
     bodies: Bodies
     heavy: Lane
+    framed_by: str  # the site that may show the page in a frame, or 'none'
 
     @property
     def fault(self) -> str | None:
@@ -187,15 +188,16 @@ async def health(server: Shared) -> dict[str, Any]:
 
 
 @router.get("/", include_in_schema=False)
-async def page() -> HTMLResponse:
+async def page(server: Shared) -> HTMLResponse:
     """Show the page that explains a photo in the browser."""
-    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})
+    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY + server.framed_by})
 
 
 @router.get("/docs", include_in_schema=False)
-async def reference(request: Request) -> HTMLResponse:
+async def reference(request: Request, server: Shared) -> HTMLResponse:
     """Show the API's reference."""
-    return HTMLResponse(as_html(request.app.openapi()), headers={"Content-Security-Policy": POLICY})
+    policy = {"Content-Security-Policy": POLICY + server.framed_by}
+    return HTMLResponse(as_html(request.app.openapi()), headers=policy)
 
 
 async def refused(request: Request, error: Exception) -> Response:
