@@ -47,18 +47,22 @@ def needs_extra(extra: str, error: type[BlaError] = BlaError) -> Iterator[None]:
 
 
 def meant(name: str, names: Iterable[str]) -> str:
-    """What to add to an error about an unknown name: the nearest of the known ones, or nothing.
+    """What to add to an error about an unknown name: the known ones that hold it, else the nearest, or nothing.
 
     >>> meant("tabby", ["tabby cat", "tiger cat", "hen"]), meant("hem", ["cock", "hen"]), meant("x", ["hen"])
     ("; did you mean 'tabby cat'?", "; did you mean 'hen'?", '')
+    >>> meant("gradcam", ["random", "grad-cam"])
+    "; did you mean 'grad-cam'?"
     """
     import difflib
 
-    folded = {known.casefold(): known for known in names}
-    holding = [known for known in folded if name.casefold() in known]
-    near = [*holding, *difflib.get_close_matches(name.casefold(), folded)]
-    best = " or ".join(repr(folded[known]) for known in dict.fromkeys(near[:3]))
-    return f"; did you mean {best}?" if name and best else ""
+    def folded(text: str) -> str:
+        return "".join(filter(str.isalnum, text.casefold()))
+
+    known, asked = {folded(each): each for each in names}, folded(name)
+    near = [each for each in known if asked in each] or difflib.get_close_matches(asked, known)
+    best = " or ".join(repr(known[each]) for each in near[:3])
+    return f"; did you mean {best}?" if asked and best else ""
 
 
 def __getattr__(name: str) -> Any:

@@ -234,6 +234,7 @@ def test_rows_say_what_the_graph_says(photos: Path, graph: Path, tmp_path: Path)
         assert [row[name] for name in ("sufficient", "decisive", "bound")] == outputs.sizes[0].tolist()
         assert [guess["index"] for guess in row["top"]] == np.argsort(-probabilities, kind="stable")[:5].tolist()
         assert row["top"][0] == {name: row[name] for name in ("index", "label", "probability")}
+        assert [guess["index"] for guess in row["classifier_top"]] == np.argsort(-whole, kind="stable")[:5].tolist()
         assert row["unbounded"] is None
         assert row["kept_index"] is row["probability_removed"] is None
         selected = outputs.selected[0]

@@ -91,7 +91,8 @@ def test_every_attention_says_what_the_module_says(each: Pair) -> None:
             one, other = ours.to_dict(), theirs.to_dict()
             for key in ("unbounded", "scores", "soft"):
                 np.testing.assert_allclose(one.pop(key), other.pop(key), atol=1e-5)
-            for left, right in zip(one.pop("top"), other.pop("top"), strict=True):
+            tops = ([*record.pop("top"), *record.pop("classifier_top")] for record in (one, other))
+            for left, right in zip(*tops, strict=True):
                 assert left == right | {"probability": pytest.approx(right["probability"], abs=1e-5)}
             for answer in ("prediction", "classifier"):
                 probability = other.pop(answer)["probability"]

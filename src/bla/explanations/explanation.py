@@ -57,7 +57,8 @@ class Explanation(Result):
     image: the photo's path, or a name for an image that has none; ``photo`` is then the upright image, or a
         file's bytes.
     prediction: the class predicted from the selected cells alone; ``top`` lists the best five.
-    classifier: the class that the classifier predicts from all cells; None in explanations saved by older versions.
+    classifier: the class that the classifier predicts from all cells; ``classifier_top`` lists its best five. None in
+        explanations saved by older versions.
     agrees: whether the two are one class; of several labels, whether the same ones are present. None where unknown.
     sizes: :class:`Sizes`, where every photo has one class.
     check: what the pixels alone say, if that was checked.

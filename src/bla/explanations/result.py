@@ -30,7 +30,7 @@ _KEYS = (
     "selected", "size", "region", "model", "setup",
 )  # fmt: skip
 _OPTIONAL = (  # written where they are known
-    "classifier", "agrees", "sizes", "check", "votes", "present", "note", "shown",
+    "classifier", "classifier_top", "agrees", "sizes", "check", "votes", "present", "note", "shown",
 )  # fmt: skip
 
 
@@ -182,6 +182,7 @@ class Result:
     present: tuple[Votes, ...] | None = None
     note: str | None = None
     shown: str | None = None
+    classifier_top: tuple[Prediction, ...] | None = None
 
     def __post_init__(self) -> None:
         grid = tuple(map(int, self.grid))
@@ -192,8 +193,9 @@ class Result:
             if (values := getattr(self, name)) is not None:
                 kind = np.bool_ if name == "selected" else np.float32
                 frozen[name] = _read_only_map(name, values, kind, grid)
-        if self.present is not None:
-            frozen["present"] = tuple(self.present)
+        for name in ("present", "classifier_top"):
+            if (values := getattr(self, name)) is not None:
+                frozen[name] = tuple(values)
         for name, value in frozen.items():
             object.__setattr__(self, name, value)
         for votes in (self.votes, *(self.present or ())):
@@ -238,7 +240,8 @@ class Result:
         agrees = None if regression else top[0].index == whole[0].index
         if several_labels:
             agrees = bool(((probabilities > 0.5) == (from_all > 0.5)).all())
-        shown: dict[str, Any] = {"prediction": top[0], "top": top, "classifier": whole[0], "agrees": agrees}
+        shown: dict[str, Any] = {"prediction": top[0], "top": top, "classifier": whole[0], "classifier_top": whole}
+        shown["agrees"] = agrees
         if fill is not None:
             votes, about = fields.get("votes"), fields.get("target")
             about = about if about is not None else votes.target if votes else whole[0].index

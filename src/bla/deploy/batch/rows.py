@@ -22,7 +22,7 @@ from bla.deploy.pictures import picture
 from bla.explanations.explanation import Unexplained
 from bla.files import write_atomically
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _KINDS = (("index", pa.int32()), ("label", pa.string()), ("probability", pa.float32()))
 
 
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
         *_answer(""),
         *_answer("classifier_"),
         pa.field("agrees", pa.bool_()),
-        pa.field("top", pa.list_(pa.struct(_KINDS))),
+        *(pa.field(name, pa.list_(pa.struct(_KINDS))) for name in ("top", "classifier_top")),
         pa.field("size", pa.int32()),
         pa.field("mask", pa.binary()),
         pa.field("grid", pa.list_(pa.int32(), 2)),
@@ -68,7 +68,8 @@ def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> l
             results.append(result | {"status": status, "error": found.error})
             continue
         cells = {"size": found.size, "mask": np.packbits(found.selected).tobytes(), "grid": found.grid}
-        cells |= {"top": [dataclasses.asdict(guess) for guess in found.top]}
+        tops = {"top": found.top, "classifier_top": found.classifier_top or ()}
+        cells |= {name: [dataclasses.asdict(guess) for guess in top] for name, top in tops.items()}
         cells |= {"unbounded": found.unbounded.ravel()} if plan.scores else {}
         answers = {"": found.prediction, "classifier_": found.classifier}
         if (check := found.check) is not None:

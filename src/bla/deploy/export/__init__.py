@@ -104,6 +104,9 @@ def export(
         raise ExportError("expected a resize that a graph can do, got lanczos: use the entry pixels")
     if (entry == "photos" or to == "html") and wrapped.transform.channels != 3:
         raise ExportError(f"expected photos of 3 channels, got {wrapped.transform.channels}: export pixels to onnx")
+    if to == "html" and (wrapped.regression or len(wrapped.transform.size) != 2):
+        what = "regression" if wrapped.regression else "classifier of volumes"
+        raise ExportError(f"expected a classifier of photos, got the {what} {wrapped.name}: export it to onnx")
     wrapped = copy.deepcopy(wrapped).cpu().eval()
     with torch.inference_mode():
         grid = tuple(wrapped.trunk(torch.zeros(1, *wrapped.transform.shape)).shape[2:])
