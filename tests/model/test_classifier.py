@@ -243,7 +243,10 @@ def lively(model: nn.Module) -> nn.Module:
 @pytest.fixture(scope="module", params=FAMILIES.values(), ids=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> Family:
     torch.manual_seed(0)
-    model = lively(request.param())
+    try:
+        model = lively(request.param())
+    except RuntimeError as error:
+        pytest.skip(str(error))  # a model that older versions of timm lack
     # nothing uniform: a module in evaluation mode, a frozen parameter, a hook
     list(model.modules())[-2].eval()
     next(model.parameters()).requires_grad_(False)

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from packaging.version import Version
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
@@ -48,7 +49,10 @@ def levels(pixels: torch.Tensor, transform: Transform) -> np.ndarray[Any, Any]:
     [
         {"input_size": (3, 64, 64), "crop_pct": 0.875},
         {"input_size": (3, 64, 64), "crop_pct": 0.89, "interpolation": "bilinear"},
-        {"input_size": (3, 64, 96), "crop_pct": 0.9},
+        pytest.param(
+            {"input_size": (3, 64, 96), "crop_pct": 0.9},
+            marks=pytest.mark.skipif(Version(timm.__version__) < Version("1.0.31"), reason="timm resized otherwise"),
+        ),
         {"input_size": (3, 64, 64), "crop_pct": 1.0, "crop_mode": "squash"},
         {"input_size": (3, 64, 96), "crop_pct": 0.9, "crop_mode": "squash"},
     ],

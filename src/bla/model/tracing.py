@@ -155,12 +155,22 @@ def _of_script(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
     """The operations that TorchScript runs; a way that depends on values is an error."""
     # which only the module that was scripted can take, by hooks
     with torch.inference_mode(False), torch.no_grad():
-        graph = make_fx(own, tracing_mode="symbolic", _allow_non_fake_inputs=True)(pixels.clone())
+        try:
+            graph = make_fx(own, tracing_mode="symbolic", _allow_non_fake_inputs=True)(pixels.clone())
+        except RuntimeError:  # convolutions, with older versions of torch; what branches has no one graph
+            if not isinstance(own, torch.jit.ScriptModule) or {"prim::If", "prim::Loop"} & _kinds(own):
+                raise
+            graph = make_fx(own, tracing_mode="real", _allow_non_fake_inputs=True)(pixels.clone())
     for node in graph.graph.nodes:  # it may have written out the number of images
         if node.op == "call_function" and "view" in str(node.target) and node.args[1][0] == len(pixels):
             node.args = (node.args[0], [-1, *node.args[1][1:]])
     graph.recompile()
     return graph
+
+
+def _kinds(script: torch.jit.ScriptModule) -> set[str]:
+    """The kinds of operations that a scripted module has."""
+    return {node.kind() for node in script.inlined_graph.nodes()}
 
 
 class _Cut(NamedTuple):
