@@ -118,7 +118,7 @@ def test_ablation(run: Run, data: Path, tmp_path: Path) -> None:
 def test_the_shortcut_of_a_biased_classifier_is_exposed(run: Run, shared_data: Path, tmp_path: Path) -> None:
     """Planted evidence on real features: a poisoned classifier's shortcut is what its explanations show."""
     torch.set_num_threads(1)  # the order of summation depends on the number of threads
-    small = ["--classes", "3", "--photos", "14", "--kinds", "biased", "--settings", "BLA", "--masks", "2"]
+    small = ["--classes", "3", "--photos", "14", "--kinds", "biased", "--settings", "BLA", "--masks", "8"]
     options = ["--out", tmp_path, *small, "--seeds", "1", "--json"]
     found = json.loads(run("faithfulness.planted", shared_data / "birds100", *options))["biased, BLA"]
     # bounds for a small training; the figures at full size are in docs/background/evidence.md
