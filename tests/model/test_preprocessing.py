@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,56 @@ def test_a_classifier_gets_just_what_its_code_makes(code: Any, by: Any, taken: s
     else:
         assert Transform.from_dict(transform.to_dict()).mode == taken.removeprefix("nearly ")
         assert ("nearly" in transform.to_dict()["source"]) == taken.startswith("nearly")
+
+
+def of_deep_grey(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    return torch.from_numpy(array[:32, :40].astype(np.float32) / 4095)[None]
+
+
+def of_bands(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return ((array[:32, :40] - 1000.0) / 800).transpose(2, 0, 1)
+
+
+def of_volumes(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    return torch.from_numpy(array[:8, :16, :24].clip(-1000, 400).astype(np.float32) / 1400)[None]
+
+
+GREY = v1.Compose([RESIZE, v1.ToTensor(), v1.Normalize((0.5,), (0.5,))])  # of three channels, too
+VOLUMES = nn.Conv3d, nn.AdaptiveAvgPool3d
+DEEP = v1.Compose([RESIZE, lambda photo: torch.tensor(np.array(photo, np.float32) / 4095)[None]])
+
+
+@pytest.mark.parametrize(
+    ("code", "channels", "shape"),
+    [(of_deep_grey, 1, (60, 70)), (DEEP, 1, (60, 70)), (of_bands, 11, (60, 70, 11)), (of_volumes, 1, (9, 20, 30))],
+)
+def test_code_for_other_arrays_than_photos(code: Any, channels: int, shape: tuple[int, ...]) -> None:
+    array = np.random.RandomState(0).randint(0, 4096, shape).astype(np.uint16)
+    convolution, pooling = (
+        (nn.Conv3d, nn.AdaptiveAvgPool3d) if code is of_volumes else (nn.Conv2d, nn.AdaptiveAvgPool2d)
+    )
+    net = nn.Sequential(convolution(channels, 4, 8, 8), nn.ReLU(), pooling(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    wrapped = bla.explainable(net, transform=code)
+    sources: list[Any] = [array]
+    if array.ndim == 2:
+        Image.fromarray(array).save(stored := io.BytesIO(), "PNG")
+        sources += [Image.fromarray(array), stored.getvalue()]
+    given = torch.as_tensor(code(Image.fromarray(array) if code is DEEP else array))
+    with torch.no_grad():
+        expected = float(net(given[None].float()).softmax(-1).max())
+    for source in sources:
+        why = wrapped.explain(source)[0]
+        assert why.classifier is not None
+        assert why.classifier.probability == pytest.approx(expected, abs=1e-5)
+        assert why.shown == "the input that the classifier saw"
+        assert why.upright().size == wrapped.transform.size[:-3:-1]
+
+
+def test_grey_photos_for_a_classifier_of_one_channel() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    transform = bla.explainable(net, transform=GREY).transform
+    assert (type(transform), transform.mean, transform.interpolation) == (Transform, (0.5,), "bilinear")
+    assert transform_of_code(GREY).mean == HALF
 
 
 def test_regions_of_code_are_found_by_ramps() -> None:

@@ -16,6 +16,7 @@ from bla.data.masking import enlarged, filled, masked
 from bla.data.photo import DataError, Transform
 from bla.deploy.engine import Engine
 from bla.deploy.export import export
+from bla.explanations.picture import words
 from bla.model.attention import BoundedLogitAttention, ClassAwareAttention, L2XAttention
 from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
 from bla.model.evidence import from_all
@@ -142,7 +143,8 @@ def test_pictures_show_the_slice_of_most_regions(wrapped: ExplainableClassifier)
     layer = int(why.selected.sum(axis=(1, 2)).argmax())
     held = int(why.selected[layer].sum())
     assert why.slice == layer
-    assert why.view == f"slice {(5, 15)[layer]} of 20; its layer, {layer + 1} of 2, holds {held} of these regions"
+    assert why.view == f"{held} in this layer, {layer + 1} of 2: slice {(5, 15)[layer]} of 20"
+    assert f"Outlined: 5 of 48 regions ({why.view})." in words(why).regions
     levels = (scan[(4, 14)[layer]] / 2000 + 0.5) * 255
     assert np.abs(np.asarray(why.upright()) - levels).max() <= 1
     mask = why.mask()

@@ -410,10 +410,15 @@ class Transform:
             raise DataError(f"{os.fspath(path)}: expected an array that NumPy saved, got {_got(error)}") from error
 
     def _opened(
-        self, source: PhotoSource, held: contextlib.ExitStack, name: str | None, most_pixels: int | None
+        self,
+        source: PhotoSource,
+        held: contextlib.ExitStack,
+        name: str | None,
+        most_pixels: int | None,
+        goal: Transform | None,
     ) -> _Upright:
-        """The whole photo in RGB, upright."""
-        return _open_upright(source, held, None, name, most_pixels)
+        """The whole photo upright, in RGB or as a goal takes it."""
+        return _open_upright(source, held, goal, name, most_pixels)
 
     def _is_photo(self, array: npt.NDArray[Any]) -> bool:
         """Whether an array is what Pillow holds: 8 bits, grey or colours last."""

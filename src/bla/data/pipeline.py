@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,62 @@ _SAME = 0.02
 """By how many of 255 levels the same pixels may differ."""
 
 
+class Kind(NamedTuple):
+    """What code takes: ``sample`` makes one of a shape, (rows, columns)."""
+
+    sample: Callable[[tuple[int, int]], Any]
+    goal: Transform | None = None
+    """How a photo is opened for it, if not in RGB."""
+    colours: bool = False
+
+    def prepared(self, photo: Image.Image | npt.NDArray[Any]) -> Image.Image | npt.NDArray[Any]:
+        """A photo, or an array, as the code takes it."""
+        if self.goal is not None and isinstance(photo, Image.Image) and photo.mode == "RGB":
+            photo = photo.convert("L")
+        return photo if isinstance(self.sample((2, 2)), Image.Image) else np.asarray(photo)
+
+
+def _noise(shape: tuple[int, int]) -> Image.Image:
+    rows, columns = shape
+    return Image.fromarray(np.random.RandomState(rows).randint(0, 256, (rows, columns, 3), np.uint8))
+
+
+GREY = Transform((1, 1), (0.5,), (0.5,), "nearest")
+PHOTO = Kind(_noise, colours=True)
+
+
+def _kinds(channels: int | None, rank: int) -> Iterator[Kind]:
+    """What the code of a classifier of so many channels may take: photos, grey ones, arrays."""
+    if rank == 2:
+        yield PHOTO
+    if rank == 2 and channels == 1:
+        yield Kind(lambda shape: Image.fromarray(_values(*shape)), GREY)
+        yield Kind(lambda shape: _noise(shape).convert("L"), GREY)
+    if rank == 2 and channels in (None, 3):
+        return
+    depth, many = (16,) * (rank - 2), channels or 1
+    layouts: list[Callable[[tuple[int, int]], Any]] = [
+        lambda shape: _values(*depth, *shape, many),
+        lambda shape: _values(many, *depth, *shape),
+    ]
+    if many == 1:
+        layouts.insert(0, lambda shape: _values(*depth, *shape))
+    for make in layouts:
+        goal = GREY if rank == 2 and channels == 1 else None
+        yield Kind(make, goal)
+        yield Kind(functools.partial(_floats, make), goal)
+
+
+def _floats(make: Callable[[tuple[int, int]], Any], shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """The same from 0 to 1."""
+    return np.asarray(make(shape) / 4096, np.float32)
+
+
+def _values(*shape: int) -> npt.NDArray[np.uint16]:
+    """Noise of 12 bits."""
+    return np.random.RandomState(shape[0]).randint(0, 4096, shape).astype(np.uint16)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline(Transform):
     """A preprocessing that code does.
@@ -47,6 +104,7 @@ class Pipeline(Transform):
     code: Any = dataclasses.field(default=None, repr=False)
     give: Callable[[Image.Image | npt.NDArray[Any]], Given] = dataclasses.field(default=np.asarray, repr=False)
     near: Transform | None = None
+    kind: Kind = PHOTO
     linear: bool = False
     """Whether constant photos have told ``mean`` and ``std``."""
 
@@ -58,9 +116,12 @@ class Pipeline(Transform):
             photo = self._stored(source)
             if isinstance(photo, Photo):
                 return photo
-        elif not isinstance(source, np.ndarray) or (source.dtype == np.uint8 and source.ndim < 4):
-            with contextlib.suppress(DataError) if isinstance(source, np.ndarray) else contextlib.nullcontext():
-                photo = self._opened(source, held, name, most_pixels).photo
+        if not isinstance(photo, np.ndarray):
+            photo = self._opened(photo, held, name, most_pixels, self.kind.goal).photo
+        elif self.kind.goal is not None or self.kind.colours:
+            with contextlib.suppress(DataError, TypeError):  # what is no picture stays an array
+                grey = Image.fromarray(photo) if self.kind.goal is not None and photo.ndim == 2 else photo
+                photo = self._opened(grey, held, name, most_pixels, self.kind.goal).photo
         try:
             given = self.give(photo)
         except DataError as error:
@@ -71,9 +132,9 @@ class Pipeline(Transform):
             if isinstance(photo, Image.Image):
                 kept = None if isinstance(source, str | os.PathLike | bytes) else photo
                 return Photo(levels, size, self.region(size), kept)
-        shown, said = picture(levels)
-        height, width = self.size
-        return Photo(levels, (width, height), (0, 0, width, height), shown, ", ".join(filter(None, (SHOWN, said))))
+        shown = levels if levels.ndim == 4 else picture(levels)[0]
+        whole = self.size[::-1]
+        return Photo(levels, whole, (0,) * len(whole) + whole, shown, SHOWN)
 
     def _levels(self, given: Given) -> Levels:
         if given.shape != self.shape:
@@ -122,9 +183,8 @@ class Pipeline(Transform):
 
     def in_words(self) -> str:
         """One line for people."""
-        height, width = self.size
         shown = "" if self.linear else f"; pictures show {SHOWN}"
-        return f"preprocessing: {_name_of(self.code)}, as it is, to {width} x {height}{shown}"
+        return f"preprocessing: {_name_of(self.code)}, as it is, to {' x '.join(map(str, self.size[::-1]))}{shown}"
 
     def plain(self) -> Transform:
         """The transform that is nearly the same; a DataError if there is none."""
@@ -137,31 +197,35 @@ class Pipeline(Transform):
 
     def identity(self) -> Any:
         """What it does to a photo of noise, as a digest."""
-        return {"code": hashlib.sha256(np.ascontiguousarray(self.give(_noise(_WIDE))).tobytes()).hexdigest()}
+        return {"code": hashlib.sha256(np.ascontiguousarray(self.give(self.kind.sample(_WIDE))).tobytes()).hexdigest()}
 
 
-def understood(code: Code) -> Transform:
+def understood(code: Code, channels: int | None = None, rank: int = 2) -> Transform:
     """The preprocessing that code does to a Pillow image, an array or a tensor, as a transform.
 
     It may be called as torchvision's and timm's are, with the image alone; as albumentations' are, with ``image=``;
-    or as an image processor of transformers. A DataError says why it is no preprocessing of a classifier.
+    or as an image processor of transformers. ``channels`` and ``rank`` are of the classifier's input, if they are
+    known: code that makes no such input of a photo may take grey photos, or arrays. A DataError says why it is no
+    preprocessing of a classifier.
     """
     name = _name_of(code)
-    give, wide = _calling(code)
-    tall = give(_noise(_TALL))
+    give, wide, kind = _calling(code, channels, rank)
+    tall = give(kind.sample(_TALL))
     if wide.shape != tall.shape:
         raise DataError(
             f"expected preprocessing to inputs of one size, got {name}, which makes {wide.shape} of a wide and "
             f"{tall.shape} of a tall photo: add a resize or a crop to one size"
         )
-    if any(not np.array_equal(wide, give(_noise(_WIDE)), equal_nan=True) for _ in range(4)):
+    if any(not np.array_equal(wide, give(kind.sample(_WIDE)), equal_nan=True) for _ in range(4)):
         raise DataError(
             f"expected the preprocessing of evaluation, got {name}, which makes another input of the same photo each "
             "time: pass the transform that you validate with"
         )
-    channels, *size = wide.shape
-    mean, std, linear = _scale(give, channels)
-    found = Pipeline(tuple(size), mean, std, "bilinear", source=name, code=code, give=give, linear=linear)
+    made, *size = wide.shape
+    mean, std, linear = (0.5,) * made, (0.25,) * made, False
+    if getattr(kind.sample((2, 2)), "mode", "") in ("RGB", "L"):
+        mean, std, linear = _scale(give, made)
+    found = Pipeline(tuple(size), mean, std, "bilinear", source=name, code=code, give=give, kind=kind, linear=linear)
     best, miss = None, math.inf
     with contextlib.suppress(DataError):  # of code that cannot read small photos
         for candidate in _candidates(found):
@@ -242,8 +306,8 @@ def _short(number: float) -> float:
     return float(number)
 
 
-def _calling(code: Code) -> tuple[Callable[[Any], Given], Given]:
-    """How the code is called, and what it makes of a wide photo."""
+def _calling(code: Code, channels: int | None, rank: int) -> tuple[Callable[[Any], Given], Given, Kind]:
+    """How the code is called, what it makes of a wide photo, and what it takes."""
     code = getattr(code, "image_processor", code)  # of a processor of several kinds of input
 
     def tensor(photo: Any) -> Any:
@@ -262,22 +326,27 @@ def _calling(code: Code) -> tuple[Callable[[Any], Given], Given]:
     elif type(code).__module__.startswith("albument"):
         ways = ways[1:2]
     said: list[DataError] = []
-    for way in ways:
+    others: list[tuple[Callable[[Any], Given], Given, Kind]] = []
+    for kind, way in itertools.product(_kinds(channels, rank), ways):
 
-        def give(photo: Any, way: Callable[[Any], Any] = way) -> Given:
+        def give(photo: Any, way: Callable[[Any], Any] = way, kind: Kind = kind) -> Given:
             try:
-                returned = way(photo)
+                returned = way(kind.prepared(photo))
             except Exception as error:  # whatever code of the user's raises
-                first = str(error).strip().partition("\n")[0][:200]
-                raise DataError(
-                    f"expected an input from {_name_of(code)}, got {type(error).__name__}: {first}"
-                ) from error
-            return _as_input(returned, code)
+                first = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+                raise DataError(f"expected an input from {_name_of(code)}, got {first}") from error
+            return _as_input(returned, code, rank)
 
         try:
-            return give, give(_noise(_WIDE))
+            found = give(kind.sample(_WIDE))
         except DataError as error:
             said.append(error)
+            continue
+        if channels in (None, len(found)):
+            return give, found, kind
+        others.append((give, found, kind))
+    if others:
+        return others[0]
     raise said[0]
 
 
@@ -294,7 +363,7 @@ def _as_image(photo: npt.NDArray[Any]) -> Any:
     return open_photo(photo) if photo.dtype == np.uint8 and photo.ndim in (2, 3) else photo
 
 
-def _as_input(returned: Any, code: Code) -> Given:
+def _as_input(returned: Any, code: Code, rank: int) -> Given:
     """The input (C, height, width) in what code returned."""
     if isinstance(returned, Mapping) or hasattr(returned, "keys"):
         found = [returned[key] for key in ("pixel_values", "image", "pixels") if key in returned]
@@ -305,22 +374,17 @@ def _as_input(returned: Any, code: Code) -> Given:
         raise DataError(f"expected floats from {_name_of(code)}, got a Pillow image: add ToTensor() and Normalize(...)")
     tensor = hasattr(returned, "detach")
     values = np.asarray(returned.detach().cpu().float() if tensor and returned.is_floating_point() else returned)
-    if values.ndim == 4 and len(values) == 1:
+    if values.ndim == rank + 2 and len(values) == 1:
         values = values[0]
     if values.dtype.kind != "f":
         raise DataError(
             f"expected floats from {_name_of(code)}, got {values.dtype}: add a conversion to float32 and Normalize(...)"
         )
-    if values.ndim == 3 and not tensor and values.shape[-1] in (1, 3, 4) and values.shape[0] not in (1, 3, 4):
+    if values.ndim == rank + 1 == 3 and not tensor and values.shape[-1] in (1, 3, 4) and len(values) not in (1, 3, 4):
         values = np.moveaxis(values, -1, 0)
-    if values.ndim != 3 or values.shape[0] > min(values.shape[1:]):
+    if values.ndim != rank + 1 or len(values) > min(values.shape[-2:]):
         raise DataError(f"expected an input (C, height, width) from {_name_of(code)}, got shape {values.shape}")
     return values.astype(np.float32)
-
-
-def _noise(shape: Sequence[int]) -> Image.Image:
-    rows, columns = shape
-    return Image.fromarray(np.random.RandomState(rows).randint(0, 256, (rows, columns, 3), np.uint8))
 
 
 def _name_of(code: Any) -> str:

@@ -43,7 +43,8 @@ def words(explanation: Result, *, plain: bool = False) -> Words:
 
     own, said = explanation.classifier or explanation.prediction, explanation.prediction
     answer, share = name(own), percent(own.probability)
-    outlined = f"Outlined: {explanation.size} of {explanation.cells} regions."
+    layer = "" if explanation.slice is None else f" ({explanation.view})"
+    outlined = f"Outlined: {explanation.size} of {explanation.cells} regions{layer}."
     they, alone = ("they", "alone they say") if explanation.size > 1 else ("it", "alone it says")
     if explanation.present is not None:
         there = {votes.target for votes in explanation.present}
@@ -71,7 +72,7 @@ def words(explanation: Result, *, plain: bool = False) -> Words:
         check = (
             f"Shown only these pixels, the classifier {still[0]}says {kept}; shown all but these, {still[1]}{removed}."
         )
-    shown = explanation.view and f"shown: {explanation.view}"
+    shown = explanation.shown and f"shown: {explanation.shown}"
     small = " · ".join(dict.fromkeys(filter(None, (shown, explanation.model, explanation.method))))
     return Words(answer, share, regions, check, legible(small, "") if plain else small, explanation.disagrees)
 

@@ -290,11 +290,8 @@ class Result:
         """What a picture shows where that is not the whole photo, in words; else nothing."""
         if self.slice is None:
             return self.shown or ""
-        held = (
-            f"its layer, {self.slice + 1} of {self.grid[0]}, holds {self.selected[self.slice].sum()} of these regions"
-        )
-        shown = f", {self.shown}" if self.shown else ""
-        return f"slice {self.middles[self.slice] + 1} of {round(self.region[5])}{shown}; {held}"
+        held, number = self.selected[self.slice].sum(), self.middles[self.slice] + 1
+        return f"{held} in this layer, {self.slice + 1} of {self.grid[0]}: slice {number} of {round(self.region[5])}"
 
     @property
     def edges(self) -> npt.NDArray[np.int64]:

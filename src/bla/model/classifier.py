@@ -478,7 +478,7 @@ def explainable(
     if transform is None:
         transform = transform_of(model, None if head is None else "squash")
     elif not isinstance(transform, Transform):
-        transform = transform_of_code(transform)
+        transform = transform_of_code(transform, model)
     own = _copied(model)
     if head is None:
         found = split(own, transform, name, reading, parts)

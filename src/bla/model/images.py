@@ -152,7 +152,8 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
         photo = transform.read(image)
     except DataError as error:
         return Unexplained(name, str(error) if path else f"{name}: {error}")
-    return Input(name, photo.pixels, photo.region, image if isinstance(image, bytes) else photo.upright, photo.shown)
+    shown = image if photo.upright is None and isinstance(image, bytes) else photo.upright
+    return Input(name, photo.pixels, photo.region, shown, photo.shown)
 
 
 def _levels(transform: Transform, pixels: Tensor) -> npt.NDArray[np.float32]:

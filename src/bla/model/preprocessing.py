@@ -10,7 +10,7 @@ from torch import nn
 
 from bla.data.photo import DataError, Mode, Transform
 from bla.data.pipeline import fraction, understood
-from bla.model.splitting import ClassifierError, speaks_timm
+from bla.model.splitting import ClassifierError, first_convolution, speaks_timm
 
 
 def transform_of(model: nn.Module, mode: Mode | None = None) -> Transform:
@@ -85,10 +85,11 @@ def _of_preset(preset: Any, source: str = "torchvision") -> Transform:
     )
 
 
-def transform_of_code(code: Any) -> Transform:
+def transform_of_code(code: Any, model: nn.Module | None = None) -> Transform:
     """The preprocessing that code does: torchvision's, timm's, albumentations', a processor of transformers, or yours.
 
-    A ClassifierError says why it is none of a classifier.
+    The model's first convolution tells how many channels and sides its input has. A ClassifierError says why the code
+    is none of a classifier.
     """
     if not callable(code):
         raise ClassifierError(
@@ -96,7 +97,8 @@ def transform_of_code(code: Any) -> Transform:
             f"{type(code).__name__}"
         )
     try:
-        return understood(code)
+        first = None if model is None else first_convolution(model)
+        return understood(code) if first is None else understood(code, first.in_channels, first.weight.ndim - 2)
     except DataError as error:
         raise ClassifierError(str(error)) from error
 

@@ -338,9 +338,14 @@ def _probed(own: nn.Module, transform: Transform, name: str, reading: Reading) -
         ) from error
 
 
+def first_convolution(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
+    """The convolution that a model holds first."""
+    return next((module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))), None)
+
+
 def _of_channels(own: nn.Module, transform: Transform) -> str:
     """How a transform has the sides and channels that the first convolution takes, if that is what is wrong."""
-    first = next((module for module in own.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))), None)
+    first = first_convolution(own)
     wanted = []
     if isinstance(first, nn.Conv3d) and len(transform.size) == 2:
         wanted.append("whose size has 3 numbers, depth first,")
