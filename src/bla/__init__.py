@@ -47,21 +47,24 @@ def needs_extra(extra: str, error: type[BlaError] = BlaError) -> Iterator[None]:
 
 
 def meant(name: str, names: Iterable[str]) -> str:
-    """What to add to an error about an unknown name: the known ones that hold it, else the nearest, or nothing.
+    """What to add to an error about an unknown name: the shortest that hold it, else the nearest, or nothing.
 
     >>> meant("tabby", ["tabby cat", "tiger cat", "hen"]), meant("hem", ["cock", "hen"]), meant("x", ["hen"])
     ("; did you mean 'tabby cat'?", "; did you mean 'hen'?", '')
-    >>> meant("gradcam", ["random", "grad-cam"])
-    "; did you mean 'grad-cam'?"
+    >>> meant("gradcam", ["random", "grad-cam++", "grad-cam"])
+    "; did you mean 'grad-cam' or 'grad-cam++'?"
     """
     import difflib
 
     def folded(text: str) -> str:
         return "".join(filter(str.isalnum, text.casefold()))
 
-    known, asked = {folded(each): each for each in names}, folded(name)
-    near = [each for each in known if asked in each] or difflib.get_close_matches(asked, known)
-    best = " or ".join(repr(known[each]) for each in near[:3])
+    asked, listed = folded(name), sorted(names, key=len)
+    near = [each for each in listed if asked in folded(each)]
+    if not near:
+        known = {folded(each): each for each in reversed(listed)}
+        near = [known[each] for each in difflib.get_close_matches(asked, known)]
+    best = " or ".join(map(repr, near[:3]))
     return f"; did you mean {best}?" if asked and best else ""
 
 
