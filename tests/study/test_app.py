@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from bla.study.app import create_app
@@ -488,6 +489,24 @@ def test_a_link_exchanges_no_participant_and_names_the_configured_address(
     fresh = Visitor(app)
     fresh.get(link)
     assert fresh.client.cookies[TOKEN] == one.client.cookies[TOKEN]
+
+
+def test_a_database_that_fails_is_told_in_one_line(
+    place: tuple[Path, str], store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    visitor = Visitor(create_app(place[0], store))
+    visitor.begin()
+    visitor.get("/trial")
+    form = visitor.fields() | {"choice": "0"}
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "answer", lambda *_, **__: store._asked(text("select secret from elsewhere")))
+        assert "Your answers so far are saved" in visitor.post("/answer", form, 503)
+    (record,) = [record for record in caplog.records if record.name == "bla.study"]
+    assert "no such table" in record.getMessage()
+    assert record.exc_info is None
+    assert "secret" not in record.getMessage()
+    visitor.post("/answer", form)
+    assert store.counts()["answers"] == 1
 
 
 def test_a_clock_that_is_set_back_is_marked(

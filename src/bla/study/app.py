@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from bla.study import participation, researcher
@@ -17,6 +19,7 @@ from bla.study.guard import Guard, Limits
 from bla.study.site import TOKEN, Instead, OfSite, Site
 from bla.study.store import Store
 
+logger = logging.getLogger("bla.study")
 router = APIRouter()
 
 
@@ -46,6 +49,9 @@ async def failed(request: Request, error: Any) -> Response:
             return site.message(error.status_code, "error.unknown")
         case RequestValidationError():
             return site.message(422, "error.answer")
+        case SQLAlchemyError():  # a full disk, say: one line, which may stand on that disk too
+            logger.error("%s %s: %s", request.method, request.url.path, " ".join(str(error).split("\n")[0].split()))
+            return site.message(503, "error.fault")
     return site.message(500, "error.fault")
 
 
@@ -64,7 +70,7 @@ def create_app(
     for routes in (participation.router, researcher.router, researcher.files, router):
         app.include_router(routes)
     app.mount("/static", StaticFiles(packages=[("bla.study", "static")]))
-    for error in (Instead, HTTPException, RequestValidationError, Exception):
+    for error in (Instead, HTTPException, RequestValidationError, SQLAlchemyError, Exception):
         app.add_exception_handler(error, failed)
     app.add_middleware(Guard, cookie=TOKEN, knows=site.knows, refusal=site.refusal, limits=limits)
     return app
