@@ -194,6 +194,14 @@ def test_an_exported_volume_says_the_same(wrapped: ExplainableClassifier, tmp_pa
         export(wrapped, tmp_path / "photos.onnx", entry="photos")
 
 
+def test_a_comparison_is_of_photos(wrapped: ExplainableClassifier) -> None:
+    with pytest.raises(bla.BlaError, match="expected a classifier of photos, got one of volumes"):
+        bla.compare(wrapped, [volume()])
+    three = explainable(Net(mean, 3).eval(), transform=Transform(SIZE, (0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(DataError, match=r"of shape \(d, h, w, 3\) or \(3, d, h, w\), got \(9, 9, 3\)"):
+        three.explain(np.zeros((9, 9, 3), np.uint8))
+
+
 def test_another_transform_is_asked_for() -> None:
     with pytest.raises(ClassifierError, match="trained with, whose size has 3 numbers, depth first, and whose mean"):
         explainable(Net(mean))

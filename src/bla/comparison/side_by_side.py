@@ -177,9 +177,11 @@ def compare(
         raise ComparisonError(f"expected a wrapped classifier, got {type(wrapped).__name__}: bla.explainable wraps it")
     if wrapped.several_labels:
         raise ComparisonError("expected a classifier of one class for each photo, got one of several labels")
+    if len(wrapped.transform.size) == 3:
+        raise ComparisonError("expected a classifier of photos, got one of volumes: wrapped.explain explains these")
     whole = Whole(wrapped.trunk, wrapped.head)
     rivals = _methods(Subject(wrapped, seed), whole, methods)
-    read = [read_image(wrapped.transform, *numbered) for numbered in enumerate(each(photos))]
+    read = [read_image(wrapped.transform, *numbered) for numbered in enumerate(each(photos, wrapped.transform.shape))]
     inputs = [item for item in read if isinstance(item, Input)]
     if not inputs:
         raise DataError(f"expected photos that can be read, got none of {len(read)}")

@@ -37,7 +37,7 @@ def as_levels(array: npt.NDArray[Any], rank: int, channels: int, value_range: Ra
     """The levels (*sides, C) of an array with its channels first or last, or, if there is but one, without them.
 
     uint8 stays as it is. ``value_range`` holds the values of others that stand for 0 and 255, by default those of
-    uint16; a grey array serves all of three channels. A DataError says that a range has to be stated, or is exceeded.
+    uint16; a grey picture serves all of three channels. A DataError says that a range has to be stated, or is exceeded.
 
     >>> as_levels(np.array([[0, 4095]], np.uint16), 2, 1, (0, 4095))[0, :, 0].tolist()
     [0.0, 255.0]
@@ -68,7 +68,7 @@ def _channels_last(array: npt.NDArray[Any], rank: int, channels: int) -> npt.NDA
     if len(shape) == rank + 1 and channels in (shape[-1], shape[0]):
         return array if shape[-1] == channels else np.moveaxis(array, 0, -1)
     grey = array[..., np.newaxis] if len(shape) == rank else array
-    if grey.ndim == rank + 1 and 1 in (grey.shape[-1], grey.shape[0]) and channels in (1, 3):
+    if grey.ndim == rank + 1 and 1 in (grey.shape[-1], grey.shape[0]) and channels in (1, 3)[: 4 - rank]:
         grey = grey if grey.shape[-1] == 1 else np.moveaxis(grey, 0, -1)
         return np.repeat(grey, channels, axis=-1)
     sides = "(d, h, w" if rank == 3 else "(h, w"

@@ -227,7 +227,7 @@ class ExplainableClassifier(nn.Module):
         if not isinstance(target, Iterable) or isinstance(target, str):
             asked = itertools.chain([next(asked)], asked)  # a class that there is not is an error without images, too
         with ThreadPoolExecutor(2) as pool:
-            numbered = enumerate(each(images, self.transform.channels, len(self.transform.size)))
+            numbered = enumerate(each(images, self.transform.shape))
             loaded = prefetch(pool, lambda item: read_image(self.transform, *item), numbered, ahead=2 * batch_size)
             while batch := list(itertools.islice(loaded, batch_size)):
                 questions = list(itertools.islice(asked, len(batch)))

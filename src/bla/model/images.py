@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
@@ -38,8 +38,10 @@ class Input(NamedTuple):
     """What of the image the photo shows, if not all."""
 
 
-def each(images: Images, channels: int = 3, rank: int = 2) -> Iterator[ImageLike]:
+def each(images: Images, shape: Sequence[int] = (3, 1, 1)) -> Iterator[ImageLike]:
     """One image, a batch as one array or tensor, or several images, one by one, without the labels beside them.
+
+    ``shape`` is a normalised input's, (C, height, width), which tells a batch of grey images from colours.
 
     >>> list(each([("a.jpg", 3), {"label": 1, "image": b"..."}]))
     ['a.jpg', b'...']
@@ -51,26 +53,26 @@ def each(images: Images, channels: int = 3, rank: int = 2) -> Iterator[ImageLike
     elif isinstance(images, (str, os.PathLike, Image.Image, bytes)) or hasattr(images, "read"):
         yield cast("ImageLike", images)
     elif isinstance(images, (Tensor, np.ndarray)):
-        yield from [images] if is_one(images.shape, rank, channels) else images
+        yield from [images] if is_one(images.shape, len(shape) - 1, shape[0]) else images
     elif isinstance(images, Mapping):
-        yield from each(_column(images), channels, rank)
+        yield from each(_column(images), shape)
     elif isinstance(images, tuple) and (first := _labelled(images)) is not None:
-        yield from each(first, channels, rank)
+        yield from each(first, shape)
     else:
         several = cast("Any", images)
         for row in several if isinstance(several, Iterable) else (several[index] for index in range(len(several))):
             if isinstance(row, (tuple, list)):
                 first = _labelled(row)
-                yield from each(row if first is None else first, channels, rank)
+                yield from each(row if first is None else first, shape)
             else:
                 held = isinstance(row, (str, os.PathLike, Mapping, Tensor, np.ndarray))
-                yield from each(row, channels, rank) if held else [row]
+                yield from each(row, shape) if held else [row]
 
 
 def as_photos(transform: Transform, images: Images) -> list[Any]:
     """Photos, as :meth:`bla.data.photo.Transform.read` takes them; of normalised pixels the levels that they are of."""
     found: list[Any] = []
-    for index, image in enumerate(each(images, transform.channels, len(transform.size))):
+    for index, image in enumerate(each(images, transform.shape)):
         if isinstance(image, Tensor) and image.is_floating_point():
             read = read_image(transform, index, image)
             if isinstance(read, Unexplained):
