@@ -88,6 +88,8 @@ def is_linear(wrapped: ExplainableClassifier) -> bool:
 
 def way(wrapped: ExplainableClassifier) -> str:
     """What kind of head reads the selected cells."""
+    if wrapped.note:
+        return "approximate"
     if isinstance(wrapped.head, JoinedHead):
         return "exact, class token"
     if isinstance(wrapped.head, MapHead):
