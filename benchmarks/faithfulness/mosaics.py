@@ -68,8 +68,7 @@ def quarters(height: int, width: int) -> Tensor:
 def measure(classifier: ExplainableClassifier, photos: np.ndarray, count: int, seed: int) -> dict[str, Any]:
     """By method and size, for each mosaic the mean share over its four classes."""
     classes, sure = predictions(classifier, photos)
-    pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
-    methods, found = rivals(pooled, seed), {}
+    methods, found = rivals(classifier, seed), {}
     for place, chosen in enumerate(draw(classes, sure, count, seed)):
         first, second, third, fourth = classifier.pixels(photos[chosen])
         halves = [torch.cat(pair, dim=2) for pair in ((first, second), (third, fourth))]

@@ -115,14 +115,15 @@ def read_set(folder: Path, limit: int | None) -> ImageSet:
     return ImageSet(root, tuple(names), boxes=boxes, masks=masks)
 
 
-def rivals(pooled: PooledClassifier, seed: int) -> list[Method]:
+def rivals(classifier: ExplainableClassifier, seed: int) -> list[Method]:
     """What is compared, in the order of the table: trivial rankings first. CAM is Grad-CAM where no head is linear."""
+    pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
     try:
         first = cam(pooled)
     except ComparisonError:
         first = dataclasses.replace(grad_cam_family(pooled, "grad-cam"), name="cam")
     contrast = c_minus_e(pooled)
-    return [random_cells(seed), centre_disc(), feature_norm(), first, smoothed(first),
+    return [random_cells(seed), centre_disc(), feature_norm(classifier.attention.earlier), first, smoothed(first),
             grad_cam_family(pooled, "finer-cam"), contrast, smoothed(contrast)]  # fmt: skip
 
 
@@ -130,7 +131,7 @@ def rivals(pooled: PooledClassifier, seed: int) -> list[Method]:
 def prepare(classifier: ExplainableClassifier, images: ImageSet, seed: int, fill: str) -> Setting:
     """Every method's ranking of every photo, and what the head says from the explainer's own cells."""
     pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
-    methods = rivals(pooled, seed)
+    methods = rivals(classifier, seed)
     photos = np.stack([classifier.transform.read(images.path(row)).pixels for row in range(len(images))])
     parts: dict[str, list[Tensor]] = {method.name: [] for method in methods} | {RUN: [], "predicted": []}
     agreed: dict[str, list[Tensor]] = {}
@@ -366,7 +367,7 @@ def main() -> None:
     setting = prepare(classifier, images, seed, arguments.fill)
     pooled = PooledClassifier(classifier.trunk, classifier.head)
     seen = [images.digest(), classifier.transform.to_dict(), weights_digest(pooled), setting.fill]
-    titles = {method.name: method.title for method in rivals(pooled, seed)}
+    titles = {method.name: method.title for method in rivals(classifier, seed)}
     if arguments.rise:
         titles[f"rise-{arguments.rise}"] = f"RISE, {arguments.rise} passes"
     titles[RUN] = f"{classifier.setup}, {'untrained' if arguments.untrained else 'trained'}"
