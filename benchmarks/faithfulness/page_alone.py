@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
 
@@ -59,7 +60,7 @@ def main() -> None:
                 found = said(page, photo)
                 same["class"] += all(found[key]["index"] == record[key]["index"] for key in ANSWERS)
                 same["cells"] += found["selected"] == record["selected"]
-                same["region"] += found["region"] == record["region"]
+                same["region"] += np.allclose(found["region"], record["region"])
                 misses = [abs(found[key]["probability"] - record[key]["probability"]) for key in ANSWERS]
                 furthest = max(furthest, *misses)
                 if arguments.pictures:
