@@ -14,6 +14,7 @@ from bla.data.masking import filled
 from bla.metrics import top_cells
 from bla.metrics.metric import METRICS
 from bla.metrics.pixels import (
+    confidence_over_shares,
     deletion_insertion,
     imputed,
     infidelity,
@@ -22,6 +23,7 @@ from bla.metrics.pixels import (
     max_sensitivity,
     over_sizes,
     road,
+    single_deletion,
     spread,
 )
 
@@ -201,3 +203,35 @@ def test_a_missing_library_is_named_with_its_extra(
     package = module.partition(".")[0]
     with pytest.raises(BlaError, match=rf"expected the package {package}, got none: pip install .*\[compare\]"):
         measure(torch.zeros(2, 3, 4, 4))
+
+
+def test_confidence_over_shares_multiplies_by_the_map_and_cuts_it() -> None:
+    maps = torch.tensor([[[1.0, 0.0, 0.0, 0.0, 0.0, 0.5]] + 3 * [6 * [0.0]]])  # of the photo's own size
+    one = torch.full((1, 3, 4, 6), 2.0)
+    found = confidence_over_shares(network, one, maps, torch.tensor([0]), shares=(1.0, 1 / 24))
+    whole, kept = sigmoid(0.0), sigmoid(6.0)  # the corner that speaks against the class is multiplied by 0
+    for share in ("100", "4.16667"):
+        assert found[f"average_drop_{share}"].item() == 0
+        assert found[f"increase_{share}"].item() == 1
+        assert found[f"average_gain_{share}"].item() == pytest.approx((kept - whole) / (1 - whole), abs=1e-6)
+    flat = confidence_over_shares(network, one, torch.ones(1, 2, 3), torch.tensor([0]), shares=(0.5,))
+    assert flat["average_gain_50"].item() == pytest.approx((kept - whole) / (1 - whole)), "ties in reading order"
+
+
+def test_single_deletion_is_one_where_the_map_orders_parts_as_a_linear_network_does() -> None:
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+    def linear(pixels: Tensor) -> Tensor:
+        logit = (pixels[:, 0] * weight).sum(dim=(1, 2))
+        return torch.stack([logit, -logit], dim=1)
+
+    pixels = torch.rand(2, 3, 4, 6) + 0.5
+    exact = pixels[:, 0] * weight
+    assert single_deletion(linear, pixels, exact, torch.tensor([0, 0]), patches=2).tolist() == pytest.approx([1, 1])
+    assert single_deletion(linear, pixels, exact, torch.tensor([0, 1]), patches=2).tolist() == pytest.approx([1, -1])
+    sums = exact.reshape(2, 2, 2, 2, 3).sum(dim=(2, 4))
+    tied = torch.where(sums == sums.amax(dim=(1, 2), keepdim=True), 1.0, 0.0)
+    one_above_three = ((4 - 2.5) * 1.5 + 3 * 0.5 * 0.5) / (5**0.5 * 3**0.5)  # ranks 4, 3, 2, 1 and 4, 2, 2, 2
+    found = single_deletion(linear, pixels, tied, torch.tensor([0, 0]), patches=2)
+    assert found.tolist() == pytest.approx(2 * [one_above_three])
+    assert torch.isnan(single_deletion(linear, pixels, torch.ones(2, 2, 2), torch.tensor([0, 0]), patches=2)).all()

@@ -7,14 +7,14 @@ the device, the photo's shape and the batches.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from bla import needs_extra
-from bla.data.masking import FILLS, filled, masked
+from bla.data.masking import FILLS, enlarged, filled, masked
 from bla.metrics.cells import probability
 from bla.metrics.ranking import places, top_cells
 
@@ -62,9 +62,67 @@ def deletion_insertion(
 @torch.no_grad()
 def masked_confidence(network: Network, pixels: Tensor, selected: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """``average_drop``, ``increase`` and ``average_gain`` under masks (B, H, W), (B,) each."""
-    mask = spread(selected.float(), pixels)[:, None] > 0.5
+    return _drop_and_gain(network, pixels, spread(selected.float(), pixels) > 0.5, classes)
+
+
+@torch.no_grad()
+def confidence_over_shares(
+    network: Network, pixels: Tensor, maps: Tensor, classes: Tensor, *, shares: Sequence[float] = (1.0, 0.5, 0.15)
+) -> dict[str, Tensor]:
+    r"""Average drop, increase and gain of photos times their map, of which a share of the pixels counts; (B,) each.
+
+    .. math:: x' = x \cdot m \cdot 1[m \text{ is among the share of best pixels}]
+
+    as T-TAME reports them (arXiv 2403.04523): maps (B, H, W) are scaled to 0..1 each and enlarged bilinearly. Named
+    ``average_drop_100``, ``average_drop_50``, and so on.
+    """
+    low, high = (of(maps, dim=(1, 2), keepdim=True) for of in (torch.amin, torch.amax))
+    mask = enlarged(torch.where(high > low, (maps - low) / (high - low), 1.0), pixels)
+    place = places(mask) / mask[0].numel()
+    found = {}
+    for share in shares:
+        values = _drop_and_gain(network, pixels, mask * (place < share), classes)
+        found |= {f"{name}_{100 * share:g}": value for name, value in values.items()}
+    return found
+
+
+@torch.no_grad()
+def single_deletion(
+    network: Network, pixels: Tensor, maps: Tensor, classes: Tensor, *, patches: int = 4, fill: str = "grey"
+) -> Tensor:
+    """Whether a map orders the patches of a photo as the network does: single deletion, of IDSDS (arXiv 2407.11910).
+
+    Spearman's correlation over ``patches`` x ``patches`` parts between a map's (B, H, W) sum over a part and the fall
+    of the class's logit without it, (B,); NaN where one of them is constant. In IDSDS the network was fine-tuned on
+    photos without some parts, so that such photos are nothing new to it.
+    """
+    parts = torch.eye(patches**2, device=pixels.device).reshape(-1, patches, patches)
+    own, fills = classes.to(pixels.device)[:, None], filled(pixels, fill)
+    whole = network(pixels).gather(1, own)
+    falls = []
+    for part in parts:
+        gone = spread(part[None], pixels)[:, None] > 0.5
+        falls.append(whole - network(torch.where(gone, fills, pixels)).gather(1, own))
+    sums = functional.adaptive_avg_pool2d(spread(maps, pixels), patches).flatten(1)
+    return _correlation(*(_ranks(values.double().cpu()) for values in (sums, torch.cat(falls, dim=1))))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """The rank of each of N values in its row, (B, N); equal ones share the mean of theirs."""
+    other, own = values[:, None], values[..., None]
+    return (other < own).sum(dim=-1) + (other == own).sum(dim=-1) / 2
+
+
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Pearson's, by row."""
+    one, other = (values - values.mean(dim=1, keepdim=True) for values in (one, other))
+    return (one * other).sum(dim=1) / (one.norm(dim=1) * other.norm(dim=1))
+
+
+def _drop_and_gain(network: Network, pixels: Tensor, mask: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """Of photos times a mask (B, h, w)."""
     whole = _p(network, pixels, classes).cpu()
-    kept = _p(network, pixels * mask, classes).cpu()
+    kept = _p(network, pixels * mask[:, None], classes).cpu()
     return {
         "average_drop": (whole - kept).clamp(min=0) / whole.clamp(min=1e-12),
         "increase": (kept > whole).double(),
