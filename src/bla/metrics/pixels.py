@@ -79,7 +79,7 @@ def confidence_over_shares(
     low, high = (of(maps, dim=(1, 2), keepdim=True) for of in (torch.amin, torch.amax))
     mask = enlarged(torch.where(high > low, (maps - low) / (high - low), 1.0), pixels)
     place = places(mask) / mask[0].numel()
-    found = {}
+    found: dict[str, Tensor] = {}
     for share in shares:
         values = _drop_and_gain(network, pixels, mask * (place < share), classes)
         found |= {f"{name}_{100 * share:g}": value for name, value in values.items()}
@@ -116,7 +116,9 @@ def _ranks(values: Tensor) -> Tensor:
 def _correlation(one: Tensor, other: Tensor) -> Tensor:
     """Pearson's, by row."""
     one, other = (values - values.mean(dim=1, keepdim=True) for values in (one, other))
-    return (one * other).sum(dim=1) / (one.norm(dim=1) * other.norm(dim=1))
+    lengths = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
+    found: Tensor = (one * other).sum(dim=1) / lengths
+    return found
 
 
 def _drop_and_gain(network: Network, pixels: Tensor, mask: Tensor, classes: Tensor) -> dict[str, Tensor]:
