@@ -63,6 +63,10 @@ def test_the_tested_versions_fit_the_requirements() -> None:
         needed = Requirement(text)
         if needed.name != PROJECT["name"]:
             assert needed.specifier.contains(tested[canonicalize_name(needed.name)]), text
+    extras = PROJECT["optional-dependencies"]
+    shared = {Requirement(text).name: text for text in PROJECT["dependencies"] + extras["export"]}
+    for text in extras["serve-onnx"]:
+        assert shared.get(Requirement(text).name, text) == text, "one bound in all places"
 
 
 def test_extras_are_named_by_the_packages_own_name() -> None:

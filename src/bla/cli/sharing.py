@@ -105,7 +105,7 @@ EXTRAS = {
     "compare": "captum jinja2 pytorch_grad_cam",
     "export": "onnx onnx_ir onnxruntime onnxscript",
     "ray": "pyarrow ray",
-    "serve": "fastapi onnxruntime pydantic python_multipart uvicorn",
+    "serve": "fastapi onnxruntime prometheus_client pydantic python_multipart uvicorn",
     "study": "alembic fastapi jinja2 pydantic python_multipart scipy sqlalchemy uvicorn",
 }
 """The modules that commands need of each extra in pyproject.toml."""

@@ -62,6 +62,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     threads: Annotated[int | None, within(1, 1024)] = None,
+    workers: Annotated[int, within(1, 256)] = 1,
     batch_size: Annotated[int, within(1, 4096)] = 16,
     deadline: Annotated[float, within(0, 60_000)] = 5.0,
     queue: Annotated[int, within(1, 65_536)] = 64,
@@ -79,7 +80,8 @@ def serve(
     Example: `bla serve tf_efficientnet_lite0 --port 8080`
 
     :param explainer: An exported file, or a run or shipped explainer, which is exported first.
-    :param threads: Threads to compute with. By default all cores.
+    :param threads: Threads to compute with, for each worker. By default all cores.
+    :param workers: Batches that run at once; they share the weights. On many cores several with few threads are faster.
     :param batch_size: Maximum number of photos per batch.
     :param deadline: Maximum milliseconds that a photo waits for its batch to fill.
     :param queue: Maximum number of photos in progress; others are refused with the time to retry (429).
@@ -106,5 +108,5 @@ def serve(
         limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
         say(f"{engine.card.setup} on {engine.card.model}: {address}", file=sys.stderr, flush=True)
-        settings = {"most": batch_size, "deadline": deadline / 1000, "room": queue, "token": token}
-        run(engine, listener, limits=limits, framed_by=framed_by, **settings)
+        bounds = {"most": batch_size, "deadline": deadline / 1000, "room": queue, "workers": workers}
+        run(engine, listener, limits=limits, framed_by=framed_by, token=token, **bounds)

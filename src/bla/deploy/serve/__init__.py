@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -20,6 +21,7 @@ from bla import BlaError
 from bla.deploy.engine import Engine
 from bla.deploy.serve import documents, routes
 from bla.deploy.serve.batching import Batcher, Busy, Lane
+from bla.deploy.serve.metrics import Metrics, Timed
 from bla.deploy.serve.requests import Bodies, Limits
 from bla.web.envelope import Envelope
 
@@ -33,6 +35,7 @@ def application(
     most: int = 16,
     deadline: float = 0.005,
     room: int = 64,
+    workers: int = 1,
     token: str | None = None,
     framed_by: str | None = None,
 ) -> FastAPI:
@@ -41,7 +44,7 @@ def application(
     Parameters
     ----------
     limits: what a request may hold, and how long it may take.
-    most, deadline, room: as of :class:`bla.deploy.serve.batching.Batcher`.
+    most, deadline, room, workers: as of :class:`bla.deploy.serve.batching.Batcher`.
     token: what a request must hold (:class:`bla.web.envelope.Envelope`), except one for ``/healthz``.
     framed_by: a site, such as https://huggingface.co, that may show the page in a frame; by default none may.
     """
@@ -60,21 +63,23 @@ def application(
     )
     limits = limits or Limits()
     patience = limits.seconds / 2
-    batcher = Batcher(engine, most=most, deadline=deadline, room=room, patience=patience)
-    app.state.server = routes.Server(
-        engine, limits, batcher, Bodies(8 * limits.bytes), Lane(2, 8, patience), framed_by or "'none'"
-    )
+    batcher = Batcher(engine, most=most, deadline=deadline, room=room, patience=patience, workers=workers)
+    metrics, bodies, heavy = Metrics(batcher), Bodies(8 * limits.bytes), Lane(2, 8, patience)
+    app.state.server = routes.Server(engine, limits, batcher, bodies, heavy, metrics, framed_by or "'none'")
     app.include_router(routes.router)
     app.add_middleware(Envelope, token=token, public=("/healthz",))
+    app.add_middleware(Timed, metrics=metrics)
     return app
 
 
 def serve(engine: Engine, listener: socket.socket, **settings: Any) -> None:
     """Serve on a socket until the process is signalled to stop; accepted requests are answered first.
 
-    ``settings`` are those of :func:`application`.
+    ``settings`` are those of :func:`application`. The engine has run once before the first answer.
     """
     from bla.web import connections
+
+    engine.run(np.zeros((1, *engine.transform.size, engine.transform.channels), np.uint8))
 
     limits: Limits = settings.get("limits") or Limits()
     app = application(engine, **settings)

@@ -70,14 +70,22 @@ class Lane:
 
 
 class Batcher:
-    """Runs an engine in one thread, on up to ``most`` photos at once; for one event loop.
+    """Runs an engine on up to ``most`` photos at once; for one event loop.
 
-    The first photo of a batch waits at most ``deadline`` seconds for others. At most ``room`` photos are under way,
-    each from its acceptance, before it is decoded, to its answer, and no more than ``patience`` seconds suffice for.
+    So many ``workers`` run a batch each, in threads that share the engine and its weights. The first photo of a batch
+    waits at most ``deadline`` seconds for others. At most ``room`` photos are under way, each from its acceptance,
+    before it is decoded, to its answer, and no more than ``patience`` seconds suffice for.
     """
 
     def __init__(
-        self, engine: Engine, *, most: int = 16, deadline: float = 0.005, room: int = 64, patience: float = math.inf
+        self,
+        engine: Engine,
+        *,
+        most: int = 16,
+        deadline: float = 0.005,
+        room: int = 64,
+        patience: float = math.inf,
+        workers: int = 1,
     ) -> None:
         self.engine, self.most, self.deadline, self.room, self.patience = engine, most, deadline, room, patience
         self.inside = 0
@@ -85,16 +93,18 @@ class Batcher:
         self._pace = 0.05  # seconds a photo, a running mean
         self._jobs: list[_Job] = []
         self._full = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, "bla-engine")
-        self._began: float | None = None
-        """When the engine began with what it has not answered."""
+        self._workers: set[asyncio.Task[None]] = set()
+        self._threads, self._most_workers = ThreadPoolExecutor(workers, "bla-engine"), workers
+        self._began: dict[asyncio.Task[None] | None, float] = {}
+        """When each worker began with what the engine has not answered."""
+        self.ran: Callable[[int, float], None] = lambda photos, seconds: None
+        """Called after each batch."""
 
     def fault(self, patience: float) -> str | None:
         """Why the engine will not answer: its thread is dead, or has been busy with a batch for so many seconds."""
-        if self._began is not None and time.monotonic() - self._began > patience:
+        if time.monotonic() - min(self._began.values(), default=math.inf) > patience:
             return f"the engine has not answered for more than {patience:g} s"
-        if self._thread._shutdown or not all(thread.is_alive() for thread in self._thread._threads):
+        if self._threads._shutdown or not all(thread.is_alive() for thread in self._threads._threads):
             return "the engine's thread has ended"
         return None
 
@@ -123,8 +133,9 @@ class Batcher:
         self._jobs.append(_Job(photo, size, target, masks, future))
         if len(self._jobs) >= self.most:
             self._full.set()
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        if len(self._workers) < self._most_workers:
+            self._workers.add(worker := asyncio.create_task(self._work()))
+            worker.add_done_callback(self._workers.discard)
         return await future
 
     async def _work(self) -> None:
@@ -141,7 +152,9 @@ class Batcher:
                 if group:
                     started = time.monotonic()
                     await self._run(group)
-                    self._pace += 0.1 * ((time.monotonic() - started) / len(group) - self._pace)
+                    taken = time.monotonic() - started
+                    self._pace += 0.1 * (taken / len(group) / max(1, len(self._workers)) - self._pace)
+                    self.ran(len(group), taken)
 
     async def _run(self, jobs: Sequence[_Job]) -> None:
         question: dict[str, Any] = {"masks": jobs[0].masks}
@@ -149,10 +162,11 @@ class Batcher:
             question["sizes"] = [job.size for job in jobs]
         if any(job.target >= 0 for job in jobs):
             question["targets"] = [job.target for job in jobs]
-        self._began = time.monotonic()
+        worker = asyncio.current_task()
+        self._began[worker] = time.monotonic()
         try:
             photos = np.stack([job.photo.pixels for job in jobs])
-            running = self._thread.submit(self.engine.run, photos, **question)
+            running = self._threads.submit(self.engine.run, photos, **question)
             rows = (await asyncio.wrap_future(running)).rows()
             for job, row in zip(jobs, rows, strict=True):
                 if not job.future.done():
@@ -163,5 +177,5 @@ class Batcher:
                     job.future.set_exception(error)
             return
         finally:
-            self._began = None
+            del self._began[worker]
         self.done += len(jobs)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from bla.data.photo import DataError, Photo
@@ -20,6 +21,7 @@ from bla.deploy.page import PAGE
 from bla.deploy.pictures import picture
 from bla.deploy.serve import documents
 from bla.deploy.serve.batching import Batcher, Busy, Lane
+from bla.deploy.serve.metrics import Metrics
 from bla.deploy.serve.reference import as_html
 from bla.deploy.serve.requests import Bodies, Limits, masks_of, received
 from bla.explanations.explanation import Explanation, Prediction, Unexplained, likeliest
@@ -42,6 +44,7 @@ class Server:
     batcher: Batcher
     bodies: Bodies
     heavy: Lane
+    metrics: Metrics
     framed_by: str  # the site that may show the page in a frame, or 'none'
 
     @property
@@ -185,6 +188,12 @@ async def health(server: Shared) -> dict[str, Any]:
     if (fault := server.fault) is not None:
         raise HTTPException(503, fault)
     return {"status": "ok", "waiting": server.batcher.inside, "explained": server.batcher.done}
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(server: Shared) -> Response:
+    """Say what the server counts, to Prometheus."""
+    return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)
