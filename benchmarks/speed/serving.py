@@ -1,6 +1,6 @@
 """The exported graph and the server against what a user would take instead. Prints a Markdown table, or JSON.
 
-    python -m benchmarks.speed.serving PHOTOS [--only graph gradcam serving overload] [--json]
+    python -m benchmarks.speed.serving PHOTOS [--only graph int8 gradcam serving overload] [--json]
 
 PHOTOS is a folder of photos. Ratios are of pairs measured in turn in one run; of a server the CPU seconds of its
 process are counted, so that the client, which works on the same cores, is not.
@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 import onnxruntime
 import psutil
 import torch
@@ -36,6 +37,7 @@ from bla.data.image_sets import list_images
 from bla.deploy.engine import Engine
 from bla.deploy.export import OPSET, export
 from bla.model.classifier import ExplainableClassifier
+from bla.model.compiled import session
 from bla.runs.run import load
 
 BATCH = 16
@@ -73,16 +75,18 @@ def written(module: nn.Module, path: Path, size: tuple[int, int]) -> onnxruntime
     return onnxruntime.InferenceSession(path, options)
 
 
-def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def in_turn(
+    calls: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each call, round by round, in an order that turns."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(rounds + 2):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
+            start = clock()
             calls[name]()
             if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -107,6 +111,31 @@ def graph(wrapped: ExplainableClassifier, file: Path, rounds: int) -> list[Any]:
     return [
         (f"exported explained prediction over exported {title}, time", wanted, ratio(seconds, "explained", name), each)
         for name, title, wanted in claims
+    ]
+
+
+def int8(wrapped: ExplainableClassifier, file: Path, photos: list[Path], rounds: int) -> list[Any]:
+    """The explained prediction in int8 against float32, and against the part that classifies; processor time."""
+    quick = export(wrapped, file.with_name("int8.onnx"), calibration=photos)
+    part = onnx.utils.Extractor(onnx.load(quick.path)).extract_model(["pixels"], ["classifier_logits"])
+    sessions = {
+        "float32": session(file, threads=1),
+        "int8": session(quick.path, threads=1),
+        "plain int8": session(part.SerializeToString(), threads=1),
+    }
+    feeds = {"pixels": np.random.default_rng(0).standard_normal((BATCH, 3, *wrapped.transform.size), np.float32)}
+    calls = {name: lambda s=graph: s.run(None, feeds) for name, graph in sessions.items()}
+    seconds = in_turn(calls, rounds, clock=time.process_time)
+    each: dict[str, Any] = {name: round(1e3 * statistics.median(of) / BATCH, 2) for name, of in seconds.items()}
+    each |= {"agreement": quick.card.note}
+    return [
+        ("float32's explained prediction over int8's, time", ">= 2.5", ratio(seconds, "float32", "int8"), each),
+        (
+            "int8's explained prediction over its classifier alone, time",
+            "<= 1.02",
+            ratio(seconds, "int8", "plain int8"),
+            each,
+        ),
     ]
 
 
@@ -228,13 +257,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    photos = [path.read_bytes() for path in list_images([arguments.photos])[: arguments.images]]
+    paths = list_images([arguments.photos])[: arguments.images]
+    photos = [path.read_bytes() for path in paths]
     rows: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         wrapped = load(arguments.run, device="cpu")
         file = export(wrapped, Path(folder, "explainer.onnx")).path
         benchmarks: dict[str, Callable[[], list[Any]]] = {
             "graph": lambda: graph(wrapped, file, arguments.rounds),
+            "int8": lambda: int8(wrapped, file, paths, arguments.rounds),
             "gradcam": lambda: gradcam(wrapped, file, max(3, arguments.rounds // 3)),
             "serving": lambda: serving(photos, file, max(3, arguments.rounds // 5)),
             "overload": lambda: overload(photos, file),

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import bla
@@ -21,6 +22,7 @@ from bla.deploy.engine import KEY, Card, Engine, EngineError
 from bla.deploy.export import ExportError, export
 from bla.deploy.export.checking import check_onnx, maps_to_check
 from bla.deploy.export.graph import OUTPUTS
+from bla.deploy.export.quantising import quantised
 from bla.explanations.explanation import Explanation, Unexplained
 from bla.model.attention import L2XAttention
 from bla.model.own_prediction import OwnPredictionAttention
@@ -288,3 +290,24 @@ def test_an_explainer_with_an_earlier_map_exports_before_it_was_ever_called(tmp_
         assert (ours.selected == theirs.selected).all()
         assert ours.agrees
         assert ours.sizes == theirs.sizes
+
+
+def test_int8_says_how_far_it_agrees(class_aware: Pair, tmp_path: Path) -> None:
+    graph = class_aware[1].path.read_bytes()
+    for index, pixels in enumerate(photos(16)):
+        Image.fromarray(pixels).save(tmp_path / f"{index:02}.png")
+    content, card, misses = quantised(graph, [tmp_path])
+    (tmp_path / "int8.onnx").write_bytes(content)
+    engine, exact = Engine(tmp_path / "int8.onnx"), Engine(class_aware[1].path)
+    assert engine.card == card
+    assert card.note == (
+        f"int8: the classifier's class differs from float32's on {misses['classifier']:.1%} of 8 photos, "
+        f"{misses['selected']:.1%} of the cells"
+    )
+    kinds = {node.op_type for node in onnx.load_from_string(content).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    batch = photos(4)
+    difference = np.abs(engine.run(batch).classifier_logits - exact.run(batch).classifier_logits).max()
+    assert 0 < difference < 0.1 * np.abs(exact.run(batch).classifier_logits).max()
+    with pytest.raises(ExportError, match="expected 16 photos or more to calibrate int8 on, got 1"):
+        quantised(graph, [tmp_path / "00.png"])

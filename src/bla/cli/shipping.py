@@ -20,6 +20,7 @@ def export(
     out: Path | None = None,
     to: Literal["onnx", "torch", "html"] = "onnx",
     entry: Literal["pixels", "photos"] = "pixels",
+    int8: Annotated[list[Path] | None, Parameter(negative=())] = None,
     trust_code: TrustCode = None,
     json_: Json = False,
 ) -> None:
@@ -31,6 +32,7 @@ def export(
     :param to: onnx, for ONNX Runtime and `bla serve`; torch, for torch.export.load; or html, a page that explains
         photos in the browser, without a server.
     :param entry: What the graph takes: normalised pixels, or uint8 photos of any size.
+    :param int8: Compute the trunk in int8, calibrated on these photos, 16 or more, and folders of photos.
     """
     if to != "torch":
         require("export")
@@ -39,11 +41,11 @@ def export(
     from bla.progress import shown_progress
 
     if kept := out is None:
-        if (to, entry) != ("onnx", "pixels"):
-            raise BlaError("expected --out, the file to write, with --to torch, --to html or --entry photos, got none")
+        if (to, entry, int8) != ("onnx", "pixels", None):
+            raise BlaError("expected --out, the file to write, with --to, --entry or --int8, got none")
         out = graph_of(run)
     with shown_progress() as report:
-        exported = write(run, out, to=to, entry=entry, model=trust_code, report=report)
+        exported = write(run, out, to=to, entry=entry, calibration=int8 or (), model=trust_code, report=report)
     if kept:
         seal(out)
     if json_:
@@ -52,6 +54,9 @@ def export(
     card, worst = exported.card, max(exported.misses.items(), key=lambda item: item[1])
     use = "opens in a browser" if to == "html" else f"takes {card.entry}"
     say(f"{out}: {card.setup} on {card.model}, {out.stat().st_size / 1e6:.1f} MB, {use}.")
+    if int8:
+        say(card.note)
+        return
     say(f"Checked against the module: the largest difference is {worst[1]:.1e}, in {worst[0]}.")
 
 

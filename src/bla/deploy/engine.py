@@ -209,11 +209,7 @@ class Engine:
             )
         feeds: dict[str, npt.NDArray[Any]] = {}
         if self.card.entry == "pixels":
-            shape = (2, channels, *[1] * len(self.transform.size))
-            mean, std = np.array([self.transform.mean, self.transform.std], np.float32).reshape(shape)
-            feeds["pixels"] = np.ascontiguousarray(np.moveaxis(photos, -1, 1), dtype=np.float32)
-            feeds["pixels"] *= 1 / (255 * std)
-            feeds["pixels"] -= mean / std
+            feeds["pixels"] = self.normalised(photos)
         else:
             feeds["photos"] = self.transform.framed(np.rint(photos).astype(np.uint8))  # the graph crops them once more
         if sizes is not None:
@@ -235,6 +231,15 @@ class Engine:
         if not self.card.targets:
             outputs.append(np.full(len(photos), -1))
         return Outputs(*outputs)
+
+    def normalised(self, photos: npt.NDArray[Any]) -> Pixels:
+        """What the entry ``pixels`` takes, (B, C, ...), of photos' levels (B, ..., C)."""
+        shape = (2, self.transform.channels, *[1] * len(self.transform.size))
+        mean, std = np.array([self.transform.mean, self.transform.std], np.float32).reshape(shape)
+        pixels = np.ascontiguousarray(np.moveaxis(photos, -1, 1), dtype=np.float32)
+        pixels *= 1 / (255 * std)
+        pixels -= mean / std
+        return pixels
 
     def read(self, name: str, source: PhotoSource) -> Photo | Unexplained:
         """A photo as the classifier sees it, or why it cannot be read."""
