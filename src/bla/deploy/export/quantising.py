@@ -68,7 +68,7 @@ def quantised(graph: bytes, photos: Sequence[Path]) -> tuple[bytes, Card, dict[s
                 op_types_to_quantize=["Conv", "Add", "Gemm", "MatMul"],
                 **kinds,
             )
-        disagreement = _disagreement(*map(Engine, files), pixels[1::2])
+        disagreement = _disagreement(engine, Engine(files[1]), pixels[1::2])
         note = "int8: the classifier's class differs from float32's on {:.1%} of {} photos, {:.1%} of the cells".format(
             disagreement["classifier"], len(pixels[1::2]), disagreement["selected"]
         )
