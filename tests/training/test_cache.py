@@ -34,6 +34,7 @@ from bla.training.cache import (
     damaged,
     listed,
     remove,
+    trim,
 )
 from forked import Starter
 
@@ -689,6 +690,20 @@ def test_removing_takes_keys_and_their_beginnings(images: ImageSet, tmp_path: Pa
     assert remove([keys[0], keys[1][:20]], root) == keys[:2]
     assert list(root.iterdir()) == []
     assert images.path(0).exists()
+
+
+def test_the_least_recently_used_caches_go_first(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = (cached_features(wrapped(tiny(seed)), images, root=tmp_path).folder.name for seed in range(2))
+    cached_features(wrapped(tiny(0)), images, root=tmp_path)
+    monkeypatch.setenv("BLA_CACHE_GB", str(2.1e-9 * listed(tmp_path)[0]["bytes"]))
+    third = cached_features(wrapped(tiny(2)), images, root=tmp_path).folder.name
+    assert {entry["key"] for entry in listed(tmp_path)} == {first, third}
+    assert trim(0, tmp_path) == [first]
+    monkeypatch.setenv("BLA_CACHE_GB", "much")
+    with pytest.raises(CacheError, match="expected a number of gigabytes in"):
+        cached_features(wrapped(tiny(2)), images, root=tmp_path)
 
 
 def test_a_cache_that_is_being_built_is_not_removed(

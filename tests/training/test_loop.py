@@ -260,7 +260,7 @@ def test_batches_cover_everything_once(count: int) -> None:
 
 
 @pytest.mark.parametrize("setup", ["bla-t", "l2x-f"])
-def test_the_seed_alone_decides(setup: Any) -> None:
+def test_the_seed_alone_decides(setup: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = make_examples()
 
     def trained(seed: int) -> dict[str, Tensor]:
@@ -272,6 +272,7 @@ def test_the_seed_alone_decides(setup: Any) -> None:
     torch.manual_seed(1)
     first = trained(0)
     torch.manual_seed(2)
+    monkeypatch.setattr(training, "UNAWAITED", ("cpu",))
     assert_same(trained(0), first)
     other = trained(1)
     for name in ("attention.score.weight", "baseline.1.weight", "head.1.weight", "continued.1.weight"):
@@ -730,7 +731,11 @@ def test_without_patience_validation_only_watches(tmp_path: Path) -> None:
     assert not any("validation" in line for line in log_of(tmp_path / "1"))
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unawaited", [(), ("cpu",)])
+def test_a_loss_that_is_not_finite_ends_the_training(
+    unawaited: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "UNAWAITED", unawaited)
     settings = Settings(epochs=2, batch_size=8, learning_rate=1e30)
     networks = make_networks(settings)
     with pytest.raises(TrainingError, match=r"expected a finite loss, got (nan|inf) in stage .*: lower the"):

@@ -41,20 +41,25 @@ def remove_caches(
     /,
     *,
     all_: Flag = False,
+    beyond: float | None = None,
     cache: CacheFolder = None,
 ) -> None:
-    """Remove caches by keys or their first characters.
+    """Remove caches by keys or their first characters, or those that were not used for longest.
 
     Example: `bla cache remove 0c4f665f`
 
     :param keys: As `bla cache list` shows them.
     :param all_: Remove all caches.
+    :param beyond: Remove the least recently used until so many gigabytes are left. With $BLA_CACHE_GB every new cache
+        does so.
     """
-    from bla.training.cache import CacheError, listed, remove
+    from bla.training.cache import CacheError, listed, remove, trim
 
+    for key in [] if beyond is None else trim(1e9 * beyond, cache):
+        say(f"removed {key[:12]}")
     chosen = [entry["key"] for entry in listed(cache)] if all_ else list(keys or [])
-    if not chosen and not all_:
-        raise CacheError("expected keys of caches to remove, or --all, got neither: `bla cache list` shows them")
+    if not chosen and not all_ and beyond is None:
+        raise CacheError("expected keys of caches to remove, --all or --beyond, got none: `bla cache list` shows them")
     for key in remove(chosen, cache):
         say(f"removed {key[:12]}")
 

@@ -288,11 +288,14 @@ class ExplainableClassifier(nn.Module):
     def batch(self, inputs: Sequence[Input]) -> Tensor:
         """The normalised pixels (B, 3, h, w) of inputs."""
         like = next(self.attention.parameters())
-        each_input = [
-            item.pixels[None].to(like) if isinstance(item.pixels, Tensor) else self.pixels(item.pixels[None])
-            for item in inputs
-        ]
-        pixels = torch.cat(each_input)
+        if all(isinstance(item.pixels, np.ndarray) for item in inputs):
+            pixels = self.pixels(np.stack([item.pixels for item in inputs]))  # one transfer to a GPU, of 8 bits
+        else:
+            each_input = (
+                item.pixels[None].to(like) if isinstance(item.pixels, Tensor) else self.pixels(item.pixels[None])
+                for item in inputs
+            )
+            pixels = torch.cat([*each_input])
         return pixels.contiguous(memory_format=CHANNELS_LAST[pixels.ndim])
 
     @torch.inference_mode()
@@ -317,6 +320,7 @@ class ExplainableClassifier(nn.Module):
         found_votes = self._votes(features, selection.hard, asked)
         present = self._present(features, selection.hard, logits)
         counted = answer.sizes.tolist()
+        about = None if targets is None else targets.tolist()
         alone = []
         if fill is not None:
             kept = (selection.hard > 0).float()
@@ -345,7 +349,7 @@ class ExplainableClassifier(nn.Module):
                 method=self.attention.method,
                 region=region,
                 photo=photo,
-                target=None if targets is None else int(targets[row]),
+                target=None if about is None else about[row],
                 model=self.name,
                 setup=self.setup,
                 sizes=Sizes(*counted[row]) if all(counted[row]) else None,

@@ -41,6 +41,8 @@ FORMAT = 1
 BATCH = 16
 CHUNK = 128
 """Rows of features between two checkpoints of a build, and under one checksum; rows that take longer are fewer."""
+MOST = "BLA_CACHE_GB"
+"""The environment's bound on all caches together."""
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
 """The record of a complete cache, and of one that is being built."""
 
@@ -231,11 +233,14 @@ def cached(rows: Rows, root: Path | None = None, report: Progress = silent) -> S
     """
     if not len(rows.images):
         raise CacheError(f"expected at least one image to cache {rows.what} of, got none")
-    folder = _folder(rows, root)
+    folder, most = _folder(rows, root), _bound()
     if distributed.agreed(not (folder / MANIFEST).exists()):
         with _only_builder(folder, rows, report) if distributed.rank() == 0 else contextlib.nullcontext():
             if distributed.agreed(not (folder / MANIFEST).exists()):
                 _build(folder, rows, report)
+                if distributed.rank() == 0 and most < math.inf:
+                    for key in trim(most, root):
+                        report(f"removed cache {key[:12]}, the least recently used", 0, 0)
     return _opened(folder)
 
 
@@ -303,6 +308,31 @@ def remove(keys: Sequence[str], root: Path | None = None) -> list[str]:
             shutil.rmtree(root / key)
             (root / f"{key}.lock").unlink(missing_ok=True)
     return chosen
+
+
+def trim(most: float, root: Path | None = None) -> list[str]:
+    """Remove complete caches, the least recently used first, until all take ``most`` bytes; returns the keys removed.
+
+    The last one used stays. Who has a removed cache open can read it until the end.
+    """
+    root = root or cache_root()
+    entries = listed(root)
+    excess, removed = sum(entry["bytes"] for entry in entries) - most, list[str]()
+    complete = [entry for entry in entries if entry["complete"]]
+    for entry in sorted(complete, key=lambda entry: (root / entry["key"] / MANIFEST).stat().st_mtime_ns)[:-1]:
+        if excess > 0:
+            removed += remove([entry["key"]], root)
+            excess -= entry["bytes"]
+    return removed
+
+
+def _bound() -> float:
+    """The bytes that all caches may take together."""
+    text = os.environ.get(MOST, "inf")
+    with contextlib.suppress(ValueError):
+        if (number := float(text)) >= 0:
+            return 1e9 * number
+    raise CacheError(f"expected a number of gigabytes in ${MOST}, got {text!r}")
 
 
 def damaged(folder: Path) -> list[str]:
@@ -473,6 +503,8 @@ def _opened(folder: Path) -> Stored:
         if rows is None:
             raise CacheError(f"expected {folder / file} as it was written, got a damaged file: {_remedy(folder)}")
         arrays[file] = rows
+    with contextlib.suppress(OSError):  # where others may write
+        os.utime(folder / MANIFEST)  # used last now, for trim
     return Stored(folder, arrays, tuple(record.shape or ()), tuple(record.failures))
 
 

@@ -30,6 +30,8 @@ from bla.training.stages import Stage, stages_of
 
 CHECKPOINT_SECONDS = 20.0
 LOG = "log.jsonl"
+UNAWAITED = ("cuda",)
+"""Devices for which the loop does not wait at every step."""
 WATCHED = 256
 """Images of training by which a callback is told how a training without validation goes."""
 
@@ -89,6 +91,8 @@ class _Loop:
         self.patience = settings.held_out.patience if settings.held_out else None
         self.position = Position()
         self.best: dict[str, Tensor] = {}
+        self.uncounted: list[tuple[Tensor, int]] = []
+        """Loss and live cells of the last steps, on the device, and the images of each."""
         self.saved_at = time.monotonic()
         self.optimiser: torch.optim.Optimizer | None = None
         # float16 underflows without; for other precisions it does nothing
@@ -151,6 +155,7 @@ class _Loop:
                 if position.step % 8 == 0 or position.step == self.steps:
                     self.report(title, position.step, self.steps)
                 if position.step < self.steps and time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+                    self._count(stage)
                     self._save()
             if self.first:
                 self._finish_epoch(stage)
@@ -180,21 +185,33 @@ class _Loop:
         self.optimiser.zero_grad()
         self.scaler.scale(loss * world).backward()
         counted = distributed.summed(torch.stack([loss.detach(), alive * bool(len(mine))]))
-        value = counted[0].item()
-        if not np.isfinite(value):
-            raise self._diverged("a finite loss", value, stage)
+        self.uncounted.append((counted, len(chosen)))
+        if self.networks.device.type not in UNAWAITED or stage.size_control is not None or self.callback is not None:
+            self._count(stage)
         for group in self.optimiser.param_groups:
             group["lr"] = group["rate"] * stage.pace(stage.done(position, self.steps))
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if stage.size_control is not None:
             stage.size_control.follow(torch.cat(distributed.gathered(unbounded.detach()[: len(mine)])))
-        position.loss += value * len(chosen)
-        position.alive += int(counted[1])
         position.step += 1
         position.total_steps += 1
         if self.callback is not None and self.first:
-            self.callback(Update(stage.name, position.total_steps, position.epoch + 1, value))
+            self.callback(Update(stage.name, position.total_steps, position.epoch + 1, counted[0].item()))
+        if position.step % 8 == 0 or position.step == self.steps:
+            self._count(stage)
+
+    def _count(self, stage: Stage) -> None:
+        """Add up the losses of the last steps, for which a GPU has to be waited for."""
+        if not self.uncounted:
+            return
+        values = torch.stack([counted for counted, _ in self.uncounted]).tolist()
+        for (value, alive), (_, images) in zip(values, self.uncounted, strict=True):
+            if not np.isfinite(value):
+                raise self._diverged("a finite loss", value, stage)
+            self.position.loss += value * images
+            self.position.alive += int(alive)
+        self.uncounted.clear()
 
     def _diverged(self, expected: str, came: object, stage: Stage) -> TrainingError:
         where, rate = f"stage {stage.name}, epoch {self.position.epoch + 1}", self.settings.stages.learning_rate
