@@ -77,7 +77,7 @@ def main() -> None:
     """Measure and print."""
     parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="*", default=list(GROWS), choices=list(GROWS))
-    parser.add_argument("--most", type=int, default=10**9, help="leave out points beyond this")
+    parser.add_argument("--most", type=int, default=10**9, help="leave out points beyond this; two are needed")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--point", type=json.loads)
     arguments = parser.parse_args()
@@ -99,7 +99,7 @@ def main() -> None:
         return
     print("| | points | processor seconds | memory, MB | exponent |\n| --- | --- | --- | --- | --- |")
     for name, rows in found.items():
-        (before, last) = rows[-2:]
+        before, last = rows[-2:]
         exponent = math.log(last["seconds"] / before["seconds"]) / math.log(last[name] / before[name])
         columns = (", ".join(f"{row[key]:,}" for row in rows) for key in (name, "seconds", "megabytes"))
         print(f"| {name} | {' | '.join(columns)} | {exponent:.2f} |")
