@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
@@ -187,12 +188,18 @@ class Pipeline(Transform):
         return f"preprocessing: {_name_of(self.code)}, as it is, to {' x '.join(map(str, self.size[::-1]))}{shown}"
 
     def plain(self) -> Transform:
-        """The transform that is nearly the same; a DataError if there is none."""
+        """The transform that is nearly the same, with a warning that it is no more; a DataError if there is none."""
         if self.near is None:
             raise DataError(
                 f"expected preprocessing that can be written down, got {_name_of(self.code)}, which is code: pass "
                 "transform=bla.Transform(...) that does nearly the same"
             )
+        warnings.warn(
+            f"{_name_of(self.code)} is code, which is not saved: {self.near.mode} to "
+            f"{' x '.join(map(str, self.size[::-1]))} takes its place, whose pixels differ a little, and with them "
+            "what an unsure classifier says; pass transform=bla.Transform(...) for the same everywhere",
+            stacklevel=3,
+        )
         return self.near
 
     def identity(self) -> Any:
