@@ -61,13 +61,7 @@ def quantised(graph: bytes, photos: Sequence[Path]) -> tuple[bytes, Card, dict[s
         others = [node.name for node in model.graph.node if node.name not in trunk]
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
         with _silent():  # signed activations would run at half the speed
-            quantize_static(
-                *files,
-                Reader(),
-                nodes_to_exclude=others,
-                op_types_to_quantize=["Conv", "Add", "Gemm", "MatMul"],
-                **kinds,
-            )
+            quantize_static(*files, Reader(), nodes_to_exclude=others, **kinds)
         disagreement = _disagreement(engine, Engine(files[1]), pixels[1::2])
         note = "int8: the classifier's class differs from float32's on {:.1%} of {} photos, {:.1%} of the cells".format(
             disagreement["classifier"], len(pixels[1::2]), disagreement["selected"]
