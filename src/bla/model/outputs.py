@@ -42,7 +42,7 @@ class Reading(NamedTuple):
     several_labels: bool | None = None
 
 
-class Answers(NamedTuple):
+class Outputs(NamedTuple):
     """What a classifier says to some pixels (B, 3, h, w)."""
 
     pixels: Tensor
@@ -86,7 +86,7 @@ class Calling(nn.Module):
         with affine:
             return self._returned(pixels)
 
-    def chosen_in(self, returned: Any, output: Output | None) -> Answers:
+    def chosen_in(self, returned: Any, output: Output | None) -> Outputs:
         """Choose the part that ``output`` names, by default the one that may be meant."""
         assert self._probe is not None
         (pixels, affine), self._probe = self._probe, None
@@ -101,7 +101,7 @@ class Calling(nn.Module):
         rows = rows_of(values, len(pixels))
         one = self(pixels[:1])
         alone = torch.cat([rows_of(one, 1), rows_of(self(pixels[1:3]), 2)])
-        return Answers(pixels, rows, alone, affine.half, rows is values and one.ndim == 2)
+        return Outputs(pixels, rows, alone, affine.half, rows is values and one.ndim == 2)
 
     def choose_any(self, returned: Any) -> None:
         """Choose the first tensor, for a classifier of which only the beginning is used."""
@@ -118,7 +118,7 @@ class Meant(NamedTuple):
     meaning: Meaning
     several_labels: bool
 
-    def changes(self, answers: Answers) -> bool:
+    def changes(self, answers: Outputs) -> bool:
         """Whether anything is to be done to make logits of such answers."""
         binary = self.is_binary(answers.values.shape[1])
         return binary or self.meaning == "probabilities" or not answers.regular
@@ -190,7 +190,7 @@ def as_rows(values: Tensor, batch: int) -> Tensor | None:
 
 
 @torch.no_grad()
-def meaning_of(model: nn.Module, answers: Answers, reading: Reading) -> Meant:
+def meaning_of(model: nn.Module, answers: Outputs, reading: Reading) -> Meant:
     """What the answers mean: as the reading says, as the classifier's configuration does, or as they behave.
 
     Probabilities are within 0 and 1, and stay there whatever the last linear layer says; that is tried where the rows

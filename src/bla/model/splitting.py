@@ -15,7 +15,7 @@ from bla.model.finite import unfinite
 from bla.model.heads import MapHead, TimmHead, TimmMapHead, read, reads_maps
 from bla.model.hooking import hooked
 from bla.model.joining import split_at_join
-from bla.model.outputs import Affine, Answers, Calling, Meant, MeantHead, OutputError, Reading, meaning_of, rows_of
+from bla.model.outputs import Affine, Calling, Meant, MeantHead, OutputError, Outputs, Reading, meaning_of, rows_of
 from bla.model.parts import Part, named_parts
 from bla.model.tracing import Graph, ReadsMoreError, TokenTrunk, TracingError, exported, said, traced
 
@@ -190,7 +190,7 @@ def _each(ways: Iterable[Way], reasons: list[Exception]) -> Iterator[Parts]:
             reasons.append(error if isinstance(error, TracingError) else TracingError(said(error)))
 
 
-def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Module, str]:
+def _checked(trunk: nn.Module, head: nn.Module, answers: Outputs) -> tuple[nn.Module, str]:
     """Check a split, whatever the number of images and their memory format; how it is approximate, if it is.
 
     Uniform weights give the classifier's answers, other weights others, and of a cell left out nothing is read.
@@ -262,13 +262,13 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Answers) -> tuple[nn.Mo
     return trunk, note
 
 
-def _apart(answers: Answers) -> float:
+def _apart(answers: Outputs) -> float:
     """How far the answers to one image and to two are from those to five, of the largest."""
     largest = answers.values.abs().max().clamp(min=1e-12)
     return float((answers.alone - answers.values[:3]).abs().max() / largest)
 
 
-def _strict(answers: Answers) -> float:
+def _strict(answers: Outputs) -> float:
     """How far a split may miss unmarked."""
     return 2e-2 if answers.half else SELF_CHECK_TOLERANCE.get(answers.values.dtype, 2e-2)
 
