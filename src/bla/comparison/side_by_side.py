@@ -205,7 +205,7 @@ def compare(
                 sizes = (selection.hard > 0).sum(dim=(1, 2))
             wait(features.device)
             seconds[name] += time.perf_counter() - begun
-            explained = wrapped.explained(part, pixels, features, selection, targets, fill=fill)
+            explained = wrapped.explained(part, pixels, features, selection._replace(target=targets), fill=fill)
             found[name] += [dataclasses.replace(one, method=name) for one in explained if isinstance(one, Explanation)]
     failures = [item for item in read if isinstance(item, Unexplained)]
     return SideBySide(found, {name: _figures(found[name], seconds[name]) for name in found}, failures)

@@ -45,6 +45,8 @@ class Selection(NamedTuple):
     """The relaxed weights, used in training."""
     hard: Tensor
     """The weights of the subset, zero outside of it, used at test time."""
+    target: Tensor | None = None
+    """The classes (B,) that it is for; None where it depends on none."""
     judged: Judged | None = None
     """What the classifier's head was asked on the way, where the selection depends on it."""
 
@@ -97,8 +99,8 @@ class Attention(nn.Module):
         """Weights for features of shape (B, C, H, W), any grid; with ``size`` exactly the so many best cells.
 
         ``size`` may be of each map, (B,), with 0 for those that choose their own. A class-conditional attention takes
-        class indices (B,) as ``target``; for others that is an AttentionError. Features of another shape and sizes
-        outside of 1..H*W are a ValueError.
+        class indices (B,) as ``target``, and has the judge's prediction for those below 0 and without any; for others a
+        target is an AttentionError. Features of another shape and sizes outside of 1..H*W are a ValueError.
         """
         return self.select(self.ranking(features, target), size)
 
@@ -115,14 +117,8 @@ class Attention(nn.Module):
         cells = selection.unbounded[0].numel()
         dialled = self.weigh(selection.unbounded, size.clamp(1, cells)[:, None])
         given = (size > 0).reshape(-1, *[1] * (selection.unbounded.ndim - 1))
-        _, *dialled_maps, _ = dialled
-        _, *maps, judged = selection
-        scores, soft, hard = (torch.where(given, *pair) for pair in zip(dialled_maps, maps, strict=True))
-        return Selection(selection.unbounded, scores, soft, hard, judged)
-
-    def predicted(self, features: Tensor) -> Tensor | None:
-        """The classes (B,) that are explained by default; None where the selection depends on no class."""
-        return None
+        scores, soft, hard = (torch.where(given, *pair) for pair in zip(dialled[1:4], selection[1:4], strict=True))
+        return selection._replace(scores=scores, soft=soft, hard=hard)
 
     def judged_by(self, head: nn.Module) -> None:
         """Let the classifier's head say what the selection is for; a class-agnostic kind has no use for it."""
@@ -347,6 +343,14 @@ class ClassAwareAttention(JudgedAttention):
                 "train without class_aware"
             )
         self.judge = head
+
+    def forward(self, features: Tensor, *, size: int | Tensor | None = None, target: Tensor | None = None) -> Selection:
+        """As of any attention, with the classes that it is for."""
+        if target is None:
+            target = self.predicted(features)
+        elif not self.training:
+            target = torch.where(target < 0, self.predicted(features), target)
+        return super().forward(features, size=size, target=target)._replace(target=target)
 
     def predicted(self, features: Tensor) -> Tensor:
         """The classes (B,) that the judge predicts from all cells of features (B, C, H, W)."""

@@ -278,12 +278,11 @@ class ExplainableClassifier(nn.Module):
         cells = features[0, 0].numel()
         if size is not None and size > cells:
             raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
-        targets = self.attention.predicted(features)
-        if targets is not None:
-            about = targets.new_tensor([-1 if target is None else target for target, _ in asked])
-            targets = torch.where(about < 0, targets, about)
-        selection = self.attention(features, size=size, target=targets)
-        return self.explained(inputs, pixels, features, selection, targets, asked=asked, fill=fill)
+        about = None
+        if self.attention.class_conditional:
+            about = torch.tensor([-1 if target is None else target for target, _ in asked], device=features.device)
+        selection = self.attention(features, size=size, target=about)
+        return self.explained(inputs, pixels, features, selection, asked=asked, fill=fill)
 
     def batch(self, inputs: Sequence[Input]) -> Tensor:
         """The normalised pixels (B, 3, h, w) of inputs."""
@@ -305,12 +304,11 @@ class ExplainableClassifier(nn.Module):
         pixels: Tensor,
         features: Tensor,
         selection: Selection,
-        targets: Tensor | None,
         *,
         asked: Sequence[Question] = (),
         fill: str | None = None,
     ) -> list[Explanation | Unexplained]:
-        """The explanations of inputs by a selection of their features, whatever made it for the classes ``targets``.
+        """The explanations of inputs by a selection of their features, whatever made it.
 
         ``asked``: for each image the class that votes are for, or None, and the class that they are against.
         """
@@ -320,7 +318,7 @@ class ExplainableClassifier(nn.Module):
         found_votes = self._votes(features, selection.hard, asked)
         present = self._present(features, selection.hard, logits)
         counted = answer.sizes.tolist()
-        about = None if targets is None else targets.tolist()
+        about = None if selection.target is None else selection.target.tolist()
         alone = []
         if fill is not None:
             kept = (selection.hard > 0).float()

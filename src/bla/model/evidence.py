@@ -70,12 +70,13 @@ def linear_layer(head: nn.Module, channels: int) -> nn.Linear | None:
 
 
 def ask(head: nn.Module, features: Tensor, layer: nn.Linear | None, target: Tensor | None = None) -> Answers:
-    """The head's answers about features (B, C, H, W) for classes (B,), by default those that it predicts.
+    """The head's answers about features (B, C, H, W) for classes (B,), by default and below 0 those that it predicts.
 
     ``layer`` is what :func:`linear_layer` found.
     """
     logits = from_all(head, features)
-    target = logits.argmax(-1) if target is None else target
+    own = logits.argmax(-1)
+    target = own if target is None else torch.where(target < 0, own, target)
     if layer is None:
         return Answers(target, logits, None, None)
     others = logits.scatter(1, target[:, None], -torch.inf).topk(min(RIVALS, layer.out_features)).indices

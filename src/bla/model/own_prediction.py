@@ -168,7 +168,7 @@ class OwnPredictionAttention(JudgedAttention):
             return self.select(unbounded, size)
         enough = sufficiency(self._judge(), features, unbounded, said)
         if isinstance(size, int) or not self.agreeing:
-            return self.select(unbounded, size)._replace(judged=Judged(said.logits, None, enough))
+            return self.select(unbounded, size)._replace(target=said.target, judged=Judged(said.logits, None, enough))
         return self._agreed(features, unbounded, said, enough, size)
 
     @torch.no_grad()
@@ -293,5 +293,6 @@ class OwnPredictionAttention(JudgedAttention):
             torch.where(each, 0.0, selection.scores),
             torch.where(each, every, selection.soft),
             torch.where(each, every, selection.hard),
+            said.target,
             Judged(said.logits, torch.where(lost, said.logits, selected), enough),
         )

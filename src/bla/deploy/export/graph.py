@@ -41,13 +41,11 @@ class ExplainedGraph(nn.Module):
         """The outputs, in the order of :data:`OUTPUTS`, then the features and, with a target, the class explained."""
         features = self.trunk(pixels)
         last: tuple[Tensor, ...] = (features,)
-        predicted = self.attention.predicted(features) if target is not None else None
-        if target is not None and predicted is not None:
-            target = torch.where(target < 0, predicted, target)
-            last += (target,)
         selection = self.attention(features, size=size, target=target)
+        if target is not None and selection.target is not None:
+            last += (selection.target,)
         answer = self.answer(features, selection)
-        unbounded, scores, soft, hard, _ = selection
+        unbounded, scores, soft, hard, *_ = selection
         outputs: tuple[Tensor, ...] = (
             answer.logits,
             answer.classifier_logits,
