@@ -24,6 +24,7 @@ from bla.deploy.batch import BatchError, explain_all
 from bla.deploy.engine import STEP, Engine, EngineError, graph_of, open_engine, seal
 from bla.deploy.pictures import explain_files
 from bla.explanations.explanation import Explanation, Unexplained
+from bla.model.classifier import ClassifierError
 from bla.runs.record import SHIPPED, RunError
 from small_exports import Pair, photos
 
@@ -172,6 +173,8 @@ def test_a_run_is_exported_once_and_kept(plain: Pair, monkeypatch: pytest.Monkey
     (explanation,) = explain_files(photos, run=EXPLAINER, report=lambda text, *_: said.append(text))
     assert explanation.model == plain[1].card.model, "explained by the graph, not by torch"
     assert said[2] == f"using the exported graph of {EXPLAINER}"
+    with pytest.raises(ClassifierError, match="expected a target, to be held against another class, got none"):
+        list(explain_files(photos, run=EXPLAINER, against="tabby"))
     content = bytearray(kept.read_bytes())
     content[len(content) // 2] ^= 1
     kept.write_bytes(content)

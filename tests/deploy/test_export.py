@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from bla.deploy.engine import KEY, Card, Engine, EngineError
 from bla.deploy.export import ExportError, export
 from bla.deploy.export.checking import check_onnx, maps_to_check
 from bla.deploy.export.graph import OUTPUTS
-from bla.deploy.export.quantising import quantised
+from bla.deploy.export.quantising import disagreement, quantised
 from bla.explanations.explanation import Explanation, Unexplained
 from bla.model.attention import L2XAttention
 from bla.model.own_prediction import OwnPredictionAttention
@@ -272,6 +273,8 @@ def test_a_regression_exports_its_value(tmp_path: Path) -> None:
         assert own.classifier is not None
         assert came.classifier.value == pytest.approx(own.classifier.value, rel=1e-4)
         assert (came.agrees, came.sizes, str(came)) == (None, None, str(own))
+    with pytest.raises(ExportError, match="expected a classifier for int8, got the regression"):
+        export(regression, tmp_path / "x.onnx", calibration=[tmp_path])
 
 
 def test_the_command(plain: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,6 +293,18 @@ def test_an_explainer_with_an_earlier_map_exports_before_it_was_ever_called(tmp_
         assert (ours.selected == theirs.selected).all()
         assert ours.agrees
         assert ours.sizes == theirs.sizes
+
+
+def test_the_cells_of_volumes_are_compared_photo_by_photo() -> None:
+    def engine(logits: list[list[int]], cells: list[list[int]]) -> Any:
+        selected = np.array(cells, bool).reshape(2, 1, 2, 2)
+        outputs = SimpleNamespace(classifier_logits=np.array(logits), selected=selected)
+        return SimpleNamespace(run=lambda _: outputs)
+
+    one = engine([[1, 0], [1, 0]], [[1, 0, 0, 0], [1, 1, 0, 0]])
+    other = engine([[1, 0], [0, 1]], [[1, 1, 0, 0], [0, 1, 1, 0]])  # alike: 1 of 2, 1 of 3
+    found = disagreement(one, other, [np.zeros(1, np.uint8)] * 2)
+    assert found == {"classifier": 0.5, "selected": pytest.approx((1 / 2 + 2 / 3) / 2)}
 
 
 def test_int8_says_how_far_it_agrees(class_aware: Pair, tmp_path: Path) -> None:

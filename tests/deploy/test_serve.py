@@ -128,7 +128,8 @@ def test_answers_of_subsets(client: TestClient, engine: Engine) -> None:
 
 def test_the_other_pages(client: TestClient) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
-    assert client.get("/v1/explainer").json()["classes"] == ["ant", "bee", "cat", "dog", "eel"]
+    about = client.get("/v1/explainer").json()
+    assert (about["classes"], about["note"]) == (["ant", "bee", "cat", "dog", "eel"], "")
     lines = client.get("/metrics").text.splitlines()
     assert any(line.startswith('bla_request_seconds_count{path="/healthz",status="200"}') for line in lines)
     assert "bla_photos_under_way 0.0" in lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
@@ -97,7 +98,8 @@ def explain_files(
         If we would overwrite a file in ``out`` that is not an explanation of ours; nothing is written then.
     """
     graph = Path(run) if Path(run).is_file() else None
-    if graph is None and target is None and _on_cpu(device, len(photos)):  # a graph has no votes
+    votes = target is not None or against is not None  # which a graph does not have
+    if graph is None and not votes and _on_cpu(device, len(photos)):
         graph = _graph(run, report)
     explainer, *made = _of_run(run, model, device) if graph is None else _of_graph(graph)
     report(explainer.transform.in_words(), 0, 0)
@@ -141,7 +143,8 @@ def _on_cpu(device: str, photos: int) -> bool:
 
 def _graph(run: str | Path, report: Progress) -> Path | None:
     """The kept graph of a run, if it says all that the run does."""
-    if read_record(run_folder(run))["settings"].get("several_labels"):  # each with votes
+    several = read_record(run_folder(run))["settings"].get("several_labels")  # each with votes
+    if several or importlib.util.find_spec("onnxruntime") is None:
         return None
     graph = kept_graph(run)
     report(

@@ -116,6 +116,8 @@ def export(
     if to == "html" and (wrapped.regression or len(wrapped.transform.size) != 2):
         what = "regression" if wrapped.regression else "classifier of volumes"
         raise ExportError(f"expected a classifier of photos, got the {what} {wrapped.name}: export it to onnx")
+    if calibration and wrapped.regression:
+        raise ExportError(f"expected a classifier for int8, got the regression {wrapped.name}: export it in float32")
     wrapped = copy.deepcopy(wrapped).cpu().eval()
     with torch.inference_mode():
         grid = tuple(wrapped.trunk(torch.zeros(1, *wrapped.transform.shape)).shape[2:])

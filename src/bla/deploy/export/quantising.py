@@ -62,14 +62,14 @@ def quantised(graph: bytes, photos: Sequence[Path]) -> tuple[bytes, Card, dict[s
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
         with _silent():  # signed activations would run at half the speed
             quantize_static(*files, Reader(), nodes_to_exclude=others, **kinds)
-        disagreement = _disagreement(engine, Engine(files[1]), pixels[1::2])
+        misses = disagreement(engine, Engine(files[1]), pixels[1::2])
         note = "int8: the classifier's class differs from float32's on {:.1%} of {} photos, {:.1%} of the cells".format(
-            disagreement["classifier"], len(pixels[1::2]), disagreement["selected"]
+            misses["classifier"], len(pixels[1::2]), misses["selected"]
         )
         card = dataclasses.replace(engine.card, note="; ".join(filter(None, (engine.card.note, note))))
         result = onnx.load(files[1])
         onnx.helper.set_model_props(result, {KEY: json.dumps(dataclasses.asdict(card))})
-        return result.SerializeToString(), card, disagreement
+        return result.SerializeToString(), card, misses
 
 
 def _needed_for(model: onnx.ModelProto, tensor: str) -> set[str]:
@@ -84,13 +84,14 @@ def _needed_for(model: onnx.ModelProto, tensor: str) -> set[str]:
     return found
 
 
-def _disagreement(one: Engine, other: Engine, photos: Sequence[npt.NDArray[np.uint8]]) -> dict[str, float]:
+def disagreement(one: Engine, other: Engine, photos: Sequence[npt.NDArray[np.uint8]]) -> dict[str, float]:
+    """How often the classifier's class differs, and the mean of 1 - |A & B| / |A | B| over the selected cells."""
     classes, cells = 0.0, 0.0
     for start in range(0, len(photos), _BATCH):
         a, b = (engine.run(np.stack(photos[start : start + _BATCH])) for engine in (one, other))
         classes += (a.classifier_logits.argmax(1) != b.classifier_logits.argmax(1)).sum()
-        both, either = a.selected & b.selected, a.selected | b.selected
-        cells += (1 - both.sum(axis=(1, 2)) / either.sum(axis=(1, 2))).sum()
+        ours, theirs = (each.selected.reshape(len(each.selected), -1) for each in (a, b))
+        cells += (1 - (ours & theirs).sum(1) / (ours | theirs).sum(1)).sum()
     return {"classifier": float(classes / len(photos)), "selected": float(cells / len(photos))}
 
 

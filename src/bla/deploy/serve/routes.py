@@ -177,7 +177,7 @@ async def explainer(server: Shared) -> dict[str, Any]:
     card, limits = server.engine.card, server.limits
     return {
         "model": card.model, "setup": card.setup, "classes": list(card.classes), "grid": list(card.grid),
-        "sizes": card.sizes, "targets": card.targets, "version": card.version,
+        "sizes": card.sizes, "targets": card.targets, "version": card.version, "note": card.note,
         "limits": {"bytes": limits.bytes, "photos": limits.photos, "pixels": limits.pixels},
     }  # fmt: skip
 
