@@ -104,10 +104,12 @@ def test_a_processor_gives_the_pixels_that_it_gives_itself() -> None:
 
 
 def test_transforms_of_processors() -> None:
-    mobile = transform_of_code(transformers.MobileNetV2ImageProcessor()).plain()
+    large = transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, resample=3)
+    with pytest.warns(UserWarning, match="takes its place"):
+        mobile = transform_of_code(transformers.MobileNetV2ImageProcessor()).plain()
+        convnext = transform_of_code(large).plain()
     half, source = (0.5, 0.5, 0.5), "MobileNetV2ImageProcessor, nearly"
     assert mobile == Transform((224, 224), half, half, "bilinear", "crop", 224 / 256, source)
-    convnext = transform_of_code(transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, resample=3)).plain()
     assert (convnext.size, convnext.interpolation, convnext.mode) == ((384, 384), "bicubic", "squash")
     with pytest.raises(ClassifierError, match=r"expected a bla.Transform, or code .*, got int"):
         bla.explainable(MAKERS["resnet"][0](), transform=3)

@@ -259,8 +259,11 @@ class OwnPredictionAttention(JudgedAttention):
         self.judge, self._linear = head, (linear_layer(head, self.in_channels),)
 
     def weigh(self, unbounded: Tensor, size: int | Tensor | None = None) -> Selection:
-        """The selection by scores -u (B, H, W): of at least :attr:`least` cells at the bound, or at a size."""
-        if size is None:
+        """The selection by scores -u (B, H, W): of at least :attr:`least` cells at the bound, or at a size.
+
+        In training the bound stays where it is: moved to the best cell, it would stop the gradient of equal ones.
+        """
+        if size is None and not self.training:
             return self._reaching(unbounded, self.least.expand(len(unbounded)))
         return super().weigh(unbounded, size)
 
