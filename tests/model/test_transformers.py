@@ -107,6 +107,7 @@ def test_transforms_of_processors() -> None:
     large = transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, resample=3)
     with pytest.warns(UserWarning, match="takes its place"):
         mobile = transform_of_code(transformers.MobileNetV2ImageProcessor()).plain()
+    with pytest.warns(UserWarning, match="takes its place"):
         convnext = transform_of_code(large).plain()
     half, source = (0.5, 0.5, 0.5), "MobileNetV2ImageProcessor, nearly"
     assert mobile == Transform((224, 224), half, half, "bilinear", "crop", 224 / 256, source)
