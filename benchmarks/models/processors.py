@@ -2,8 +2,8 @@
 
     python -m benchmarks.models.processors > runs/processors.csv
 
-The table holds how far our input is from the processor's own output, of its largest value, on photos of two shapes;
-what is not one picture of one size, as a classifier takes it, is refused, and the table says why.
+The table holds how far our input is from the processor's own output, of its largest value, on photos of four shapes;
+what is not one picture, as a classifier takes it, is refused, and the table says why.
 """
 
 from __future__ import annotations
@@ -16,12 +16,23 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 from PIL import Image
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from bla.data.photo import DataError
 from bla.data.pipeline import Pipeline, understood
+
+OCR = {"apply_ocr": False}
+TIMM = {"input_size": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 0.9}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "LayoutLMv2ImageProcessor": OCR,
+    "LayoutLMv3ImageProcessor": OCR,
+    "TimmWrapperImageProcessor": {"pretrained_cfg": TIMM},
+    "ImageGPTImageProcessor": {"clusters": [[-1.0] * 3, [0.0] * 3, [1.0] * 3]},
+}
+"""What a processor cannot be built or called without."""
 
 
 def tried(processor: Any) -> tuple[str, str]:
@@ -31,14 +42,25 @@ def tried(processor: Any) -> tuple[str, str]:
     except DataError as error:
         return "refused", str(error)
     worst = 0.0
-    for shape in ((211, 333, 3), (90, 61, 3)):
+    for shape in ((211, 333, 3), (90, 61, 3), (334, 213, 3), (97, 389, 3)):
         photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
-        theirs = np.asarray(processor(images=photo, return_tensors="np")["pixel_values"][0])
+        theirs = given(processor(images=photo, return_tensors="pt"))
         levels = transform.read(photo).pixels.astype(np.float64)
         ours = np.moveaxis((levels / 255 - transform.mean) / transform.std, -1, 0)
         worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
-    kind = "a transform" if not isinstance(transform, Pipeline) else "the processor, as it is"
+    if not isinstance(transform, Pipeline):
+        return "a transform", f"{worst:.0e}"
+    kind = "the processor, as it is" if transform.tall is None else "the processor, at a size that depends on the photo"
     return kind, f"{worst:.0e}"
+
+
+def given(returned: Any) -> Any:
+    """The pixels (C, height, width) in what a processor returned for one photo."""
+    if isinstance(returned, torch.Tensor):
+        values = returned
+    else:
+        values = next(returned[key] for key in returned if "pixel_values" in key or key == "images")
+    return values.reshape(values.shape[-3:]).float().numpy()
 
 
 def main() -> None:
@@ -53,7 +75,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     for name in sorted(names):
         try:
-            processor = getattr(transformers, name)()
+            processor = getattr(transformers, name)(**SETTINGS.get(name.removesuffix("Pil"), {}))
         except Exception as error:  # it needs more than a configuration
             kind, said = "not built", str(error).strip().partition("\n")[0]
         else:

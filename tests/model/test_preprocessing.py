@@ -230,7 +230,6 @@ def test_regions_of_code_are_found_by_ramps() -> None:
     ("code", "message"),
     [
         (v1.Compose([v1.RandomResizedCrop(32), v1.ToTensor()]), "of evaluation, got Compose, .* each time"),
-        (v1.Compose([v1.Resize(32), v1.ToTensor()]), r"of one size, got Compose, .* \(3, 32, 48\) of a wide"),
         (RESIZE, "expected floats from Resize, got a Pillow image: add ToTensor"),
         (v2.Compose([RESIZE, v2.PILToTensor()]), "expected floats from Compose, got uint8: add a conversion"),
         (v1.Compose([v1.FiveCrop(32), lambda five: torch.stack([v1.ToTensor()(each) for each in five])]), "got shape"),
@@ -270,7 +269,7 @@ def test_every_setting_of_a_processor_is_honoured(name: str, options: dict[str, 
     transformers = pytest.importorskip("transformers")
     processor = getattr(transformers, f"{name}ImageProcessor{kind}")(**options)
     transform = transform_of_code(processor)
-    for rows, columns in ((200, 400), (90, 61)):
+    for rows, columns in ((200, 400), (90, 61), (211, 333)):
         photo = noise(rows, columns)
         theirs = processor(images=photo, return_tensors="np")["pixel_values"][0]
         levels = transform.read(photo).pixels.astype(np.float64)
@@ -278,12 +277,76 @@ def test_every_setting_of_a_processor_is_honoured(name: str, options: dict[str, 
         np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
 
 
-def test_processors_of_no_classifier_are_refused_by_name() -> None:
+EDGES = {"size": {"shortest_edge": 32, "longest_edge": 64}}
+AS_LARGE: dict[str, tuple[Callable[[Any], Any], bool]] = {
+    # how the code is made of transformers, and whether pictures show the photo
+    "torchvision": (lambda _: v1.Compose([v1.Resize(32), v1.ToTensor()]), True),
+    "DETR": (lambda transformers: transformers.DetrImageProcessor(**EDGES), True),
+    "ViLT": (lambda transformers: transformers.ViltImageProcessor(size={"shortest_edge": 32}, size_divisor=8), True),
+    "padded": (lambda _: v1.Compose([v1.Resize(32), v1.Pad(8), v1.ToTensor()]), False),
+    "MaskFormer": (lambda transformers: transformers.MaskFormerImageProcessor(**EDGES), True),
+    "Idefics2, of several": (lambda transformers: transformers.Idefics2ImageProcessor(**EDGES), True),
+}
+
+
+@pytest.mark.parametrize(("make", "photos"), AS_LARGE.values(), ids=AS_LARGE)
+def test_inputs_may_be_as_large_as_the_photo(make: Callable[[Any], Any], photos: bool) -> None:
+    code = make(pytest.importorskip("transformers"))
+    net = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    wrapped = bla.explainable(net, transform=code)
+    given = [noise(60, 90), noise(60, 90), noise(90, 60), noise(48, 48)]
+    explained = wrapped.explain(given, target=[0, 1, 2, None], batch_size=3)
+    assert len({why.selected.shape for why in explained}) == 3
+    for photo, why, target in zip(given, explained, [0, 1, 2, None], strict=True):
+        made = code(photo) if isinstance(code, v1.Compose) else code(images=photo, return_tensors="pt")["pixel_values"]
+        pixels = made.reshape(1, 3, *made.shape[-2:])
+        assert why.selected.shape == tuple(side // 8 for side in pixels.shape[2:])
+        with torch.no_grad():
+            expected = net(pixels).softmax(-1).max()
+        assert why.classifier is not None
+        assert why.classifier.probability == pytest.approx(float(expected), abs=1e-5)
+        assert target in (None, why.target)
+        assert (why.shown is None) == photos
+        assert why.upright().size == (photo.size if photos else pixels.shape[:1:-1])
+        alone = wrapped.explain(pixels[0], target=target)[0]
+        np.testing.assert_allclose(alone.unbounded, why.unbounded, atol=1e-5)
+    assert wrapped.transform.in_words().count("to a size that depends on the photo") == 1
+    with pytest.raises(ClassifierError, match="expected inputs of one size to learn from"):
+        bla.fit(wrapped, given)
+    flat = nn.Sequential(net[:2], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(ClassifierError, match=r"of photos of any size, .* and not \(3, .*add a resize"):
+        bla.explainable(Fixed(wrapped.transform.size, flat), transform=code)
+
+
+class Fixed(nn.Module):
+    """A classifier of pictures of one size, as a vision transformer is."""
+
+    def __init__(self, size: tuple[int, ...], net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.positions = nn.Parameter(torch.zeros(size))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.net(pixels + self.positions)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Qwen2VL", r"got shape \(704, 1176\), which holds patches: let a module"),
+        ("Siglip2", r"got shape \(1, 256, 768\), which holds patches"),
+        ("PaddleOCRVL", r"got shape \(816, 3, 14, 14\), which holds several pictures: switch off what cuts"),
+        ("LlavaNext", r"got shape \(1, 7, 3, 224, 224\), which holds several pictures"),
+        ("MiniCPMV4_6", r"got shape \(1, 3, 14, 15680\), which holds patches"),
+        ("LightGlue", r"got ValueError: .*A pair of PIL images.*pass a function that makes it of a photo"),
+        ("VitPose", r"got TypeError: .*missing 1 required positional argument: 'boxes'"),
+    ],
+)
+def test_processors_of_no_classifier_are_refused_by_name(name: str, message: str) -> None:
     transformers = pytest.importorskip("transformers")
-    with pytest.raises(ClassifierError, match="of one size, got DetrImageProcessor, which makes"):
-        transform_of_code(transformers.DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}))
-    with pytest.raises(ClassifierError, match=r"of shape \(1, C, height, width\), got .*: no classifier's"):
-        transform_of_code(transformers.Qwen2VLImageProcessor())
+    with pytest.raises(ClassifierError, match=f"from {name}ImageProcessor, {message}"):
+        transform_of_code(getattr(transformers, f"{name}ImageProcessor")())
 
 
 def test_what_is_used_is_said_in_one_line() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from bla.model.attention import Selection
 from bla.model.classifier import ExplainableClassifier
 from bla.model.evidence import from_all
 from bla.model.heads import reads_maps
-from bla.model.images import ImageLike, Input, each, read_image
+from bla.model.images import ImageLike, Input, alike, each, read_image
 from bla.model.whole import Whole
 
 _BATCH = 8
@@ -187,8 +188,8 @@ def compare(
         raise DataError(f"expected photos that can be read, got none of {len(read)}")
     found: dict[str, list[Explanation]] = {name: [] for name in (wrapped.attention.method, *rivals)}
     seconds = dict.fromkeys(found, 0.0)
-    for start in range(0, len(inputs), _BATCH):
-        part = inputs[start : start + _BATCH]
+    parts = [run[start : start + _BATCH] for run in alike(inputs) for start in range(0, len(run), _BATCH)]
+    for start, part in zip(itertools.accumulate(map(len, parts), initial=0), parts, strict=False):
         pixels = wrapped.batch(part)
         with torch.no_grad():
             features = wrapped.trunk(pixels)

@@ -360,6 +360,16 @@ class Transform:
         """(C, height, width), of a normalised input."""
         return (self.channels, *self.size)
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of some inputs: of one, as they are all alike, unless code makes them as large as the photo is."""
+        return (self.shape,)
+
+    def admits(self, shape: Sequence[int]) -> bool:
+        """Whether a normalised input may have this shape."""
+        alike = len(self.shapes) == 1
+        return tuple(shape) == self.shape if alike else (len(shape), shape[0]) == (len(self.shape), self.channels)
+
     def pixels(self, photo: Image.Image) -> npt.NDArray[np.uint8]:
         """The input's pixels, uint8 ``(H, W, 3)``, of an upright RGB photo as :func:`open_photo` gives it."""
         if photo.mode != "RGB" or self.channels != 3:

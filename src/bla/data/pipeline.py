@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bla.data.arrays import DataError, Levels, picture
-from bla.data.photo import Box, Interpolation, Mode, Photo, PhotoSource, Transform, open_photo
+from bla.data.photo import MAX_INPUT, Box, Interpolation, Mode, Photo, PhotoSource, Transform, open_photo
 
 Code = Callable[..., Any]
 Given = npt.NDArray[np.float32]
@@ -108,6 +108,13 @@ class Pipeline(Transform):
     kind: Kind = PHOTO
     linear: bool = False
     """Whether constant photos have told ``mean`` and ``std``."""
+    tall: tuple[int, ...] | None = None
+    """The size of a tall photo's input where it depends on the photo; ``size`` is then a wide one's."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of inputs of a wide photo and of a tall one, if they differ."""
+        return super().shapes if self.tall is None else (self.shape, (self.channels, *self.tall))
 
     def _read(
         self, source: PhotoSource, held: contextlib.ExitStack, name: str | None, most_pixels: int | None
@@ -134,11 +141,11 @@ class Pipeline(Transform):
                 kept = None if isinstance(source, str | os.PathLike | bytes) else photo
                 return Photo(levels, size, self.region(size), kept)
         shown = levels if levels.ndim == 4 else picture(levels)[0]
-        whole = self.size[::-1]
+        whole = levels.shape[-2::-1]
         return Photo(levels, whole, (0,) * len(whole) + whole, shown, SHOWN)
 
     def _levels(self, given: Given) -> Levels:
-        if given.shape != self.shape:
+        if not self.admits(given.shape):
             raise DataError(f"expected an input {self.shape} from {_name_of(self.code)}, got {given.shape}")
         return (255 * (np.moveaxis(given, 0, -1).astype(np.float64) * self.std + self.mean)).astype(np.float32)
 
@@ -185,7 +192,8 @@ class Pipeline(Transform):
     def in_words(self) -> str:
         """One line for people."""
         shown = "" if self.linear else f"; pictures show {SHOWN}"
-        return f"preprocessing: {_name_of(self.code)}, as it is, to {' x '.join(map(str, self.size[::-1]))}{shown}"
+        size = "a size that depends on the photo" if self.tall else " x ".join(map(str, self.size[::-1]))
+        return f"preprocessing: {_name_of(self.code)}, as it is, to {size}{shown}"
 
     def plain(self) -> Transform:
         """The transform that is nearly the same, with a warning that it is no more; a DataError if there is none."""
@@ -218,11 +226,6 @@ def understood(code: Code, channels: int | None = None, rank: int = 2) -> Transf
     name = _name_of(code)
     give, wide, kind = _calling(code, channels, rank)
     tall = give(kind.sample(_TALL))
-    if wide.shape != tall.shape:
-        raise DataError(
-            f"expected preprocessing to inputs of one size, got {name}, which makes {wide.shape} of a wide and "
-            f"{tall.shape} of a tall photo: add a resize or a crop to one size"
-        )
     if any(not np.array_equal(wide, give(kind.sample(_WIDE)), equal_nan=True) for _ in range(4)):
         raise DataError(
             f"expected the preprocessing of evaluation, got {name}, which makes another input of the same photo each "
@@ -233,11 +236,13 @@ def understood(code: Code, channels: int | None = None, rank: int = 2) -> Transf
     if getattr(kind.sample((2, 2)), "mode", "") in ("RGB", "L"):
         mean, std, linear = _scale(give, made)
     found = Pipeline(tuple(size), mean, std, "bilinear", source=name, code=code, give=give, kind=kind, linear=linear)
+    if wide.shape != tall.shape:
+        return dataclasses.replace(found, tall=tall.shape[1:])
     best, miss = None, math.inf
     with contextlib.suppress(DataError):  # of code that cannot read small photos
         for candidate in _candidates(found):
             missed = [_missed(candidate, found, _noise(shape)) for shape in _SHAPES]
-            if max(each.max() for each in missed) < _SAME:
+            if max(each.max() for each in missed) < _SAME and _rounds_alike(candidate, found):
                 return candidate
             if (least := min(each.mean() for each in missed)) < miss and _is_near(candidate, found):
                 best, miss = candidate, least  # the centre of some shapes may lie a pixel off
@@ -247,6 +252,14 @@ def understood(code: Code, channels: int | None = None, rank: int = 2) -> Transf
 def _missed(transform: Transform, pipeline: Pipeline, photo: Image.Image) -> npt.NDArray[np.float64]:
     """By how many levels a transform misses code."""
     return np.abs(pipeline._levels(pipeline.give(photo)).astype(np.float64) - transform.read(photo).pixels)
+
+
+def _rounds_alike(transform: Transform, pipeline: Pipeline) -> bool:
+    """Whether a transform gives the pixels of code whichever way a side, or the place of the centre, is rounded."""
+    side = min(transform._whole((999, 999)))
+    wide = [*((side, side + more) for more in range(1, 5)), *((3 * side, 3 * side + more) for more in (1, 2))]
+    shapes = [*wide, *((columns, rows) for rows, columns in wide)]
+    return all(_missed(transform, pipeline, _noise(shape)).max() < _SAME for shape in shapes)
 
 
 def _is_near(transform: Transform, pipeline: Pipeline) -> bool:
@@ -328,8 +341,9 @@ def _calling(code: Code, channels: int | None, rank: int) -> tuple[Callable[[Any
         lambda photo: code(np.asarray(photo)),
         tensor,
     ]
-    if hasattr(code, "model_input_names"):  # transformers'
-        ways = [lambda photo: _only(code(images=photo, return_tensors="pt"))]
+    batched = hasattr(code, "model_input_names")
+    if batched:  # transformers'
+        ways = [lambda photo: code(images=photo, return_tensors="pt")]
     elif type(code).__module__.startswith("albument"):
         ways = ways[1:2]
     said: list[DataError] = []
@@ -341,8 +355,10 @@ def _calling(code: Code, channels: int | None, rank: int) -> tuple[Callable[[Any
                 returned = way(kind.prepared(photo))
             except Exception as error:  # whatever code of the user's raises
                 first = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-                raise DataError(f"expected an input from {_name_of(code)}, got {first}") from error
-            return _as_input(returned, code, rank)
+                raise DataError(
+                    f"expected an input from {_name_of(code)}, got {first}; pass a function that makes it of a photo"
+                ) from error
+            return _as_input(returned, code, rank, batched=batched)
 
         try:
             found = give(kind.sample(_WIDE))
@@ -357,31 +373,24 @@ def _calling(code: Code, channels: int | None, rank: int) -> tuple[Callable[[Any
     raise said[0]
 
 
-def _only(returned: Mapping[str, Any]) -> Any:
-    """The one input in the batch that an image processor returned."""
-    name = "pixel_values" if "pixel_values" in returned else next(iter(returned))
-    values = np.asarray(returned[name])
-    if values.ndim != 4 or len(values) != 1:
-        raise DataError(f"expected {name} of shape (1, C, height, width), got {values.shape}: no classifier's input")
-    return returned[name]
-
-
 def _as_image(photo: npt.NDArray[Any]) -> Any:
     return open_photo(photo) if photo.dtype == np.uint8 and photo.ndim in (2, 3) else photo
 
 
-def _as_input(returned: Any, code: Code, rank: int) -> Given:
-    """The input (C, height, width) in what code returned."""
+def _as_input(returned: Any, code: Code, rank: int, *, batched: bool) -> Given:
+    """The input (C, height, width) in what code returned, if need be as a batch of one."""
     if isinstance(returned, Mapping) or hasattr(returned, "keys"):
-        found = [returned[key] for key in ("pixel_values", "image", "pixels") if key in returned]
-        returned = found[0] if found else next(iter(returned.values()))
+        named = [key for key in returned if key in ("image", "images", "pixels") or "pixel_values" in key]
+        returned = returned[named[0] if named else next(iter(returned))]
     if isinstance(returned, (list, tuple)) and len(returned) == 1:
         (returned,) = returned
     if isinstance(returned, Image.Image):
         raise DataError(f"expected floats from {_name_of(code)}, got a Pillow image: add ToTensor() and Normalize(...)")
     tensor = hasattr(returned, "detach")
     values = np.asarray(returned.detach().cpu().float() if tensor and returned.is_floating_point() else returned)
-    if values.ndim == rank + 2 and len(values) == 1:
+    shape, one = values.shape, not batched or len(values) == 1
+    values = values[0] if batched and one else values
+    while values.ndim > rank + 1 and len(values) == 1:
         values = values[0]
     if values.dtype.kind != "f":
         raise DataError(
@@ -389,8 +398,15 @@ def _as_input(returned: Any, code: Code, rank: int) -> Given:
         )
     if values.ndim == rank + 1 == 3 and not tensor and values.shape[-1] in (1, 3, 4) and len(values) not in (1, 3, 4):
         values = np.moveaxis(values, -1, 0)
-    if values.ndim != rank + 1 or len(values) > min(values.shape[-2:]):
-        raise DataError(f"expected an input (C, height, width) from {_name_of(code)}, got shape {values.shape}")
+    if not one or values.ndim != rank + 1 or len(values) > min(values.shape[-2:]) or max(values.shape) > MAX_INPUT:
+        remedy = (
+            "patches: let a module that holds the classifier cut them from a picture, and pass what makes that"
+            if values.ndim < rank + 1 or max(shape) > MAX_INPUT
+            else "several pictures: switch off what cuts the photo, or pass a function that makes one picture of it"
+        )
+        raise DataError(
+            f"expected one input (C, height, width) from {_name_of(code)}, got shape {shape}, which holds {remedy}"
+        )
     return values.astype(np.float32)
 
 

@@ -27,7 +27,7 @@ from bla.model.earlier import with_earlier
 from bla.model.evidence import ask, from_all, linear_layer, sufficiency
 from bla.model.finite import unfinite
 from bla.model.heads import grid_of, read
-from bla.model.images import ImageLike, Images, Input, each, read_image
+from bla.model.images import ImageLike, Images, Input, alike, each, read_image
 from bla.model.outputs import Meaning, Output, Reading
 from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.parts import Part
@@ -235,7 +235,7 @@ class ExplainableClassifier(nn.Module):
                     raise ClassifierError("expected a target for each image, or one for all, got fewer than images")
                 readable = [item for item in batch if isinstance(item, Input)]
                 about = [question for item, question in zip(batch, questions, strict=True) if isinstance(item, Input)]
-                explained = iter(self._explanations(readable, size, about, fill if check else None) if readable else ())
+                explained = iter(self._explanations(readable, size, about, fill if check else None))
                 for item in batch:
                     yield next(explained) if isinstance(item, Input) else item
 
@@ -273,16 +273,21 @@ class ExplainableClassifier(nn.Module):
     def _explanations(
         self, inputs: Sequence[Input], size: int | None, asked: Sequence[Question], fill: str | None
     ) -> list[Explanation | Unexplained]:
-        pixels = self.batch(inputs)
-        features = self.trunk(pixels)
-        cells = features[0, 0].numel()
-        if size is not None and size > cells:
-            raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
-        about = None
-        if self.attention.class_conditional:
-            about = torch.tensor([-1 if target is None else target for target, _ in asked], device=features.device)
-        selection = self.attention(features, size=size, target=about)
-        return self.explained(inputs, pixels, features, selection, asked=asked, fill=fill)
+        found: list[Explanation | Unexplained] = []
+        for run in alike(inputs):
+            questions = asked[len(found) : len(found) + len(run)]
+            pixels = self.batch(run)
+            features = self.trunk(pixels)
+            cells = features[0, 0].numel()
+            if size is not None and size > cells:
+                raise ClassifierError(f"expected a size from 1 to {cells}, the cells of {self.name}, got {size}")
+            about = None
+            if self.attention.class_conditional:
+                each_target = [-1 if target is None else target for target, _ in questions]
+                about = torch.tensor(each_target, device=features.device)
+            selection = self.attention(features, size=size, target=about)
+            found += self.explained(run, pixels, features, selection, asked=questions, fill=fill)
+        return found
 
     def batch(self, inputs: Sequence[Input]) -> Tensor:
         """The normalised pixels (B, 3, h, w) of inputs."""

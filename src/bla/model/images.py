@@ -69,6 +69,12 @@ def each(images: Images, shape: Sequence[int] = (3, 1, 1)) -> Iterator[ImageLike
                 yield from each(row, shape) if held else [row]
 
 
+def alike(inputs: Iterable[Input]) -> Iterator[list[Input]]:
+    """The inputs in runs of one shape, each of which makes a batch."""
+    for _, run in itertools.groupby(inputs, key=lambda item: item.pixels.shape):
+        yield list(run)
+
+
 def as_photos(transform: Transform, images: Images) -> list[Any]:
     """Photos, as :meth:`bla.data.photo.Transform.read` takes them; of normalised pixels the levels that they are of."""
     found: list[Any] = []
@@ -77,7 +83,7 @@ def as_photos(transform: Transform, images: Images) -> list[Any]:
             read = read_image(transform, index, image)
             if isinstance(read, Unexplained):
                 raise DataError(read.error)
-            found.append(Photo(_levels(transform, image), transform.size[::-1], read.region))
+            found.append(Photo(_levels(transform, image), tuple(image.shape[:0:-1]), read.region))
         else:
             found.append(image.cpu().numpy() if isinstance(image, Tensor) else image)
     return found
@@ -142,8 +148,8 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
     path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
     name = path or f"image {index}"
     if isinstance(image, Tensor) and image.is_floating_point():
-        if image.shape == transform.shape:
-            whole = (0.0,) * len(transform.size) + transform.size[::-1]
+        if transform.admits(image.shape):
+            whole = (0.0,) * len(transform.size) + tuple(image.shape[:0:-1])
             levels = _levels(transform, image)
             return Input(name, image, whole, *((levels, "") if levels.ndim == 4 else picture(levels)))
         expected, came = ", ".join(map(str, transform.shape)), tuple(image.shape)

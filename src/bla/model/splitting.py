@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -118,10 +118,11 @@ def split(
                 f"{apart:.1e} of the largest: it reads the whole batch"
             )
         inside = answers.half and pixels.dtype == torch.float32  # a cast that tracing may not see
+        elsewhere = [_answered(called, shape, pixels, name) for shape in transform.shapes[1:]]
         ways = _ways(model, pixels, hooks_first=inside) if parts is None else [_named(own, parts, pixels)]
         for cut, head in _each(ways, reasons):
             try:
-                trunk, note = _checked(cut, head, answers)
+                trunk, note = _checked(cut, head, answers, elsewhere)
                 features, outputs = trunk(pixels[:2]), meant.outputs(answers.values.shape[1])
                 channels, given = features.shape[1], answers.values.dtype
                 dtype = torch.float32 if given == torch.float32 else pixels.dtype
@@ -190,8 +191,10 @@ def _each(ways: Iterable[Way], reasons: list[Exception]) -> Iterator[Parts]:
             reasons.append(error if isinstance(error, TracingError) else TracingError(said(error)))
 
 
-def _checked(trunk: nn.Module, head: nn.Module, answers: Outputs) -> tuple[nn.Module, str]:
-    """Check a split, whatever the number of images and their memory format; how it is approximate, if it is.
+def _checked(
+    trunk: nn.Module, head: nn.Module, answers: Outputs, elsewhere: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[nn.Module, str]:
+    """Check a split, whatever the number of images, their memory format and size; how it is approximate, if it is.
 
     Uniform weights give the classifier's answers, other weights others, and of a cell left out nothing is read.
     """
@@ -241,16 +244,16 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Outputs) -> tuple[nn.Mo
                 f"{leaked:.1e} of the largest with them"
             )
         worst = max(worst, leaked)
-    for rows, layout in ((slice(1), torch.contiguous_format), (slice(5), CHANNELS_LAST[pixels.ndim])):
-        pixels, expected = answers.pixels[rows].contiguous(memory_format=layout), answers.values[rows]
+    five = answers.pixels.contiguous(memory_format=CHANNELS_LAST[pixels.ndim])
+    for pixels, expected in ((answers.pixels[:1], answers.values[:1]), (five, answers.values), *elsewhere):
         try:
             features = trunk(pixels)
         except RuntimeError:  # its code views the memory
             trunk = ContiguousTrunk(trunk)
             features = trunk(pixels)
-        miss = missed(answer(features, uniform[:1].expand(len(features), *uniform.shape[1:])), expected)
+        miss = missed(answer(features, torch.full_like(features[:, 0], 1 / features[0, 0].numel())), expected)
         if not miss <= tolerance:
-            raise _UncutError(f"expected {_AVERAGE}, got one that differs by {miss:.1e} for {len(pixels)} photos")
+            raise _UncutError(f"expected {_AVERAGE}, got one that differs by {miss:.1e} for {tuple(pixels.shape)}")
         worst = max(worst, miss)
     if not note and answers.half:
         note = f"approximate: the classifier computes in half precision, where the same differs by up to {worst:.0e}"
@@ -260,6 +263,18 @@ def _checked(trunk: nn.Module, head: nn.Module, answers: Outputs) -> tuple[nn.Mo
             "photos"
         )
     return trunk, note
+
+
+def _answered(called: Calling, shape: Sequence[int], like: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Noise of two pictures of another shape than the first, and the answers."""
+    pixels = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3)).to(like)
+    try:
+        return pixels, rows_of(called(pixels), 2)
+    except Exception as error:
+        raise ClassifierError(
+            f"{name}: expected a classifier of photos of any size, as transform= makes them, got one that takes "
+            f"{tuple(like.shape[1:])} and not {tuple(shape)} ({said(error)}): add a resize or a crop to one size"
+        ) from error
 
 
 def _apart(answers: Outputs) -> float:

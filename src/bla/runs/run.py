@@ -201,6 +201,11 @@ def fit(
             "expected a classifier, whose probabilities fit learns from, got a regression: explain and export it as it "
             "is, without fit"
         )
+    if len(wrapped.transform.shapes) > 1:
+        raise ClassifierError(
+            "expected inputs of one size to learn from, got a preprocessing that makes them as large as the photo: add "
+            "a resize or a crop to one size, or explain without fit"
+        )
     _check_float32(wrapped)
     several, report = wrapped.several_labels, progress_of(report)
     if isinstance(wrapped.attention, OwnPredictionAttention):
