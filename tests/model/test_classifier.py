@@ -434,6 +434,24 @@ def timm_resnet(**settings: Any) -> nn.Module:
     return model
 
 
+class Branches(nn.Module):
+    """As CrossViT: class tokens over patches of two sizes, the average of what each says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.ModuleList(nn.Conv2d(3, 8, side, side) for side in (8, 16))
+        self.mix = nn.ModuleList(nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+        self.token, self.fc = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 3)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        rows = [self.token.expand(len(pixels), 1, 8)] * 2
+        rows = [
+            torch.cat([row, each(pixels).flatten(2).mT], dim=1) for row, each in zip(rows, self.patches, strict=True)
+        ]
+        mixed = [mix(row, row, row)[0] for row, mix in zip(rows, self.mix, strict=True)]
+        return torch.stack([self.fc(row[:, 0]) for row in mixed]).mean(dim=0)
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "timm, no pooling": (lambda: timm_resnet(global_pool=""), 96, "resnet10t: expected .*RuntimeError"),
     "timm, one colour": (lambda: timm_resnet(in_chans=1), 64, r"resnet10t: .*pixels \(5, 3, 64, 64\), .*transform="),
@@ -441,6 +459,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "all-zero head": (lambda: without_head(plain()), 48, "Sequential: expected logits that depend on .*all zero"),
     "map": (lambda: Cut(lambda net, x: net.stem(x)), 32, r"Cut: expected logits of shape .*, got \(5, 4, 8, 8\)"),
     "the photo too": (lambda: Cut(reads_the_photo_too), 32, "Cut: expected a head that reads averages of feature maps"),
+    "two grids": (Branches, 64, "Branches: expected class tokens that read .* of one grid, got 2 grids"),
     "the batch": (lambda: Cut(decides_by_the_batch), 32, "Cut: expected the same answer to a photo alone and beside"),
     "fails": (lambda: nn.Sequential(nn.Linear(5, 5)), 32, "Sequential: expected a classifier of pixels .*RuntimeError"),
     "not a number": (lambda: broken(plain()), 32, r"Sequential: .* logits, got NaN or infinity in 0.*weight \("),
@@ -466,8 +485,15 @@ def timm_vit() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("make", "size", "grid"),
-    [(vgg11, 64, (7, 7)), (alexnet, 96, (6, 6)), (vit, 64, (4, 4)), (timm_vit, 64, (4, 4)), (plain, 64, (8, 8))],
-    ids=["vgg11", "alexnet", "torchvision vit", "timm vit", "plain"],
+    [
+        (vgg11, 64, (7, 7)),
+        (alexnet, 96, (6, 6)),
+        (vit, 64, (4, 4)),
+        (timm_vit, 64, (4, 4)),
+        (plain, 64, (8, 8)),
+        (Branches, 64, (4, 4)),
+    ],
+    ids=["vgg11", "alexnet", "torchvision vit", "timm vit", "plain", "two grids of patches"],
 )
 def test_a_new_head_needs_no_other_of_the_classifier(
     make: Callable[[], nn.Module], size: int, grid: tuple[int, int]

@@ -69,10 +69,19 @@ def test_the_pixels_are_timms(config: dict[str, Any], tmp_path: Path) -> None:
         assert np.array_equal(transform.read(tmp_path / "photo.png").pixels, levels(theirs(photo), transform))
 
 
-def test_a_pipeline_that_pads_is_refused_unless_another_is_named() -> None:
+def test_a_pipeline_that_pads_is_called_as_it_is() -> None:
     model = timms(crop_mode="border")
-    with pytest.raises(ClassifierError, match=r"resnet10t: expected .*, got border, which pads"):
-        bla.explainable(model)
+    wrapped = bla.explainable(model)
+    photo = noise(60, 90)
+    made = create_transform(**resolve_model_data_config(model), is_training=False)(photo)
+    with torch.no_grad():
+        expected = model.eval()(made[None]).softmax(-1).max()
+    why = wrapped.explain(photo)[0]
+    assert why.classifier is not None
+    assert why.classifier.probability == pytest.approx(float(expected), abs=1e-6)
+    assert (why.shown, wrapped.transform.source) == ("the input that the classifier saw", "timm")
+    with pytest.raises(DataError, match="expected preprocessing that can be written down, got Compose, which is code"):
+        wrapped.transform.to_dict()
     assert transform_of(model, "squash").mode == "squash"
     assert bla.explainable(model, transform=Transform((64, 64), HALF, HALF)).transform.mode == "squash"
 

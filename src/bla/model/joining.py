@@ -83,6 +83,7 @@ class _Watching(TorchFunctionMode):
         self.fits = fits
         self.of_several_last = last
         self.joint: _Joint | None = None
+        self.grids: set[int] = set()  # of so many patches
         self.joined = self.last = torch.empty(0)
 
     def __torch_function__(
@@ -92,6 +93,7 @@ class _Watching(TorchFunctionMode):
         joint = _Joint.of(func, args, kwargs or {}) if self.joint is None or self.of_several_last else None
         if joint is not None and self.fits(joint):
             self.joint, self.joined, self.last = joint, result, result
+            self.grids.add(joint.patches.shape[1])
         elif self.joint is not None and isinstance(result, Tensor) and result.shape[1:] == self.joined.shape[1:]:
             self.last = result
         return result
@@ -220,6 +222,8 @@ class JoinedHead(_Joined, MapHead):
     """All of a classifier from where its class token joins the patch tokens, for the kept ones."""
 
     fill = None
+    grids = 1
+    """Of patch tokens that class tokens join; one is exchanged."""
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, 2D, H, W) and what is kept of each cell (B, H, W) to logits (B, K)."""
@@ -246,4 +250,6 @@ def split_at_join(own: nn.Module, pixels: Tensor) -> tuple[nn.Module, nn.Module]
         raise TracingError("expected a class token that joins patch tokens, found none")
     around = seen.joint.around
     cell = [pixels.shape[1], *(side // cells for side, cells in zip(size, grid, strict=True))]
-    return JoinedTrunk(own, around, cell), JoinedHead(own, around, cell)
+    trunk, head = JoinedTrunk(own, around, cell), JoinedHead(own, around, cell)
+    head.grids = len(seen.grids)
+    return trunk, head

@@ -285,7 +285,10 @@ def _plain_choice(returned: Any, batch: int, width: int) -> Path:
             return alike[0]
     if not found:
         came = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
-        raise OutputError(f"expected logits of shape (batch, classes), got {came}")
+        raise OutputError(
+            f"expected logits of shape (batch, classes), got {came}: pass head=K for a new head of K classes, or a "
+            "callable output= that makes logits of what it returns"
+        )
     raise OutputError(f"expected one output that may be the logits, got several: {_listed(_tensors(returned))}")
 
 

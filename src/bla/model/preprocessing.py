@@ -18,8 +18,7 @@ def transform_of(model: nn.Module, mode: Mode | None = None) -> Transform:
 
     timm's classifiers state it. torchvision's are known by the number of their parameters; of several weights with as
     many, the default ones count. A classifier of yours says so by an attribute ``transform`` that holds a
-    :class:`bla.data.photo.Transform`. ``mode`` replaces the classifier's own. A ClassifierError says that the
-    classifier pads its photos, which no mode does.
+    :class:`bla.data.photo.Transform`. ``mode`` replaces the classifier's own.
     """
     own = getattr(model, "transform", None)
     if isinstance(own, Transform):
@@ -35,16 +34,13 @@ def transform_of(model: nn.Module, mode: Mode | None = None) -> Transform:
 
 
 def _of_timm(model: nn.Module, mode: Mode | None) -> Transform:
-    from timm.data import resolve_model_data_config
+    from timm.data import create_transform, resolve_model_data_config
 
     config = resolve_model_data_config(model)
     fraction = config["crop_pct"]
     modes: dict[str, Mode] = {"center": "crop", "squash": "squash" if fraction == 1 else "squash-crop"}
-    if mode is None and config["crop_mode"] not in modes:
-        raise ClassifierError(
-            f"{name_of(model)}: expected timm's crop_mode center or squash, got {config['crop_mode']}, which pads the "
-            "photo: pass transform=bla.Transform(...), or train with mode='squash'"
-        )
+    if mode is None and config["crop_mode"] not in modes:  # it pads
+        return dataclasses.replace(transform_of_code(create_transform(**config, is_training=False)), source="timm")
     return Transform(
         size=tuple(config["input_size"][1:]),
         mean=tuple(config["mean"]),

@@ -158,7 +158,7 @@ def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name:
         if not torch.isfinite(model(pixels[:2])).all():
             raise ClassifierError(f"{name}: expected finite features, got {unfinite(own, pixels, called)}")
         try:
-            trunk = _cut_timm(model, pixels)[0] if speaks_timm(model) else _any_trunk(model, pixels)
+            trunk = _any_trunk(model, pixels)
             features = trunk(pixels)
             _check_several_cells(features, pixels)
         except Exception as error:
@@ -218,6 +218,10 @@ def _checked(
             raise _UncutError(
                 "expected a head that reads the average of the patch tokens, got one that reads a class token, which "
                 "has read every patch by then"
+            )
+        if (grids := getattr(head, "grids", 1)) > 1:
+            raise _UncutError(
+                f"expected class tokens that read the patch tokens of one grid, got {grids} grids, read together"
             )
         raise _UncutError(
             f"expected {_AVERAGE}, got one whose logits differ by {miss:.1e} of the largest when the average is "
@@ -452,13 +456,17 @@ def _any_trunk(own: nn.Module, pixels: Tensor) -> nn.Module:
     """What gives the last map, whatever follows it."""
     reasons: list[Exception] = []
     ways: tuple[Callable[[], nn.Module], ...] = (
+        *((lambda: _cut_timm(own, pixels)[0],) if speaks_timm(own) else ()),
         lambda: traced(own, pixels).trunk(),
         lambda: exported(own, pixels).trunk(),
         lambda: next(hooked(own, pixels))[0],
     )
     for way in ways:
         try:
-            return way()
-        except (TracingError, StopIteration) as error:
+            trunk = way()
+            if len(trunk(pixels)) == len(pixels):
+                return trunk
+            reasons.append(TracingError("expected a feature map for each photo, got another number"))
+        except (TracingError, _UncutError, StopIteration) as error:
             reasons.append(error)
     raise reasons[0]
