@@ -77,6 +77,7 @@ PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "mixed": lambda logits: (logits.softmax(1) + 3 * (2 * logits).softmax(1)) / 4,
     "normalised": lambda logits: nn.functional.normalize(logits.relu() + 0.01, p=1.0, dim=1),
     "log softmax": lambda logits: logits.log_softmax(1),
+    "percentages": lambda logits: 100 * logits.softmax(1),
 }
 
 
@@ -86,7 +87,7 @@ def test_probabilities_are_taken_as_such(form: Callable[[Tensor], Tensor]) -> No
     wrapped = explainable(model, transform=SMALL)
     with torch.no_grad():
         expected = model(PIXELS)
-    expected = expected.exp() if (expected < 0).any() else expected
+    expected = expected.exp() if (expected < 0).any() else expected / expected.sum(1, keepdim=True)
     torch.testing.assert_close(own(wrapped), expected, rtol=0, atol=1e-6)
     assert not wrapped.several_labels
     wrapped.explain(PIXELS[0])
@@ -108,6 +109,29 @@ def test_probabilities_that_stand_alone_are_of_several_labels(form: Callable[[Te
     assert isinstance(wrapped.attention, BoundedLogitAttention)
     with torch.no_grad():
         torch.testing.assert_close(own(wrapped), model(PIXELS), rtol=0, atol=1e-6)
+
+
+SCALED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "percentages": (lambda logits: 100 * logits.sigmoid(), "100"),
+    "stars": (lambda logits: logits[:, 0].sigmoid() * 5, "5"),
+    "clipped": (lambda logits: logits.clamp(0, 6), "6"),
+    "votes of ten": (lambda logits: 10 * logits.tanh().square(), "10"),
+}
+
+
+@pytest.mark.parametrize(("form", "most"), SCALED.values(), ids=SCALED)
+def test_numbers_that_stay_in_a_range_of_their_own_are_to_be_explained(form: Any, most: str) -> None:
+    model = Net(3, lambda _, logits, __: form(logits))
+    with pytest.raises(
+        ClassifierError, match=rf"numbers that stay from 0 to {most}: pass meaning=.* found / {most} for"
+    ):
+        explainable(model, transform=SMALL)
+    wrapped = explainable(model, transform=SMALL, output=lambda found: found / float(most))
+    with torch.no_grad():
+        expected = (model(PIXELS) / float(most)).reshape(len(PIXELS), -1)
+    given = own(wrapped) if wrapped.several_labels else own(wrapped)[:, 1:]
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-5)
+    assert not explainable(model, transform=SMALL, meaning="logits").several_labels
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.01])
@@ -158,12 +182,14 @@ class Answer:
     scores: Tensor
 
 
+MIXING = torch.randn(8, 5, generator=torch.Generator().manual_seed(4))
 FOUND: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "a pair": lambda logits, pooled: (pooled, logits),
     "by name": lambda logits, pooled: {"hidden": pooled, "logits": logits, "auxiliary": logits * 2},
     "named tuple": lambda logits, pooled: Pair(pooled, logits),
     "dataclass": lambda logits, pooled: Answer(pooled, logits),
     "nested": lambda logits, pooled: [{"out": (logits, "a word")}, None],
+    "an embedding beside": lambda logits, pooled: {"out": logits, "unit": nn.functional.normalize(pooled @ MIXING)},
     "map beside": lambda logits, pooled: (pooled[:, :, None, None].expand(-1, -1, 4, 6), logits),
 }
 
@@ -181,6 +207,7 @@ def test_the_tensor_that_is_meant_is_found(form: Callable[[Tensor, Tensor], Any]
     [
         (lambda net, logits, pooled: (logits, net.other(pooled)), 1, r"output=0 \(5, 5\), output=1 \(5, 5\)"),
         (lambda net, logits, pooled: {"fine": logits, "coarse": net.other(pooled)}, "coarse", "output='coarse'"),
+        (lambda net, logits, pooled: {"fine": logits[:, :2], "coarse": net.other(pooled)}, "coarse", "output='fine'"),
         (lambda net, logits, pooled: Answer(logits, net.other(pooled)), "scores", "output='scores'"),
         (
             lambda net, logits, pooled: [(logits, net.other(pooled))],

@@ -9,6 +9,7 @@ A softmax of these, or the sigmoid of each, gives the classifier's own probabili
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,8 @@ Path = tuple[int | str, ...]
 
 _AFFINE = ("addmm", "mm", "bmm", "baddbmm", "matmul", "linear", "convolution", "conv1d", "conv2d", "conv3d")
 _LOUD = 1e4
+_LAST = 12
+"""Of how many of the last layers is tried which outputs they make."""
 
 
 class OutputError(BlaError):
@@ -90,7 +93,7 @@ class Calling(nn.Module):
         """Choose the part that ``output`` names, by default the one that may be meant."""
         assert self._probe is not None
         (pixels, affine), self._probe = self._probe, None
-        self.chosen = _plain_choice(returned, len(pixels), affine.width) if output is None else _as_choice(output)
+        self.chosen = self._plain_choice(returned, pixels, affine.count) if output is None else _as_choice(output)
         try:
             values = _at(returned, self.chosen)
         except Exception as error:
@@ -106,6 +109,33 @@ class Calling(nn.Module):
     def choose_any(self, returned: Any) -> None:
         """Choose the first tensor, for a classifier of which only the beginning is used."""
         self.chosen, self._probe = next((path for path, _ in _tensors(returned)), ()), None
+
+    def _plain_choice(self, returned: Any, pixels: Tensor, layers: int) -> Path:
+        """The one tensor that may be meant; called ``logits``, or made last of what the others are made of, too."""
+        batch = len(pixels)
+        found = {path: rows for path, value in _tensors(returned) if (rows := as_rows(value, batch)) is not None}
+        for alike in (list(found), [path for path in found if path and path[-1] == "logits"]):
+            if len(alike) == 1:
+                return alike[0]
+        if not found:
+            came = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
+            raise OutputError(
+                f"expected logits of shape (batch, classes), got {came}: pass head=K for a new head of K classes, or a "
+                "callable output= that makes logits of what it returns"
+            )
+        last: set[Path] = set()
+        for number in range(layers, max(layers - _LAST, 0), -1):
+            with Affine(number, 2.0):
+                again = dict(_tensors(self._returned(pixels)))
+            moved = {path for path, rows in found.items() if not torch.equal(again[path].reshape_as(rows), rows)}
+            last = last or moved
+            if moved != last or len(last) > 1:
+                if len(last) == 1 and last < moved:
+                    break
+                raise OutputError(
+                    f"expected one output that may be the logits, got several: {_listed(_tensors(returned))}"
+                )
+        return last.pop()
 
     def _returned(self, pixels: Tensor) -> Any:
         rows = [_for_each(value, pixels) for value in self.inputs]
@@ -194,17 +224,23 @@ def meaning_of(model: nn.Module, answers: Outputs, reading: Reading) -> Meant:
     """What the answers mean: as the reading says, as the classifier's configuration does, or as they behave.
 
     Probabilities are within 0 and 1, and stay there whatever the last linear layer says; that is tried where the rows
-    do not sum to 1, in which case each label stands alone.
+    do not sum to the same, in which case each label stands alone.
     """
     problem = getattr(getattr(getattr(model, "model", None), "config", None), "problem_type", None)
     meaning, columns = reading.meaning, answers.values.shape[1]
     if meaning is None and problem == "regression":
         meaning = "value"
-    sums = answers.values.sum(dim=1)
-    exclusive = columns > 1 and bool(((sums - 1).abs() <= (1e-2 if answers.half else 1e-4)).all())
+    sums, positive = answers.values.sum(dim=1), bool((answers.values >= 0).all())
+    alike = (sums / sums[0] - 1).abs() <= (1e-2 if answers.half else 1e-4)
+    exclusive = columns > 1 and positive and bool(alike.all())  # also where they are percentages
     if meaning is None:
-        bounded = _within(answers.values) and (exclusive or _is_bounded(model, answers.pixels))
-        meaning = "probabilities" if bounded else "logits"
+        most = 1.0 if exclusive else _bound(model, answers) if positive else math.inf
+        if 1 + 1e-4 < most < math.inf:
+            raise OutputError(
+                f"expected logits, or probabilities from 0 to 1, got numbers that stay from 0 to {most:.3g}: pass "
+                f"meaning='value' or 'logits', or output=lambda found: found / {most:.3g} for probabilities"
+            )
+        meaning = "logits" if most == math.inf else "probabilities"
     if meaning == "value" and columns != 1:
         raise OutputError(
             f"expected one value an image, got {columns}: choose one by output=lambda found: found[:, :1]"
@@ -216,30 +252,33 @@ def meaning_of(model: nn.Module, answers: Outputs, reading: Reading) -> Meant:
     return Meant(meaning, several)
 
 
-def _within(values: Tensor) -> bool:
-    """Whether all lie from 0 to 1."""
-    return bool(((values >= 0) & (values <= 1 + 1e-4)).all())
-
-
-def _is_bounded(model: nn.Module, pixels: Tensor) -> bool:
-    """Whether answers stay from 0 to 1 when the last linear layer says far more, and the contrary."""
+def _bound(model: nn.Module, answers: Outputs) -> float:
+    """What no answer exceeds, and none falls below 0, when the last linear layer says far more, and the contrary."""
     counted = Affine()
     with counted:
-        model(pixels)
-    for factor in (_LOUD, -_LOUD):
-        with Affine(counted.count, factor):
-            if not _within(model(pixels)):
-                return False
-    return True
+        model(answers.pixels)
+    most = float(answers.values.max())
+    for sign in (1, -1):
+        reached = []
+        for factor in (_LOUD, 10 * _LOUD):
+            with Affine(counted.count, sign * factor):
+                loud = model(answers.pixels)
+            if not (loud >= 0).all():
+                return math.inf
+            reached.append(float(loud.max()))
+        if reached[1] > 2 * reached[0]:
+            return math.inf
+        most = max(most, *reached)
+    return most
 
 
 class Affine(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts linear layers and convolutions, and knows the last one's width; multiplies the one of this number."""
+    """Counts linear layers and convolutions; multiplies what the one of this number gives."""
 
     def __init__(self, number: int | None = None, factor: float = 1.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.number, self.factor = number, factor
-        self.count = self.width = 0
+        self.count = 0
         self.half = False
 
     def __torch_dispatch__(
@@ -248,7 +287,6 @@ class Affine(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in _AFFINE:
             self.count += 1
-            self.width = result.shape[1 if result.ndim > 3 else -1]
             self.half |= result.dtype in (torch.float16, torch.bfloat16)
             if self.count == self.number:
                 result = result * self.factor
@@ -271,25 +309,6 @@ def _for_each(value: Any, pixels: Tensor) -> Any:
     if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1:
         return value.expand(pixels.shape[0], *value.shape[1:])
     return value
-
-
-def _plain_choice(returned: Any, batch: int, width: int) -> Path:
-    """The one tensor that may be meant; called ``logits``, or as wide as the last linear layer, where several may."""
-    found = {path: rows for path, value in _tensors(returned) if (rows := as_rows(value, batch)) is not None}
-    for alike in (
-        list(found),
-        [path for path in found if path and path[-1] == "logits"],
-        [path for path, rows in found.items() if rows.shape[1] == width],
-    ):
-        if len(alike) == 1:
-            return alike[0]
-    if not found:
-        came = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
-        raise OutputError(
-            f"expected logits of shape (batch, classes), got {came}: pass head=K for a new head of K classes, or a "
-            "callable output= that makes logits of what it returns"
-        )
-    raise OutputError(f"expected one output that may be the logits, got several: {_listed(_tensors(returned))}")
 
 
 def _tensors(returned: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:

@@ -13,10 +13,11 @@ from bla import BlaError
 from bla.data.photo import Transform
 from bla.model.finite import unfinite
 from bla.model.heads import MapHead, TimmHead, TimmMapHead, read, reads_maps
-from bla.model.hooking import hooked
+from bla.model.hooking import HookedHead, HookedMapHead, hooked
 from bla.model.joining import split_at_join
 from bla.model.outputs import Affine, Calling, Meant, MeantHead, OutputError, Outputs, Reading, meaning_of, rows_of
 from bla.model.parts import Part, named_parts
+from bla.model.placing import places
 from bla.model.tracing import Graph, ReadsMoreError, TokenTrunk, TracingError, exported, said, traced
 
 SELF_CHECK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -113,9 +114,15 @@ def split(
         model = own if called.is_plain else called
         apart = _apart(answers)
         if apart > (1e-1 if answers.half else 1e-3):
+            alone, again = rows_of(called(pixels[:1]), 1), rows_of(called(pixels[:1]), 1)
+            if torch.equal(alone, again):
+                raise ClassifierError(
+                    f"{name}: expected the same answer to a photo alone and beside others, got one that differs by "
+                    f"{apart:.1e} of the largest: it reads the whole batch"
+                )
             raise ClassifierError(
-                f"{name}: expected the same answer to a photo alone and beside others, got one that differs by "
-                f"{apart:.1e} of the largest: it reads the whole batch"
+                f"{name}: expected the same answer each time, got one that differs by {apart:.1e} of the largest: turn "
+                "off what is random in evaluation mode, such as dropout with training=True"
             )
         inside = answers.half and pixels.dtype == torch.float32  # a cast that tracing may not see
         elsewhere = [_answered(called, shape, pixels, name) for shape in transform.shapes[1:]]
@@ -229,7 +236,9 @@ def _checked(
         )
     note = _prepared(head, features, answer, missed, strict) if isinstance(head, MapHead) else ""
     first, last = torch.zeros_like(uniform), torch.zeros_like(uniform)
-    first[_cell(first, 0)] = last[_cell(last, -1)] = 1
+    flat = features.flatten(2)
+    unlike = int((flat - flat[..., :1]).abs().sum(dim=(0, 1)).argmax())
+    first.flatten(1)[:, 0] = last.flatten(1)[:, unlike] = 1
     if not missed(answer(features, first), answer(features, last)) > 0:
         alike = torch.equal(features, features[..., :1, :1].expand_as(features))
         never = alike or torch.equal(answers.values, answers.values[:1].expand_as(answers.values))
@@ -259,6 +268,13 @@ def _checked(
         if not miss <= tolerance:
             raise _UncutError(f"expected {_AVERAGE}, got one that differs by {miss:.1e} for {tuple(pixels.shape)}")
         worst = max(worst, miss)
+    found = places(trunk, answers.pixels, guessed=isinstance(head, (HookedHead, HookedMapHead)))
+    if not found.in_order:
+        raise _UncutError(
+            "expected a feature map whose cells lie where the photo's pixels do, got one turned, mirrored or in "
+            "another order"
+        )
+    note = note or found.note
     if not note and answers.half:
         note = f"approximate: the classifier computes in half precision, where the same differs by up to {worst:.0e}"
     elif not note and worst > strict:
