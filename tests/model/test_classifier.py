@@ -518,6 +518,16 @@ def test_a_new_head_needs_no_other_of_the_classifier(
     assert taken(pixels).shape == (2, 4)
 
 
+def test_heads_without_gradients_are_refused() -> None:
+    class Rounded(nn.Module):
+        def forward(self, pooled: Tensor) -> Tensor:
+            return torch.from_numpy(pooled.detach().numpy() @ np.ones((8, 3), np.float32))
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Rounded())
+    with pytest.raises(ClassifierError, match=r"a head with gradients, .*: wrap the classifier before"):
+        explainable(net, transform=inputs(32))
+
+
 def test_heads_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ClassifierError, match="expected a head of at least one class, got 0"):
         explainable(plain(), head=0, transform=inputs(64))

@@ -146,6 +146,15 @@ def test_logits_that_happen_to_lie_between_0_and_1_are_logits(scale: float) -> N
     assert declared.several_labels
 
 
+def test_an_output_is_bounded_by_its_own_layer_and_not_by_another_that_comes_later() -> None:
+    model = Net(3, lambda net, logits, pooled: {"fine": logits, "coarse": net.other(pooled)}, scale=1e-3)
+    nn.init.uniform_(model.fc.bias, 0.2, 0.3)
+    wrapped = explainable(model, transform=SMALL, output="fine")
+    assert not wrapped.several_labels
+    with torch.no_grad():
+        torch.testing.assert_close(own(wrapped), model(PIXELS)["fine"].softmax(1))
+
+
 VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda value: value,
     "squeezed": lambda value: value.squeeze(1),

@@ -33,6 +33,7 @@ from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_code
 from bla.model.splitting import CHANNELS_LAST, ClassifierError, split, split_for
+from bla.model.tracing import said as raised
 from bla.model.votes import votes
 from bla.progress import show
 
@@ -519,6 +520,13 @@ def explainable(
         )
     if getattr(attention, "judge", found.head) is None:  # of a class-conditional one
         attention.judged_by(found.head)
+        try:
+            attention.eval()(found.trunk(torch.zeros(1, *transform.shape).to(like)))
+        except RuntimeError as error:
+            raise ClassifierError(
+                f"{name}: expected a head with gradients, by which cells are ordered, got {raised(error)}: wrap the "
+                "classifier before it is quantised"
+            ) from error
     if found.note:
         show(f"{name}: {found.note}", 0, 0)
     return ExplainableClassifier(

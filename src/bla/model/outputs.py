@@ -253,22 +253,22 @@ def meaning_of(model: nn.Module, answers: Outputs, reading: Reading) -> Meant:
 
 
 def _bound(model: nn.Module, answers: Outputs) -> float:
-    """What no answer exceeds, and none falls below 0, when the last linear layer says far more, and the contrary."""
-    counted = Affine()
+    """What no answer exceeds, and none falls below 0, when their last linear layer says far more, and the contrary."""
+    counted, most = Affine(), float(answers.values.max())
     with counted:
-        model(answers.pixels)
-    most = float(answers.values.max())
+        plain = model(answers.pixels)
+
+    def said(number: int, factor: float) -> Tensor:
+        with Affine(number, factor):
+            found: Tensor = model(answers.pixels)
+        return found
+
+    last = next((each for each in range(counted.count, 0, -1) if not torch.equal(said(each, 2.0), plain)), 0)
     for sign in (1, -1):
-        reached = []
-        for factor in (_LOUD, 10 * _LOUD):
-            with Affine(counted.count, sign * factor):
-                loud = model(answers.pixels)
-            if not (loud >= 0).all():
-                return math.inf
-            reached.append(float(loud.max()))
-        if reached[1] > 2 * reached[0]:
+        loud = [said(last, sign * factor) for factor in (_LOUD, 10 * _LOUD)]
+        if not last or min(each.min() for each in loud) < 0 or loud[1].max() > 2 * loud[0].max():
             return math.inf
-        most = max(most, *reached)
+        most = max(most, *(float(each.max()) for each in loud))
     return most
 
 
