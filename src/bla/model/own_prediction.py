@@ -39,7 +39,7 @@ _LEAST = 0.5
 class _Score(nn.Module):
     """Clues (B, 4, H, W) and channels of an earlier map to u: what is learnt, and a share of the contrast.
 
-    That counts as it is before training, and averaged over neighbours after it.
+    That is averaged over neighbours; ``shares`` are of the contrast as it is, in weights of before, and of the averaged.
     """
 
     shares: Tensor
@@ -56,7 +56,7 @@ class _Score(nn.Module):
                 f"{HIDDEN}; got {tuple(hidden)}"
             )
         first, second, projected = hidden
-        self.register_buffer("shares", torch.tensor([1.0, 0.0]))
+        self.register_buffer("shares", torch.tensor([0.0, 1.0]))
         self.register_buffer("bound", torch.tensor(-_UNTRAINED_BOUND))
         self.register_buffer("least", torch.tensor(1))
         self.register_buffer("mean", torch.zeros(earlier, 1, 1))
@@ -93,14 +93,15 @@ def _slices(values: Tensor) -> Tensor:
 class OwnPredictionAttention(JudgedAttention):
     r"""Bounded logits that explain the prediction of a classifier that stays as it is.
 
-    .. math:: -u_n = a(x)_n + s \, \text{contrast}_n, \quad
+    .. math:: -u_n = a(x)_n + s \, \overline{\text{contrast}}_n, \quad
               x_n = (\text{contrast}_n, \; l_n, \; l_n - l^{(2)}_n, \; \lVert F_n \rVert, \; \text{earlier}_n)
 
     Each of the first four is standardised over the map's cells; :mod:`bla.model.evidence` defines three of them. The
     earlier map, if the trunk gives one (:mod:`bla.model.earlier`), is projected to few channels. a is two 3x3
-    convolutions; untrained it is constant, and the ranking is by the contrast, "c - E". Trained on the classifier's
-    answers to masked photos (:mod:`bla.training.masked`) it is what a cell's *pixels* contribute, and the contrast,
-    averaged over neighbours, counts beside it: on held-out photos the two together beat either.
+    convolutions; untrained it is constant, and the ranking is by the contrast, "c - E", averaged over 3x3 cells: what a
+    cell says, its neighbours have seen, too. Trained on the classifier's answers to masked photos
+    (:mod:`bla.training.masked`) a is what a cell's *pixels* contribute, and on held-out photos the two together beat
+    either.
 
     The cells at the bound are the selection, after training at least half as many as on average: the pixels of one or
     two cells alone seldom keep a class. Where the head would not give the classifier's class from them, the bound
@@ -152,7 +153,7 @@ class OwnPredictionAttention(JudgedAttention):
                 layer.reset_parameters()
         for value in self._last_layer():
             nn.init.zeros_(value)
-        self._score.shares.copy_(torch.tensor([1.0, 0.0]))
+        self._score.shares.copy_(torch.tensor([0.0, 1.0]))
         self._score.bound.fill_(-_UNTRAINED_BOUND)
         self.least.fill_(1)
 
@@ -201,7 +202,7 @@ class OwnPredictionAttention(JudgedAttention):
     @property
     def post_hoc_setup(self) -> str:  # type: ignore[override]
         """What explanations are signed with."""
-        return UNTRAINED if self._score.shares[0] else TRAINED
+        return UNTRAINED if self._score.shares.sum() == 1 else TRAINED
 
     def _network(self, channels: int, hidden: Sequence[int]) -> nn.Module:
         return _Score(self.earlier, hidden)
