@@ -208,12 +208,12 @@ def measured(
 
 
 def draw(tiles: ImageSet, rankings: dict[str, Tensor], size: Any, file: Path) -> None:
-    """Twelve tiles, kinds in turn: the defect's outline in red, the cells of CAM and of the fitted explainer beside."""
+    """Twelve tiles, kinds in turn: the defect's outline in red, the cells of CAM and of the default explanation."""
     assert tiles.labels is not None
     assert tiles.masks is not None
     by_kind = [np.flatnonzero(tiles.labels == label) for label in np.unique(tiles.labels)]
     shown = [kind[place] for place in range(12) for kind in by_kind if place < len(kind)][:12]
-    side, methods = 200, ("cam", FITTED)
+    side, methods = 200, ("cam", UNTRAINED)
     page = Image.new("RGB", (6 * (side + 8), 4 * (side + 26)), "white")
     for place, index in enumerate(shown):
         with Image.open(tiles.path(index)) as photo, Image.open(tiles.root / tiles.masks[index]) as mask:
@@ -232,14 +232,16 @@ def draw(tiles: ImageSet, rankings: dict[str, Tensor], size: Any, file: Path) ->
                 pen.rectangle(box, outline=(255, 220, 0), width=2)
             left, top = (2 * (place % 3) + column) * (side + 8), place // 3 * (side + 26)
             page.paste(tile, (left, top + 18))
-            title = f"{tiles.classes[tiles.labels[index]]}, {'CAM' if name == 'cam' else 'fitted'}"
+            title = f"{tiles.classes[tiles.labels[index]]}, {'CAM' if name == 'cam' else 'default'}"
             ImageDraw.Draw(page).text((left + 2, top + 3), title, fill="black")
     page.save(file)
 
 
 def joined(folds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The folds' tiles one after another, sorted by name so that inputs of two sizes can be paired."""
+    """The folds' tiles one after another, by name so that inputs of two sizes pair; without those of empty masks."""
     order = np.argsort(np.concatenate([fold["tiles"] for fold in folds]), kind="stable")
+    shares = np.concatenate([fold["values"][FITTED]["on own"] for fold in folds])
+    order = order[np.isfinite(shares[order])]
     values = {
         name: {
             key: np.concatenate([fold["values"][name][key] for fold in folds])[order].tolist()

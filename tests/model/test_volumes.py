@@ -139,12 +139,12 @@ def test_a_volume_is_resized_along_every_side() -> None:
 
 def test_pictures_show_the_slice_of_most_regions(wrapped: ExplainableClassifier) -> None:
     scan = volume(shape=(20, 32, 48))
-    why = wrapped.explain(scan, size=5)[0]
+    why = wrapped.explain(scan, size=30)[0]
     layer = int(why.selected.sum(axis=(1, 2)).argmax())
     held = int(why.selected[layer].sum())
     assert why.slice == layer
     assert why.view == f"{held} in this layer, {layer + 1} of 2: slice {(5, 15)[layer]} of 20"
-    assert f"Outlined: 5 of 48 regions ({why.view})." in words(why).regions
+    assert f"Outlined: 30 of 48 regions ({why.view})." in words(why).regions
     levels = (scan[(4, 14)[layer]] / 2000 + 0.5) * 255
     assert np.abs(np.asarray(why.upright()) - levels).max() <= 1
     mask = why.mask()
@@ -156,7 +156,7 @@ def test_pictures_show_the_slice_of_most_regions(wrapped: ExplainableClassifier)
     for drawn in (why.picture(), why.picture(panel="paper"), why.picture(heat="smooth")):
         assert drawn.mode == "RGB"
     assert f"slice {(5, 15)[layer]} of 20" not in str(why)
-    assert "from 5 of 48 cells" in str(why)
+    assert "from 30 of 48 cells" in str(why)
     flat = why.sliced(1 - layer)
     assert (flat.grid, flat.region) == ((4, 6), (0, 0, 48, 32))
 

@@ -39,7 +39,7 @@ _LEAST = 0.5
 class _Score(nn.Module):
     """Clues (B, 4, H, W) and channels of an earlier map to u: what is learnt, and a share of the contrast.
 
-    That is averaged over neighbours; ``shares`` are of the contrast as it is, in weights of before, and of the averaged.
+    That is averaged over neighbours; ``shares`` are of the contrast as it was in older weights, and of its average.
     """
 
     shares: Tensor
