@@ -150,6 +150,13 @@ def test_one_site_may_frame_the_page(engine: Engine) -> None:
         application(engine, framed_by="https://huggingface.co; script-src *")
 
 
+@pytest.mark.parametrize("transform", [Transform((8, 8, 8), (0.5,), (0.5,)), Transform((8, 8), (0.5,) * 5, (0.5,) * 5)])
+def test_what_takes_no_photo_is_not_served(engine: Engine, transform: Transform, monkeypatch: Any) -> None:
+    monkeypatch.setattr(engine, "transform", transform)
+    with pytest.raises(BlaError, match=r"an explainer of photos, got one of arrays .*: explain these in Python"):
+        application(engine)
+
+
 def bad_photos() -> Iterator[tuple[str, bytes]]:
     whole = {form: photo(form=form) for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")}
     for form, content in whole.items():

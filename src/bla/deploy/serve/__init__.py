@@ -48,6 +48,10 @@ def application(
     token: what a request must hold (:class:`bla.web.envelope.Envelope`), except one for ``/healthz``.
     framed_by: a site, such as https://huggingface.co, that may show the page in a frame; by default none may.
     """
+    if len(engine.transform.size) == 3 or engine.transform.channels > 4:
+        raise BlaError(
+            f"expected an explainer of photos, got one of arrays {engine.transform.shape}: explain these in Python"
+        )
     if framed_by is not None and not re.fullmatch(r"https?://[\w.:*-]+", framed_by, re.ASCII):
         raise BlaError(f"expected a site such as https://huggingface.co, without a path, got {framed_by!r}")
     app = FastAPI(
