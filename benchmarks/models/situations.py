@@ -35,6 +35,7 @@ from bla.model.evidence import from_all
 
 SIZE = (32, 48)
 SMALL = Transform(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+ONES = torch.ones(5, 4)
 BATCHES = [torch.randn(size, 3, *SIZE, generator=torch.Generator().manual_seed(size)) for size in (1, 2, 5)]
 
 
@@ -191,13 +192,34 @@ READS: dict[str, Callable[..., Any]] = {
     "recurrent": lambda n, x, f: n.fc(n.rnn(f.flatten(2).mT)[0][:, -1]),
     "also the photo": lambda n, x, f: mean(n, x, f) + x[:, 0, 0, :5],
     "also the batch": lambda n, x, f: mean(n, x, f) + f.mean(),
+    "at random": lambda n, x, f: n.fc(functional.dropout(f.mean((2, 3)), training=True)),
+    "layer norm over channels": lambda n, x, f: n.fc(functional.layer_norm(f.movedim(1, -1), (8,)).mean((1, 2))),
+    "layer norm after the mean": lambda n, x, f: n.fc(functional.layer_norm(f.mean((2, 3)), (8,))),
+    "cosine": lambda n, x, f: 30 * functional.linear(functional.normalize(f.mean((2, 3))), n.fc.weight),
+    "distance to prototypes": lambda n, x, f: -torch.cdist(f.mean((2, 3)), n.fc.weight),
+    "bilinear": lambda n, x, f: (f.flatten(2) @ f.flatten(2).mT).flatten(1)[:, :40].reshape(-1, 5, 8).mean(2) / 24,
+    "mean and pyramid": lambda n, x, f: n.twice(torch.cat([f.mean((2, 3)), f[:, :, ::2, ::3].amax(2).mean(2)], 1)),
+    "median": lambda n, x, f: n.fc(f.flatten(2).median(2).values),
 }  # fmt: skip
+INSIDE: dict[str, Callable[[Tensor], Tensor]] = {
+    "padded": lambda x: functional.pad(x, (16, 16, 16, 16)),
+    "padded to a square": lambda x: functional.pad(x, (0, 0, 8, 8)),
+    "cropped": lambda x: x[:, :, 8:-8, 8:-8],
+    "resized": lambda x: functional.interpolate(x, size=(64, 96), mode="bilinear"),
+    "normalised": lambda x: (x - 0.1) / 0.3,
+    "mirrored": lambda x: x.flip(-1),
+    "turned": lambda x: x.mT,
+}
 
 
 def structures() -> Iterator[Situation]:
     """How the map is read, and the form in which the classifier comes."""
     for name, read in READS.items():
         yield Situation("head", name, lambda read=read: Net(read))
+    for name, change in INSIDE.items():
+        yield Situation("inside", name, lambda change=change: Around(lambda m, x: m[0](change(x)), Net(mean)))
+    both: Callable[..., Any] = lambda m, x: m[0](x) + m[0](x.flip(-1))  # noqa: E731
+    yield Situation("inside", "also mirrored", lambda: Around(both, Net(mean)))
     yield Situation("head", "no map at all", lambda: nn.Sequential(nn.Flatten(), nn.Linear(4608, 8), nn.Linear(8, 5)))
     for last in (False, True):
         where = "behind" if last else "before"
@@ -246,6 +268,10 @@ def outputs() -> Iterator[Situation]:
         "softmax": (lambda v: v.softmax(1), {}, lambda p: p),
         "log softmax": (lambda v: v.log_softmax(1), {}, lambda p: p.exp()),
         "sigmoids": (lambda v: (v / 9).sigmoid(), {}, lambda p: p),
+        "percentages": (lambda v: 100 * v.softmax(1), {}, lambda p: p / 100),
+        "percentages, each alone": (lambda v: 100 * v.sigmoid(), {}, lambda p: p / 100),
+        "percentages, divided": (lambda v: 100 * (v / 9).sigmoid(), {"output": lambda p: p / 100}, lambda p: p / 100),
+        "an embedding beside": (lambda v: (v, functional.normalize(v @ ONES)), {}, lambda r: r[0].softmax(1)),
         "sigmoid of logits, declared": (lambda v: v / 9, {"several_labels": True}, torch.sigmoid),
         "a tuple": (lambda v: (v, "more"), {}, lambda r: r[0].softmax(1)),
         "a dictionary": (lambda v: {"logits": v, "twice": 2 * v}, {}, lambda r: r["logits"].softmax(1)),

@@ -47,6 +47,7 @@ MARKED: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int], str]] = {
     "padded": (lambda x: functional.pad(x, (16, 16, 16, 16)), (12, 12), "80 cells read nothing of the photo"),
     "to a square": (lambda x: functional.pad(x, (0, 0, 0, 32)), (12, 8), "32 cells read nothing of the photo"),
     "its centre": (lambda x: x[:, :, 16:-16, 16:-16], (4, 4), "nothing is read of the photo's edge"),
+    "a few cells of it": (lambda x: x[:, :, 24:-24, 24:-24], (2, 2), "nothing is read of the photo's edge"),
     "resized": (lambda x: functional.interpolate(x, size=(96, 96)), (12, 12), ""),
     "less a margin below a cell": (lambda x: x[:, :, 2:-2, 2:-2], (7, 7), ""),
 }

@@ -26,17 +26,31 @@ def places(trunk: nn.Module, pixels: Tensor, *, guessed: bool) -> Places:
     """
     features = trunk(pixels)
     grid = features.shape[2:]
-    if min(grid) < _MANY:
-        return Places(in_order=True)
     one, other = pixels[1:2], pixels[2:3]
+    if min(grid) >= _MANY and not _in_order(trunk, one, other, features[1:2], guessed=guessed):
+        return Places(in_order=False)
+    still = (features == features[:1]).all(dim=1).all(dim=0)
+    if still.any():
+        return Places(True, f"approximate: {int(still.sum())} cells read nothing of the photo, which is padded inside")
+    edges = [side // (2 * cells) for side, cells in zip(one.shape[2:], grid, strict=True)]
+    inner = [slice(edge, side - edge) for edge, side in zip(edges, one.shape[2:], strict=True)]
+    framed = other.clone()
+    framed[:, :, *inner] = one[:, :, *inner]
+    if torch.equal(trunk(framed), trunk(one)):
+        return Places(True, "approximate: nothing is read of the photo's edge, so that cells lie further in than shown")
+    return Places(in_order=True)
+
+
+def _in_order(trunk: nn.Module, one: Tensor, other: Tensor, features: Tensor, *, guessed: bool) -> bool:
+    """Whether what changes lies where the picture is exchanged for half of another; ``features`` are of the first."""
     moves, contrasts = [], []
-    for side in range(2, pixels.ndim):
+    for side in range(2, one.ndim):
         halves = [each.tensor_split(2, dim=side) for each in (one, other)]
         before, after = (
-            (trunk(torch.cat([halves[first][0], halves[1 - first][1]], dim=side)) - features[1:2])[0].abs().double()
+            (trunk(torch.cat([halves[first][0], halves[1 - first][1]], dim=side)) - features)[0].abs().double()
             for first in (1, 0)
         )
-        moves.append(torch.stack([_centres(after, each) - _centres(before, each) for each in range(len(grid))]))
+        moves.append(torch.stack([_centres(after, each) - _centres(before, each) for each in range(one.ndim - 2)]))
         contrasts.append((after - before).abs().sum() / (after + before).sum())
     each = torch.stack(moves)  # (sides of the photo, sides of the map, channels)
     own = each.diagonal().mT
@@ -45,18 +59,7 @@ def places(trunk: nn.Module, pixels: Tensor, *, guessed: bool) -> Places:
     turned = (typical - typical.diagonal()[:, None] > 0.1).any()
     contrast = torch.stack(contrasts)
     lost = typical.diagonal() < torch.where(contrast > 0.7, 0.15, 0.02 if guessed else -1.0)
-    if mirrored or turned or lost.any():
-        return Places(in_order=False)
-    still = (features == features[:1]).all(dim=1).all(dim=0)
-    if still.any():
-        return Places(True, f"approximate: {int(still.sum())} cells read nothing of the photo, which is padded inside")
-    edges = [-(-side // cells) for side, cells in zip(one.shape[2:], grid, strict=True)]
-    inner = [slice(edge, side - edge) for edge, side in zip(edges, one.shape[2:], strict=True)]
-    framed = other.clone()
-    framed[:, :, *inner] = one[:, :, *inner]
-    if torch.equal(trunk(framed), trunk(one)):
-        return Places(True, "approximate: nothing is read of the photo's edge, so that cells lie further in than shown")
-    return Places(in_order=True)
+    return not (mirrored or turned or lost.any())
 
 
 def _centres(change: Tensor, side: int) -> Tensor:
