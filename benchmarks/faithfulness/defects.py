@@ -6,9 +6,9 @@ The folder has `images/KIND`, and `masks/KIND` for the kinds with a defect. By s
 fine-tuned as a practitioner would on few photos: its last stage and a new head, with mirrored copies. The defects held
 out are explained, for the class that the classifier predicts, whether or not it is right: by `bla.explainable`
 untrained, and by `bla.fit` on the training photos of the fold. All rankings are cut to the same shares of the tile, and
-to the fitted explainer's own size. By tile, of a selection: does it touch the defect (hit), which share of it is on the
-defect (on), which share of the defect is in it (found); and does the best cell touch it (best). Random cells first:
-what chance reaches. If interrupted, rerun the command: it resumes.
+to the size that the default chooses. By tile, of a selection: does it touch the defect (hit), which share of it is on
+the defect (on), which share of the defect is in it (found); and does the best cell touch it (best). Random cells come
+first: what chance reaches. If interrupted, rerun the command: it resumes.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def measured(
     splits: Splits, features: Callable[[], Tensor], trained_on: list[int], side: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Train on a fold's training photos, explain the defects of the others."""
-    train, test, seed = splits.train, splits.test, arguments.seed
+    train, test, seed, masks = splits.train, splits.test, arguments.seed, arguments.masks[arguments.sides.index(side)]
     assert train.labels is not None
     assert test.labels is not None
     model = fine_tuned(features()[trained_on], train.labels, len(train.classes), arguments.epochs, seed)
@@ -166,7 +166,8 @@ def measured(
         said = torch.cat([pooled(pixels).argmax(dim=1) for _, pixels in batches(classifier, photos)])
     right, on = (said.numpy() == test.labels), defective(test)
     rows, tiles = np.flatnonzero(on), test.subset(on)
-    rankings = {method.name: [] for method in rivals(classifier, seed)} | {UNTRAINED: [], FITTED: []}
+    last = FITTED if masks else UNTRAINED
+    rankings = {method.name: [] for method in rivals(classifier, seed)} | {UNTRAINED: [], last: []}
     own: list[Tensor] = []
 
     def rank(names: dict[str, Any]) -> None:
@@ -182,14 +183,15 @@ def measured(
                 with torch.no_grad():
                     selection = classifier.attention(maps)
                 rankings[name].append(selection.unbounded.float())
-                if name == FITTED:
+                if name == last:
                     own.append((selection.hard > 0).sum(dim=(1, 2)))
 
     rank({method.name: method for method in rivals(classifier, seed)} | {UNTRAINED: None})
-    bla.fit(classifier, train, masks=arguments.masks, seed=seed, cache=arguments.out / "cache")
-    rank({FITTED: None})
+    if masks:
+        bla.fit(classifier, train, masks=masks, seed=seed, cache=arguments.out / "cache")
+        rank({FITTED: None})
     whole = {name: torch.cat(parts) for name, parts in rankings.items()}
-    covered = coverage(classifier, tiles, tuple(whole[FITTED].shape[1:]))
+    covered = coverage(classifier, tiles, tuple(whole[last].shape[1:]))
     assert covered is not None
     cells = covered[0].numel()
     sizes: dict[str, Tensor | int] = {f"{area:.0%}": max(1, round(area * cells)) for area in AREAS}
@@ -240,7 +242,7 @@ def draw(tiles: ImageSet, rankings: dict[str, Tensor], size: Any, file: Path) ->
 def joined(folds: list[dict[str, Any]]) -> dict[str, Any]:
     """The folds' tiles one after another, by name so that inputs of two sizes pair; without those of empty masks."""
     order = np.argsort(np.concatenate([fold["tiles"] for fold in folds]), kind="stable")
-    shares = np.concatenate([fold["values"][FITTED]["on own"] for fold in folds])
+    shares = np.concatenate([fold["values"][UNTRAINED]["on own"] for fold in folds])
     order = order[np.isfinite(shares[order])]
     values = {
         name: {
@@ -266,17 +268,18 @@ def table(by_side: dict[int, dict[str, Any]]) -> str:
     for side, found in by_side.items():
         low, high = (found["accuracy"][end] for end in ("low", "high"))
         lines += [f"Input {side}: accuracy {found['accuracy']['mean']:.3f} ({low:.3f} to {high:.3f}), of the"
-                  f" {len(found['values'][FITTED]['best'])} defects {found['named']:.3f} named right; own size"
+                  f" {len(found['values'][UNTRAINED]['best'])} defects {found['named']:.3f} named right; own size"
                   f" {found['own']:.1%} of the tile.", ""]  # fmt: skip
         for measure, title in MEASURES.items():
-            apart = [f"{ours} less it, {area}" for ours in (FITTED, UNTRAINED) for area in areas]
+            defaults = [ours for ours in (UNTRAINED, FITTED) if ours in found["values"]]
+            apart = [f"{ours} less it, {area}" for ours in defaults for area in areas]
             lines += row(f"{title}, {side}", *areas, *["best"] * (measure == "hit"), *apart, ruled=True)
             for name, values in found["values"].items():
                 keys = [f"{measure} {area}" for area in areas]
                 means = [f"{np.mean(values[key]):.3f}" for key in keys + ["best"] * (measure == "hit")]
                 apart = [
                     "" if name == ours else span(difference(found["values"][ours][key], values[key]))
-                    for ours in (FITTED, UNTRAINED)
+                    for ours in defaults
                     for key in keys
                 ]
                 lines += row(found["titles"][name], *means, *apart)
@@ -285,11 +288,11 @@ def table(by_side: dict[int, dict[str, Any]]) -> str:
         (small, first), (large, second) = by_side.items()
         for measure, title in MEASURES.items():
             lines += row(f"{title}, {large} less {small}", *areas[:-1], ruled=True)
-            for name, values in second["values"].items():
+            for name in [each for each in second["values"] if each in first["values"]]:
                 keys = [f"{measure} {area}" for area in areas[:-1]]
                 lines += row(
                     second["titles"][name],
-                    *(span(difference(values[key], first["values"][name][key])) for key in keys),
+                    *(span(difference(second["values"][name][key], first["values"][name][key])) for key in keys),
                 )
             lines.append("")
     return "\n".join([*lines, "95% intervals, paired by tile."])
@@ -303,7 +306,8 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[224, 448], help="of the input, in pixels")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--masks", type=int, default=8, help="masked copies of each photo to fit the default on")
+    parser.add_argument("--masks", type=int, nargs="+", default=[8, 0], help="masked copies of each photo to fit the"
+                        " default on, for each input; 0: untrained alone")  # fmt: skip
     parser.add_argument("--picture", type=Path, help="where to draw twelve tiles, for each input")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -316,7 +320,8 @@ def main() -> None:
         folds = []
         for number, splits in enumerate(tiles.folds(arguments.folds, arguments.seed)):
             rows = [places[name] for name in splits.train.names]
-            file = arguments.out / f"{side}-{arguments.epochs}-{arguments.masks}-{arguments.seed}-{number}.json"
+            setting = (side, arguments.epochs, arguments.masks[arguments.sides.index(side)], arguments.seed, number)
+            file = arguments.out / f"{'-'.join(map(str, setting))}.json"
             folds.append(kept(file, partial(measured, splits, features, rows, side, arguments)))
         by_side[side] = joined(folds)
     print(json.dumps(by_side) if arguments.json else table(by_side))

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.faithfulness import backgrounds, defects
+from bla.comparison.methods import centre_disc, random_cells
 from bla.data.image_sets import ImageSet
 from small import CHANNELS, Tiny, photo
 
@@ -62,7 +63,11 @@ def test_tiles_with_and_without_a_defect_are_read_and_explained(
     assert defects.defective(tiles).tolist() == [True] * 6 + [False] * 6
     assert tiles.coverage(0, (0, 0, 50, 30), (3, 5)) is not None
 
-    arguments = ["--out", tmp_path / "out", "--sides", 24, 48, "--folds", 2, "--epochs", 1]
+    # all of them are in the test of backgrounds
+    monkeypatch.setattr(defects, "rivals", lambda *_: [random_cells(0), centre_disc()])
+    monkeypatch.setattr(defects, "draw", lambda *drawn: pages.append(drawn))
+    pages: list[Any] = []
+    arguments = ["--out", tmp_path / "out", "--sides", 24, 48, "--masks", 2, 0, "--folds", 2, "--epochs", 1]
     picture = tmp_path / "page.png"
     monkeypatch.setattr("sys.argv", ["defects", *map(str, [tmp_path, *arguments, "--picture", picture])])
     defects.main()
@@ -70,7 +75,7 @@ def test_tiles_with_and_without_a_defect_are_read_and_explained(
     assert "of the 6 defects" in text
     assert "| random cells |" in text
     assert "defects hit, 48 less 24" in text
-    assert picture.with_suffix(".24.png").stat().st_size > 1000
+    assert [page[3].name for page in pages] == ["page.24.png"] * 2 + ["page.48.png"] * 2
     monkeypatch.setattr(defects, "measured", pytest.fail)  # nothing is measured again
     defects.main()
     assert capsys.readouterr().out == text
@@ -129,3 +134,16 @@ def test_the_misled_photos_are_explained(tmp_path: Path, capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert "1 trainings; right on a twin" in text
     assert text.count("| CAM |") == 3
+
+
+def test_a_page_shows_the_defect_and_both_selections(tmp_path: Path) -> None:
+    photo(0, 0).save(tmp_path / "tile.png")
+    mask = Image.new("L", (50, 30))
+    mask.paste(255, (25, 15, 35, 20))
+    mask.save(tmp_path / "mask.png")
+    tiles = ImageSet(tmp_path, ("tile.png",), np.array([0]), ("crack",), masks=("mask.png",))
+    rankings = {name: torch.eye(2)[None] for name in ("cam", defects.UNTRAINED)}
+    defects.draw(tiles, rankings, 1, tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as page:
+        assert page.getpixel((100, 118)) == (255, 0, 0), "the defect's corner"
+        assert page.getpixel((50, 19)) == page.getpixel((258, 19)) == (255, 220, 0), "the first of 2 x 2 cells"
