@@ -158,20 +158,22 @@ def measured(
     train, test, seed, masks = splits.train, splits.test, arguments.seed, arguments.masks[arguments.sides.index(side)]
     assert train.labels is not None
     assert test.labels is not None
-    model = fine_tuned(features()[trained_on], train.labels, len(train.classes), arguments.epochs, seed)
-    classifier = bla.explainable(model, transform=transform_of(side), classes=train.classes, name=f"tiles-{side}")
-    photos = np.stack([classifier.transform.read(test.path(each)).pixels for each in range(len(test))])
-    pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
+    frozen, held_out = features(), np.ones(len(train) + len(test), np.bool_)
+    held_out[trained_on] = False
+    model: Any = fine_tuned(frozen[trained_on], train.labels, len(train.classes), arguments.epochs, seed)
+    tail = halves(model)[1]
     with torch.no_grad():
-        said = torch.cat([pooled(pixels).argmax(dim=1) for _, pixels in batches(classifier, photos)])
-    right, on = (said.numpy() == test.labels), defective(test)
+        said = torch.cat([model.forward_head(tail(each)).argmax(dim=1) for each in frozen[held_out].split(BATCH)])
+    right, on = said.numpy() == test.labels, defective(test)
     rows, tiles = np.flatnonzero(on), test.subset(on)
+    classifier = bla.explainable(model, transform=transform_of(side), classes=train.classes, name=f"tiles-{side}")
+    photos = np.stack([classifier.transform.read(tiles.path(each)).pixels for each in range(len(tiles))])
     last = FITTED if masks else UNTRAINED
     rankings = {method.name: [] for method in rivals(classifier, seed)} | {UNTRAINED: [], last: []}
     own: list[Tensor] = []
 
     def rank(names: dict[str, Any]) -> None:
-        for places, pixels in batches(classifier, photos[rows]):
+        for places, pixels in batches(classifier, photos):
             with torch.no_grad():
                 maps = classifier.trunk(pixels)
             targets, where = said[rows[places]], torch.from_numpy(rows[places])
