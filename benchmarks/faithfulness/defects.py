@@ -48,6 +48,7 @@ from bla.metrics import localise, top_cells
 from bla.metrics.statistics import bootstrap
 from bla.model.backbones import LITE0, load_backbone
 from bla.model.classifier import ExplainableClassifier
+from bla.model.compiled import compiled
 from bla.progress import show
 
 AREAS = (0.02, 0.04, 0.08)
@@ -93,7 +94,8 @@ def transform_of(side: int) -> Transform:
 def frozen_features(tiles: ImageSet, side: int) -> Tensor:
     """What the frozen part gives for each tile: (N, C, H, W)."""
     model, transform, found = load_backbone(LITE0).eval(), transform_of(side), []
-    first = halves(model)[0].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    first: Callable[[Tensor], Tensor] = halves(model)[0]
+    first = compiled(halves(model)[0], torch.zeros(2, 3, side, side)) or first
     for start in range(0, len(tiles), BATCH):
         rows = range(start, min(start + BATCH, len(tiles)))
         photos = np.stack([transform.read(tiles.path(each)).pixels for each in rows])
