@@ -50,7 +50,11 @@ def tried(processor: Any) -> tuple[str, str]:
         worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
     if not isinstance(transform, Pipeline):
         return "a transform", f"{worst:.0e}"
-    kind = "the processor, as it is" if transform.tall is None else "the processor, at a size that depends on the photo"
+    kind = (
+        "the processor, as it is"
+        if len(transform.shapes) == 1
+        else "the processor, at a size that depends on the photo"
+    )
     return kind, f"{worst:.0e}"
 
 

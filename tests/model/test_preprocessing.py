@@ -325,6 +325,10 @@ def test_inputs_may_be_as_large_as_the_photo(make: Callable[[Any], Any], photos:
     flat = nn.Sequential(net[:2], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     with pytest.raises(ClassifierError, match=r"of photos of any size, .* and not \(3, .*add a resize"):
         bla.explainable(Fixed(wrapped.transform.size, flat), transform=code)
+    (_, rows, columns), *_ = wrapped.transform.shapes  # a tall input has as many pixels, and a square one has not
+    flattened = nn.Sequential(net[:2], nn.Flatten(), nn.Linear(4 * (rows // 8) * (columns // 8), 3))
+    with pytest.raises(ClassifierError, match="of photos of any size"):
+        bla.explainable(flattened, transform=code)
 
 
 class Fixed(nn.Module):

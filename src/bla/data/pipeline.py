@@ -30,7 +30,7 @@ Given = npt.NDArray[np.float32]
 
 SHOWN = "the input that the classifier saw"
 """What a picture shows where the code's geometry is not known."""
-_WIDE, _TALL = (300, 450), (450, 300)  # rows, columns
+_WIDE, _TALL, _SQUARE = (300, 450), (450, 300), (360, 360)  # rows, columns
 _SHAPES = ((300, 231), (187, 400), (90, 61))
 _SAME = 0.02
 """By how many of 255 levels the same pixels may differ."""
@@ -108,13 +108,13 @@ class Pipeline(Transform):
     kind: Kind = PHOTO
     linear: bool = False
     """Whether constant photos have told ``mean`` and ``std``."""
-    tall: tuple[int, ...] | None = None
-    """The size of a tall photo's input where it depends on the photo; ``size`` is then a wide one's."""
+    others: tuple[tuple[int, ...], ...] = ()
+    """Sizes of a tall photo's input and a square one's where they depend on the photo; ``size`` is a wide one's."""
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of inputs of a wide photo and of a tall one, if they differ."""
-        return super().shapes if self.tall is None else (self.shape, (self.channels, *self.tall))
+        """Of inputs of a wide photo, and of a tall and a square one if they differ."""
+        return (self.shape, *((self.channels, *size) for size in self.others))
 
     def _read(
         self, source: PhotoSource, held: contextlib.ExitStack, name: str | None, most_pixels: int | None
@@ -192,7 +192,7 @@ class Pipeline(Transform):
     def in_words(self) -> str:
         """One line for people."""
         shown = "" if self.linear else f"; pictures show {SHOWN}"
-        size = "a size that depends on the photo" if self.tall else " x ".join(map(str, self.size[::-1]))
+        size = "a size that depends on the photo" if self.others else " x ".join(map(str, self.size[::-1]))
         return f"preprocessing: {_name_of(self.code)}, as it is, to {size}{shown}"
 
     def plain(self) -> Transform:
@@ -237,7 +237,8 @@ def understood(code: Code, channels: int | None = None, rank: int = 2) -> Transf
         mean, std, linear = _scale(give, made)
     found = Pipeline(tuple(size), mean, std, "bilinear", source=name, code=code, give=give, kind=kind, linear=linear)
     if wide.shape != tall.shape:
-        return dataclasses.replace(found, tall=tall.shape[1:])
+        square = give(kind.sample(_SQUARE))
+        return dataclasses.replace(found, others=(tall.shape[1:], square.shape[1:]))
     best, miss = None, math.inf
     with contextlib.suppress(DataError):  # of code that cannot read small photos
         for candidate in _candidates(found):
