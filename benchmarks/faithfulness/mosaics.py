@@ -30,7 +30,7 @@ from benchmarks.faithfulness.own_prediction import (
 )
 from benchmarks.results import kept
 from bla.comparison.methods import RUN, Batch, PooledClassifier
-from bla.metrics import localise, top_cells
+from bla.metrics import grid_pointing, mosaic
 from bla.metrics.pixels import SHARES
 from bla.model.classifier import ExplainableClassifier
 from bla.progress import show
@@ -58,33 +58,24 @@ def draw(classes: Tensor, sure: Tensor, count: int, seed: int) -> Iterator[list[
             yield chosen.tolist()
 
 
-def quarters(height: int, width: int) -> Tensor:
-    """The coverage (4, H, W) of the grid by each photo, in reading order; a cell on a border is shared."""
-    down, across = ((side / 2 - torch.arange(side)).clamp(0, 1) for side in (height, width))
-    return torch.stack([torch.outer(one, other) for one in (down, 1 - down) for other in (across, 1 - across)])
-
-
 @torch.no_grad()
 def measure(classifier: ExplainableClassifier, photos: np.ndarray, count: int, seed: int) -> dict[str, Any]:
     """By method and size, for each mosaic the mean share over its four classes."""
     classes, sure = predictions(classifier, photos)
-    methods, found = rivals(classifier, seed), {}
+    methods, found = [each for each in rivals(classifier, seed) if not each.needs_pixels], {}
     for place, chosen in enumerate(draw(classes, sure, count, seed)):
-        first, second, third, fourth = classifier.pixels(photos[chosen])
-        halves = [torch.cat(pair, dim=2) for pair in ((first, second), (third, fourth))]
-        picture = torch.cat(halves, dim=1)[None].contiguous(memory_format=torch.channels_last)
+        picture = mosaic(classifier.pixels(photos[chosen])).contiguous(memory_format=torch.channels_last)
         features, targets = classifier.trunk(picture).expand(QUARTERS, -1, -1, -1), classes[chosen]
         batch = Batch(
             features, targets, QUARTERS * place + torch.arange(QUARTERS), picture.expand(QUARTERS, -1, -1, -1)
         )
         maps = {method.name: method.maps(batch).float() for method in methods}
         maps[RUN] = classifier.attention(features, target=targets).unbounded.float()
-        coverage = quarters(*features.shape[2:])
         for share in SHARES:
-            size = max(1, round(share * coverage[0].numel()))
-            for name, ranking in maps.items():
-                on = localise(ranking, top_cells(ranking, size), coverage)["on_object"]
-                found.setdefault(name, {}).setdefault(f"{share:.0%}", []).append(float(on.mean()))
+            size = max(1, round(share * maps[RUN][0].numel()))
+            for name, rankings in maps.items():
+                on = grid_pointing(rankings, size).mean()
+                found.setdefault(name, {}).setdefault(f"{share:.0%}", []).append(float(on))
         show("mosaics", place + 1, count)
     return {"titles": {method.name: method.title for method in methods}, "shares": found}
 

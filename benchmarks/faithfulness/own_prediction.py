@@ -1,12 +1,15 @@
 """Does the whole classifier still name its class from the pixels of the best cells alone, and without them?
 
-    python -m benchmarks.faithfulness.own_prediction EXPLAINER PHOTOS --out OUT [--untrained] [--limit 40] [--rise 16]
+    python -m benchmarks.faithfulness.own_prediction EXPLAINER PHOTOS --out OUT [--untrained] [--limit 40]
+        [--costly 500] [--protocols 20]
 
 EXPLAINER is a run folder, a shipped explainer, or with --untrained a classifier to wrap as it is. PHOTOS is a folder of
 images, with an optional boxes.csv (image, class, left, top, right, bottom), or with folders `images` and `masks`. Every
 ranking is cut to the same sizes. The class is the classifier's own, so that no labels are needed. Results are kept by
 method and ranking in OUT: those of the rivals serve every explainer of the same classifier, and an interrupted run
-resumes. The passes run in ONNX Runtime where it is installed, else in torch.
+resumes. --costly adds the methods that run the network many times. --protocols adds the figures of other papers, on so
+many of the photos: average drop, increase and gain, deletion and insertion, single deletion on a 4 x 4 grid. The passes
+run in ONNX Runtime where it is installed, else in torch.
 """
 
 from __future__ import annotations
@@ -16,18 +19,17 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import importlib.util
-import io
 import json
-import warnings
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.faithfulness.passes import Network, fastest
 from benchmarks.results import kept, parser_of
 from bla.comparison.methods import (
     RUN,
@@ -40,7 +42,13 @@ from bla.comparison.methods import (
     centre_disc,
     feature_norm,
     grad_cam_family,
+    integrated_gradients,
+    kernel_shap,
+    occlusion,
     random_cells,
+    refine_cam,
+    rise,
+    score_cam,
     smoothed,
 )
 from bla.comparison.photos import size_of
@@ -48,7 +56,7 @@ from bla.data.image_sets import ImageSet, list_images
 from bla.data.masking import FILLS, enlarged, filled
 from bla.files import write_json
 from bla.metrics import localise, places, top_cells
-from bla.metrics.pixels import SHARES
+from bla.metrics.pixels import SHARES, confidence_over_shares, deletion_insertion, single_deletion
 from bla.metrics.statistics import bootstrap, images_to_decide
 from bla.model.backbones import load_backbone, weights_digest
 from bla.model.classifier import ExplainableClassifier, explainable
@@ -57,7 +65,6 @@ from bla.runs.run import load
 
 BATCH = 32
 RESULTS = "results.json"
-Network = Callable[[Tensor], Tensor]
 Values = dict[str, list[float]]
 """By metric and size, such as "kept 12", a value for every photo."""
 
@@ -74,6 +81,7 @@ class Setting:
     predicted: (N,), the classifier's own class.
     agreement: by "default" and "bound", whether the head names that class from the explainer's own cells, and their
         number; by method and size, whether it does from the best cells: (N,) each.
+    cost: by method, milliseconds of processor time for a photo, beyond one pass of the trunk.
     """
 
     classifier: ExplainableClassifier
@@ -83,6 +91,7 @@ class Setting:
     rankings: dict[str, Tensor]
     predicted: Tensor
     agreement: dict[str, Tensor]
+    cost: dict[str, float]
     sizes: tuple[int, ...]
     fill: str
 
@@ -124,7 +133,16 @@ def rivals(classifier: ExplainableClassifier, seed: int) -> list[Method]:
         first = dataclasses.replace(grad_cam_family(pooled, "grad-cam"), name="cam")
     contrast = c_minus_e(pooled)
     return [random_cells(seed), centre_disc(), feature_norm(classifier.attention.earlier), first, smoothed(first),
-            grad_cam_family(pooled, "finer-cam"), contrast, smoothed(contrast)]  # fmt: skip
+            *(grad_cam_family(pooled, name) for name in ("grad-cam++", "layer-cam", "finer-cam")), refine_cam(pooled),
+            contrast, smoothed(contrast)]  # fmt: skip
+
+
+def costly_rivals(setting: Setting, passes: int, seed: int) -> list[Method]:
+    """Those that run the whole network many times for a photo; the sampled ones fill pixels as the judgement does."""
+    pooled = PooledClassifier(setting.classifier.trunk, setting.classifier.head).eval()
+    return [score_cam(pooled), integrated_gradients(pooled), occlusion(pooled)] + [
+        sampled(setting.network, passes, fill=setting.fill, seed=seed) for sampled in (rise, kernel_shap)
+    ]
 
 
 @torch.no_grad()
@@ -136,13 +154,17 @@ def prepare(classifier: ExplainableClassifier, images: ImageSet, seed: int, fill
     parts: dict[str, list[Tensor]] = {method.name: [] for method in methods} | {RUN: [], "predicted": []}
     agreed: dict[str, list[Tensor]] = {}
     sizes: tuple[int, ...] = ()
+    cost: dict[str, float] = {}
     for rows, pixels in batches(classifier, photos):
         features = classifier.trunk(pixels)
         cells = features.shape[2] * features.shape[3]
         sizes = tuple(max(1, round(share * cells)) for share in SHARES)
         predicted = pooled.on_features(features).argmax(dim=1)
         batch = Batch(features, predicted, torch.arange(rows.start, rows.stop), pixels)
-        found = {method.name: method.maps(batch).float() for method in methods}
+        found = {method.name: timed(cost, method, batch) for method in methods}
+        started = time.process_time()
+        classifier.attention(features)
+        cost[RUN] = cost.get(RUN, 0.0) + 1000 * (time.process_time() - started)
         chosen = classifier.select(pixels)
         found[RUN] = chosen.unbounded.float()
         at_bound = chosen.unbounded.amax(dim=(1, 2), keepdim=True).clamp(max=0)  # before any widening
@@ -162,7 +184,16 @@ def prepare(classifier: ExplainableClassifier, images: ImageSet, seed: int, fill
     agreement = {name: torch.cat(values) for name, values in agreed.items()}
     network = fastest(pooled, classifier.pixels(photos[:2]))
     covered = coverage(classifier, images, grid)
-    return Setting(classifier, network, photos, covered, whole, predicted, agreement, sizes, fill)
+    cost = {name: spent / len(photos) for name, spent in cost.items()}
+    return Setting(classifier, network, photos, covered, whole, predicted, agreement, cost, sizes, fill)
+
+
+def timed(cost: dict[str, float], method: Method, batch: Batch) -> Tensor:
+    """A method's maps, the milliseconds of processor time added to its cost."""
+    started = time.process_time()
+    maps = method.maps(batch).float()
+    cost[method.name] = cost.get(method.name, 0.0) + 1000 * (time.process_time() - started)
+    return maps
 
 
 def coverage(classifier: ExplainableClassifier, images: ImageSet, grid: tuple[int, ...]) -> Tensor | None:
@@ -172,37 +203,6 @@ def coverage(classifier: ExplainableClassifier, images: ImageSet, grid: tuple[in
     regions = [classifier.transform.region(size_of(images.path(row))) for row in range(len(images))]
     found = [images.coverage(row, region, (grid[0], grid[1])) for row, region in enumerate(regions)]
     return torch.from_numpy(np.stack([np.zeros(grid) if each is None else each for each in found]))
-
-
-def fastest(pooled: PooledClassifier, example: Tensor) -> Network:
-    """The classifier in ONNX Runtime where it is installed and gives the same logits to a thousandth; else in torch."""
-
-    def in_torch(pixels: Tensor) -> Tensor:
-        logits: Tensor = pooled(pixels.contiguous(memory_format=torch.channels_last))
-        return logits
-
-    if example.is_cuda or not all(map(importlib.util.find_spec, ("onnxruntime", "onnxscript"))):
-        return in_torch
-    import onnxruntime
-
-    graph = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            nn.Sequential(pooled.trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), pooled.head).eval(),
-            (example.contiguous(),), input_names=["pixels"], dynamic_shapes=({0: "batch"},), dynamo=True, verbose=False,
-        )  # fmt: skip
-        assert program is not None
-        program.save(graph)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(graph.getvalue(), options, providers=["CPUExecutionProvider"])
-
-    def in_runtime(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"pixels": pixels.contiguous().numpy()})[0])
-
-    same = torch.allclose(in_runtime(example), in_torch(example), atol=1e-3, rtol=1e-3)
-    return in_runtime if same else in_torch
 
 
 @torch.no_grad()
@@ -225,27 +225,34 @@ def measure(setting: Setting, ranking: Tensor, title: str) -> Values:
     return found
 
 
-@torch.no_grad()
-def rise(setting: Setting, passes: int, seed: int) -> Tensor:
-    """RISE (Petsiuk et al. 2018) on the cells: the mean probability of the class over random masks that keep a cell.
-
-    Each mask keeps every cell with probability one half; the pixels of the others have the fill of the judgement.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    shape = (passes, *setting.rankings[RUN].shape[1:])
-    found = []
+def protocols(setting: Setting, ranking: Tensor, count: int, title: str) -> Values:
+    """The figures of other papers, of the first photos; the logits are the classifier's, the mean colour fills."""
+    found: dict[str, list[float]] = {}
     for rows, pixels in setting.batches():
-        fills, wanted = filled(pixels, setting.fill), setting.predicted[rows].to(pixels.device)
-        masks = (torch.rand((len(pixels), *shape), generator=generator) < 0.5).float()
-        p = []
-        for each in masks.unbind(1):
-            shown = enlarged(each, pixels)[:, None]
-            logits = setting.network(fills + shown * (pixels - fills)).float()
-            p.append(logits.softmax(dim=1).gather(1, wanted[:, None])[:, 0].cpu())
-        weights = torch.stack(p, dim=1)[:, :, None, None]
-        found.append((weights * masks).sum(dim=1) / masks.sum(dim=1).clamp(min=1))
-        show(f"{passes} passes of RISE", rows.stop, len(setting.photos))
-    return torch.cat(found)
+        few = slice(rows.start, min(rows.stop, count))
+        if few.start >= count:
+            break
+        given = (setting.network, pixels[: few.stop - few.start], ranking[few], setting.predicted[few])
+        values = {**confidence_over_shares(*given), **deletion_insertion(*given), "idsds": single_deletion(*given)}
+        for name, each in values.items():
+            found.setdefault(name, []).extend(each.double().tolist())
+        show(f"other protocols, {title}", few.stop, count)
+    return found
+
+
+def ranked(setting: Setting, method: Method) -> dict[str, Any]:
+    """The maps of all photos by a method that runs the network, and its cost."""
+    cost: dict[str, float] = {}
+    maps = []
+    for rows, pixels in setting.batches():
+        for row in range(rows.start, rows.stop):
+            one = pixels[row - rows.start : row - rows.start + 1]
+            with torch.no_grad():
+                features = setting.classifier.trunk(one)
+            batch = Batch(features, setting.predicted[row : row + 1], torch.tensor([row]), one)
+            maps.append(timed(cost, method, batch)[0].tolist())
+            show(method.title, row + 1, len(setting.photos))
+    return {"maps": maps, "cost": cost[method.name] / len(setting.photos)}
 
 
 def difference(one: list[float], other: list[float]) -> dict[str, Any]:
@@ -267,7 +274,7 @@ def results(setting: Setting, values: dict[str, Values]) -> dict[str, Any]:
     }
     own = {name: float(setting.agreement[name].mean()) for name in ("default", "bound", "size default", "size bound")}
     return {"photos": len(setting.photos), "sizes": setting.sizes, "fill": setting.fill,
-            "cells": setting.rankings[RUN][0].numel(), "own": own, "methods": means,
+            "cells": setting.rankings[RUN][0].numel(), "own": own, "methods": means, "cost": setting.cost,
             "differences": differences}  # fmt: skip
 
 
@@ -293,10 +300,11 @@ def table(found: dict[str, Any], titles: dict[str, str]) -> str:
     sizes, middle, differences = found["sizes"], found["sizes"][1], found["differences"]
     shown = [f"{name} {size}" for name in ("kept", "removed") for size in sizes] + [f"on {middle}"]
     shown = [key for key in shown if key in differences]
-    lines = row("ranked by", *shown, f"head agrees at {', '.join(map(str, sizes))}", ruled=True)
+    lines = row("ranked by", *shown, f"head agrees at {', '.join(map(str, sizes))}", "ms",
+                ruled=True)  # fmt: skip
     for name, means in found["methods"].items():
         agree = ", ".join(f"{means[key]:.3f}" for key in (f"agree {size}" for size in sizes) if key in means)
-        lines += row(titles[name], *(f"{means[key]:.3f}" for key in shown), agree)
+        lines += row(titles[name], *(f"{means[key]:.3f}" for key in shown), agree, f"{found['cost'][name]:.1f}")
     lines += ["", *row("its difference from", *shown, ruled=True)]
     for name in found["methods"]:
         if name != RUN:
@@ -359,7 +367,8 @@ def opened(arguments: argparse.Namespace) -> ExplainableClassifier:
 def main() -> None:
     """Rank, mask, judge; print the table."""
     parser = parser_of_explainers(__doc__)
-    parser.add_argument("--rise", type=int, default=0, help="passes of RISE to compare with")
+    parser.add_argument("--costly", type=int, default=0, metavar="PASSES", help="the methods of many passes, too")
+    parser.add_argument("--protocols", type=int, default=0, metavar="PHOTOS", help="the figures of other papers")
     parser.add_argument("--fill", choices=FILLS, default=FILLS[0])
     arguments = parser.parse_args()
     classifier, seed = opened(arguments), arguments.seed
@@ -368,23 +377,25 @@ def main() -> None:
     pooled = PooledClassifier(classifier.trunk, classifier.head)
     seen = [images.digest(), classifier.transform.to_dict(), weights_digest(pooled), setting.fill]
     titles = {method.name: method.title for method in rivals(classifier, seed)}
-    if arguments.rise:
-        titles[f"rise-{arguments.rise}"] = f"RISE, {arguments.rise} passes"
+    for method in costly_rivals(setting, arguments.costly, seed) if arguments.costly else ():
+        digest = hashlib.sha256(json.dumps([seen, seed, method.note, len(images)]).encode()).hexdigest()[:12]
+        made = kept(arguments.out / f"maps-{method.name}-{digest}.json", functools.partial(ranked, setting, method))
+        setting.rankings[method.name], setting.cost[method.name] = torch.tensor(made["maps"]), made["cost"]
+        titles[method.name] = method.title
     titles[RUN] = f"{classifier.setup}, {'untrained' if arguments.untrained else 'trained'}"
     values = {}
-    for method, title in titles.items():
-        ranking = setting.rankings.get(method)
-        order = seed if ranking is None else places(ranking).tolist()
-        digest = hashlib.sha256(json.dumps([seen, order]).encode()).hexdigest()[:12]
-        measured = functools.partial(_measured, setting, ranking, title, arguments)
-        values[method] = kept(arguments.out / f"{method}-{digest}.json", measured)
+    for name, title in titles.items():
+        ranking = setting.rankings[name]
+        digest = hashlib.sha256(json.dumps([seen, places(ranking).tolist()]).encode()).hexdigest()[:12]
+        measured = functools.partial(measure, setting, ranking, title)
+        values[name] = kept(arguments.out / f"{name}-{digest}.json", measured)
+        if arguments.protocols:
+            path = arguments.out / f"protocols-{arguments.protocols}-{name}-{digest}.json"
+            others = functools.partial(protocols, setting, ranking, arguments.protocols, title)
+            values[name] |= kept(path, others)
     found = results(setting, values) | {"classifier": classifier.name, "titles": titles, "images": images.digest()}
     write_json(arguments.out / RESULTS, found)
     print(json.dumps(found) if arguments.json else table(found, titles))
-
-
-def _measured(setting: Setting, ranking: Tensor | None, title: str, arguments: Any) -> Values:
-    return measure(setting, rise(setting, arguments.rise, arguments.seed) if ranking is None else ranking, title)
 
 
 if __name__ == "__main__":

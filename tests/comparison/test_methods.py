@@ -23,14 +23,20 @@ from bla.comparison.methods import (
     feature_norm,
     grad_cam_family,
     integrated_gradients,
+    kernel_shap,
     l2x,
     learned_mask,
     occlusion,
     random_cells,
+    refine_cam,
+    rise,
     score_cam,
     smoothed,
     softmax_attention,
 )
+from bla.comparison.methods.libraries import last_layers
+from bla.comparison.methods.sampled import shapley_masks, shapley_values
+from bla.metrics.sanity import rank_correlation
 from bla.model.untouched import untouched
 
 CLASSES, CHANNELS = 4, 6
@@ -58,6 +64,7 @@ def batch(net: PooledClassifier, targets: Tensor = TARGETS, pixels: Tensor = PIX
 def methods(net: PooledClassifier) -> dict[str, Method]:
     found = [cam(net), score_cam(net, 3), integrated_gradients(net, 4), occlusion(net), random_cells(), centre_disc()]
     found += [grad_cam_family(net, name) for name in ("grad-cam", "grad-cam++", "layer-cam", "hires-cam")]
+    found += [refine_cam(net), rise(net, 8), kernel_shap(net, 30)]
     found += [grad_cam_family(net, "finer-cam"), feature_norm(), c_minus_e(net), smoothed(cam(net))]
     return {method.name: method for method in found}
 
@@ -176,6 +183,44 @@ def test_score_cam_is_the_librarys_where_no_channel_is_left_out() -> None:
     library.get_target_width_height = lambda _: (6, 4)
     theirs = library(PIXELS, [ClassifierOutputTarget(int(target)) for target in TARGETS])
     np.testing.assert_allclose(scaled(ours), theirs, atol=1e-4)
+
+
+def test_refine_cam_multiplies_grad_cam_plus_plus_of_the_coarsest_resolutions() -> None:
+    trunk = nn.Sequential(nn.Conv2d(3, CHANNELS, 8, stride=8), nn.ReLU(), nn.Conv2d(CHANNELS, CHANNELS, 2, stride=2))
+    net = PooledClassifier(trunk, nn.Linear(CHANNELS, CLASSES)).eval()
+    assert last_layers(net, PIXELS[:1], 2) == [trunk[1], net.cells]
+    targets = torch.tensor(TARGETS.tolist())
+    from pytorch_grad_cam import GradCAMPlusPlus
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    asked = [ClassifierOutputTarget(int(target)) for target in targets]
+    with untouched(net):
+        pixels = PIXELS.clone().requires_grad_(True)
+        each = [torch.as_tensor(GradCAMPlusPlus(net, [layer])(pixels, asked)) for layer in (trunk[1], net.cells)]
+    product = (each[0] * each[1])[:, None]
+    product = product / product.amax(dim=(2, 3), keepdim=True).clamp(min=1e-7)
+    expected = nn.functional.adaptive_avg_pool2d(product, (2, 3))[:, 0]
+    torch.testing.assert_close(refine_cam(net).maps(batch(net)), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_sampled_methods_find_what_a_linear_network_adds_up() -> None:
+    net = network()
+    net.trunk[1] = nn.Identity()  # linear throughout, so that a cell's Shapley value is its own share
+    asked = batch(net)
+    exact = torch.einsum("bc,bchw->bhw", net.head[1].weight[TARGETS], net.trunk(PIXELS) - net.trunk(PIXELS * 0)) / 24  # type: ignore[index]
+    found = kernel_shap(net, 200, fill="grey").maps(asked)
+    whole = (net(PIXELS) - net(PIXELS * 0)).gather(1, TARGETS[:, None])[:, 0]
+    torch.testing.assert_close(found.sum(dim=(1, 2)), whole, atol=1e-4, rtol=1e-4)
+    assert (rank_correlation(found, exact.detach()) > 0.75).all()
+    ours = rise(net, 400, fill="grey").maps(asked)
+    assert (rank_correlation(ours, found) > 0.3).all()
+    masks = shapley_masks(500, 6, torch.Generator().manual_seed(0))
+    sizes = masks.sum(dim=1).long().bincount(minlength=7)[1:6].double() / 1000
+    weights = torch.tensor([1 / (size * (6 - size)) for size in range(1, 6)])
+    torch.testing.assert_close(sizes, (weights / weights.sum()).double(), atol=0.05, rtol=0)
+    worth = torch.tensor([2.0, -1.0, 0.5, 0.0, 3.0, 1.0])
+    exactly = shapley_values(masks, 1 + masks @ worth, torch.tensor(1.0), 1 + worth.sum())
+    torch.testing.assert_close(exactly, worth.double(), atol=1e-6, rtol=0)
 
 
 def test_occlusion_by_hand() -> None:

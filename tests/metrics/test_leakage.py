@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bla.metrics import mask_probe, retrained, train_evaluator
+from bla.metrics import encoding, mask_probe, retrained, train_evaluator, train_pixel_evaluator
 from bla.metrics.leakage import mean_of_selected, random_masks
+from bla.metrics.pixels import kept_and_removed
 
 CLASSES, CHANNELS, GRID = 3, 12, (3, 4)
 
@@ -120,3 +123,29 @@ def test_anyones_selector_in_ten_lines(monkeypatch, capsys) -> None:  # type: ig
     monkeypatch.setattr("bla.metrics.leakage.STEPS", 100)
     exec(TEN_LINES, {})
     assert float(capsys.readouterr().out.splitlines()[0]) > 0.8
+
+
+def test_a_code_is_measured_in_nats_and_a_mask_that_repeats_its_values_is_none(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("bla.metrics.leakage.STEPS", 200)
+    labels = torch.arange(300) % CLASSES
+    ignorant, sure = torch.zeros(300, CLASSES), 20.0 * torch.nn.functional.one_hot(labels, CLASSES)
+    told = encoding(ignorant, code(labels), labels, logits=ignorant[:60], masks=code(labels[:60]), labels=labels[:60])
+    assert told.mean().item() == pytest.approx(math.log(CLASSES), abs=0.05), "all of the class, by the mask alone"
+    assert mask_probe(code(labels), labels, code(labels), labels, classes=CLASSES).all()
+    repeated = encoding(sure, code(labels), labels, logits=sure, masks=code(labels), labels=labels)
+    assert repeated.abs().max() < 1e-3, "the values tell it already"
+    random = random_masks(300, GRID, torch.Generator().manual_seed(0))
+    assert encoding(ignorant, random, labels, logits=ignorant, masks=random.flip(0), labels=labels).mean() < 0.02
+
+
+def test_an_evaluator_of_pixels_names_the_class_from_the_quarter_that_tells_it(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("bla.metrics.leakage.STEPS", 300)
+    labels = torch.arange(96) % 2
+    photos = 0.1 * torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    photos[:, 0, :4, :4] += 2 * labels[:, None, None] - 1.0
+    evaluator = train_pixel_evaluator(lambda pixels: 20 * pixels.mean(dim=(2, 3)), photos, labels, (2, 2), fill="grey")
+    telling = torch.zeros(96, 2, 2)
+    telling[:, 0, 0] = 1
+    assert kept_and_removed(evaluator, photos, telling, labels, fill="grey")["kept"].mean() > 0.95
+    assert kept_and_removed(evaluator, photos, telling, labels, fill="grey")["removed"].mean() < 0.9
+    assert evaluator(photos[:1]).shape == (1, 2)

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from bla.metrics import localise
+from bla.metrics import grid_pointing, localise, mosaic
+from bla.metrics.localisation import quarters
 
 
 def test_by_hand() -> None:
@@ -42,3 +43,19 @@ def test_a_map_that_does_not_vary_has_the_objects_share_as_energy() -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="of one shape"):
         localise(torch.zeros(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool), torch.zeros(1, 2, 3))
+
+
+def test_grid_pointing_by_hand_on_a_grid_whose_middle_column_is_shared() -> None:
+    columns, rows = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    expected = [torch.outer(one, other) for one in (columns, 1 - columns) for other in (rows, 1 - rows)]
+    assert torch.equal(quarters(3, 4), torch.stack(expected))
+    rankings = torch.zeros(4, 3, 4)
+    rankings[0, 0, 0] = rankings[0, 1, 0] = 1  # wholly, and half
+    rankings[1, 0, 2] = rankings[1, 0, 1] = 1  # wholly, and not at all
+    rankings[2, 2, 0] = rankings[2, 2, 1] = 1
+    rankings[3, 0, 0] = rankings[3, 0, 1] = 1
+    assert grid_pointing(rankings, 2).tolist() == [0.75, 0.5, 1, 0]
+    four = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 2, 1)
+    assert mosaic(four)[0, 2].tolist() == 2 * [[0, 1]] + 2 * [[2, 3]]
+    with pytest.raises(ValueError, match="expected four photos"):
+        mosaic(torch.zeros(3, 3, 2, 2))

@@ -23,6 +23,7 @@ from bla.comparison.methods import (
     controls,
     libraries,
     logits,
+    sampled,
     trained,
 )
 from bla.comparison.photos import Photos
@@ -153,6 +154,9 @@ METHODS = {
     "score-cam": Kind(lambda s: libraries.score_cam(s.pooled), costly=True, library=True),
     "integrated-gradients": Kind(lambda s: libraries.integrated_gradients(s.pooled), costly=True, library=True),
     "occlusion": Kind(lambda s: libraries.occlusion(s.pooled), costly=True, library=True),
+    "refine-cam": Kind(lambda s: libraries.refine_cam(s.pooled), costly=True, optional=True, library=True),
+    "rise": Kind(lambda s: sampled.rise(s.pooled, seed=s.seed), costly=True, optional=True),
+    "kernel-shap": Kind(lambda s: sampled.kernel_shap(s.pooled, seed=s.seed), costly=True, optional=True),
     "hires-cam": _cam_kind("hires-cam", optional=True),  # at the last map with a linear head it is CAM
 }
 """In the order of every table: what a trivial ranking scores first, then the run's own, then the rivals."""

@@ -5,11 +5,15 @@ from bla.metrics.judging import Curve as Curve
 from bla.metrics.judging import Ranked as Ranked
 from bla.metrics.judging import judge_methods as judge_methods
 from bla.metrics.leakage import Evaluator as Evaluator
+from bla.metrics.leakage import encoding as encoding
 from bla.metrics.leakage import mask_probe as mask_probe
 from bla.metrics.leakage import retrained as retrained
 from bla.metrics.leakage import train_evaluator as train_evaluator
+from bla.metrics.localisation import grid_pointing as grid_pointing
 from bla.metrics.localisation import localise as localise
+from bla.metrics.localisation import mosaic as mosaic
 from bla.metrics.metric import Metric as Metric
+from bla.metrics.pixels import train_pixel_evaluator as train_pixel_evaluator
 from bla.metrics.ranking import places as places
 from bla.metrics.ranking import top_cells as top_cells
 from bla.metrics.several import SeveralLabels as SeveralLabels

@@ -11,9 +11,10 @@ Architecture, fixed: dropout 0.2 and one linear layer on the mean of the cells k
 in 1..N for each mask, then m of the N cells uniformly. Adam, 1e-3, batches of 32 images with four masks each, 1,500
 batches or 3 epochs, whichever is more.
 
-Two more small networks: a probe that sees only the mask (N inputs, 128 hidden units, ReLU), which measures the code
-alone, and a linear layer retrained on the selected cells alone (after ROAR, Hooker et al. 2019, arXiv 1806.10758). All
-take the masks of any selector, from any program.
+Three more small networks: a probe that sees only the mask (N inputs, 128 hidden units, ReLU), which measures the code
+alone; the same added to the evaluator's answer, which measures what the mask tells beyond the selected values
+(:func:`encoding`); and a linear layer retrained on the selected cells alone (after ROAR, Hooker et al. 2019, arXiv
+1806.10758). All take the masks of any selector, from any program.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from bla.metrics.fitting import Rows, fit_minibatches
 STEPS, EPOCHS = 1500, 3
 MASKS_AN_IMAGE = 4
 BATCH = 32
-_READING = 64
+READING = 64
 _DROPOUT, _PROBE_WIDTH = 0.2, 128
 
 
@@ -54,7 +55,7 @@ class Evaluator(nn.Module):
         sets = masks[:, None] if masks.ndim == 3 else masks
         found = []
         weight = self.linear.weight
-        for rows, maps in batches(features, len(labels), _READING):
+        for rows, maps in batches(features, len(labels), READING):
             logits = read_cells(self, maps.to(weight), sets[rows].to(weight.device), affine=True)
             found.append(logits.argmax(dim=2).cpu() == labels[rows, None].cpu())
         return torch.cat(found).reshape(masks.shape[:-2])
@@ -98,7 +99,7 @@ def train_evaluator(
     >>> evaluator.accuracy(features, masks, labels) > 0.8
     True
     """
-    _check(labels)
+    check_labels(labels)
     first = rows_of(features, np.arange(1))
     classes = int(labels.max()) + 1 if classes is None else classes
     generator = torch.Generator().manual_seed(seed)
@@ -114,8 +115,60 @@ def train_evaluator(
     with torch.random.fork_rng([]), torch.inference_mode(False):
         torch.manual_seed(seed)
         evaluator = Evaluator(first.shape[1], classes).to(first.device)
-        fit_minibatches(evaluator, loss=loss, orders=_orders(len(labels), generator, steps), batch_size=BATCH)
+        fit_minibatches(evaluator, loss=loss, orders=orders(len(labels), generator, steps), batch_size=BATCH)
     return evaluator
+
+
+def encoding(
+    train_logits: Tensor,
+    train_masks: Tensor,
+    train_labels: Tensor,
+    *,
+    logits: Tensor,
+    masks: Tensor,
+    labels: Tensor,
+    seed: int = 0,
+) -> Tensor:
+    r"""What the masks (N, H, W) tell of the classes (N,) beyond the selected values, in nats, (N,).
+
+    .. math:: \log q(y \mid x_S, S) - \log e(y \mid x_S), \quad q = \mathrm{softmax}(\log e + a \, r(S))
+
+    with the evaluator's logits e of the selected values, (N, K), and a small network r of the mask, trained on other
+    images, of which a fifth chooses a from 0 to 1. Its mean estimates from below what STRIPE-X punishes (Puli et al.
+    2024, arXiv 2411.02664): that y depends on S given :math:`x_S`. A mask that tells no more than its values do,
+    because a class has its place, has about 0, however well :func:`mask_probe` reads it.
+    """
+    check_labels(train_labels)
+    inputs, known = train_masks.flatten(1).float(), train_logits.float().log_softmax(dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    fitted, held_out = (part.numpy() for part in _fifth(len(train_labels), generator))
+    with torch.random.fork_rng([]), torch.inference_mode(False):
+        torch.manual_seed(seed)
+        more = nn.Sequential(
+            nn.Linear(inputs.shape[1], _PROBE_WIDTH), nn.ReLU(), nn.Linear(_PROBE_WIDTH, known.shape[1])
+        )
+
+        def loss(rows: Rows) -> Tensor:
+            those = fitted[rows]
+            return functional.cross_entropy(known[those] + more(inputs[those]), train_labels[those])
+
+        fit_minibatches(more, loss=loss, orders=orders(len(fitted), generator), batch_size=BATCH)
+
+    def error(before: Tensor, added: Tensor, wanted: Tensor, share: Tensor) -> Tensor:
+        return functional.cross_entropy(before + share * added, wanted, reduction="none")
+
+    with torch.no_grad():
+        shares = torch.linspace(0, 1, 21)
+        chosen = known[held_out], more(inputs[held_out]), train_labels[held_out]
+        share = shares[torch.stack([error(*chosen, each).mean() for each in shares]).argmin()]
+        given = logits.float().log_softmax(dim=1), more(masks.flatten(1).float()), labels
+        return error(*given, shares[0]) - error(*given, share)
+
+
+def _fifth(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Four fifths of the rows, and the others."""
+    order = torch.randperm(count, generator=generator)
+    return order[count // 5 :], order[: max(1, count // 5)]
 
 
 def mask_probe(
@@ -144,14 +197,14 @@ def _learnt(
     build: Callable[[], nn.Module], inputs: Tensor, labels: Tensor, others: Tensor, wanted: Tensor, *, seed: int
 ) -> Tensor:
     """Whether a network trained on inputs and labels predicts the wanted label (N,) of each other input."""
-    _check(labels)
+    check_labels(labels)
     with torch.random.fork_rng([]), torch.inference_mode(False):
         torch.manual_seed(seed)
         network = build()
         fit_minibatches(
             network,
             loss=lambda rows: functional.cross_entropy(network(inputs[rows].clone()), labels[rows]),
-            orders=_orders(len(labels), torch.Generator().manual_seed(seed)),
+            orders=orders(len(labels), torch.Generator().manual_seed(seed)),
             batch_size=BATCH,
         )
     with torch.no_grad():
@@ -164,18 +217,18 @@ def mean_of_selected(features: Features, masks: Tensor) -> Tensor:
     """The mean (N, C) of each image's selected cells (N, H, W); (N, M, C) for several sets (N, M, H, W)."""
     sets = masks[:, None] if masks.ndim == 3 else masks
     found = []
-    for rows, maps in batches(features, len(masks), _READING):
+    for rows, maps in batches(features, len(masks), READING):
         found.append(read_cells(lambda pooled: pooled, maps, sets[rows].to(maps.device)).cpu())
     return torch.cat(found).reshape(*masks.shape[:-2], -1)
 
 
-def _orders(count: int, generator: torch.Generator, steps: int | None = None) -> Iterator[Rows]:
+def orders(count: int, generator: torch.Generator, steps: int | None = None) -> Iterator[Rows]:
     """A permutation of the images an epoch, for at least as many epochs as the batches need."""
     for _ in range(max(EPOCHS, -(-(STEPS if steps is None else steps) // -(-count // BATCH)))):
         yield torch.randperm(count, generator=generator).numpy()
 
 
-def _check(labels: Tensor) -> None:
+def check_labels(labels: Tensor) -> None:
     if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
         raise ValueError(
             f"expected labels as class indices (N,), at least one, got {labels.dtype} {tuple(labels.shape)}"

@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from bla import needs_extra
 from bla.data.masking import FILLS, enlarged, filled, masked
-from bla.metrics.cells import probability
+from bla.metrics.cells import Features, batches, probability
+from bla.metrics.fitting import Rows, fit_minibatches
+from bla.metrics.leakage import BATCH, MASKS_AN_IMAGE, READING, Evaluator, check_labels, orders, random_masks
 from bla.metrics.ranking import places, top_cells
 
 Network = Callable[[Tensor], Tensor]
@@ -237,3 +239,46 @@ def max_sensitivity(
             attributed, pixels, perturb_radius=radius, n_perturb_samples=draws, max_examples_per_batch=len(pixels)
         )
     return value.double().cpu()
+
+
+def train_pixel_evaluator(
+    embed: Callable[[Tensor], Tensor],
+    photos: Features,
+    labels: Tensor,
+    grid: tuple[int, int],
+    *,
+    classes: int | None = None,
+    masks: int = MASKS_AN_IMAGE,
+    fill: str = FILLS[0],
+    seed: int = 0,
+) -> Callable[[Tensor], Tensor]:
+    """An evaluator of pixels: normalised pixels (B, 3, h, w) to logits, trained on photos of which random cells show.
+
+    A linear layer, as of :class:`bla.metrics.Evaluator`, on a network that stays as it is. Judge masks with it by
+    :func:`kept_and_removed`, with the labels as classes: kept is EVAL-X on pixels, removed what is
+    left behind. ``masks`` x N passes through ``embed`` are all it takes.
+
+    Parameters
+    ----------
+    embed: normalised pixels to features (B, C), such as a trunk with its pooling.
+    photos: the N training photos, (N, 3, h, w), or a callable from row numbers to those.
+    grid: rows and columns of the masks to be judged.
+    """
+    check_labels(labels)
+    classes = int(labels.max()) + 1 if classes is None else classes
+    generator, found = torch.Generator().manual_seed(seed), []
+    with torch.no_grad():
+        for _, pixels in batches(photos, len(labels), READING):
+            parts = [masked(pixels, random_masks(len(pixels), grid, generator).float(), fill) for _ in range(masks)]
+            found.append(torch.stack([embed(part) for part in parts], dim=1).float())
+    features = torch.cat(found)
+
+    def loss(rows: Rows) -> Tensor:
+        targets = labels[rows].to(features.device).repeat_interleave(masks)
+        return functional.cross_entropy(evaluator(features[rows].flatten(0, 1)), targets)
+
+    with torch.random.fork_rng([]), torch.inference_mode(False):
+        torch.manual_seed(seed)
+        evaluator = Evaluator(features.shape[2], classes).to(features.device)
+        fit_minibatches(evaluator, loss=loss, orders=orders(len(labels), generator), batch_size=BATCH)
+    return lambda pixels: evaluator(embed(pixels))

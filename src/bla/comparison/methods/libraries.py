@@ -22,6 +22,7 @@ from bla.model.untouched import untouched
 
 SCORE_CAM_CHANNELS = 32
 GRADIENT_STEPS = 16
+REFINED_LAYERS = 2
 
 FINER_CLASSES = 3
 
@@ -97,6 +98,44 @@ def score_cam(classifier: PooledClassifier, channels: int = SCORE_CAM_CHANNELS) 
 
     note = f"grad-cam {version('grad-cam')}, capped to the {channels} channels of the largest mean"
     return Method("score-cam", "Score-CAM", "baseline", True, maps, note, needs_pixels=True)
+
+
+def refine_cam(classifier: PooledClassifier, layers: int = REFINED_LAYERS) -> Method:
+    """RefineCAM (arXiv 2605.14641) by grad-cam: the product of Grad-CAM++ at the last layers of several resolutions.
+
+    The layers are those that run last at each of the ``layers`` coarsest resolutions of the trunk.
+    """
+    with needs_extra("compare", ComparisonError):
+        from pytorch_grad_cam.refine_cam import RefineCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def maps(batch: Batch) -> Tensor:
+        with untouched(classifier):
+            pixels = batch.seen().clone().requires_grad_(True)
+            found = RefineCAM(classifier, last_layers(classifier, pixels[:1], layers))(
+                pixels, [ClassifierOutputTarget(int(target)) for target in batch.targets]
+            )
+        return on_cells(torch.as_tensor(found).to(batch.features.device), batch)
+
+    note = f"grad-cam {version('grad-cam')}, the last layers of the {layers} coarsest resolutions"
+    return Method("refine-cam", "RefineCAM", "baseline", True, maps, note, needs_pixels=True)
+
+
+def last_layers(network: PooledClassifier, pixels: Tensor, count: int) -> list[nn.Module]:
+    """The modules whose maps are the last of their size, the ``count`` coarsest sizes, the finest first."""
+    found: dict[int, nn.Module] = {}
+
+    def seen(module: nn.Module, _: Any, out: Any) -> None:
+        if isinstance(out, Tensor) and out.ndim == 4 and out[0, 0].numel() > 1:
+            found[out[0, 0].numel()] = module
+
+    hooks = [module.register_forward_hook(seen) for module in network.trunk.modules() if module is not network.trunk]
+    with torch.no_grad():
+        network(pixels)
+    for hook in hooks:
+        hook.remove()
+    finest_first = sorted(found.items(), reverse=True)[-count:]
+    return [module for _, module in finest_first[:-1]] + [network.cells]
 
 
 def integrated_gradients(classifier: PooledClassifier, steps: int = GRADIENT_STEPS) -> Method:
