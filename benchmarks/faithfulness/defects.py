@@ -259,7 +259,7 @@ def joined(folds: list[dict[str, Any]]) -> dict[str, Any]:
     own = np.concatenate([fold["own"] for fold in folds]) / folds[0]["cells"]
     return {
         "accuracy": bootstrap(right.astype(np.float64)).to_dict(),
-        "named": float(np.concatenate([fold["named"] for fold in folds]).mean()),
+        "named": np.concatenate([fold["named"] for fold in folds])[order].tolist(),
         "own": float(own.mean()),
         "titles": folds[0]["titles"] | {UNTRAINED: "default, untrained", FITTED: "default, fitted"},
         "values": values,
@@ -271,8 +271,9 @@ def table(by_side: dict[int, dict[str, Any]]) -> str:
     areas, lines = [f"{area:.0%}" for area in AREAS] + ["own"], []
     for side, found in by_side.items():
         low, high = (found["accuracy"][end] for end in ("low", "high"))
+        named = np.array(found["named"])
         lines += [f"Input {side}: accuracy {found['accuracy']['mean']:.3f} ({low:.3f} to {high:.3f}), of the"
-                  f" {len(found['values'][UNTRAINED]['best'])} defects {found['named']:.3f} named right; own size"
+                  f" {len(named)} defects {named.mean():.3f} named right; own size"
                   f" {found['own']:.1%} of the tile.", ""]  # fmt: skip
         for measure, title in MEASURES.items():
             defaults = [ours for ours in (UNTRAINED, FITTED) if ours in found["values"]]
@@ -290,15 +291,21 @@ def table(by_side: dict[int, dict[str, Any]]) -> str:
             lines.append("")
     if len(by_side) > 1:
         (small, first), (large, second) = by_side.items()
-        for measure, title in MEASURES.items():
-            lines += row(f"{title}, {large} less {small}", *areas[:-1], ruled=True)
-            for name in [each for each in second["values"] if each in first["values"]]:
-                keys = [f"{measure} {area}" for area in areas[:-1]]
-                lines += row(
-                    second["titles"][name],
-                    *(span(difference(second["values"][name][key], first["values"][name][key])) for key in keys),
-                )
-            lines.append("")
+        shared = [each for each in second["values"] if each in first["values"]]
+        both = np.logical_and(first["named"], second["named"])
+        for who, rows in (("all", np.ones_like(both)), (f"the {both.sum()} named right at both", both)):
+            for measure, title in MEASURES.items():
+                lines += row(f"{title}, {large} less {small}, {who}", *areas[:-1], ruled=True)
+                for name in shared:
+                    pairs = [
+                        [
+                            np.array(found["values"][name][f"{measure} {area}"])[rows].tolist()
+                            for found in (second, first)
+                        ]
+                        for area in areas[:-1]
+                    ]
+                    lines += row(second["titles"][name], *(span(difference(*pair)) for pair in pairs))
+                lines.append("")
     return "\n".join([*lines, "95% intervals, paired by tile."])
 
 
