@@ -300,8 +300,7 @@ def table(found: dict[str, Any], titles: dict[str, str]) -> str:
     sizes, middle, differences = found["sizes"], found["sizes"][1], found["differences"]
     shown = [f"{name} {size}" for name in ("kept", "removed") for size in sizes] + [f"on {middle}"]
     shown = [key for key in shown if key in differences]
-    lines = row("ranked by", *shown, f"head agrees at {', '.join(map(str, sizes))}", "ms",
-                ruled=True)  # fmt: skip
+    lines = row("ranked by", *shown, f"head agrees at {', '.join(map(str, sizes))}", "ms", ruled=True)
     for name, means in found["methods"].items():
         agree = ", ".join(f"{means[key]:.3f}" for key in (f"agree {size}" for size in sizes) if key in means)
         lines += row(titles[name], *(f"{means[key]:.3f}" for key in shown), agree, f"{found['cost'][name]:.1f}")
@@ -390,9 +389,8 @@ def main() -> None:
         measured = functools.partial(measure, setting, ranking, title)
         values[name] = kept(arguments.out / f"{name}-{digest}.json", measured)
         if arguments.protocols:
-            path = arguments.out / f"protocols-{arguments.protocols}-{name}-{digest}.json"
             others = functools.partial(protocols, setting, ranking, arguments.protocols, title)
-            values[name] |= kept(path, others)
+            values[name] |= kept(arguments.out / f"protocols-{arguments.protocols}-{name}-{digest}.json", others)
     found = results(setting, values) | {"classifier": classifier.name, "titles": titles, "images": images.digest()}
     write_json(arguments.out / RESULTS, found)
     print(json.dumps(found) if arguments.json else table(found, titles))

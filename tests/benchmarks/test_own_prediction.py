@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.faithfulness import classifiers, mosaics, own_prediction
+from benchmarks.faithfulness import bounds, classifiers, mosaics, own_prediction
 from bla.comparison.methods import PooledClassifier
 from bla.metrics import top_cells
 from bla.metrics.pixels import kept_and_removed
@@ -106,3 +106,18 @@ def test_mosaics_ask_about_each_quarter(
     text = capsys.readouterr().out
     assert "| centre disc | 0.250 | 0.250 | 0.250 |" in text
     assert "2 mosaics; 95% intervals, paired." in text
+
+
+def test_a_bound_set_on_other_photos_by_hand(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = torch.tensor([[[3.0, 1.0, -1.0]], [[-2.0, -3.0, -4.0]]])
+    assert bounds.at_bound(scores, 2.0, 1).tolist() == [[[True, True, True]], [[True, False, False]]]
+    assert bounds.at_bound(scores, -2.0, 2).tolist() == [[[True, True, False]]] * 2, "the two best, whatever they score"
+    arguments = [str(photos), "--out", str(tmp_path), "--training", str(photos), "--draw", "4", "--untrained"]
+    monkeypatch.setattr("sys.argv", ["bounds", "small:Tiny", *arguments])
+    bounds.main()
+    text = capsys.readouterr().out
+    assert (tmp_path / "bounds.md").read_text() in text
+    assert "| agreement, all (5) |" in text
+    assert "Set on 4 photos; 95% intervals." in text
