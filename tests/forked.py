@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
+import select
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from torch.distributed import TCPStore
+
+_SECONDS = 120
+"""For a program to end."""
 
 ZYGOTE = """
 import json, os, sys, traceback
@@ -31,7 +35,8 @@ for line in sys.stdin:  # processes a line, without importing everything each ti
     for rank in range(world):
         child = os.fork()
         if not child:
-            place = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            place = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                     "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": 0}
             os.environ.update({name: str(value) for name, value in place.items()})
             try:
                 exec(program, {"rank": rank, "world": world})
@@ -43,14 +48,6 @@ for line in sys.stdin:  # processes a line, without importing everything each ti
     print(json.dumps(children), flush=True)
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 """
-
-
-def _free_port() -> int:
-    """A free port below those that the system hands out by itself, so that nobody takes it in the meantime."""
-    while True:
-        with contextlib.suppress(OSError), socket.socket() as free:
-            free.bind(("127.0.0.1", random.randrange(10_000, 30_000)))
-            return int(free.getsockname()[1])
 
 
 class Starter:
@@ -68,15 +65,19 @@ class Starter:
         """Exit codes; with ``kill``, all are killed when it says so, the last one first."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps([world, _free_port(), textwrap.dedent(program)]), file=self.process.stdin, flush=True)
+        meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun's: no port to guess
+        print(json.dumps([world, meeting.port, textwrap.dedent(program)]), file=self.process.stdin, flush=True)
         children = json.loads(self.process.stdout.readline())
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + _SECONDS
         while kill is not None and not kill() and time.monotonic() < deadline:
             time.sleep(0.001)
-        for child in reversed(children) if kill is not None else ():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        return list(json.loads(self.process.stdout.readline()))
+        if kill is not None or not select.select([self.process.stdout], [], [], _SECONDS)[0]:
+            for child in reversed(children):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+        codes = list(json.loads(self.process.stdout.readline()))
+        assert time.monotonic() < deadline, f"expected {world} processes to end within {_SECONDS} s; killed: {codes}"
+        return codes
 
     def close(self) -> None:
         assert self.process.stdin is not None

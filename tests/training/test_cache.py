@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -700,6 +701,9 @@ def test_the_least_recently_used_caches_go_first(
     monkeypatch.setenv("BLA_CACHE_GB", str(2.1e-9 * listed(tmp_path)[0]["bytes"]))
     third = cached_features(wrapped(tiny(2)), images, root=tmp_path).folder.name
     assert {entry["key"] for entry in listed(tmp_path)} == {first, third}
+    for none in (-1.0, math.nan):
+        with pytest.raises(CacheError, match="expected a number of bytes, 0 or more"):
+            trim(none, tmp_path)
     assert trim(0, tmp_path) == [first]
     monkeypatch.setenv("BLA_CACHE_GB", "much")
     with pytest.raises(CacheError, match="expected a number of gigabytes in"):

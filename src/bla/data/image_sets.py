@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,9 @@ from bla.data.photo import Box, DataError
 from bla.files import opened
 
 _Edges = npt.NDArray[np.float64]
+
+_DIGESTS: dict[bytes, str] = {}
+"""Of sets of files, by what the file system says of them."""
 
 PER_IMAGE = ("names", "labels", "ids", "boxes", "masks", "parts")
 """The fields of an :class:`ImageSet` with an entry for each image."""
@@ -168,18 +172,29 @@ class ImageSet:
         """SHA-256, in hexadecimal, of names and contents: a copy of the folder elsewhere has the same.
 
         A file that cannot be read counts as such. Several labels an image count too, since names do not give them.
+        Files are read again only if one has changed since, by its size, times or inode.
         """
         total = hashlib.sha256()
         if self.several and self.labels is not None:
             total.update(json.dumps([self.classes, self.labels.tolist()]).encode())
+        state = total.copy()
+        for index, name in enumerate(self.names):
+            state.update(os.fsencode(name) + b"\0")
+            with contextlib.suppress(OSError):
+                file = self.path(index).stat()
+                state.update(
+                    repr((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)).encode()
+                )
+        if (known := _DIGESTS.get(state.digest())) is not None:
+            return known
         for index, name in enumerate(self.names):
             try:
-                with opened(self.path(index)) as file:
-                    content = hashlib.file_digest(file, "sha256").digest()
+                with opened(self.path(index)) as content:
+                    digest = hashlib.file_digest(content, "sha256").digest()
             except OSError:
-                content = bytes(hashlib.sha256().digest_size)
-            total.update(os.fsencode(name) + b"\0" + content)
-        return total.hexdigest()
+                digest = bytes(hashlib.sha256().digest_size)
+            total.update(os.fsencode(name) + b"\0" + digest)
+        return _DIGESTS.setdefault(state.digest(), total.hexdigest())
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

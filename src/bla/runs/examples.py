@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,15 +57,17 @@ def read_examples(
     stream: bool,
     report: Progress,
     answered: bool = False,
+    digest: str | None = None,
 ) -> Examples:
     """The images that can be read, as cached or streamed features, or as photos if the trunk is trained.
 
-    ``answered``: with the classifier's answers to them masked.
+    ``answered``: with the classifier's answers to them masked. ``digest``: of the trunk's weights, where it is known.
     """
     images = _relabelled(images, wrapped.classes, settings)
     source: FeatureCache | StreamedFeatures | Photos
+    kept: dict[str, Any] = {"root": cache, "digest": digest, "report": report}
     if settings.trunk is None and not stream:
-        source = cached_features(wrapped, images, root=cache, report=report)
+        source = cached_features(wrapped, images, **kept)
     else:
         source = readable_photos(images, wrapped.transform, report)
         if settings.trunk is None:
@@ -76,7 +79,7 @@ def read_examples(
         return Examples(source, rows, labels)
     assert isinstance(settings.selection, Masked)
     masks, fill = settings.selection.masks, settings.selection.fill
-    answers = masked_answers(wrapped, images, count=masks, fill=fill, seed=settings.seed, root=cache, report=report)
+    answers = masked_answers(wrapped, images, count=masks, fill=fill, seed=settings.seed, **kept)
     silent = {image for image, _ in answers.failures}  # photos of which features are finite and logits are not
     return Examples(source, rows[[images.names[row] not in silent for row in rows]], labels, answers)
 

@@ -125,7 +125,8 @@ def train(
         if distributed.agreed(_holds(out, settings, identity)):
             report(f"{out} already holds this run", 0, 0)
         else:
-            read = partial(read_examples, classifier, settings, cache=cache, stream=stream, report=report)
+            known = identity["backbone"]["digest"]
+            read = partial(read_examples, classifier, settings, cache=cache, stream=stream, digest=known, report=report)
             parts = read_parts(read, splits, settings, report)
             outcome = _trained(networks, settings, parts, out=out, identity=identity, report=report, callback=callback)
             if first:
@@ -215,7 +216,8 @@ def fit(
         post_hoc = partial(Settings, setup, head="own", targets=targets, epochs=epochs or 5)
     schedule = partial(post_hoc, batch_size=batch_size, learning_rate=learning_rate)
     settings = schedule(validation=validation, patience=patience, seed=seed, several_labels=several)
-    read = partial(read_examples, wrapped, settings, cache=cache, stream=stream, report=report)
+    known = weights_digest(wrapped.trunk)
+    read = partial(read_examples, wrapped, settings, cache=cache, stream=stream, digest=known, report=report)
     if not isinstance(images, (str, Path, ImageSet)):
         images = as_photos(wrapped.transform, images)
     with photo_splits(images, seed=seed, cache=cache, report=report) as splits:

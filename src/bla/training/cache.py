@@ -202,23 +202,26 @@ def cached_features(
     *,
     root: Path | None = None,
     kind: CacheType = "float16",
+    digest: str | None = None,
     report: Progress = silent,
 ) -> FeatureCache:
     """The features that the classifier's trunk gives for every image, computed where the cache lacks them.
 
     An interrupted build resumes; of two that start at once, one builds and the other waits for it. ``kind`` is the
     type on disk: float16 halves the size and the reading. ``root`` is the folder of all caches, by default
-    :func:`bla.files.cache_root`. Features that do not fit float16 are cached in float32. A CacheError says that no
-    image can be read, that the root cannot be written, or that the cache on disk is damaged.
+    :func:`bla.files.cache_root`. ``digest`` is that of the trunk's weights, where it is known. Features that do not fit
+    float16 are cached in float32. A CacheError says that no image can be read, that the root cannot be written, or
+    that the cache on disk is damaged.
     """
-    key = [kind, classifier.name, weights_digest(classifier.trunk), classifier.transform.identity()]
+    digest = digest or weights_digest(classifier.trunk)
+    key = [kind, classifier.name, digest, classifier.transform.identity()]
     rows = Rows("features", kind, classifier, images, key, functools.partial(_features, classifier, kind), BATCH)
     try:
         stored = cached(rows, root, report)
     except _UnfitError as error:
         remove([_folder(rows, root).name], root)
         report(str(error), 0, 0)
-        return cached_features(classifier, images, root=root, kind="float32", report=report)
+        return cached_features(classifier, images, root=root, kind="float32", digest=digest, report=report)
     cache = FeatureCache(stored.folder, stored.arrays["features"], stored.arrays["pooled"], stored.failures)
     row, pixels = readable(rows, stored)
     with torch.inference_mode():
@@ -316,6 +319,8 @@ def trim(most: float, root: Path | None = None) -> list[str]:
     The last one used stays. Who has a removed cache open can read it until the end.
     """
     root = root or cache_root()
+    if not most >= 0:
+        raise CacheError(f"expected a number of bytes, 0 or more, that caches may take, got {most}")
     entries = listed(root)
     excess, removed = sum(entry["bytes"] for entry in entries) - most, list[str]()
     complete = [entry for entry in entries if entry["complete"]]

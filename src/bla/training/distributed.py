@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from bla import BlaError
@@ -28,8 +30,10 @@ from bla import BlaError
 Value = TypeVar("Value")
 _TIMEOUT = datetime.timedelta(days=7)
 """The others wait for the first process, which may wait for another run. A process that ends is noticed at once."""
+_MEETING = datetime.timedelta(minutes=10)
+"""For all processes to have started, at the address that the environment names."""
 
-_joined = False
+_joined, _meetings = False, 0
 
 
 class ProcessError(BlaError):
@@ -39,7 +43,7 @@ class ProcessError(BlaError):
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that the environment names; a ProcessError if another one ends or does not answer."""
-    global _joined  # noqa: PLW0603 - as torch's own group is global
+    global _joined, _meetings  # noqa: PLW0603 - as torch's own group is global
     if _joined or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -47,7 +51,10 @@ def joined() -> Iterator[None]:
     try:
         if ours:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            distributed.init_process_group(backend, timeout=_TIMEOUT)
+            store, number, count = next(rendezvous("env://", timeout=_MEETING))
+            _meetings += 1  # torchrun keeps one store for all groups, and the keys of those that have ended
+            store = PrefixStore(f"meeting {_meetings}", store)
+            distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_TIMEOUT)
         _joined = True
         yield
         together()  # the first process hosts the meeting place: it must not end before the others

@@ -99,18 +99,19 @@ def masked_answers(
     fill: str = "coarse",
     seed: int = 0,
     root: Path | None = None,
+    digest: str | None = None,
     report: Progress = silent,
 ) -> MaskedAnswers:
     """The classifier's answers to ``count`` masked photos of every image, computed where the cache lacks them.
 
     The report begins with an estimate of the time. An interrupted build resumes, several processes share the work,
-    and ``root`` is as for :func:`bla.training.cache.cached_features`, as are the errors of the cache. A MaskedError
-    says that ``count`` is odd or the map has one cell; a DataError that there is no such ``fill``.
+    and ``root`` and ``digest`` are as for :func:`bla.training.cache.cached_features`, as are the errors of the cache. A
+    MaskedError says that ``count`` is odd or the map has one cell; a DataError that there is no such ``fill``.
     """
     if count < 2 or count % 2:
         raise MaskedError(f"expected an even number of masks, since each comes with its complement, got {count}")
     filling(fill, 1, 1)
-    digests = weights_digest(classifier.trunk), weights_digest(classifier.head)
+    digests = digest or weights_digest(classifier.trunk), weights_digest(classifier.head)
     key = ["answers", count, fill, seed, classifier.name, *digests, classifier.transform.identity()]
     network = Masking(classifier, count, fill, seed)
 
