@@ -4,8 +4,8 @@ A selector trained together with its head can encode the class in the shape of i
 read the code. The remedy (EVAL-X, Jethani et al. 2021, arXiv 2103.01890) is an evaluator trained on random subsets
 alone, which has never seen the selector:
 
-.. math:: \min_w \; E_{(F, y)} E_{S \sim \text{law}} \; -\log \mathrm{softmax}\big(
-          W \tfrac1m \textstyle\sum_{n \in S} F_n + b\big)_y
+.. math:: \min_w \; E_{(F, y)} E_{S \sim \text{law}} \; -\log \mathrm{softmax}\bigl(
+          W \tfrac1m \textstyle\sum_{n \in S} F_n + b\bigr)_y
 
 Architecture, fixed: dropout 0.2 and one linear layer on the mean of the cells kept. Law of S, fixed: a size m uniform
 in 1..N for each mask, then m of the N cells uniformly. Adam, 1e-3, batches of 32 images with four masks each, 1,500

@@ -39,7 +39,7 @@ def rise(network: Network, passes: int = PASSES, *, fill: str = FILLS[0], seed: 
 def kernel_shap(network: Network, passes: int = PASSES, *, fill: str = FILLS[0], seed: int = 0) -> Method:
     r"""KernelSHAP (Lundberg & Lee 2017) on the cells, of the class's logit, by sampled least squares.
 
-    .. math:: \min_\phi \sum_j \big(f(m_j) - f(0) - \phi^\top m_j\big)^2, \quad \textstyle\sum_n \phi_n = f(1) - f(0)
+    .. math:: \min_\phi \sum_j \bigl(f(m_j) - f(0) - \phi^\top m_j\bigr)^2, \quad \textstyle\sum_n \phi_n = f(1) - f(0)
 
     The number s of cells kept has the Shapley kernel's probability, proportional to 1 / (s (N - s)); each mask comes
     with its complement (Covert & Lee 2021).
