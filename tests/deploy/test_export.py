@@ -296,15 +296,19 @@ def test_an_explainer_with_an_earlier_map_exports_before_it_was_ever_called(tmp_
 
 
 def test_the_cells_of_volumes_are_compared_photo_by_photo() -> None:
-    def engine(logits: list[list[int]], cells: list[list[int]]) -> Any:
+    def engine(logits: list[list[int]], cells: list[list[int]], several: bool = False) -> Any:
         selected = np.array(cells, bool).reshape(2, 1, 2, 2)
         outputs = SimpleNamespace(classifier_logits=np.array(logits), selected=selected)
-        return SimpleNamespace(run=lambda _: outputs)
+        return SimpleNamespace(run=lambda _: outputs, card=SimpleNamespace(several_labels=several))
 
     one = engine([[1, 0], [1, 0]], [[1, 0, 0, 0], [1, 1, 0, 0]])
     other = engine([[1, 0], [0, 1]], [[1, 1, 0, 0], [0, 1, 1, 0]])  # alike: 1 of 2, 1 of 3
     found = disagreement(one, other, [np.zeros(1, np.uint8)] * 2)
     assert found == {"classifier": 0.5, "selected": pytest.approx((1 / 2 + 2 / 3) / 2)}
+    cells = [[1, 0, 0, 0]] * 2
+    one, other = engine([[2, 1], [-1, -2]], cells, True), engine([[2, -1], [-1, -3]], cells, True)
+    found = disagreement(one, other, [np.zeros(1, np.uint8)] * 2)
+    assert found["classifier"] == 0.5, "of several labels, every decision counts, and no likeliest class"
 
 
 def test_int8_says_how_far_it_agrees(class_aware: Pair, tmp_path: Path) -> None:

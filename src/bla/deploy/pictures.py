@@ -84,7 +84,8 @@ def explain_files(
 ) -> Iterator[Explanation | Unexplained]:
     """Explain photos in order; with ``out``, write ``NAME.png`` (the picture) and ``NAME.json`` for each.
 
-    ``run`` and ``model`` are as :func:`bla.load` takes them.
+    ``run`` and ``model`` are as :func:`bla.load` takes them. A graph that is kept of the run is used unless there is a
+    ``model``, whose code may have changed since.
 
     Of several photos there are also contact sheets, of up to 60 each: ``contact-sheet.png``, ``contact-sheet-2.png``.
     Where a photo may have several labels, its picture has a part for each present label, one below another.
@@ -99,7 +100,7 @@ def explain_files(
     """
     graph = Path(run) if Path(run).is_file() else None
     votes = target is not None or against is not None  # which a graph does not have
-    if graph is None and not votes and _on_cpu(device, len(photos)):
+    if graph is None and not votes and model is None and _on_cpu(device, len(photos)):
         graph = _graph(run, report)
     explainer, *made = _of_run(run, model, device) if graph is None else _of_graph(graph)
     report(explainer.transform.in_words(), 0, 0)

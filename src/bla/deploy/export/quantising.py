@@ -33,8 +33,8 @@ def quantised(graph: bytes, photos: Sequence[Path]) -> tuple[bytes, Card, dict[s
     """The graph with its trunk in int8; its card, of which the note says how far it agrees; and how often it does not.
 
     Activations get their ranges from every other photo; the others compare: how often the
-    classifier's class differs, and the mean share of the selected cells of either that are not of both. Attention and
-    head stay in float32: an explanation's ranks would tie.
+    classifier's class, or one of its several labels, differs, and the mean share of the selected cells of either that
+    are not of both. Attention and head stay in float32: an explanation's ranks would tie.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -85,11 +85,18 @@ def _needed_for(model: onnx.ModelProto, tensor: str) -> set[str]:
 
 
 def disagreement(one: Engine, other: Engine, photos: Sequence[npt.NDArray[np.uint8]]) -> dict[str, float]:
-    """How often the classifier's class differs, and the mean of 1 - |A & B| / |A | B| over the selected cells."""
+    """How often what the classifier says differs, and the mean of 1 - |A & B| / |A | B| over the selected cells.
+
+    It says the likeliest class; of several labels, each whose logit is above 0.
+    """
     classes, cells = 0.0, 0.0
+
+    def says(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return logits > 0 if one.card.several_labels else logits.argmax(1)[:, None]
+
     for start in range(0, len(photos), _BATCH):
         a, b = (engine.run(np.stack(photos[start : start + _BATCH])) for engine in (one, other))
-        classes += (a.classifier_logits.argmax(1) != b.classifier_logits.argmax(1)).sum()
+        classes += (says(a.classifier_logits) != says(b.classifier_logits)).any(1).sum()
         ours, theirs = (each.selected.reshape(len(each.selected), -1) for each in (a, b))
         cells += (1 - (ours & theirs).sum(1) / (ours | theirs).sum(1)).sum()
     return {"classifier": float(classes / len(photos)), "selected": float(cells / len(photos))}
