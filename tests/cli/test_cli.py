@@ -221,6 +221,8 @@ def test_a_size_is_certified_and_used(run: Path, place: Path, capsys: pytest.Cap
         (["explain", "cache"], "expected images"),
         (["cache", "remove", "abc"], "expected the key of a cache"),
         (["cache", "remove"], "expected keys of caches to remove"),
+        (["cache", "remove", "--beyond", "-1"], "-1"),
+        (["cache", "remove", "--beyond", "nan"], "nan"),
         (["explode"], "explode"),
         (["train"], "requires an argument"),
     ],

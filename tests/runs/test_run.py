@@ -356,6 +356,11 @@ def test_images_without_classes_serve_to_learn_the_classifiers_predictions(flat:
     assert record["metrics"]["hard"]["top1"] == record["metrics"]["agreement"]
     assert evaluate(tmp_path / "run", model=Tiny(), device="cpu")[0] == record["metrics"]
     assert result.classifier.explain(flat / "00.png")[0].setup == "BLA-PH"
+    other = Tiny()
+    with torch.no_grad():
+        list(other.parameters())[-1].add_(1)  # the head's bias: the trunk is the same
+    with pytest.raises(RunError, match="expected the classifier it was trained on"):
+        load(tmp_path / "run", model=other, device="cpu")
 
 
 def test_an_own_head_has_its_own_preprocessing_and_a_new_one_sees_the_whole_photo(

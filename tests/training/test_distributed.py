@@ -92,6 +92,17 @@ def test_the_cache_of_several_is_that_of_one(start: Starter, place: Path, tmp_pa
     assert manifests[0] == manifests[1] == manifests[2]
 
 
+def test_the_masked_answers_of_two_are_those_of_one(start: Starter, place: Path, tmp_path: Path) -> None:
+    for world in (1, 2):
+        program = CACHE.format(place=str(place), data=str(place / "data"), root=str(tmp_path / str(world)))
+        program = program.replace("cache import cached_features", "masked import masked_answers as answers_to")
+        program = program.replace("cached_features(", "answers_to(").replace("root=", "count=4, root=")
+        assert start(world, program.replace("found.features", "found.answers")) == [0] * world
+    one, two = (next((tmp_path / name).glob("*/")) for name in ("1", "2"))
+    for file in ("targets", "masks", "answers"):
+        assert (two / file).read_bytes() == (one / file).read_bytes()
+
+
 def test_a_cache_build_of_two_is_killed_and_resumed(start: Starter, place: Path, tmp_path: Path) -> None:
     program = CACHE.format(place=str(place), data=str(place / "data"), root=str(tmp_path / "caches"))
 

@@ -30,6 +30,7 @@ class Backbone(TypedDict):
     name: str | None  # None if it was passed as an object
     weights: str | None  # a file, "random", or None for those that come with the name
     digest: str  # SHA-256 of the trunk's weights
+    head: NotRequired[str]  # of its own head's, where that is explained
 
 
 class Data(TypedDict):

@@ -118,6 +118,8 @@ def train(
         "data": {"train": splits.train.digest(), "test": splits.test.digest()},
         "classes": list(classes),
     }
+    if settings.own_head:
+        identity["backbone"]["head"] = weights_digest(wrapped.head)
     out.mkdir(parents=True, exist_ok=True)
     busy = TrainingError(f"expected a folder that no other training is writing, got {out}: wait for it")
     with sole_writer(out, busy) if first else nullcontext():
@@ -271,7 +273,8 @@ def open_run(run: str | Path, *, model: nn.Module | str | None = None, device: s
     head = None if settings.own_head else len(classes)
     own = placeholder(settings)
     wrapped = explainable(model, name=record["model"], head=head, transform=transform, attention=own).to(place)
-    if settings.trunk is None and weights_digest(wrapped.trunk) != backbone["digest"]:
+    changed = settings.trunk is None and weights_digest(wrapped.trunk) != backbone["digest"]
+    if changed or ("head" in backbone and weights_digest(wrapped.head) != backbone["head"]):
         raise RunError(
             f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
             "an explanation is of one classifier; train anew for this one"
@@ -464,7 +467,8 @@ def _holds(out: Path, settings: Settings, identity: Mapping[str, Any]) -> bool:
         return False
     record = read_record(out)
     data = record["data"]
-    came = {**record, "data": {"train": data["train"], "test": data["test"]}}
+    known = {**identity["backbone"], **record["backbone"]}  # a record of before may lack the head's digest
+    came = {**record, "backbone": known, "data": {"train": data["train"], "test": data["test"]}}
     different = [key for key, value in json.loads(json.dumps(identity)).items() if came.get(key) != value]
     if Settings.from_record(record["settings"]) != settings:
         different.insert(0, "settings")
