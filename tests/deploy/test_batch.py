@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -253,6 +254,28 @@ def test_a_folder_a_list_and_a_table_give_the_same_rows(photos: Path, graph: Pat
     for name in ("list.txt", "t.parquet"):
         explain_all(tmp_path / name, tmp_path / "out" / name, graph, shard=4, workers=3)
         assert rows_of(tmp_path / "out" / name) == expected
+
+
+def test_photos_in_an_object_store(photos: Path, graph: Path, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(photos), "/bucket/", recursive=True)
+    store.pipe("/bucket/notes.txt", b"")
+    try:
+        explain_all(photos, tmp_path / "folder", graph)
+        expected = [row | {"path": Path(row["path"]).relative_to(photos)} for row in rows_of(tmp_path / "folder")]
+        for source, out in (("memory://bucket/photos", "memory"), (photos.as_uri(), "local")):
+            explain_all(source, tmp_path / out, graph, shard=5, workers=2)
+            found = rows_of(tmp_path / out)
+            assert found[0]["path"].startswith(source.partition("://")[0])
+            assert [row | {"path": Path(row["path"].rpartition("photos/")[2])} for row in found] == expected
+        (tmp_path / "list.txt").write_text("memory://bucket/photos/folder0/0.png\nmemory://bucket/missing.png")
+        explain_all(tmp_path / "list.txt", tmp_path / "listed", graph)
+        assert [row["status"] for row in rows_of(tmp_path / "listed")] == ["ok", "unreadable"]
+        for source, came in (("memory://nowhere", "FileNotFoundError"), ("unknown://bucket", "Protocol not known")):
+            with pytest.raises(BatchError, match=came):
+                explain_all(source, tmp_path / "none", graph)
+    finally:
+        store.rm("/bucket", recursive=True)
 
 
 def test_a_check_on_request_is_the_engines(photos: Path, graph: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json, RunOrGraph,
 
 
 def batch(
-    source: Path,
+    source: str,
     out: Path,
     /,
     *,
@@ -35,7 +35,7 @@ def batch(
 
     Example: `bla batch photos out --run run --workers 4`
 
-    :param source: A folder of photos, a text file of paths, or a Parquet file or folder with encoded photos.
+    :param source: A folder of photos or its URL (s3://...), a text file of paths, or Parquet with encoded photos.
     :param out: The folder for part-*.parquet and, at the end, _batch.json. `pandas.read_parquet(OUT)` reads it.
     :param engine: local: this machine's cores; ray: the cluster at RAY_ADDRESS, else this machine.
     :param workers: Threads, or actors. By default one per core.

@@ -20,7 +20,18 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from bla.data.prefetching import cores, prefetch
-from bla.deploy.batch.plan import BATCH_FOLDER, GRAPH, SHARD, BatchError, Plan, Shard, Task, make_plan, read_plan
+from bla.deploy.batch.plan import (
+    BATCH_FOLDER,
+    GRAPH,
+    SHARD,
+    BatchError,
+    Plan,
+    Shard,
+    Task,
+    is_url,
+    make_plan,
+    read_plan,
+)
 from bla.deploy.batch.rows import SCHEMA, explain_rows, part_name, unpacked, write_part
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine
@@ -72,8 +83,9 @@ def explain_all(
 
     Parameters
     ----------
-    source: a folder, a text file with a path a line, a photo, a Parquet file or a folder of them. The batch lists
-        its photos when it begins; a photo that is added later belongs to another batch.
+    source: a folder, a text file with a path or URL a line, a photo, a Parquet file or a folder of them; or the URL of
+        photos, such as s3://bucket/folder, which fsspec opens. The batch lists its photos when it begins; a photo that
+        is added later belongs to another batch.
     graph: the exported graph, as ``bla export`` writes it.
     engine: this machine's threads, or Ray's cluster, where every node sees source and ``out`` under the same path.
     workers: threads, or actors of a core each; by default one for each core.
@@ -110,14 +122,15 @@ def explain_all(
         opened.card.checked_size(size)
     with graph.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    task = Task(source=str(real(source)), graph=digest, pictures=pictures, scores=scores, size=size, fill=fill)
+    place = str(source if is_url(source) else real(source))
+    task = Task(source=place, graph=digest, pictures=pictures, scores=scores, size=size, fill=fill)
     out.mkdir(parents=True, exist_ok=True)
     busy = BatchError(f"expected a folder that no other batch is writing, got {out}: wait for it")
     with sole_writer(out, busy):
         if (record := _finished(task, out)) is not None:
             report(f"{out} already holds this batch, begun {record['begun']}, without photos added since", 0, 0)
             return record
-        plan = _begun(task, out) or make_plan(Path(source), task, out / BATCH_FOLDER, shard=shard, column=column)
+        plan = _begun(task, out) or make_plan(source, task, out / BATCH_FOLDER, shard=shard, column=column)
         for unfinished in out.glob(".part-*"):  # its writer was killed
             unfinished.unlink()
         done = {part.name for part in out.glob("part-*")}

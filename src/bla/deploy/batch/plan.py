@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Meta
@@ -45,7 +46,7 @@ class Shard:
 class Task:
     """What a batch does: two calls with equal tasks belong to one batch."""
 
-    source: str  # a resolved path
+    source: str  # a resolved path, or a URL
     graph: str  # SHA-256 of the exported graph that explains
     pictures: bool = False
     scores: bool = False
@@ -79,16 +80,24 @@ class Plan(Task):
                 number += count
 
 
-def make_plan(source: Path, task: Task, work: Path, *, shard: int = SHARD, column: str | None = None) -> Plan:
+def is_url(source: str | Path) -> bool:
+    """Whether photos are in an object store or at another place that fsspec opens, such as s3://bucket/folder."""
+    return isinstance(source, str) and "://" in source
+
+
+def make_plan(source: str | Path, task: Task, work: Path, *, shard: int = SHARD, column: str | None = None) -> Plan:
     """Find the photos of a source and write the plan of a task into ``work``; a resumed batch reads it from there."""
     if shard < 1:
         raise BatchError(f"expected shards of at least 1 row, got {shard}")
+    url, source = (str(source), Path()) if is_url(source) else (None, Path(source))
     if not source.exists():
         raise BatchError(f"expected a folder, a list of files or a Parquet file, got {source}, which does not exist")
     work.mkdir(parents=True, exist_ok=True)
     paths = work / PATHS
     tables: list[Path] = []
-    if source.is_dir():
+    if url is not None:
+        photos = _write_paths(paths, _found_at(url), shard)
+    elif source.is_dir():
         photos = _write_paths(paths, _found(source, tables), shard)
     elif source.suffix.lower() == ".parquet":
         tables, photos = [source], 0
@@ -100,11 +109,11 @@ def make_plan(source: Path, task: Task, work: Path, *, shard: int = SHARD, colum
     if photos and tables:
         raise BatchError(f"{source}: expected photos or Parquet files, got both: name a folder of one kind")
     if not photos and not tables:
-        raise BatchError(f"{source}: expected photos ({' '.join(sorted(SUFFIXES))}) or Parquet files, got none")
+        raise BatchError(f"{url or source}: expected photos ({' '.join(sorted(SUFFIXES))}) or Parquet files, got none")
     common: dict[str, Any] = {**dataclasses.asdict(task), "shard": shard, "begun": timestamp()}
     if photos:
         if column is not None:
-            raise BatchError(f"expected --column with Parquet files, got it with {source}")
+            raise BatchError(f"expected --column with Parquet files, got it with {url or source}")
         plan = Plan(**common, kind="paths", files=(_file(paths, photos),), content="path", name=None)
     else:
         paths.unlink(missing_ok=True)
@@ -152,6 +161,23 @@ def _found(folder: Path, tables: list[Path]) -> Iterator[bytes]:
             yield os.fsencode(path)
         elif suffix == ".parquet":
             tables.append(Path(path))
+
+
+def _found_at(url: str) -> Iterator[bytes]:
+    """Photos below a URL, or the one at it, as URLs."""
+    try:
+        files, root = fsspec.url_to_fs(url)
+        if files.isfile(root):
+            yield os.fsencode(url)
+            return
+        for folder, folders, names in files.walk(root, on_error="raise"):
+            folders.sort()
+            for name in sorted(names):
+                if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 - as above
+                    yield os.fsencode(files.unstrip_protocol(f"{folder}/{name}"))
+    except (ImportError, OSError, ValueError) as error:  # a package that it names, a place, a scheme
+        came = f"{type(error).__name__}: {one_line(error)}"
+        raise BatchError(f"{url}: expected a place that fsspec can list, got {came}") from error
 
 
 def _write_paths(file: Path, paths: Iterator[bytes], shard: int) -> int:

@@ -9,22 +9,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bla.deploy.batch.plan import Plan, Shard, one_line
+from bla.deploy.batch.plan import Plan, Shard, is_url, one_line
 
 READ = 64  # rows read from a Parquet file at once
 BATCH = 16  # photos in one run of the graph
 
 
 class Row(NamedTuple):
-    """A photo to explain: its number, its name, and its path or content; or why it has neither."""
+    """A photo to explain: its number, its name, and its path, URL or content; or why it has none."""
 
     number: int
     name: str
-    photo: Path | bytes | None
+    photo: Path | str | bytes | None
     error: str = ""
+
+    def fetched(self) -> Row:
+        """With the content in place of a URL; a failure that may pass is raised: the batch can be resumed."""
+        if not isinstance(self.photo, str):
+            return self
+        try:
+            with fsspec.open(self.photo, "rb") as file:
+                return self._replace(photo=file.read())
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            came = one_line(error) or type(error).__name__
+            return self._replace(
+                photo=None, error=f"{self.name}: expected a photo, got one that cannot be read ({came})"
+            )
 
 
 class Reader:
@@ -94,6 +108,8 @@ class Reader:
 
 def _at_path(number: int, path: bytes) -> Row:
     name = path.decode("utf-8", "backslashreplace")
+    if is_url(os.fsdecode(path)):
+        return Row(number, name, os.fsdecode(path))
     try:
         photo = Path(os.fsdecode(path))
         kind = photo.stat().st_mode
