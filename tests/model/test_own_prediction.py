@@ -218,3 +218,28 @@ def test_an_earlier_map_is_given_behind_the_trunks_own_and_the_head_does_not_rea
     wrapped.attention.calibrate(features)
     wrapped.attention.train()
     assert wrapped.attention(features).unbounded.requires_grad
+
+
+class Shared(Deep):
+    """One activation for all convolutions, as torchvision's bottlenecks have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.last = nn.Conv2d(6, 7, 1)
+        self.fc = nn.Linear(7, 4)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.relu(self.last(self.relu(self.late[0](self.relu(self.early(pixels))))))
+        logits: Tensor = self.fc(self.flatten(self.pool(maps)))
+        return logits
+
+
+def test_a_module_that_gives_several_maps_is_taken_for_its_last() -> None:
+    torch.manual_seed(0)
+    model = Shared().eval().requires_grad_(False)
+    half = (0.5, 0.5, 0.5)
+    wrapped = bla.explainable(model, transform=bla.Transform((48, 64), half, half))
+    pixels = torch.randn(2, 3, 48, 64)
+    assert torch.equal(wrapped.trunk(pixels)[:, 7:], nn.functional.avg_pool2d(model.early(pixels), 2))
+    torch.testing.assert_close(wrapped(pixels).argmax(dim=1), model(pixels).argmax(dim=1))

@@ -67,9 +67,14 @@ def with_earlier(found: Split, pixels: Tensor) -> tuple[Split, int]:
 
     The grid of 2n or, where n was rounded up, of 2n - 1 cells a side.
     """
-    seen: list[tuple[str, Tensor]] = []
+    seen: dict[str, Tensor] = {}  # of a module that is called again, the last, as EarlierTrunk takes it
+
+    def see(name: str, output: Tensor) -> None:
+        seen.pop(name, None)
+        seen[name] = output
+
     hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.append((name, output)))
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: see(name, output))
         for name, module in found.trunk.named_modules()
         if name
     ]
@@ -80,7 +85,7 @@ def with_earlier(found: Split, pixels: Tensor) -> tuple[Split, int]:
         for hook in hooks:
             hook.remove()
     candidates: list[tuple[str, bool, int]] = []
-    for name, output in seen:
+    for name, output in seen.items():
         if isinstance(output, Tensor) and output.ndim == 4 == 2 + len(own):
             for channels_last, grid, channels in ((False, output.shape[2:], 1), (True, output.shape[1:3], 3)):
                 twice = [(side + 1) // 2 for side in grid] == list(own)

@@ -73,7 +73,7 @@ def shapley_values(masks: Tensor, values: Tensor, nothing: Tensor, everything: T
     """The least squares of :func:`kernel_shap`: masks (J, N) and what they are worth (J,) to (N,).
 
     >>> masks = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> shapley_values(masks, torch.tensor([3.0, 1.0]), torch.tensor(0.0), torch.tensor(4.0)).tolist()
+    >>> shapley_values(masks, torch.tensor([3.0, 1.0]), torch.tensor(0.0), torch.tensor(4.0)).round(decimals=6).tolist()
     [3.0, 1.0]
     """
     wide, total = masks.double(), (everything - nothing).double()
