@@ -16,6 +16,7 @@ import csv
 import dataclasses
 import os
 import pstats
+import re
 import statistics
 import tempfile
 import time
@@ -223,7 +224,8 @@ def profile(ours: Callable[[], object]) -> str:
     found = pstats.Stats(profiler)
     spent: dict[Any, Any] = vars(found)["stats"]
     each, total = sorted(spent.items(), key=lambda item: -item[1][2])[:4], sum(item[2] for item in spent.values())
-    return "; ".join(f"{name.strip('<>').split('.')[-1]} {taken[2] / total:.0%}" for (_, _, name), taken in each)
+    named = [(re.sub(r"<[a-z-]*\s?method '?([\w.]+).*", r"\1", name), item[2] / total) for (_, _, name), item in each]
+    return "; ".join(f"{name.rpartition('.')[2]} {share:.0%}" for name, share in named if share >= 0.01)
 
 
 def main() -> None:
