@@ -129,12 +129,11 @@ class Calling(nn.Module):
                 again = dict(_tensors(self._returned(pixels)))
             moved = {path for path, rows in found.items() if not torch.equal(again[path].reshape_as(rows), rows)}
             last = last or moved
-            if moved != last or len(last) > 1:
-                if len(last) == 1 and last < moved:
-                    break
-                raise OutputError(
-                    f"expected one output that may be the logits, got several: {_listed(_tensors(returned))}"
-                )
+            if moved and moved != last:  # a layer that moves none is not used, or its scale is divided out
+                last = last if last < moved else set()
+                break
+        if len(last) != 1:
+            raise OutputError(f"expected one output that may be the logits, got several: {_listed(_tensors(returned))}")
         return last.pop()
 
     def _returned(self, pixels: Tensor) -> Any:

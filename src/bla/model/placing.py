@@ -32,7 +32,7 @@ def places(trunk: nn.Module, pixels: Tensor, *, guessed: bool) -> Places:
     still = (features == features[:1]).all(dim=1).all(dim=0)
     if still.any():
         return Places(True, f"approximate: {int(still.sum())} cells read nothing of the photo, which is padded inside")
-    edges = [side // (2 * cells) for side, cells in zip(one.shape[2:], grid, strict=True)]
+    edges = [-(-side // (2 * cells)) for side, cells in zip(one.shape[2:], grid, strict=True)]
     inner = [slice(edge, side - edge) for edge, side in zip(edges, one.shape[2:], strict=True)]
     framed = other.clone()
     framed[:, :, *inner] = one[:, :, *inner]
