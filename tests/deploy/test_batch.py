@@ -268,9 +268,11 @@ def test_photos_in_an_object_store(photos: Path, graph: Path, tmp_path: Path) ->
             found = rows_of(tmp_path / out)
             assert found[0]["path"].startswith(source.partition("://")[0])
             assert [row | {"path": Path(row["path"].rpartition("photos/")[2])} for row in found] == expected
-        (tmp_path / "list.txt").write_text("memory://bucket/photos/folder0/0.png\nmemory://bucket/missing.png")
+        (tmp_path / "list.txt").write_text(
+            "memory://bucket/photos/folder0/0.png\nmemory://bucket/missing.png\nx://y.png"
+        )
         explain_all(tmp_path / "list.txt", tmp_path / "listed", graph)
-        assert [row["status"] for row in rows_of(tmp_path / "listed")] == ["ok", "unreadable"]
+        assert [row["status"] for row in rows_of(tmp_path / "listed")] == ["ok", "unreadable", "unreadable"]
         for source, came in (("memory://nowhere", "FileNotFoundError"), ("unknown://bucket", "Protocol not known")):
             with pytest.raises(BatchError, match=came):
                 explain_all(source, tmp_path / "none", graph)

@@ -76,6 +76,7 @@ AVERAGES: dict[str, Read] = {
     "one mean after the other": lambda net, x, f: net.fc(f.mean(3).mean(2)),
     "of a view": lambda net, x, f: net.fc(f.view(f.size(0), 8, -1).mean(-1)),
     "of a view of the batch's size": lambda net, x, f: net.fc(f.view(x.shape[0], f.shape[1], -1).mean(2)),
+    "scaled by a constant made on the way": lambda net, x, f: net.fc(f.mean((2, 3))) * torch.arange(1.0, 6),
     "view by the map's size": lambda net, x, f: net.fc(averages2d(f, GRID).view(f.size(0), -1)),
     "reshape by the photo's size": lambda net, x, f: net.fc(pool2d(f, 1).reshape(x.shape[0], -1)),
     "reshape by len": lambda net, x, f: net.fc(pool2d(f, 1).reshape((f.shape[0], 8))),

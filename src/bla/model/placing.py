@@ -47,7 +47,7 @@ def _in_order(trunk: nn.Module, one: Tensor, other: Tensor, features: Tensor, *,
     for side in range(2, one.ndim):
         halves = [each.tensor_split(2, dim=side) for each in (one, other)]
         before, after = (
-            (trunk(torch.cat([halves[first][0], halves[1 - first][1]], dim=side)) - features)[0].abs().double()
+            (trunk(torch.cat([halves[first][0], halves[1 - first][1]], dim=side)) - features)[0].abs().cpu().double()
             for first in (1, 0)
         )
         moves.append(torch.stack([_centres(after, each) - _centres(before, each) for each in range(one.ndim - 2)]))

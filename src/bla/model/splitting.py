@@ -103,7 +103,7 @@ def split(
     """
     pixels, returned, called = _probed(own, transform, name, reading)
     reasons: list[Exception] = []
-    with torch.inference_mode():
+    with torch.no_grad():  # a constant that tracing keeps is read by gradients later
         try:
             answers = called.chosen_in(returned, reading.output)
             meant = meaning_of(called, answers, reading)
@@ -159,7 +159,7 @@ def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name:
     if isinstance(head, int) and head < 1:
         raise ClassifierError(f"{name}: expected a head of at least one class, got {head}")
     pixels, returned, called = _probed(own, transform, name, reading)
-    with torch.inference_mode():
+    with torch.no_grad():
         called.choose_any(returned)
         model = own if called.is_plain else called
         if not torch.isfinite(model(pixels[:2])).all():

@@ -119,9 +119,9 @@ def is_over(grid: Sequence[int], size: Sequence[int]) -> bool:
 
 
 def said(error: BaseException) -> str:
-    """An error's class and the first line of its message."""
+    """An error's class and the first line of its message, of at most 200 characters."""
     first, _, _ = str(error).partition("\n")
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first[:200]}"
 
 
 def traced(own: nn.Module, pixels: Tensor) -> Graph:
