@@ -77,3 +77,23 @@ def test_views_that_are_mirrored_beside_others_are_refused() -> None:
 
     with pytest.raises(ClassifierError, match="turned, mirrored or in another order"):
         explainable(Views().eval(), transform=Transform((64, 64), HALF, HALF))
+
+
+class Queries(Net):
+    """Pools by some learnt queries, each of 8 numbers, which may look like the tokens of a grid of 2 x 3 or 2 x 4."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(lambda x: x)
+        self.queries = nn.Parameter(torch.randn(1, count, 8))
+        self.pool = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens = self.stem(pixels).flatten(2).mT
+        found: Tensor = self.fc(self.pool(self.queries.expand(len(tokens), -1, -1), tokens, tokens)[0].mean(1))
+        return found
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_queries_and_channels_are_not_taken_for_cells(count: int) -> None:
+    wrapped = explainable(Queries(count).eval(), transform=Transform((64, 96), HALF, HALF))
+    assert wrapped.trunk(torch.randn(2, 3, 64, 96)).shape[2:] == (8, 12)

@@ -123,6 +123,11 @@ class _Hooked(nn.Module):
         self.places = tuple(places)
         self.shape = tuple(shape)  # of the pixels of an image
 
+    @property
+    def of_tokens(self) -> bool:
+        """Whether a grid was guessed from the number of tokens."""
+        return any("tokens" in place.layout for place in self.places)
+
 
 class HookedTrunk(_Hooked):
     """A classifier's own code until its last maps are there, as one (B, C, H, W)."""

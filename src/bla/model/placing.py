@@ -18,15 +18,18 @@ class Places(NamedTuple):
     note: str = ""
 
 
-def places(trunk: nn.Module, pixels: Tensor, *, guessed: bool) -> Places:
+def places(trunk: nn.Module, pixels: Tensor, *, guessed: bool, of_tokens: bool = False) -> Places:
     r"""How the cells of a trunk's map lie over some pictures (B, C, \*sides), of which two are mixed.
 
     Where the second half of a side is exchanged, what changes has its centre further along the map than where the first
-    half is, in every channel. Deep layers move it little; ``guessed`` says that a map of which nothing moves is none.
+    half is, in every channel. Deep layers move it little; ``guessed`` says that a map of which nothing moves is none,
+    ``of_tokens`` that tokens of too small a grid to tell are none: they may be queries, or channels.
     """
     features = trunk(pixels)
     grid = features.shape[2:]
     one, other = pixels[1:2], pixels[2:3]
+    if of_tokens and min(grid) < _MANY:
+        return Places(in_order=False)
     if min(grid) >= _MANY and not _in_order(trunk, one, other, features[1:2], guessed=guessed):
         return Places(in_order=False)
     still = (features == features[:1]).all(dim=1).all(dim=0)
