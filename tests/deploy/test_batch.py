@@ -269,7 +269,7 @@ def test_photos_in_an_object_store(photos: Path, graph: Path, tmp_path: Path) ->
             assert found[0]["path"].startswith(source.partition("://")[0])
             assert [row | {"path": Path(row["path"].rpartition("photos/")[2])} for row in found] == expected
         (tmp_path / "list.txt").write_text(
-            "memory://bucket/photos/folder0/0.png\nmemory://bucket/missing.png\nx://y.png"
+            "memory://bucket/photos/folder0/0.png\nmemory://bucket/missing.png\nunknown://y.png"
         )
         explain_all(tmp_path / "list.txt", tmp_path / "listed", graph)
         assert [row["status"] for row in rows_of(tmp_path / "listed")] == ["ok", "unreadable", "unreadable"]

@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bla.deploy.batch.plan import Plan, Shard, is_url, one_line
+from bla.deploy.batch.plan import BatchError, Plan, Shard, is_url, one_line
 
 READ = 64  # rows read from a Parquet file at once
 BATCH = 16  # photos in one run of the graph
@@ -34,11 +34,11 @@ class Row(NamedTuple):
         try:
             with fsspec.open(self.photo, "rb") as file:
                 return self._replace(photo=file.read())
-        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            came = one_line(error) or type(error).__name__
-            return self._replace(
-                photo=None, error=f"{self.name}: expected a photo, got one that cannot be read ({came})"
-            )
+        except ImportError as error:  # of the package that opens such URLs
+            raise BatchError(f"expected a package that opens {self.name}, got {one_line(error)}") from error
+        except (FileNotFoundError, IsADirectoryError, PermissionError, ValueError) as error:  # of an unknown scheme
+            came = f"{type(error).__name__}: {one_line(error)}"
+            return self._replace(photo=None, error=f"{self.name}: expected a photo, got {came}")
 
 
 class Reader:
