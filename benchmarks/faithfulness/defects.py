@@ -28,19 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import bla
+from benchmarks.faithfulness import own_prediction
 from benchmarks.faithfulness.own_prediction import Values, batches, coverage, difference, row, span
 from benchmarks.results import kept, parser_of
 from bla.comparison.methods import (
     Batch,
     Method,
-    PooledClassifier,
-    c_minus_e,
-    cam,
-    centre_disc,
-    feature_norm,
-    grad_cam_family,
-    random_cells,
-    smoothed,
 )
 from bla.data.image_sets import ImageSet, Splits, list_images
 from bla.data.photo import Transform
@@ -53,6 +46,8 @@ from bla.progress import show
 
 AREAS = (0.02, 0.04, 0.08)
 """Shares of the tile: 1, 2 and 4 of 7 x 7 cells; 4, 8 and 16 of 14 x 14."""
+LEFT_OUT = ("layer-cam", "refine-cam", "c-e-3x3")
+"""Of the usual rivals; the last is the default, untrained."""
 FROZEN, BATCH, RATE = 6, 32, 1e-3
 UNTRAINED, FITTED = "untrained", "fitted"
 MEASURES = {"hit": "defects hit", "on": "of the selection on the defect", "found": "of the defect selected"}
@@ -130,10 +125,7 @@ def fine_tuned(features: Tensor, labels: np.ndarray, kinds: int, epochs: int, se
 
 def rivals(classifier: ExplainableClassifier, seed: int) -> list[Method]:
     """Trivial rankings first; all of one pass."""
-    pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
-    first = cam(pooled)
-    return [random_cells(seed), centre_disc(), feature_norm(classifier.attention.earlier), first, smoothed(first),
-            grad_cam_family(pooled, "grad-cam++"), grad_cam_family(pooled, "finer-cam"), c_minus_e(pooled)]  # fmt: skip
+    return [each for each in own_prediction.rivals(classifier, seed) if each.name not in LEFT_OUT]
 
 
 def judged(ranking: Tensor, covered: Tensor, sizes: dict[str, Tensor | int]) -> Values:

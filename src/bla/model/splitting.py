@@ -268,14 +268,8 @@ def _checked(
         if not miss <= tolerance:
             raise _UncutError(f"expected {_AVERAGE}, got one that differs by {miss:.1e} for {tuple(pixels.shape)}")
         worst = max(worst, miss)
-    run = head if isinstance(head, (HookedHead, HookedMapHead)) else None  # by the classifier's own code
-    found = places(trunk, answers.pixels, guessed=run is not None, of_tokens=run is not None and run.of_tokens)
-    if not found.in_order:
-        raise _UncutError(
-            "expected a feature map whose cells lie where the photo's pixels do, got one turned, mirrored or in "
-            "another order"
-        )
-    note = note or found.note
+    placed = _placed(trunk, head, answers.pixels)  # refuses whatever was said before
+    note = note or placed
     if not note and answers.half:
         note = f"approximate: the classifier computes in half precision, where the same differs by up to {worst:.0e}"
     elif not note and worst > strict:
@@ -284,6 +278,18 @@ def _checked(
             "photos"
         )
     return trunk, note
+
+
+def _placed(trunk: nn.Module, head: nn.Module, pixels: Tensor) -> str:
+    """In words, how the cells lie elsewhere than shown; an error if they are in another order than the pixels."""
+    run = head if isinstance(head, (HookedHead, HookedMapHead)) else None  # by the classifier's own code
+    found = places(trunk, pixels, guessed=run is not None, of_tokens=run is not None and run.of_tokens)
+    if not found.in_order:
+        raise _UncutError(
+            "expected a feature map whose cells lie where the photo's pixels do, got one turned, mirrored or in "
+            "another order"
+        )
+    return found.note
 
 
 def _answered(called: Calling, shape: Sequence[int], like: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -326,7 +332,7 @@ def _prepared(
     if head.attends:
         head.fill = "attention"
         one = torch.zeros_like(features[:, 0])
-        one[_cell(one, 0)] = 1
+        one.flatten(1)[:, 0] = 1
         others = torch.where(one[:, None] > 0, features, features.roll(1, dims=0))
         if (
             missed(answer(others, one), answer(features, one))
@@ -392,11 +398,6 @@ def _of_channels(own: nn.Module, transform: Transform) -> str:
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """The memory format by the number of dimensions."""
-
-
-def _cell(maps: Tensor, place: int) -> tuple[Any, ...]:
-    """Where the first or the last cell (0, -1) of maps (B, *grid) is."""
-    return (slice(None), *[place] * (maps.ndim - 1))
 
 
 def _check_several_cells(features: Tensor, pixels: Tensor) -> None:

@@ -130,10 +130,12 @@ def last_layers(network: PooledClassifier, pixels: Tensor, count: int) -> list[n
             found[out[0, 0].numel()] = module
 
     hooks = [module.register_forward_hook(seen) for module in network.trunk.modules() if module is not network.trunk]
-    with torch.no_grad():
-        network(pixels)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad():
+            network(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
     finest_first = sorted(found.items(), reverse=True)[-count:]
     return [module for _, module in finest_first[:-1]] + [network.cells]
 

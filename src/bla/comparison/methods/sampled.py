@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bla.comparison.methods.method import Batch, Method
-from bla.data.masking import FILLS, enlarged, filled
+from bla.data.masking import FILLS, masked
 
 PASSES = 500
 
@@ -94,6 +94,5 @@ def _random(seed: int, row: int) -> torch.Generator:
 @torch.no_grad()
 def _asked(network: Network, pixels: Tensor, masks: Tensor, fill: str, at_once: int = 32) -> Tensor:
     """Logits (J, K) of one photo under each of the masks (J, H, W)."""
-    fills = filled(pixels, fill)
-    parts = (fills + enlarged(part, pixels)[:, None] * (pixels - fills) for part in torch.split(masks, at_once))
-    return torch.cat([network(part).float().cpu() for part in parts])
+    parts = torch.split(masks, at_once)
+    return torch.cat([network(masked(pixels, part, fill)).float().cpu() for part in parts])

@@ -89,31 +89,31 @@ def make_plan(source: str | Path, task: Task, work: Path, *, shard: int = SHARD,
     """Find the photos of a source and write the plan of a task into ``work``; a resumed batch reads it from there."""
     if shard < 1:
         raise BatchError(f"expected shards of at least 1 row, got {shard}")
-    url, source = (str(source), Path()) if is_url(source) else (None, Path(source))
-    if not source.exists():
+    place = Path(source)
+    if not is_url(source) and not place.exists():
         raise BatchError(f"expected a folder, a list of files or a Parquet file, got {source}, which does not exist")
     work.mkdir(parents=True, exist_ok=True)
     paths = work / PATHS
     tables: list[Path] = []
-    if url is not None:
-        photos = _write_paths(paths, _found_at(url), shard)
-    elif source.is_dir():
-        photos = _write_paths(paths, _found(source, tables), shard)
-    elif source.suffix.lower() == ".parquet":
-        tables, photos = [source], 0
-    elif source.suffix.lower() in LISTS:
-        with source.open("rb") as lines:  # relative paths are relative to where the command runs
+    if is_url(source):
+        photos = _write_paths(paths, _found_at(str(source)), shard)
+    elif place.is_dir():
+        photos = _write_paths(paths, _found(place, tables), shard)
+    elif place.suffix.lower() == ".parquet":
+        tables, photos = [place], 0
+    elif place.suffix.lower() in LISTS:
+        with place.open("rb") as lines:  # relative paths are relative to where the command runs
             photos = _write_paths(paths, filter(None, (line.strip(b"\r\n") for line in lines)), shard)
     else:
-        photos = _write_paths(paths, iter([os.fsencode(source)]), shard)
+        photos = _write_paths(paths, iter([os.fsencode(place)]), shard)
     if photos and tables:
         raise BatchError(f"{source}: expected photos or Parquet files, got both: name a folder of one kind")
     if not photos and not tables:
-        raise BatchError(f"{url or source}: expected photos ({' '.join(sorted(SUFFIXES))}) or Parquet files, got none")
+        raise BatchError(f"{source}: expected photos ({' '.join(sorted(SUFFIXES))}) or Parquet files, got none")
     common: dict[str, Any] = {**dataclasses.asdict(task), "shard": shard, "begun": timestamp()}
     if photos:
         if column is not None:
-            raise BatchError(f"expected --column with Parquet files, got it with {url or source}")
+            raise BatchError(f"expected --column with Parquet files, got it with {source}")
         plan = Plan(**common, kind="paths", files=(_file(paths, photos),), content="path", name=None)
     else:
         paths.unlink(missing_ok=True)
