@@ -756,3 +756,14 @@ def test_files_that_pillow_reads_byte_by_byte_are_read() -> None:
     head = struct.pack("<IiiHHIIiiII", 40, 100, 80, 1, 8, 1, len(runs), 0, 0, 256, 0) + bytes(range(8)) * 128
     packed = b"BM" + struct.pack("<IHHI", 14 + len(head) + len(runs), 0, 0, 14 + len(head)) + head + runs
     assert open_photo(packed).size == (100, 80)
+
+
+@pytest.mark.parametrize(("kind", "highest"), [("u2", 4080), ("i4", 4080), ("f4", 4080), ("i4", 70_000), ("f4", 5e5)])
+def test_deep_photos_whose_range_would_be_a_guess_are_not_classified(kind: str, highest: float, tmp_path: Path) -> None:
+    values = np.linspace(0, highest, 48).reshape(6, 8).astype(kind)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    half = (0.5, 0.5, 0.5)
+    with pytest.raises(DataError, match=f"x.tif: expected a stated range .* from 0 to {highest:g}: .*value_range"):
+        Transform((3, 4), half, half).read(tmp_path / "x.tif")
+    ranged = Transform((3, 4), half, half, value_range=(0, highest))
+    assert ranged.read(tmp_path / "x.tif").pixels.mean() == pytest.approx(127.5, abs=1)

@@ -248,9 +248,9 @@ def test_two_hundred_kinds_of_bad_input(client: TestClient) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
 def test_odd_colour_modes_are_explained(mode: str, client: TestClient) -> None:
     form = {"YCbCr": "JPEG", "CMYK": "JPEG", "F": "TIFF"}.get(mode, "PNG")
-    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8))
+    grey = np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8)
     file = io.BytesIO()
-    pixels.convert(mode).save(file, form)
+    Image.fromarray(grey * np.uint16(257) if mode == "I;16" else grey).convert(mode).save(file, form)
     assert client.post("/v1/explain", files={"photo": file.getvalue()}).status_code == 200
 
 

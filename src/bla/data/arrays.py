@@ -15,7 +15,7 @@ Range = tuple[float, float]
 Levels = npt.NDArray[Any]
 """(h, w, C), or (d, h, w, C) of a volume, from 0 to 255: uint8, or float32 where the source is finer."""
 
-_TWELVE_BITS = 4095
+TWELVE_BITS = 4095
 
 
 class DataError(BlaError):
@@ -50,10 +50,9 @@ def as_levels(array: npt.NDArray[Any], rank: int, channels: int, value_range: Ra
     least, most = float(array.min()), float(array.max())
     if not np.isfinite([least, most]).all():
         raise DataError("expected finite pixels, got NaN or infinity; replace them")
-    came = f"{array.dtype} from {least:g} to {most:g}"
-    if value_range is None and (array.dtype != np.uint16 or 0 < most <= _TWELVE_BITS):
-        remedy = "bla.Transform(..., value_range=(0, 4095)) for 12 bits, (0, 65535) for 16, (0, 1) for shares"
-        raise DataError(f"expected a stated range of the pixels' values, got {came}: {remedy}")
+    came = f"{array.dtype.name} from {least:g} to {most:g}"
+    if value_range is None and (array.dtype.name != "uint16" or 0 < most <= TWELVE_BITS):
+        raise DataError(range_wanted(came))
     low, high = value_range or (0.0, 65535.0)
     if least < low or most > high:
         raise DataError(
@@ -61,6 +60,12 @@ def as_levels(array: npt.NDArray[Any], rank: int, channels: int, value_range: Ra
             "state another value_range"
         )
     return ((placed.astype(np.float64) - low) * (255 / (high - low))).astype(np.float32)
+
+
+def range_wanted(came: str) -> str:
+    """What to say of pixels that do not tell which values are black and white."""
+    remedy = "bla.Transform(..., value_range=(0, 4095)) for 12 bits, (0, 65535) for 16, (0, 1) for shares"
+    return f"expected a stated range of the pixels' values, got {came}: {remedy}"
 
 
 def _channels_last(array: npt.NDArray[Any], rank: int, channels: int) -> npt.NDArray[Any]:

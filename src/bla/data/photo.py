@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from bla.data.arrays import DataError, Levels, as_levels, picture, resized
+from bla.data.arrays import TWELVE_BITS, DataError, Levels, as_levels, picture, range_wanted, resized
 from bla.data.decoding import BYTES, FORMATS, MAX_SCANS, Bounded, formats_of, scans_of, webp_size
 from bla.data.sharing import PILLOW_QUIET, Room
 from bla.files import opened, typed
@@ -175,7 +175,7 @@ def _decode(
     orientation = _orientation(photo)  # some formats know it only now; TIFF has been turned while loading
     if orientation != 1:
         photo = photo.transpose(_TURNS[orientation])
-    rgb = photo.copy() if goal is not None and goal._takes_deep(photo) else _to_rgb(name, photo)
+    rgb = photo.copy() if goal is not None and goal._takes_deep(photo) else _to_rgb(name, photo, goal is not None)
     if goal is not None and rgb.mode == "RGB":
         rgb = goal._coloured(name, photo, rgb)
     rgb.info = {}  # else a second opening would turn it again
@@ -203,14 +203,17 @@ def _orientation(photo: Image.Image) -> int:
     return 1
 
 
-def _to_rgb(name: str, photo: Image.Image) -> Image.Image:
+def _to_rgb(name: str, photo: Image.Image, classified: bool) -> Image.Image:
+    """In 8 bits, as :func:`open_photo` says; of a range that is a guess, a classifier gets none."""
     if photo.mode in DEEP:  # Pillow would clip them
         extremes = [_extremes(name, strip) for strip, _ in _strips(photo)]
         low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
-        for limit in (1.0, 255.0, 65535.0) if photo.mode == "F" else (65535.0,):
-            if low >= 0 and high <= limit:
-                low, high = 0.0, limit
-                break
+        limits = (1.0, 255.0, 65535.0) if photo.mode == "F" else (65535.0,)
+        limit = next((limit for limit in limits if low >= 0 and high <= limit), None)
+        if classified and (limit is None or (limit == 65535 and 0 < high <= TWELVE_BITS)):
+            raise DataError(f"{name}: {range_wanted(f'mode {photo.mode} from {low:g} to {high:g}')}")
+        if limit is not None:
+            low, high = 0.0, limit
 
         def changed(strip: Image.Image) -> Image.Image:
             scaled = (np.asarray(strip).astype(np.float64) - low) * (255.0 / (high - low or 1.0))
