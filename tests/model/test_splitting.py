@@ -412,3 +412,73 @@ def test_a_row_is_read_as_square_patches(
     returned = place.returning(_Blank(shape, (True, False, False), None), maps)
     assert returned.shape == shape
     assert torch.equal(place.map_in(returned, size), maps)
+
+
+class Keras(nn.Module):
+    """Takes pixels (B, h, w, 3); its map has its channels last, or first."""
+
+    def __init__(self, last: bool, branches: bool = False) -> None:
+        super().__init__()
+        self.net, self.last, self.branches = Plain(), last, branches
+
+    def forward(self, pixels: Tensor, scale: float = 1.0) -> Tensor:
+        if self.branches and pixels.mean() > 1e9:
+            return torch.zeros(len(pixels), 5)
+        features = self.net.stem(pixels.permute(0, 3, 1, 2))
+        pooled = features.permute(0, 2, 3, 1).mean(dim=(1, 2)) if self.last else features.mean((2, 3))
+        logits: Tensor = self.net.fc(pooled)
+        return logits * scale
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [(Keras(last=True), {}), (Keras(last=False), {}), (Keras(last=True, branches=True), {}), (Keras(last=True), [3.0])],
+    ids=["channels last", "channels first", "hooked", "another input"],
+)
+def test_pixels_whose_colours_come_last_are_given_so(model: Keras, inputs: Any) -> None:
+    wrapped = explainable(model, transform=SMALL, inputs=inputs)
+    assert_own(wrapped, lambda pixels: model(pixels.permute(0, 2, 3, 1), *inputs))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("place", "layer", "head"),
+    [
+        ("fc", lambda: torch.ao.nn.quantized.dynamic.Linear(8, 5), None),
+        ("stem.0", lambda: torch.ao.nn.quantized.Conv2d(3, 8, 8, 8), None),
+        ("stem.0", lambda: torch.ao.nn.quantized.Conv2d(3, 8, 8, 8), 2),
+    ],
+    ids=["the head", "the trunk", "the trunk, with a new head"],
+)
+def test_what_is_quantised_is_refused_as_such(place: str, layer: Callable[[], nn.Module], head: int | None) -> None:
+    model = Plain().eval()
+    model.set_submodule(place, layer())
+    with pytest.raises(ClassifierError, match=r"got one with quantised layers .*: wrap it before it is quantised"):
+        explainable(model, transform=SMALL, head=head)
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_classes_that_are_ruled_out_are_told_from_broken_weights(filled: bool) -> None:
+    out = torch.tensor([False, True, False, True, False])
+
+    def read(net: Net, x: Tensor, f: Tensor) -> Tensor:
+        logits: Tensor = net.fc(f.mean((2, 3)))
+        return logits.masked_fill(out, -torch.inf) if filled else logits + torch.zeros(5).masked_fill(out, -torch.inf)
+
+    with pytest.raises(ClassifierError, match=r"-inf for 2 of 5 classes, .*: leave these out, by output="):
+        explainable(Net(read), transform=SMALL)
+    wrapped = explainable(Net(read), transform=SMALL, output=lambda logits: logits[:, ~out], classes="abc")
+    assert wrapped.explain(BATCHES[0])[0].classifier is not None
+
+
+def test_a_machine_without_memory_is_not_called_a_faulty_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any) -> None:
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr("bla.model.own_prediction.OwnPredictionAttention.forward", exhausted)
+    reason = "CUDA out of memory"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        explainable(Plain(), transform=SMALL)
+    reason = "does not require grad"
+    with pytest.raises(ClassifierError, match=r"head with gradients, .* got .*require grad: pass attention="):
+        explainable(Plain(), transform=SMALL)

@@ -487,13 +487,18 @@ def explainable(
         transform = transform_of(model, None if head is None else "squash")
     elif not isinstance(transform, Transform):
         transform = transform_of_code(transform, model)
-    own = _copied(model)
-    if head is None:
-        found = split(own, transform, name, reading, parts)
-    elif parts is None:
-        found = split_for(head, own, transform, name, reading)
-    else:
+    if head is not None and parts is not None:
         raise ClassifierError(f"{name}: expected parts=, which name a head, or head=, got both")
+    own = _copied(model)
+    try:
+        found = (
+            split(own, transform, name, reading, parts)
+            if head is None
+            else split_for(head, own, transform, name, reading)
+        )
+    except ClassifierError as error:
+        _refuse_quantised(own, name, error)
+        raise
     several_labels, regression = found.meant.several_labels, found.meant.meaning == "value"
     if classes is None:
         classes = ["value"] if regression else classes_of(model, found.outputs)
@@ -523,9 +528,12 @@ def explainable(
         try:
             attention.eval()(found.trunk(torch.zeros(1, *transform.shape).to(like)))
         except RuntimeError as error:
+            _refuse_quantised(own, name, error)
+            if "memory" in str(error):
+                raise
             raise ClassifierError(
-                f"{name}: expected a head with gradients, by which cells are ordered, got {raised(error)}: wrap the "
-                "classifier before it is quantised"
+                f"{name}: expected a head with gradients, by which cells are ordered, got {raised(error)}: pass "
+                "attention=BoundedLogitAttention, which needs none, and fit it"
             ) from error
     if found.note:
         show(f"{name}: {found.note}", 0, 0)
@@ -542,6 +550,15 @@ def explainable(
         regression=regression,
         note=found.note,
     )
+
+
+def _refuse_quantised(own: nn.Module, name: str, error: Exception) -> None:
+    """Give the reason for an error, if the classifier is quantised."""
+    if layers := [type(module).__name__ for module in own.modules() if "quantized" in type(module).__module__]:
+        raise ClassifierError(
+            f"{name}: expected a classifier in floating point, got one with quantised layers "
+            f"({layers[0]}): wrap it before it is quantised; bla.export(..., calibration=photos) makes int8 of it then"
+        ) from error
 
 
 def _copied(model: nn.Module) -> nn.Module:

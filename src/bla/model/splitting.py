@@ -81,6 +81,17 @@ class Cast(nn.Module):
         return found.to(self.outer)
 
 
+class ColoursLast(nn.Module):
+    """A classifier of pixels (B, h, w, C), as Keras has them, called with (B, C, h, w)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, *inputs: Any, **named: Any) -> Any:
+        return self.model(pixels.movedim(1, -1), *inputs, **named)
+
+
 class ContiguousTrunk(nn.Module):
     """A trunk that views its input's memory, which therefore must not be channels last."""
 
@@ -110,8 +121,8 @@ def split(
         except OutputError as error:
             raise ClassifierError(f"{name}: {error}") from error
         if not torch.isfinite(answers.values).all():
-            raise ClassifierError(f"{name}: expected finite logits, got {unfinite(own, pixels, called)}")
-        model = own if called.is_plain else called
+            raise ClassifierError(f"{name}: expected finite logits, got {_unfinite(own, answers, called)}")
+        model = called.model if called.is_plain else called
         apart = _apart(answers)
         if apart > (1e-1 if answers.half else 1e-3):
             alone, again = rows_of(called(pixels[:1]), 1), rows_of(called(pixels[:1]), 1)
@@ -161,7 +172,7 @@ def split_for(head: nn.Module | int, own: nn.Module, transform: Transform, name:
     pixels, returned, called = _probed(own, transform, name, reading)
     with torch.no_grad():
         called.choose_any(returned)
-        model = own if called.is_plain else called
+        model = called.model if called.is_plain else called
         if not torch.isfinite(model(pixels[:2])).all():
             raise ClassifierError(f"{name}: expected finite features, got {unfinite(own, pixels, called)}")
         try:
@@ -368,16 +379,31 @@ def _probed(own: nn.Module, transform: Transform, name: str, reading: Reading) -
     """Noise of five pictures' size, the same at every call, and whatever the classifier returns for it."""
     like = next(own.parameters(), torch.empty(0))
     pixels = torch.randn(5, *transform.shape, generator=torch.Generator().manual_seed(0)).to(like)
-    called = Calling(own, pixels, reading.inputs)
-    try:
-        with torch.inference_mode():
-            return pixels, called.probed(), called
-    except Exception as error:
-        raise ClassifierError(
-            f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; pass "
-            f"the transform= that it was trained with{_of_channels(own, transform)}, and inputs= for what it takes "
-            "beside them"
-        ) from error
+    failed: list[Exception] = []
+    for model in (own, ColoursLast(own)):
+        called = Calling(model, pixels, reading.inputs)
+        try:
+            with torch.inference_mode():
+                return pixels, called.probed(), called
+        except Exception as why:
+            failed.append(why)
+    error = failed[0]
+    raise ClassifierError(
+        f"{name}: expected a classifier of pixels {tuple(pixels.shape)}, got {type(error).__name__}: {error}; pass "
+        f"the transform= that it was trained with{_of_channels(own, transform)}, and inputs= for what it takes "
+        "beside them"
+    ) from error
+
+
+def _unfinite(own: nn.Module, answers: Outputs, called: Calling) -> str:
+    """Where the NaN or infinity of logits comes from, or which classes are ruled out by it."""
+    out = (answers.values == -torch.inf).all(dim=0)
+    if out.any() and answers.values[:, ~out].isfinite().all():
+        return (
+            f"-inf for {int(out.sum())} of {len(out)} classes, whatever the photo: leave these out, by "
+            "output=lambda logits: logits[:, others], and classes= for the names of the others"
+        )
+    return unfinite(own, answers.pixels, called)
 
 
 def first_convolution(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
