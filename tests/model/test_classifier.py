@@ -524,7 +524,7 @@ def test_heads_without_gradients_are_refused() -> None:
             return torch.from_numpy(pooled.detach().numpy() @ np.ones((8, 3), np.float32))
 
     net = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Rounded())
-    with pytest.raises(ClassifierError, match=r"a head with gradients, .*: wrap the classifier before"):
+    with pytest.raises(ClassifierError, match=r"a head with gradients, .*: pass attention=BoundedLogitAttention"):
         explainable(net, transform=inputs(32))
 
 

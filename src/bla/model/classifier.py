@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import operator
 from collections import Counter
@@ -15,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from bla import meant
 from bla.data.masking import FILLS, masked
@@ -32,8 +30,9 @@ from bla.model.outputs import Meaning, Output, Reading
 from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.parts import Part
 from bla.model.preprocessing import classes_of, name_of, transform_of, transform_of_code
-from bla.model.splitting import CHANNELS_LAST, ClassifierError, split, split_for
+from bla.model.splitting import CHANNELS_LAST, ClassifierError, Split, split, split_for
 from bla.model.tracing import said as raised
+from bla.model.untouched import copied
 from bla.model.votes import votes
 from bla.progress import show
 
@@ -489,7 +488,7 @@ def explainable(
         transform = transform_of_code(transform, model)
     if head is not None and parts is not None:
         raise ClassifierError(f"{name}: expected parts=, which name a head, or head=, got both")
-    own = _copied(model)
+    own = copied(model)
     try:
         found = (
             split(own, transform, name, reading, parts)
@@ -500,41 +499,26 @@ def explainable(
         _refuse_quantised(own, name, error)
         raise
     several_labels, regression = found.meant.several_labels, found.meant.meaning == "value"
-    if classes is None:
-        classes = ["value"] if regression else classes_of(model, found.outputs)
-    elif len(classes) == 1 and found.outputs == 2:
-        classes = [f"not {classes[0]}", classes[0]]
-    elif twice := [one for one, count in Counter(classes).items() if count > 1]:
-        raise ClassifierError(f"{name}: expected class names that differ, got {twice[0]!r} more than once")
-    if len(classes) != found.outputs:
-        raise ClassifierError(f"{name}: expected {found.outputs} class names, as many as logits, got {len(classes)}")
+    classes = _class_names(classes, model, found, name)
+    if attention is None and (several_labels or isinstance(head, int)):
+        attention = BoundedLogitAttention
     like = torch.empty(0, dtype=found.dtype, device=next(own.parameters(), torch.empty(0)).device)
-    if attention is None and not several_labels and not isinstance(head, int):
-        found, earlier = with_earlier(found, torch.zeros(2, *transform.shape).to(like))
-        attention = OwnPredictionAttention(found.channels, earlier=earlier).to(like.device, like.dtype)
+    blank = torch.zeros(2, *transform.shape).to(like)
+    if attention is None:
+        found, earlier = with_earlier(found, blank)
+        attention = OwnPredictionAttention(found.channels, earlier=earlier).to(like)
     elif not isinstance(attention, Attention):
-        attention = (attention or BoundedLogitAttention)(found.channels).to(like.device, like.dtype)
-    if attention.in_channels != found.channels:
+        attention = attention(found.channels).to(like)
+    try:
+        _check_attention(attention, found, blank, name)
+    except RuntimeError as error:
+        _refuse_quantised(own, name, error)
+        if "memory" in str(error):
+            raise
         raise ClassifierError(
-            f"{name}: expected an attention for {found.channels} channels, got one for {attention.in_channels}"
-        )
-    if attention.class_conditional and several_labels:
-        raise ClassifierError(
-            f"{name}: expected a class-agnostic attention with several_labels, got a class-aware one, which explains "
-            "one class: an image has one selection for all; explanation.present has each label's votes"
-        )
-    if getattr(attention, "judge", found.head) is None:  # of a class-conditional one
-        attention.judged_by(found.head)
-        try:
-            attention.eval()(found.trunk(torch.zeros(1, *transform.shape).to(like)))
-        except RuntimeError as error:
-            _refuse_quantised(own, name, error)
-            if "memory" in str(error):
-                raise
-            raise ClassifierError(
-                f"{name}: expected a head with gradients, by which cells are ordered, got {raised(error)}: pass "
-                "attention=BoundedLogitAttention, which needs none, and fit it"
-            ) from error
+            f"{name}: expected a head with gradients, by which cells are ordered, got {raised(error)}: pass "
+            "attention=BoundedLogitAttention, which needs none, and fit it"
+        ) from error
     if found.note:
         show(f"{name}: {found.note}", 0, 0)
     return ExplainableClassifier(
@@ -552,6 +536,35 @@ def explainable(
     )
 
 
+def _class_names(classes: Sequence[str] | None, model: nn.Module, found: Split, name: str) -> Sequence[str]:
+    """As many names as the split has outputs, the model's own where none are given."""
+    if classes is None:
+        classes = ["value"] if found.meant.meaning == "value" else classes_of(model, found.outputs)
+    elif len(classes) == 1 and found.outputs == 2:
+        classes = [f"not {classes[0]}", classes[0]]
+    elif twice := [one for one, count in Counter(classes).items() if count > 1]:
+        raise ClassifierError(f"{name}: expected class names that differ, got {twice[0]!r} more than once")
+    if len(classes) != found.outputs:
+        raise ClassifierError(f"{name}: expected {found.outputs} class names, as many as logits, got {len(classes)}")
+    return classes
+
+
+def _check_attention(attention: Attention, found: Split, blank: Tensor, name: str) -> None:
+    """Refuse an attention that does not fit; one that needs a judge and has none gets the classifier's head."""
+    if attention.in_channels != found.channels:
+        raise ClassifierError(
+            f"{name}: expected an attention for {found.channels} channels, got one for {attention.in_channels}"
+        )
+    if attention.class_conditional and found.meant.several_labels:
+        raise ClassifierError(
+            f"{name}: expected a class-agnostic attention with several_labels, got a class-aware one, which explains "
+            "one class: an image has one selection for all; explanation.present has each label's votes"
+        )
+    if getattr(attention, "judge", found.head) is None:
+        attention.judged_by(found.head)
+        attention.eval()(found.trunk(blank[:1]))
+
+
 def _refuse_quantised(own: nn.Module, name: str, error: Exception) -> None:
     """Give the reason for an error, if the classifier is quantised."""
     if layers := [type(module).__name__ for module in own.modules() if "quantized" in type(module).__module__]:
@@ -559,43 +572,3 @@ def _refuse_quantised(own: nn.Module, name: str, error: Exception) -> None:
             f"{name}: expected a classifier in floating point, got one with quantised layers "
             f"({layers[0]}): wrap it before it is quantised; bla.export(..., calibration=photos) makes int8 of it then"
         ) from error
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """A frozen copy in evaluation mode, without the user's hooks; torch's own hooks compute weights and stay."""
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    kept = pytree.tree_leaves([vars(module) for module in modules])
-    computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]  # activations that it keeps
-    try:
-        with torch.no_grad():  # under which copies of TorchScript's parameters are parameters
-            own = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
-    except Exception:  # locks, open files, a trainer
-        own = cast(nn.Module, _twin(model, {}))
-    for parameter in own.parameters():
-        parameter.requires_grad_(False)
-    for module in own.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        module._compiled_call_impl = None
-        for name, child in module._modules.items():
-            module._modules[name] = getattr(child, "_orig_mod", child)
-        for kind in ("forward", "forward_pre", "backward", "backward_pre"):
-            hooks = getattr(module, f"_{kind}_hooks")
-            for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.")]:
-                del hooks[key]
-    return own.eval()
-
-
-def _twin(value: Any, known: dict[int, Any]) -> Any:
-    """A module with copies of all modules and tensors that it consists of, and its other attributes as they are."""
-    if value is None or id(value) in known:
-        return known.get(id(value))
-    if isinstance(value, Tensor):
-        known[id(value)] = twin = value.detach().clone()
-        return nn.Parameter(twin, requires_grad=False) if isinstance(value, nn.Parameter) else twin
-    known[id(value)] = twin = value.__class__.__new__(value.__class__)
-    for name, own in vars(value).items():
-        parts = name in ("_parameters", "_buffers", "_modules")
-        made = {key: _twin(part, known) for key, part in own.items()} if parts else own
-        vars(twin)[name] = copy.copy(made) if name.endswith("_hooks") else made
-    return twin
