@@ -5,7 +5,8 @@
 Every OUT is a folder of `own_prediction`, of another classifier or other photos; sizes are the same shares of each
 grid. For every method: what is kept and removed by classifier, the mean over them, the explainer's mean difference
 from it, and its mean rank over classifiers and measures. The interval of a mean difference is that over photos: half
-widths of the classifiers' own intervals added in quadrature and divided by their number.
+widths of the classifiers' own intervals added in quadrature and divided by their number. Where all were measured with
+--protocols, the figures of other papers follow: means over the classifiers, and the explainer's differences.
 """
 
 from __future__ import annotations
@@ -30,11 +31,28 @@ def key_of(found: dict[str, Any], name: str, share: float) -> str:
     return f"{name} {found['sizes'][SHARES.index(share)]}"
 
 
-def mean_difference(results: Found, method: str, name: str, share: float) -> tuple[float, float]:
-    """The explainer's difference from a method, its mean over the classifiers, and half of its 95% interval."""
-    rows = [found["differences"][key_of(found, name, share)][method] for found in results]
+def mean_difference(results: Found, method: str, keys: list[str]) -> tuple[float, float]:
+    """The explainer's difference from a method, by a key of each; its mean over them, and half of its 95% interval."""
+    rows = [found["differences"][key][method] for found, key in zip(results, keys, strict=True)]
     halves = [(each["high"] - each["low"]) / 2 for each in rows]
     return float(np.mean([each["mean"] for each in rows])), float(np.linalg.norm(halves)) / len(rows)
+
+
+def apart_from(results: Found, method: str, keys: list[str]) -> str:
+    """The explainer's mean difference from a method in words, nothing from itself."""
+    return "" if method == RUN else "{:+.3f} ± {:.3f}".format(*mean_difference(results, method, keys))
+
+
+def protocols(results: Found, methods: list[str], titles: dict[str, str]) -> list[str]:
+    """Markdown: the figures of other papers that were measured on all classifiers."""
+    own = [key for key in results[0]["methods"][RUN] if not key.startswith(("kept", "removed", "on ", "agree "))]
+    keys = [key for key in own if all(key in found["methods"][RUN] for found in results)]
+    lines = row("ranked by", *(name for key in keys for name in (key, "ours less it")), ruled=True) if keys else []
+    for method in methods if keys else ():
+        means = [f"{np.mean([found['methods'][method][key] for found in results]):.3f}" for key in keys]
+        apart = [apart_from(results, method, [key] * len(results)) for key in keys]
+        lines += row(titles[method], *(each for pair in zip(means, apart, strict=True) for each in pair))
+    return [*lines, ""] if lines else []
 
 
 def ranks(results: Found, methods: list[str]) -> dict[str, float]:
@@ -57,14 +75,13 @@ def table(results: Found) -> str:
     for name in ("kept", "removed"):
         for share in SHARES:
             lines += row(f"{name}, {share:.0%} of the cells", *names, "mean", "ours less it", ruled=True)
+            keys = [key_of(found, name, share) for found in results]
             for method in methods:
-                means = [found["methods"][method][key_of(found, name, share)] for found in results]
-                apart = ""
-                if method != RUN:
-                    mean, half = mean_difference(results, method, name, share)
-                    apart = f"{mean:+.3f} ± {half:.3f}"
+                means = [found["methods"][method][key] for found, key in zip(results, keys, strict=True)]
+                apart = apart_from(results, method, keys)
                 lines += row(titles[method], *(f"{each:.3f}" for each in means), f"{np.mean(means):.3f}", apart)
             lines.append("")
+    lines += protocols(results, methods, titles)
     lines += row("the head's agreement with the classifier", *names, ruled=True)
     for title, kind in (("default", "default"), ("bare bound", "bound")):
         sizes = [

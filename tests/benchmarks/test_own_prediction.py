@@ -76,6 +76,9 @@ def test_it_measures_every_ranking_and_resumes(
     half = (row["high"] - row["low"]) / 2 / 2**0.5
     assert f"| {row['mean']:+.3f} ± {half:.3f} |" in text
     assert "Classifiers and photos: tiny, 5; tiny, 5." in text
+    _, others = text.split("| ranked by | average_drop_100 | ours less it |")
+    random = found["methods"]["random"]["average_drop_100"], found["differences"]["average_drop_100"]["random"]["mean"]
+    assert "| random cells | {:.3f} | {:+.3f} ±".format(*random) in others
 
 
 def test_masks_and_boxes_are_read(photos: Path, tmp_path: Path) -> None:
