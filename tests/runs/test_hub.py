@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from bla.data.photo import Transform
 from bla.model.attention import Attention, BoundedLogitAttention, L2XAttention
 from bla.model.backbones import load_backbone
 from bla.model.classifier import ExplainableClassifier, explainable
+from bla.model.own_prediction import TRAINED
 from bla.runs.hub import CLASSIFIER, HubError, from_pretrained, push_to_hub, save_pretrained
 from bla.runs.record import RunError
 from bla.runs.run import evaluate, fit, load, train
@@ -287,3 +289,51 @@ def test_the_shipped_explainer_is_shared_by_name(tmp_path: Path) -> None:
     assert "4,406 images of `photos and imagenet500, two views each`" in text
     assert "100.0%" in text
     assert bla.from_pretrained is from_pretrained
+
+
+class Several(nn.Module):
+    """Two heads on one map; what it returns is read as it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.heads = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU()), nn.Linear(8, 10)
+        nn.init.normal_(self.heads.weight, std=3)
+
+    def forward(self, pixels: torch.Tensor, scale: float = 1.0) -> dict[str, torch.Tensor]:
+        logits, others = (scale * self.heads(self.stem(pixels).mean((2, 3)))).split(5, dim=1)
+        return {"logits": logits, "others": others, "shares": logits.sigmoid()}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"output": "others"},
+        {"inputs": {"scale": 0.2}},
+        {"output": lambda returned: returned["logits"][:, :3]},
+        {"output": "shares", "meaning": "logits"},
+        {"output": "shares", "several_labels": False},
+        {"output": lambda returned: returned["logits"][:, :1], "meaning": "value"},
+    ],
+    ids=["output", "inputs", "a part", "meaning", "one label", "a value"],
+)
+def test_a_classifier_that_was_told_more_comes_back_wrapped_as_it_was(told: dict[str, Any], tmp_path: Path) -> None:
+    model = Several().eval()
+    own = explainable(model, transform=TRANSFORM, **told)
+    own.fitted, own.setup = True, TRAINED
+    shared = save_pretrained(own, tmp_path / "shared")
+    assert same(from_pretrained(shared, model=explainable(model, transform=TRANSFORM, **told)), own)
+    with pytest.raises(RunError, match="wrapped as it was then"):
+        from_pretrained(shared, model=model)
+    turned = dataclasses.replace(TRANSFORM, mode="crop")
+    with pytest.raises(RunError, match="expected a classifier wrapped with"):
+        from_pretrained(shared, model=explainable(model, transform=turned, **told))
+
+
+def test_an_approximation_is_marked_when_it_comes_back(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.Flatten(), nn.Linear(4 * 36, 3))
+    own = explainable(model, transform=TRANSFORM)
+    own.fitted = True
+    again = from_pretrained(save_pretrained(own, tmp_path / "shared"), model=model)
+    assert again.note == own.note
+    assert "approximate" in again.explain(PHOTOS[0])[0].note

@@ -319,7 +319,7 @@ class ExplainableClassifier(nn.Module):
         """
         answer = self.answer(features, selection)
         logits, own = answer.logits.float(), answer.classifier_logits.float()
-        probabilities, whole = (self._probabilities(of) for of in (logits, own))
+        probabilities, whole = (self.probabilities(of) for of in (logits, own))
         found_votes = self._votes(features, selection.hard, asked)
         present = self._present(features, selection.hard, logits)
         counted = answer.sizes.tolist()
@@ -328,7 +328,7 @@ class ExplainableClassifier(nn.Module):
         if fill is not None:
             kept = (selection.hard > 0).float()
             photos = [masked(pixels.float(), masks, fill).to(pixels.dtype) for masks in (kept, 1 - kept)]
-            alone = [self._probabilities(from_all(self.head, self.trunk(each)).float()) for each in photos]
+            alone = [self.probabilities(from_all(self.head, self.trunk(each)).float()) for each in photos]
         unbounded, scores, soft, hard = (values.float().cpu().numpy() for values in selection[:4])
         found: list[Explanation | Unexplained] = []
         for row, (name, _, region, photo, shown) in enumerate(inputs):
@@ -364,8 +364,8 @@ class ExplainableClassifier(nn.Module):
             found.append(explanation)
         return found
 
-    def _probabilities(self, logits: Tensor) -> npt.NDArray[np.float32]:
-        """The classes' probabilities; of a regression its values."""
+    def probabilities(self, logits: Tensor) -> npt.NDArray[np.float32]:
+        """The classes' probabilities by logits (B, K); of a regression its values."""
         found = logits if self.regression else logits.sigmoid() if self.several_labels else logits.softmax(-1)
         return np.asarray(found.cpu().numpy())
 

@@ -36,7 +36,7 @@ from bla.runs.record import (
     run_folder,
     write_run,
 )
-from bla.runs.run import backbone_of, load, placeholder
+from bla.runs.run import backbone_of, load, placeholder, said_of_noise
 from bla.training.checkpoint import tensor_bytes
 from bla.training.networks import Networks
 from bla.training.settings import Settings, TrainingError
@@ -226,7 +226,8 @@ def _fitted(classifier: ExplainableClassifier, model: str | None, metrics: Mappi
         built.judged_by(classifier.head)
     if repr(built) != repr(attention):
         raise HubError(f"expected an attention that a run can describe, got your own kind: {attention}")
-    backbone = Backbone(name=model, weights=None, digest=weights_digest(classifier.trunk))
+    digest, head = (weights_digest(part) for part in (classifier.trunk, classifier.head))
+    backbone = Backbone(name=model, weights=None, digest=digest, head=head, said=said_of_noise(classifier))
     view, classes = classifier.transform.to_dict(), list(classifier.classes)
     trained = {"seed": settings.seed, "settings": settings.record(), "metrics": dict(metrics)}
     known = {"setup": classifier.setup, "model": classifier.name, "transform": view, "classes": classes}

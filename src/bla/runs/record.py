@@ -31,6 +31,7 @@ class Backbone(TypedDict):
     weights: str | None  # a file, "random", or None for those that come with the name
     digest: str  # SHA-256 of the trunk's weights
     head: NotRequired[str]  # of its own head's, where that is explained
+    said: NotRequired[dict[str, float]]  # of noise, by the index of its likeliest classes: how its output was read
 
 
 class Data(TypedDict):

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,9 +25,11 @@ from bla.files import reading, real, sole_writer
 from bla.model.attention import Attention
 from bla.model.backbones import LITE0, load_backbone, weights_digest
 from bla.model.classifier import ClassifierError, ExplainableClassifier, explainable
+from bla.model.evidence import from_all
 from bla.model.images import Images, as_photos
 from bla.model.own_prediction import OwnPredictionAttention
 from bla.model.preprocessing import transform_of
+from bla.model.untouched import copied
 from bla.progress import Progress, progress_of, show, silent
 from bla.runs.examples import Failures, Parts, read_examples, read_parts
 from bla.runs.record import RECORD, WEIGHTS, Record, RunError, new_record, read_record, run_folder, write_run
@@ -250,8 +253,9 @@ def load(run: str | Path, *, model: nn.Module | str | None = None, device: str =
 
     Parameters
     ----------
-    model: the classifier, for a run that was trained on one passed as an object. Where the run names code, as
-        ``package.module:callable``, that name: you trust the code, and it is imported and called. No other code is.
+    model: the classifier, for a run that was trained on one passed as an object, or as :func:`bla.explainable` wrapped
+        it, if that was told more than the classifier. Where the run names code, as ``package.module:callable``, that
+        name: you trust the code, and it is imported and called. No other code is.
 
     Raises
     ------
@@ -269,17 +273,39 @@ def open_run(run: str | Path, *, model: nn.Module | str | None = None, device: s
     backbone, classes, place = record["backbone"], record["classes"], pick_device(device)
     with reading("the record of a run", folder / RECORD, RunError):
         settings, transform = Settings.from_record(record["settings"]), Transform.from_dict(record["transform"])
-    model = backbone_of(folder, record, model)
-    head = None if settings.own_head else len(classes)
-    own = placeholder(settings)
-    wrapped = explainable(model, name=record["model"], head=head, transform=transform, attention=own).to(place)
+    found = backbone_of(folder, record, model)
+    if isinstance(found, ExplainableClassifier):
+        wrapped = cast("ExplainableClassifier", copied(found))
+        if wrapped.transform != transform:
+            raise RunError(f"{folder}: expected a classifier wrapped with {transform}, got {wrapped.transform}")
+    else:
+        head = None if settings.own_head else len(classes)
+        wrap = partial(explainable, name=record["model"], head=head, transform=transform)
+        wrapped = wrap(found, attention=placeholder(settings))
+    wrapped.to(place)
     changed = settings.trunk is None and weights_digest(wrapped.trunk) != backbone["digest"]
     if changed or ("head" in backbone and weights_digest(wrapped.head) != backbone["head"]):
         raise RunError(
             f"{folder}: expected the classifier it was trained on (weights {backbone['digest'][:12]}...), got another: "
-            "an explanation is of one classifier; train anew for this one"
+            "an explanation is of one classifier; train anew for this one, or pass that one, wrapped as it was then if "
+            "with output=, inputs= or parts="
+        )
+    known, came = backbone.get("said", {}), said_of_noise(wrapped)
+    if known and (known.keys() != came.keys() or not np.allclose([*known.values()], [*came.values()], rtol=0.05)):
+        raise RunError(
+            f"{folder}: expected the classifier to say {known} of noise, by class index, as when it was fitted, got "
+            f"{came}: pass it wrapped as it was then, with meaning=, output=, inputs= or several_labels="
         )
     return _restored(folder, record, settings, *_assembled(wrapped, settings, classes))
+
+
+@torch.inference_mode()
+def said_of_noise(wrapped: ExplainableClassifier) -> dict[str, float]:
+    """The probabilities that the classifier gives its likeliest classes, by their index, or its value."""
+    noise = torch.randn(1, *wrapped.transform.shape, generator=torch.Generator().manual_seed(0))
+    logits = from_all(wrapped.head, wrapped.trunk(noise.to(next(wrapped.attention.parameters()))))
+    probabilities = wrapped.probabilities(logits.float())[0]
+    return {str(index): float(probabilities[index]) for index in sorted((-probabilities).argsort()[:3].tolist())}
 
 
 def backbone_of(folder: Path, record: Record, model: nn.Module | str | None = None) -> nn.Module:
@@ -405,7 +431,8 @@ def _assembled(
     else:
         networks = TunedNetworks(attention, head, wrapped.trunk, settings=settings, pixels=wrapped.pixels)
     as_wrapped = partial(ExplainableClassifier, transform=wrapped.transform, name=wrapped.name, setup=settings.name)
-    as_set = partial(as_wrapped, frozen_head=settings.frozen_head, several_labels=settings.several_labels)
+    as_read = partial(as_wrapped, regression=wrapped.regression, note=wrapped.note)
+    as_set = partial(as_read, frozen_head=settings.frozen_head, several_labels=settings.several_labels)
     return as_set(wrapped.trunk, attention, networks.head, classes=classes).to(like.device), networks
 
 
