@@ -65,6 +65,7 @@ from bla.runs.run import load
 
 BATCH = 32
 RESULTS = "results.json"
+REACHED = {True: "yes", False: "no"}
 Values = dict[str, list[float]]
 """By metric and size, such as "kept 12", a value for every photo."""
 
@@ -146,10 +147,9 @@ def costly_rivals(setting: Setting, passes: int, seed: int) -> list[Method]:
 
 
 @torch.no_grad()
-def prepare(classifier: ExplainableClassifier, images: ImageSet, seed: int, fill: str) -> Setting:
+def prepare(classifier: ExplainableClassifier, images: ImageSet, methods: list[Method], fill: str) -> Setting:
     """Every method's ranking of every photo, and what the head says from the explainer's own cells."""
     pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
-    methods = rivals(classifier, seed)
     photos = np.stack([classifier.transform.read(images.path(row)).pixels for row in range(len(images))])
     parts: dict[str, list[Tensor]] = {method.name: [] for method in methods} | {RUN: [], "predicted": []}
     agreed: dict[str, list[Tensor]] = {}
@@ -310,10 +310,10 @@ def table(found: dict[str, Any], titles: dict[str, str]) -> str:
             lines += row(titles[name], *(span(differences[key][name]) for key in shown))
     lines += ["", *row("aim", "reached", "difference", "photos to decide", ruled=True)]
     own, cells = found["own"], found["cells"]
-    lines += row("the head agrees by default", _reached(own["default"] == 1), f"{own['default']:.3f}", "")
+    lines += row("the head agrees by default", REACHED[own["default"] == 1], f"{own['default']:.3f}", "")
     enough = own["bound"] >= 0.97 and own["size bound"] <= cells / 3
     size = f"{own['bound']:.3f} by {own['size bound']:.1f} of {cells} cells"
-    lines += row("by the bound on .97, a third of the grid", _reached(enough), size, "")
+    lines += row("by the bound on .97, a third of the grid", REACHED[enough], size, "")
     for key, name, apart, least in aims(found):
         if least is None:
             reached, bound = apart["mean"] > 0, "above 0"
@@ -322,7 +322,7 @@ def table(found: dict[str, Any], titles: dict[str, str]) -> str:
         else:
             reached, bound = apart["mean"] >= least, f"at least {least:+.2f}"
         aim = f"{key}, against {titles[name]}: {bound}"
-        lines += row(aim, _reached(reached), span(apart), apart["to_decide"] or "")
+        lines += row(aim, REACHED[reached], span(apart), apart["to_decide"] or "")
     return "\n".join([*lines, "", f"{found['photos']} photos, fill {found['fill']}; 95% intervals, paired."])
 
 
@@ -332,10 +332,6 @@ def row(*cells: object, ruled: bool = False) -> list[str]:
 
 def span(row: dict[str, Any]) -> str:
     return f"{row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-
-
-def _reached(reached: bool) -> str:
-    return "yes" if reached else "no"
 
 
 def parser_of_explainers(documentation: str | None) -> argparse.ArgumentParser:
@@ -370,12 +366,16 @@ def main() -> None:
     parser.add_argument("--protocols", type=int, default=0, metavar="PHOTOS", help="the figures of other papers")
     parser.add_argument("--fill", choices=FILLS, default=FILLS[0])
     arguments = parser.parse_args()
-    classifier, seed = opened(arguments), arguments.seed
-    images = read_set(arguments.photos, arguments.limit)
-    setting = prepare(classifier, images, seed, arguments.fill)
-    pooled = PooledClassifier(classifier.trunk, classifier.head)
-    seen = [images.digest(), classifier.transform.to_dict(), weights_digest(pooled), setting.fill]
-    titles = {method.name: method.title for method in rivals(classifier, seed)}
+    compare(arguments, (classifier := opened(arguments)), rivals(classifier, arguments.seed))
+
+
+def compare(arguments: argparse.Namespace, classifier: ExplainableClassifier, methods: list[Method]) -> None:
+    """Hold the explainer against these methods, as the arguments say, and print the table."""
+    images, seed = read_set(arguments.photos, arguments.limit), arguments.seed
+    setting = prepare(classifier, images, methods, arguments.fill)
+    weights = weights_digest(PooledClassifier(classifier.trunk, classifier.head))
+    seen = [images.digest(), classifier.transform.to_dict(), weights, setting.fill]
+    titles = {method.name: method.title for method in methods}
     for method in costly_rivals(setting, arguments.costly, seed) if arguments.costly else ():
         digest = hashlib.sha256(json.dumps([seen, seed, method.note, len(images)]).encode()).hexdigest()[:12]
         made = kept(arguments.out / f"maps-{method.name}-{digest}.json", functools.partial(ranked, setting, method))
