@@ -151,6 +151,22 @@ def test_answers_are_those_of_the_slow_way(
     assert given.std() > 0.02, "or this test shows nothing"
 
 
+def test_answers_of_a_regression_are_its_values_told_in_units_of_their_spread(images: ImageSet, tmp_path: Path) -> None:
+    told: dict[str, Any] = {"output": lambda logits: logits[:, :1], "meaning": "value"}
+    found = masked_answers(wrapped(**told), images, count=MASKS, root=tmp_path / "caches")
+    (mask,), (given,) = found.batch(np.array([3]))
+    with torch.no_grad():
+        photo = torch.from_numpy(masking.masked(normalised(images, 3), mask[:1].numpy(), "coarse"))
+        torch.testing.assert_close(given[0], model()(photo)[0, 0], rtol=1e-4, atol=1e-4)
+    answers = np.stack([found.answers[row] for row in range(COUNT)])
+    assert found.unit == pytest.approx(np.sqrt(answers.var(axis=1).mean()), rel=1e-5)
+    torch.testing.assert_close(found.told(given), given / found.unit)
+    kept = mask.flatten(1).sum(dim=1)
+    sizes = found.batch(np.arange(COUNT))[0].flatten(2).sum(dim=2)
+    same = torch.from_numpy(answers)[sizes == kept[0]].mean() / found.unit
+    torch.testing.assert_close(found.by_size[kept[0]], same)
+
+
 def test_a_photo_without_a_row_is_listed_and_moves_none(images: ImageSet, tmp_path: Path) -> None:
     whole = masked_answers(wrapped(), images, count=MASKS, root=tmp_path / "whole")
     for row in (0, 4, 5, 6, 7):  # a chunk of them

@@ -87,6 +87,22 @@ def test_fitting_on_masked_photos_is_repeatable_said_and_leaves_the_classifier_a
     assert torch.equal(wrapped.head(features.mean(dim=(2, 3))), model(pixels))
 
 
+def test_a_regression_is_fitted_to_its_values(tmp_path: Path) -> None:
+    half = (0.5, 0.5, 0.5)
+    transform = bla.Transform((96, 128), half, half)
+    wrapped = bla.explainable(Sees().eval(), transform=transform, output=lambda said: said[:, 1:], meaning="value")
+    metrics = bla.fit(wrapped, photos(30), epochs=8, masks=16, mean_size=5, cache=tmp_path)
+    assert metrics["baseline"] == {"loss": 0.0, "r2": 1.0}
+    assert metrics["agreement"] == metrics["hard"]["r2"] < 1
+    for why, photo in zip(wrapped.explain(photos(3), size=4), photos(3), strict=True):
+        red = (photo[..., 0] == 255).reshape(6, 16, 8, 16).mean(axis=(1, 3)) == 1
+        assert (why.selected & red).sum() >= 3
+    agnostic = bla.explainable(Sees(), transform=transform, meaning="value", output=lambda said: said[:, 1:],
+                               attention=bla.model.attention.BoundedLogitAttention)  # fmt: skip
+    with pytest.raises(bla.BlaError, match="expected the default attention, which learns from a regression's values"):
+        bla.fit(agnostic, photos(9), cache=tmp_path)
+
+
 def test_masked_photos_are_of_a_classifier_that_exists() -> None:
     assert Settings.recommended(head="own").setup == "bla-px"
     settings = Settings("bla-px", mean_size=5)

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from PIL import Image
 
 from bla.data.photo import Box, DataError
 from bla.files import opened
+
+Task = Literal["class", "labels", "value"]
+"""What is predicted of an image: one class, several labels or none, or a number."""
 
 _Edges = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 _NAMES = {
-    "accuracy": ("Accuracy",),
+    "accuracy": ("Accuracy", "Values"),
     "cells": ("is_affine", "read_cells"),
     "judging": ("Curve", "Ranked", "judge_methods"),
     "leakage": ("Evaluator", "encoding", "mask_probe", "retrained", "train_evaluator"),

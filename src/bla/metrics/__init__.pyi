@@ -1,4 +1,5 @@
 from bla.metrics.accuracy import Accuracy as Accuracy
+from bla.metrics.accuracy import Values as Values
 from bla.metrics.cells import is_affine as is_affine
 from bla.metrics.cells import read_cells as read_cells
 from bla.metrics.judging import Curve as Curve

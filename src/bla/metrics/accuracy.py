@@ -49,3 +49,34 @@ class Accuracy:
         if not self.images:
             raise ValueError("expected at least one image, got none")
         return {"loss": self._loss / self.images, "top1": self._top1 / self.images, "top5": self._top5 / self.images}
+
+
+@dataclasses.dataclass
+class Values:
+    r"""Mean squared error of values, and the share of the targets' variance that they explain.
+
+    .. math:: R^2 = 1 - \sum_i (v_i - t_i)^2 / \sum_i (t_i - \bar t)^2
+
+    Examples
+    --------
+    >>> counted = Values()
+    >>> counted.update(torch.tensor([[1.0], [2.0], [5.0]]), torch.tensor([[1.0], [2.0], [3.0]]))
+    >>> counted.result()
+    {'loss': 1.3333333333333333, 'r2': -1.0}
+    """
+
+    values: list[Tensor] = dataclasses.field(default_factory=list)
+    targets: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def update(self, values: Tensor, targets: Tensor) -> None:
+        """Count a batch: values and targets, (B, 1) each."""
+        self.values.append(values.double().cpu())
+        self.targets.append(targets.double().cpu())
+
+    def result(self) -> dict[str, Any]:
+        """``loss``, the squared error, and ``r2``, 0 where all targets are alike."""
+        if not self.values:
+            raise ValueError("expected at least one image, got none")
+        targets = torch.cat(self.targets)
+        squares, spread = (torch.cat(self.values) - targets).square(), (targets - targets.mean()).square().sum()
+        return {"loss": float(squares.mean()), "r2": float(1 - squares.sum() / spread) if spread else 0.0}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bla.metrics.accuracy import Accuracy
+from bla.data.image_sets import Task
+from bla.metrics.accuracy import Accuracy, Values
 
 Scores = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -82,11 +83,13 @@ def separation(scores: Scores, labels: Labels) -> tuple[float, float] | tuple[No
     return float(precision), float(area)
 
 
-def decided(logits: Tensor, *, several: bool) -> Tensor:
-    """The predictions of logits (B, K): the best class (B,), or with ``several`` labels 0 or 1 for each, (B, K)."""
-    return (logits > 0).long() if several else logits.argmax(-1)
+def decided(logits: Tensor, task: Task) -> Tensor:
+    """The predictions of logits (B, K): the best class (B,), 0 or 1 for each label (B, K), or the values (B, 1)."""
+    return logits if task == "value" else (logits > 0).long() if task == "labels" else logits.argmax(-1)
 
 
-def scorer(*, several: bool) -> Accuracy | SeveralLabels:
+def scorer(task: Task) -> Accuracy | SeveralLabels | Values:
     """An empty count of how good predictions are."""
-    return SeveralLabels() if several else Accuracy()
+    kinds: dict[Task, type[Accuracy | SeveralLabels | Values]]
+    kinds = {"class": Accuracy, "labels": SeveralLabels, "value": Values}
+    return kinds[task]()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bla import meant
+from bla.data.image_sets import Task
 from bla.data.masking import FILLS, masked
 from bla.data.photo import DataError, Transform
 from bla.data.prefetching import prefetch
@@ -106,6 +107,11 @@ class ExplainableClassifier(nn.Module):
         self._linear = (linear_layer(head, attention.in_channels),)  # in a tuple: it is the head's already
         self.register_buffer("_fitted", torch.tensor(False))
         self.train(False)
+
+    @property
+    def task(self) -> Task:
+        """What it predicts."""
+        return "value" if self.regression else "labels" if self.several_labels else "class"
 
     @property
     def fitted(self) -> bool:

@@ -168,7 +168,8 @@ def fit(
     """Train the attention of a wrapped classifier, in place and post hoc: the classifier stays as it is.
 
     The default attention learns from the classifier's answers to masked photos which pixels its prediction depends on
-    (:class:`bla.training.stages.PixelStage`); the time is said before it starts. Any other learns to predict the
+    (:class:`bla.training.stages.PixelStage`), of a regression which raise its value; the time is said before it starts.
+    Any other learns to predict the
     classifier's own predictions from a subset of its features, or the labels of an image folder that has the
     classifier's classes. A fifth of the images (or the folder's test images) is held out. The attention keeps its
     settings (temperature, threshold, ...) and starts anew from the seed.
@@ -202,10 +203,10 @@ def fit(
         raise ClassifierError(f"expected a wrapped classifier, got {type(wrapped).__name__}: bla.explainable wraps it")
     if not wrapped.frozen_head:
         raise ClassifierError("expected a wrapped classifier with its own head, got one with a newly trained head")
-    if wrapped.regression:
+    if wrapped.regression and not isinstance(wrapped.attention, OwnPredictionAttention):
         raise ClassifierError(
-            "expected a classifier, whose probabilities fit learns from, got a regression: explain and export it as it "
-            "is, without fit"
+            f"expected the default attention, which learns from a regression's values, got {wrapped.attention}: leave "
+            "attention= out"
         )
     if len(wrapped.transform.shapes) > 1:
         raise ClassifierError(
@@ -213,14 +214,14 @@ def fit(
             "a resize or a crop to one size, or explain without fit"
         )
     _check_float32(wrapped)
-    several, report = wrapped.several_labels, progress_of(report)
+    report = progress_of(report)
     if isinstance(wrapped.attention, OwnPredictionAttention):
         post_hoc = partial(Settings, "bla-px", targets=targets, masks=masks, mean_size=mean_size, epochs=epochs or 10)
     else:
         setup: Setup = "bla-ph" if wrapped.attention.bounded else "l2x-f"
         post_hoc = partial(Settings, setup, head="own", targets=targets, epochs=epochs or 5)
     schedule = partial(post_hoc, batch_size=batch_size, learning_rate=learning_rate)
-    settings = schedule(validation=validation, patience=patience, seed=seed, several_labels=several)
+    settings = schedule(validation=validation, patience=patience, seed=seed, several_labels=wrapped.several_labels)
     known = weights_digest(wrapped.trunk)
     read = partial(read_examples, wrapped, settings, cache=cache, stream=stream, digest=known, report=report)
     if not isinstance(images, (str, Path, ImageSet)):
@@ -232,10 +233,10 @@ def fit(
             with torch.random.fork_rng([]):
                 torch.manual_seed(seed)
                 wrapped.attention.reset_parameters()
-            networks = Networks(wrapped.attention, wrapped.head, own_head=True)
+            networks = Networks(wrapped.attention, wrapped.head, own_head=True, task=wrapped.task)
             train = partial(train_networks, networks, settings, train_part, validation_part, callback=callback)
             dead = train(report=report)["dead"]
-            metrics = measure(networks, test_part, report, several=several)
+            metrics = measure(networks, test_part, report)
             fault = diagnosed(networks, settings, test_part, metrics, dead=dead)
             if dead:
                 raise TrainingError(f"expected a module that selects: {fault}")
@@ -370,7 +371,7 @@ def evaluate(
     examples = read_examples(opened.classifier, settings, images, cache=cache, stream=stream, report=report)
     metrics: dict[str, Any] = {}
     if distributed.rank() == 0:
-        metrics = measure(opened.networks, examples, report, several=settings.several_labels)
+        metrics = measure(opened.networks, examples, report)
     return distributed.agreed(metrics), examples.cache.failures
 
 
@@ -427,7 +428,9 @@ def _assembled(
         attention = settings.attention(channels, wrapped.attention.earlier).to(like)
         head = wrapped.head if settings.own_head else new_head(channels, len(classes), settings.head.dropout).to(like)
     if settings.trunk is None:
-        networks = Networks(attention, head, own_head=settings.own_head)
+        networks = Networks(
+            attention, head, own_head=settings.own_head, task="value" if wrapped.regression else settings.task
+        )
     else:
         networks = TunedNetworks(attention, head, wrapped.trunk, settings=settings, pixels=wrapped.pixels)
     as_wrapped = partial(ExplainableClassifier, transform=wrapped.transform, name=wrapped.name, setup=settings.name)
@@ -456,7 +459,7 @@ def _trained(
     if not first:
         return {}
     seconds = round(time.monotonic() - started, 1)
-    metrics = measure(networks, test, report, several=settings.several_labels)
+    metrics = measure(networks, test, report)
     size = metrics["size"]
     fault = diagnosed(networks, settings, test, metrics, dead=outcome["dead"])
     if fault:

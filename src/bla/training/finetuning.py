@@ -36,7 +36,7 @@ class TunedNetworks(Networks):
         settings: Settings,
         pixels: Callable[[npt.NDArray[np.uint8]], Tensor],
     ) -> None:
-        super().__init__(attention, baseline, own_head=False)
+        super().__init__(attention, baseline, own_head=False, task=settings.task)
         assert settings.trunk is not None
         self.trunk = trunk
         self.baseline_trunk = copy.deepcopy(trunk)

@@ -242,7 +242,7 @@ class _Loop:
         if stage.size_control is not None:
             line["mean_size"] = stage.size_control.meet(last=position.epoch + 1 == stage.epochs)
         if self.validation is not None:
-            accuracy = scorer(several=self.settings.several_labels)
+            accuracy = scorer(self.networks.task)
             with torch.no_grad():
                 for batch in self.validation.batches():
                     accuracy.update(stage.used(batch), stage.targets(batch))
@@ -253,7 +253,7 @@ class _Loop:
                     position.best, position.waited = line["validation"]["loss"], 0
                     self.best = {key: value.clone() for key, value in self.networks.saved().items()}
         if self.callback is not None and stage.name == "module":
-            found = measure(self.networks, self.validation or self._watched(), several=self.settings.several_labels)
+            found = measure(self.networks, self.validation or self._watched())
             told = (found["agreement"], found["size"]["mean"])
             self.callback(Update(stage.name, position.total_steps, position.epoch + 1, loss, *told))
         stage.to_train()

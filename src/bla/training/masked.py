@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bla import BlaError
-from bla.data.image_sets import ImageSet
+from bla.data.image_sets import ImageSet, Task
 from bla.data.masking import blurring, enlarged, filled, filling
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
@@ -68,21 +68,33 @@ class MaskedAnswers:
     masks: npt.NDArray[np.uint8]
     """(N, M, bytes): the cells' bits."""
     answers: npt.NDArray[np.float32]
-    """(N, M): the log-probability of that class."""
+    """(N, M): the log-probability of that class; of a regression the value."""
     grid: tuple[int, ...]
     failures: tuple[tuple[str, str], ...]
     """(image, reason) for each that has no row."""
+    task: Task = "class"
 
     @functools.cached_property
     def by_size(self) -> Tensor:
-        """The mean answer, none counted below :data:`LEAST_ANSWER`, by the number of kept cells, (H*W + 1,)."""
+        """The mean of what is told by the number of kept cells, (H*W + 1,)."""
         cells = math.prod(self.grid)
         total, count = np.zeros(cells + 1), np.zeros(cells + 1)
         for start in range(0, len(self.masks), 1024):
             kept = np.bitwise_count(self.masks[start : start + 1024]).sum(axis=-1, dtype=np.int64)
-            total += np.bincount(kept.ravel(), self.answers[start : start + 1024].clip(LEAST_ANSWER).ravel(), cells + 1)
+            told = self.told(torch.tensor(self.answers[start : start + 1024])).numpy()
+            total += np.bincount(kept.ravel(), told.ravel(), cells + 1)
             count += np.bincount(kept.ravel(), minlength=cells + 1)
         return torch.from_numpy(total / count.clip(1)).float()
+
+    @functools.cached_property
+    def unit(self) -> float:
+        """What a value is counted in: its standard deviation over the masks of a photo, in the mean over photos."""
+        squares = sum(float(self.answers[row].var()) for row in range(len(self.answers)))
+        return math.sqrt(squares / len(self.answers)) or 1.0
+
+    def told(self, answers: Tensor) -> Tensor:
+        """Answers as they are learnt from: none below :data:`LEAST_ANSWER`; values in units of theirs."""
+        return answers / self.unit if self.task == "value" else answers.clamp(min=LEAST_ANSWER)
 
     def batch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Masks (B, M, H, W), true where a cell is kept, and answers (B, M) of these rows."""
@@ -122,7 +134,13 @@ def masked_answers(
     stored = cached(rows, root, report)
     arrays, (_, *grid) = stored.arrays, stored.shape
     found = MaskedAnswers(
-        stored.folder, arrays["targets"], arrays["masks"], arrays["answers"], tuple(grid), stored.failures
+        stored.folder,
+        arrays["targets"],
+        arrays["masks"],
+        arrays["answers"],
+        tuple(grid),
+        stored.failures,
+        classifier.task,
     )
     row, pixels = readable(rows, stored)
     masks, answers = found.batch(np.array([row]))
@@ -194,7 +212,9 @@ class Masking:
         self.at_once = _PASS.get(device.type, 256)
         self.photos = max(1, 8 * self.at_once // count)
         self.logits: Callable[[Tensor], Tensor] = Whole(classifier.trunk, classifier.head).eval()
-        self.log = functional.logsigmoid if classifier.several_labels else lambda logits: logits.log_softmax(-1)
+        made: dict[Task, Callable[[Tensor], Tensor]]
+        made = {"class": nn.LogSoftmax(-1), "labels": functional.logsigmoid, "value": nn.Identity()}
+        self.answer = made[classifier.task]
 
     def compute(self, rows: Sequence[int], photos: npt.NDArray[np.uint8]) -> Computed:
         """Targets, masks and answers of photos (B, h, w, 3), the images ``rows`` of the set."""
@@ -215,10 +235,10 @@ class Masking:
         return Computed(tuple(masks.shape[1:]), arrays, refused)
 
     def answers(self, pixels: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
-        """Log-probabilities (B, M) of classes (B,) on photos (B, 3, h, w) under masks (B, M, H, W)."""
+        """Log-probabilities, or values, (B, M) of classes (B,) on photos (B, 3, h, w) under masks (B, M, H, W)."""
         with torch.inference_mode():
             found = [
-                self.log(self.logits(photos).float()).gather(1, classes[:, None])[:, 0]
+                self.answer(self.logits(photos).float()).gather(1, classes[:, None])[:, 0]
                 for photos, classes in self._masked(pixels, masks, targets.to(pixels.device))
             ]
             return torch.cat(found).reshape(masks.shape[:2]).cpu()

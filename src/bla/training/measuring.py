@@ -16,21 +16,21 @@ from bla.training.networks import Examples, Networks
 from bla.training.settings import Settings, TrainingError
 
 
-def measure(
-    networks: Networks, examples: Examples, report: Progress = silent, *, several: bool = False
-) -> dict[str, Any]:
+def measure(networks: Networks, examples: Examples, report: Progress = silent) -> dict[str, Any]:
     """The metrics object: baseline, its continuation, soft and hard, agreement and size, over all examples.
 
     ``soft_renormalised`` is soft with each image's weights divided by their sum, which tells the gap between soft
     and hard from a difference of scale. Without labels the classifier's own predictions count as true.
 
-    With ``several`` labels an image each is by :class:`bla.metrics.SeveralLabels`; images agree where hard and
-    baseline have the same labels above one half, and ``label_agreement`` is the share of all decisions that are alike.
+    Of several labels an image each is by :class:`bla.metrics.SeveralLabels`; images agree where hard and baseline have
+    the same labels above one half, and ``label_agreement`` is the share of all decisions that are alike. Of values each
+    is by :class:`bla.metrics.Values`, and agreement is the R^2 of hard for the baseline's.
     """
     if not len(examples):
         raise TrainingError("expected at least one image to measure on, got none")
     names = ("baseline", "baseline_continued", "soft", "soft_renormalised", "hard")
-    accuracies = {name: scorer(several=several) for name in names}
+    task = networks.task
+    accuracies = {name: scorer(task) for name in names}
     counts: list[int] = []
     cells = agreed = 0
     decisions = 0.0
@@ -48,20 +48,21 @@ def measure(
                 "soft_renormalised": read(networks.head, features, renormalised),
                 "hard": read(networks.head, features, selection.hard),
             }
-            predicted = decided(logits["baseline"], several=several)
+            predicted = decided(logits["baseline"], task)
             labels = predicted if batch.labels is None else torch.from_numpy(batch.labels).to(networks.device)
             for name, accuracy in accuracies.items():
                 accuracy.update(logits[name], labels)
-            alike = (decided(logits["hard"], several=several) == predicted).reshape(len(batch), -1)
+            alike = (decided(logits["hard"], task) == predicted).reshape(len(batch), -1)
             agreed += int(alike.all(dim=1).sum())
             decisions += float(alike.double().mean(dim=1).sum())
             cells = selection.hard[0].numel()
             counts += (selection.hard > 0).flatten(1).sum(dim=1).tolist()
             report("evaluating", len(counts), len(examples))
+    found = {name: accuracy.result() for name, accuracy in accuracies.items()}
     return {
-        **{name: accuracy.result() for name, accuracy in accuracies.items()},
-        "agreement": agreed / len(examples),
-        **({"label_agreement": decisions / len(examples)} if several else {}),
+        **found,
+        "agreement": found["hard"]["r2"] if task == "value" else agreed / len(examples),
+        **({"label_agreement": decisions / len(examples)} if task == "labels" else {}),
         "size": size_summary(np.bincount(counts, minlength=cells + 1)),
         "images": len(examples),
     }

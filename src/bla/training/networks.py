@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bla.data.image_sets import Task
 from bla.model.attention import Attention
 from bla.model.heads import reads_maps
 from bla.training.cache import FeatureCache
@@ -56,11 +57,12 @@ class Networks(nn.Module):
 
     ``baseline`` reads mean-pooled features: the head of the first stage, or the classifier's own. ``head``, which reads
     the module's selection, starts from it, as does ``continued``, the fair control: mean-pooled, but trained for the
-    epochs of both stages. The judge of a class-conditional module is the baseline.
+    epochs of both stages. The judge of a class-conditional module is the baseline. ``task`` is what they predict.
     """
 
-    def __init__(self, attention: Attention, baseline: nn.Module, *, own_head: bool) -> None:
+    def __init__(self, attention: Attention, baseline: nn.Module, *, own_head: bool, task: Task = "class") -> None:
         super().__init__()
+        self.task: Task = task
         self.attention = attention
         self.baseline = baseline
         # A classifier's own head is the same in all three places, and never saved.

@@ -12,6 +12,7 @@ from bla import BlaError
 from bla.files import is_a
 
 if TYPE_CHECKING:
+    from bla.data.image_sets import Task
     from bla.model.attention import Attention
 
 Setup = Literal["bla", "bla-t", "bla-ph", "l2x-f", "bla-px"]
@@ -253,6 +254,11 @@ class Settings:
     trunk: Trunk | None
     held_out: HeldOut | None
     several_labels: bool
+
+    @property
+    def task(self) -> Task:
+        """What is predicted of the data."""
+        return "labels" if self.several_labels else "class"
 
     def __init__(self, setup: Setup = "bla", *, several_labels: bool = False, **options: Any) -> None:
         if setup not in SETUPS:

@@ -14,7 +14,6 @@ from bla.metrics import decided
 from bla.model.heads import read
 from bla.model.own_prediction import OwnPredictionAttention
 from bla.training.checkpoint import Position
-from bla.training.masked import LEAST_ANSWER
 from bla.training.mean_size import SizeControl
 from bla.training.networks import Examples, Networks, StageName
 from bla.training.settings import Settings
@@ -64,7 +63,7 @@ class Stage(nn.Module):
             assert examples.labels is not None
             return torch.from_numpy(examples.labels).to(self.networks.device)
         logits: Tensor = self.networks.baseline(self.networks.pooled(examples, "head"))
-        return decided(logits, several=self.settings.several_labels)
+        return decided(logits, self.networks.task)
 
     def done(self, position: Position, steps: int) -> float:
         """The share of the stage that lies behind a position in an epoch of so many steps."""
@@ -172,7 +171,7 @@ class PixelStage(ModuleStage):
         assert isinstance(nets.attention, OwnPredictionAttention)
         contributions = nets.attention.learnt(features, targets)
         expected = answers.by_size.to(said)[masks.flatten(2).sum(dim=2)]
-        loss = masked_loss(contributions, masks, said.clamp(min=LEAST_ANSWER) - expected)
+        loss = masked_loss(contributions, masks, answers.told(said) - expected)
         with torch.no_grad():
             unbounded = nets.attention.ranking(features, targets)
         return loss, torch.full_like(loss, len(unbounded)), unbounded  # no bound stands before what is learnt
