@@ -211,7 +211,7 @@ def _serving(loop: Loop, engine: Engine, files: list[Path], flops: float, moved:
 
         def server() -> float:
             start = cpu(process)
-            assert asyncio.run(send(address, photos, rate=None, room=32)) == {200: len(photos)}
+            assert asyncio.run(send(address, photos, rate=None, room=32)).statuses == {200: len(photos)}
             return cpu(process) - start
 
         yield Case("serving", loop, server, len(photos), flops, moved)

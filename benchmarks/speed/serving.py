@@ -1,6 +1,6 @@
 """The exported graph and the server against what a user would take instead. Prints a Markdown table, or JSON.
 
-    python -m benchmarks.speed.serving PHOTOS [--only graph int8 gradcam serving overload] [--json]
+    python -m benchmarks.speed.serving PHOTOS [--only graph int8 gradcam serving overload knee] [--json]
 
 PHOTOS is a folder of photos. Ratios are of pairs measured in turn in one run; of a server the CPU seconds of its
 process are counted, so that the client, which works on the same cores, is not.
@@ -9,6 +9,7 @@ process are counted, so that the client, which works on the same cores, is not.
 from __future__ import annotations
 
 import asyncio
+import csv
 import itertools
 import json
 import socket
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -182,19 +183,28 @@ def cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-async def send(address: str, photos: list[bytes], *, rate: float | None, room: int) -> Counter[int]:
-    """All photos, at a rate (open loop), or ``room`` at a time; the statuses of the answers."""
+class Sent(NamedTuple):
+    """What became of requests: their statuses, and of those that were answered the seconds since they were due."""
+
+    statuses: Counter[int]
+    seconds: list[float]
+
+
+async def send(address: str, photos: list[bytes], *, rate: float | None, room: int) -> Sent:
+    """All photos, at a rate (open loop), or ``room`` at a time."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=room)
-    gate, statuses = asyncio.Semaphore(room), Counter[int]()
+    gate, sent = asyncio.Semaphore(room), Sent(Counter(), [])
     async with httpx.AsyncClient(limits=limits, timeout=60) as client:
 
-        async def one(photo: bytes) -> None:
+        async def one(photo: bytes, due: float) -> None:
             answer = await client.post(f"{address}/v1/explain", content=photo, headers={"content-type": "image/jpeg"})
-            statuses[answer.status_code] += 1
+            sent.statuses[answer.status_code] += 1
+            if answer.status_code == 200:
+                sent.seconds.append(time.monotonic() - due)
 
         async def gated(photo: bytes) -> None:
             async with gate:
-                await one(photo)
+                await one(photo, time.monotonic())
 
         if rate is None:
             await asyncio.gather(*map(gated, photos))
@@ -202,9 +212,9 @@ async def send(address: str, photos: list[bytes], *, rate: float | None, room: i
             start, tasks = time.monotonic(), []
             for index, photo in enumerate(photos):
                 await asyncio.sleep(max(0.0, start + index / rate - time.monotonic()))
-                tasks.append(asyncio.create_task(one(photo)))
+                tasks.append(asyncio.create_task(one(photo, start + index / rate)))
             await asyncio.gather(*tasks)
-    return statuses
+    return sent
 
 
 def serving(photos: list[bytes], file: Path, rounds: int) -> list[Any]:
@@ -219,7 +229,7 @@ def serving(photos: list[bytes], file: Path, rounds: int) -> list[Any]:
                 engine.run(np.stack([engine.transform.read(photo).pixels for photo in photos[first : first + BATCH]]))
             loop = cpu(own) - start
             start = cpu(process)
-            assert asyncio.run(send(address, photos, rate=None, room=32)) == {200: len(photos)}
+            assert asyncio.run(send(address, photos, rate=None, room=32)).statuses == {200: len(photos)}
             server = cpu(process) - start
             shares.append(loop / server)
             milliseconds.append([round(1e3 * seconds / len(photos), 2) for seconds in (loop, server)])
@@ -236,7 +246,7 @@ def overload(photos: list[bytes], file: Path) -> list[Any]:
         bearable = len(photos) / (time.monotonic() - start)
         before = process.memory_info().rss
         many = list(itertools.islice(itertools.cycle(photos), int(2 * bearable * 10)))
-        statuses = asyncio.run(send(address, many, rate=2 * bearable, room=64))
+        statuses = asyncio.run(send(address, many, rate=2 * bearable, room=64)).statuses
         after = process.memory_info().rss
         waiting = httpx.get(f"{address}/healthz").json()["waiting"]
     detail = {
@@ -247,6 +257,40 @@ def overload(photos: list[bytes], file: Path) -> list[Any]:
     return [("answers other than 200 and 429 at twice the bearable load", "0", other, detail)]
 
 
+def knee(photos: list[bytes], file: Path, target: float, seconds: float = 8.0) -> list[dict[str, Any]]:
+    """Rising rates until the 95th percentile of the answers' times exceeds the target, in milliseconds.
+
+    Then, from a server that has the target, once and twice the last rate that was met.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def load(address: str, options: str, rate: float) -> float:
+        sent = asyncio.run(
+            send(address, [*itertools.islice(itertools.cycle(photos), int(rate * seconds))], rate=rate, room=64)
+        )
+        half, most = np.percentile(sent.seconds, (50, 95))
+        rows.append({
+            "server": options, "photos a second": round(rate, 1), "answered": sent.statuses[200],
+            "refused": sent.statuses[429], "median, ms": round(1e3 * half), "95th percentile, ms": round(1e3 * most),
+        })  # fmt: skip
+        print(*rows[-1].values(), sep=" | ", flush=True)
+        return float(1e3 * most)
+
+    options = "--queue 4096"
+    with served(file, *options.split()) as (address, _):
+        asyncio.run(send(address, photos[:64], rate=None, room=32))
+        rate, met = 10.0, 0.0
+        while load(address, options, rate) <= target:
+            rate, met = 1.15 * rate, rate
+    print(f"knee: {met:.1f} photos a second within {target:g} ms", flush=True)
+    options += f" --latency {target:g}"
+    with served(file, *options.split()) as (address, _):
+        asyncio.run(send(address, photos[:64], rate=None, room=8))
+        for times in (1, 2):
+            load(address, options, times * met)
+    return rows
+
+
 def main() -> None:
     """Measure and print."""
     parser = parser_of(__doc__)
@@ -255,6 +299,8 @@ def main() -> None:
     parser.add_argument("--run", default="tf_efficientnet_lite0")
     parser.add_argument("--images", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--target", type=float, default=200, help="of the knee, in milliseconds")
+    parser.add_argument("--csv", type=Path, help="where the knee's table goes")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     paths = list_images([arguments.photos])[: arguments.images]
@@ -270,7 +316,14 @@ def main() -> None:
             "serving": lambda: serving(photos, file, max(3, arguments.rounds // 5)),
             "overload": lambda: overload(photos, file),
         }
-        for name in arguments.only:
+        if "knee" in arguments.only:
+            loads = knee(photos, file, arguments.target)
+            if arguments.csv:
+                with arguments.csv.open("w", newline="", encoding="utf-8") as table:
+                    writer = csv.DictWriter(table, loads[0], lineterminator="\n")
+                    writer.writeheader()
+                    writer.writerows(loads)
+        for name in filter(benchmarks.get, arguments.only):
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             rows += benchmarks[name]()
     if arguments.json:

@@ -469,7 +469,7 @@ def test_where_a_study_is_found_must_be_said(options: str, capsys: pytest.Captur
 @pytest.mark.parametrize(
     "command",
     [
-        "serve x --port 70000", "serve x --megabytes inf", "serve x --deadline 1e15", "serve x --megapixels nan",
+        "serve x --port 70000", "serve x --megabytes inf", "serve x --latency 1e15", "serve x --megapixels nan",
         "serve x --queue 0", "study serve x --joins-a-minute nan", "study power --simulations 1000000000000",
         "train x --out r --hidden 1000000000", "train x --out r --learning-rate inf", "batch a b --workers 0",
         "compare r --limit -3", "calibrate r p --share nan", "train x --out r --epochs 99999999999999999999",

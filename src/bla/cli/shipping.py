@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -66,10 +67,10 @@ def serve(
     *,
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    threads: Annotated[int | None, within(1, 1024)] = None,
-    workers: Annotated[int, within(1, 256)] = 1,
+    threads: Annotated[int, within(1, 1024)] = 1,
+    workers: Annotated[int | None, within(1, 256)] = None,
     batch_size: Annotated[int, within(1, 4096)] = 16,
-    deadline: Annotated[float, within(0, 60_000)] = 5.0,
+    latency: Annotated[float | None, within(1, 3_600_000)] = None,
     queue: Annotated[int, within(1, 65_536)] = 64,
     megabytes: Annotated[float, within(0.001, 1024)] = 32.0,
     megapixels: Annotated[float, within(0.001, 178)] = 50.0,
@@ -85,10 +86,11 @@ def serve(
     Example: `bla serve tf_efficientnet_lite0 --port 8080`
 
     :param explainer: An exported file, or a run or shipped explainer, which is exported first.
-    :param threads: Threads to compute with, for each worker. By default all cores.
-    :param workers: Batches that run at once; they share the weights. On many cores several with few threads are faster.
+    :param threads: Threads that compute, for each worker. More answer one photo sooner, but fewer photos per second.
+    :param workers: Batches that run at once; they share the weights. By default as many as the cores are enough for.
     :param batch_size: Maximum number of photos per batch.
-    :param deadline: Maximum milliseconds that a photo waits for its batch to fill.
+    :param latency: Target in milliseconds for an answer, by default --timeout: sizes batches, and refuses a photo (429)
+        that is likely to take more than half of it.
     :param queue: Maximum number of photos in progress; others are refused with the time to retry (429).
     :param megabytes: Maximum size of a request.
     :param megapixels: Maximum size of a photo, checked before decoding.
@@ -96,6 +98,7 @@ def serve(
     :param token_file: A file with a token that requests must carry, as bearer or password.
     :param framed_by: A site, such as https://huggingface.co, that may show the page in a frame.
     """
+    from bla.data.prefetching import cores
     from bla.deploy.engine import open_engine
 
     require("serve")
@@ -113,5 +116,6 @@ def serve(
         limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
         say(f"{engine.card.setup} on {engine.card.model}: {address}", file=sys.stderr, flush=True)
-        bounds = {"most": batch_size, "deadline": deadline / 1000, "room": queue, "workers": workers}
-        run(engine, listener, limits=limits, framed_by=framed_by, token=token, **bounds)
+        bounds = {"most": batch_size, "room": queue, "workers": workers or max(1, cores() // threads)}
+        target = math.inf if latency is None else latency / 1000
+        run(engine, listener, limits=limits, framed_by=framed_by, token=token, latency=target, **bounds)

@@ -20,6 +20,10 @@ LARGE = 128 * 2**20
 """A photo that takes more to decode is handled here. Smaller WebP files hold other threads up too, but not for long."""
 
 
+class Heavy(Exception):  # noqa: N818 - it is no fault
+    """A photo that belongs here."""
+
+
 def heavy(content: bytes, *, whole: bool = False) -> bool:
     """Whether a photo's file belongs here; ``whole`` where its picture is wanted, for which no JPEG is reduced."""
     slow = content[:2] == b"BM" or content[:1] == b"P"  # which Pillow decodes in Python, some of them

@@ -388,13 +388,13 @@ def _read_only_map(name: str, value: npt.ArrayLike, kind: type[Any], grid: tuple
 
 def _plain(value: Any) -> Any:
     """As JSON: records as objects, maps as rows."""
-    if dataclasses.is_dataclass(value):
-        each = ((field.name, getattr(value, field.name), field.default) for field in dataclasses.fields(value))
-        return {name: _plain(own) for name, own, default in each if own is not None or default is not None}
+    if value is None or isinstance(value, (str, int, float)):
+        return value
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     if not isinstance(value, np.ndarray):
-        return value
+        each = ((field.name, getattr(value, field.name), field.default) for field in dataclasses.fields(value))
+        return {name: _plain(own) for name, own, default in each if own is not None or default is not None}
     if value.dtype == np.bool_:
         return value.astype(int).tolist()
     # The shortest decimal that gives the float32 back: exact, and a third of the length of the float64's.

@@ -33,8 +33,8 @@ def application(
     *,
     limits: Limits | None = None,
     most: int = 16,
-    deadline: float = 0.005,
     room: int = 64,
+    latency: float = math.inf,
     workers: int = 1,
     token: str | None = None,
     framed_by: str | None = None,
@@ -44,7 +44,7 @@ def application(
     Parameters
     ----------
     limits: what a request may hold, and how long it may take.
-    most, deadline, room, workers: as of :class:`bla.deploy.serve.batching.Batcher`.
+    most, room, latency, workers: as of :class:`bla.deploy.serve.batching.Batcher`; the target is at most the limit.
     token: what a request must hold (:class:`bla.web.envelope.Envelope`), except one for ``/healthz``.
     framed_by: a site, such as https://huggingface.co, that may show the page in a frame; by default none may.
     """
@@ -66,9 +66,8 @@ def application(
         ),
     )
     limits = limits or Limits()
-    patience = limits.seconds / 2
-    batcher = Batcher(engine, most=most, deadline=deadline, room=room, patience=patience, workers=workers)
-    metrics, bodies, heavy = Metrics(batcher), Bodies(8 * limits.bytes), Lane(2, 8, patience)
+    batcher = Batcher(engine, most=most, room=room, latency=min(latency, limits.seconds), workers=workers)
+    metrics, bodies, heavy = Metrics(batcher), Bodies(8 * limits.bytes), Lane(2, 8, limits.seconds / 2)
     app.state.server = routes.Server(engine, limits, batcher, bodies, heavy, metrics, framed_by or "'none'")
     app.include_router(routes.router)
     app.add_middleware(Envelope, token=token, public=("/healthz",))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -32,7 +31,6 @@ POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors "
 )
 router = APIRouter()
-Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,47 +50,48 @@ class Server:
         """Why the server can answer no more."""
         return self.batcher.fault(2 * self.limits.seconds)
 
-    async def photo(self, name: str, content: bytes) -> Photo:
-        """Decode a photo; raises DataError where it cannot be read, or has too many pixels."""
+    async def asked(self, name: str, content: bytes, **question: Any) -> tuple[Photo, Outputs]:
+        """A photo and what the engine says of it; raises DataError where it cannot be read, or has too many pixels."""
         transform, limits = self.engine.transform, self.limits
+
+        def light() -> Photo:
+            if apart.heavy(content):
+                raise apart.Heavy
+            return transform.read(content, name=name, most_pixels=limits.pixels)
 
         def elsewhere() -> Photo:
             return apart.read(transform, content, name=name, most_pixels=limits.pixels, seconds=limits.seconds)
 
-        here = functools.partial(transform.read, content, name=name, most_pixels=limits.pixels)
-        return await self._handled(here, elsewhere, content)
+        try:
+            return await self.batcher.run(light, **question)
+        except apart.Heavy:
+            photo = await self.heavy.run(elsewhere)
+            return await self.batcher.run(lambda: photo, **question)
 
     async def drawn(self, content: bytes, explanation: Explanation) -> bytes:
-        """The picture of an explained photo."""
-        here = functools.partial(picture, content, explanation)
+        """The picture of an explained photo, made in another thread, or where it is heavy in another process."""
+
+        def light() -> bytes | None:
+            return None if apart.heavy(content, whole=True) else picture(content, explanation)
+
         elsewhere = functools.partial(apart.drawn, content, explanation, seconds=self.limits.seconds)
-        return await self._handled(here, elsewhere, content, whole=True)
-
-    async def _handled(
-        self, here: Callable[[], Result], elsewhere: Callable[[], Result], content: bytes, *, whole: bool = False
-    ) -> Result:
-        """Work on a photo, in another thread, or where it is heavy in another process, beside a few others."""
-
-        def light() -> Result | None:
-            return None if apart.heavy(content, whole=whole) else here()
-
-        done = await asyncio.to_thread(light)
-        return await self.heavy.run(elsewhere) if done is None else done
+        made = await asyncio.to_thread(light)
+        return await self.heavy.run(elsewhere) if made is None else made
 
     async def explain(
         self, name: str, content: bytes, size: int, target: int, fill: str | None
     ) -> Explanation | Unexplained:
-        """Decode and explain one photo, and with a ``fill`` check the explanation."""
+        """Read and explain one photo, and with a ``fill`` check the explanation."""
         try:
-            photo = await self.photo(name, content)
+            photo, found = await self.asked(name, content, size=size, target=target)
         except DataError as error:
             return Unexplained(name, str(error))
-        found, masked = await self.batcher.run(photo, size=size, target=target), list[Outputs]()
+        masked = list[tuple[Photo, Outputs]]()
         if fill is not None:
             pair = self.engine.masked_photos(photo.pixels[None], found.selected[None], fill)
-            photos = (dataclasses.replace(photo, pixels=pixels) for (pixels,) in pair)
-            masked = await asyncio.gather(*map(self.batcher.run, photos))
-        return self.engine.explanation(name, photo, found, *masked, fill=fill)
+            reads = (functools.partial(dataclasses.replace, photo, pixels=pixels) for (pixels,) in pair)
+            masked = await asyncio.gather(*map(self.batcher.run, reads))
+        return self.engine.explanation(name, photo, found, *(outputs for _, outputs in masked), fill=fill)
 
 
 async def _server(request: Request) -> Server:
@@ -156,7 +155,7 @@ async def answers(
                 raise HTTPException(422, f"expected one photo and masks, got {len(photos)} photos")
             subsets = masks_of(masks, engine.card, limits)
             with server.batcher.admitted(1):
-                outputs = await server.batcher.run(await server.photo(*photos[0]), masks=subsets)
+                _, outputs = await server.asked(*photos[0], masks=subsets)
     found = []
     for subset, logits in zip(subsets, outputs.answers, strict=True):
         probabilities = engine.probabilities(logits)
