@@ -130,12 +130,15 @@ def test_c_minus_e_by_hand_and_as_a_gradient() -> None:
     weight = net.head[1].weight.detach()  # type: ignore[index]
     logits = torch.einsum("kc,bchw->bkhw", weight, asked.features)
     p = net(PIXELS).softmax(dim=1).detach()
+    own = p.gather(1, TARGETS[:, None])
     expected = logits[torch.arange(5), TARGETS] - torch.einsum("bk,bkhw->bhw", p, logits)
-    torch.testing.assert_close(c_minus_e(net).maps(asked), expected)
-    other = network(linear=False)  # its mean over the cells is the derivative of log p when all features are scaled
+    torch.testing.assert_close(c_minus_e(net).maps(asked) * (1 - own)[..., None], expected)
+    other = network(
+        linear=False
+    )  # its mean over the cells is the derivative of the log odds by a scale of all features
     scale = torch.ones(5, 1, 1, 1, requires_grad=True)
-    log_p = other.on_features(scale * asked.features).log_softmax(dim=1).gather(1, TARGETS[:, None])
-    (slope,) = torch.autograd.grad(log_p.sum(), scale)
+    p = other.on_features(scale * asked.features).softmax(dim=1).gather(1, TARGETS[:, None])
+    (slope,) = torch.autograd.grad(p.logit().sum(), scale)
     torch.testing.assert_close(c_minus_e(other).maps(asked).mean(dim=(1, 2)), slope.flatten())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -42,14 +44,15 @@ def heads(classes: int = 5) -> dict[str, nn.Module]:
 
 
 def slow_evidence(head: nn.Module, features: Tensor, target: Tensor) -> Tensor:
-    """The three maps by autograd at the features, one photo at a time."""
+    """The three maps, of the log odds, the logit and its lead, by autograd at the features, one photo at a time."""
     found = []
     for photo, label in zip(features, target.tolist(), strict=True):
         at = photo[None].clone().requires_grad_()
         logits = from_all(head, at)[0]
         others = [index for index in range(len(logits)) if index != label]
         second = max(others, key=logits.tolist().__getitem__)
-        parts = (logits.log_softmax(-1)[label], logits[label], logits[label] - logits[second])
+        odds = logits[label] - logits[others].logsumexp(-1)
+        parts = (odds, logits[label], logits[label] - logits[second])
         slopes = [torch.autograd.grad(part, at, retain_graph=True)[0] for part in parts]
         found.append(torch.stack([12 * (slope * at)[0].sum(dim=0).detach() for slope in slopes]))
     return torch.stack(found)
@@ -62,6 +65,34 @@ def test_evidence_is_the_gradient_at_the_map_times_the_map(name: str) -> None:
     assert (layer is not None) == (name == "linear")
     found = evidence(head, features, ask(head, features, layer, target), layer)
     torch.testing.assert_close(found, slow_evidence(head, features, target), rtol=1e-4, atol=1e-4)
+
+
+SURE = {
+    "linear": lambda layer: layer.forward,
+    "capped": lambda layer: lambda pooled: 60 * (layer(pooled) / 60).tanh(),
+    "softmax": lambda layer: lambda pooled: layer(pooled).softmax(-1).clamp(min=1e-38).log(),
+    "map": lambda layer: lambda features, keep=None: layer(features.mean((2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", SURE)
+def test_the_cells_of_a_sure_classifier_are_ordered_as_in_double_precision(name: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 5)
+    features = 12 * features_of(photos=8).abs()
+    head = nn.Module()
+    head.layer, head.reads_maps = layer, name == "map"
+    head.forward = SURE[name](layer)  # type: ignore[method-assign]
+    orders = []
+    for dtype in (torch.float32, torch.float64):
+        layer.to(dtype)
+        layer.weight.data.copy_(torch.arange(30).reshape(5, 6).sin())
+        layer.bias.data.copy_(torch.arange(5) == 2).mul_(25)
+        attention = OwnPredictionAttention(6, head).eval().to(dtype)
+        orders.append(attention.ranking(features.to(dtype)).flatten(1).argsort(dim=1))
+        sure = from_all(head, features.to(dtype)).softmax(-1).amax(dim=1)
+    assert (1 - sure).median() < 1e-8
+    assert torch.equal(*orders)
 
 
 def slow_sizes(head: nn.Module, photo: Tensor, ranking: Tensor) -> list[int]:
@@ -243,3 +274,11 @@ def test_a_module_that_gives_several_maps_is_taken_for_its_last() -> None:
     pixels = torch.randn(2, 3, 48, 64)
     assert torch.equal(wrapped.trunk(pixels)[:, 7:], nn.functional.avg_pool2d(model.early(pixels), 2))
     torch.testing.assert_close(wrapped(pixels).argmax(dim=1), model(pixels).argmax(dim=1))
+
+
+@pytest.mark.parametrize("bend", [lambda v: 30 * (v / 30).tanh(), lambda v: v.clamp(-50, 50), lambda v: v / 1.5])
+def test_a_head_that_bends_large_logits_is_not_taken_for_its_linear_layer(bend: Callable[[Tensor], Tensor]) -> None:
+    head = nn.Sequential(nn.Linear(6, 5), nn.Identity())
+    assert linear_layer(head, 6) is head[0]
+    head[1].forward = bend  # type: ignore[method-assign]
+    assert linear_layer(head, 6) is None

@@ -1,10 +1,11 @@
 r"""What the head says for a class at each cell, and how many of the best cells it takes to say it.
 
-.. math:: \text{contrast}_n = N \, F_n \cdot \frac{\partial \log p_c}{\partial F_n}, \qquad
-          \text{for a linear head } F_n \cdot \Bigl(w_c - \sum_k p_k w_k\Bigr),
+.. math:: \text{contrast}_n = N \, F_n \cdot \frac{\partial}{\partial F_n} \log \frac{p_c}{1 - p_c}, \qquad
+          \text{for a linear head } F_n \cdot \Bigl(w_c - \sum_{k \ne c} \frac{p_k}{1 - p_c} w_k\Bigr),
 
-at the map that the head reads from all cells: the class's logit at the cell less what is expected of a class there,
-"c - E". It needs no training. Finer-CAM (CVPR 2025) is its kin.
+at the map that the head reads from all cells: the class's logit at the cell less what is expected of another class
+there, "c - E". By :math:`\log p_c` it would be :math:`1 - p_c` times as large in every cell, and lost in rounding where
+the classifier is sure. It needs no training. Finer-CAM (CVPR 2025) is its kin.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def linear_layer(head: nn.Module, channels: int) -> nn.Linear | None:
         return None
     for layer in head.modules():
         if isinstance(layer, nn.Linear) and layer.in_features <= channels:
-            probe = torch.randn(4, channels, generator=torch.Generator().manual_seed(0)).to(layer.weight)
+            scales = torch.tensor([[0.01], [1.0], [30.0], [1000.0]])  # a soft cap shows only in large logits
+            probe = (scales * torch.randn(4, channels, generator=torch.Generator().manual_seed(0))).to(layer.weight)
             with torch.no_grad():
                 expected, given = layer(probe[:, : layer.in_features]), head(probe)
             if (given.shape, given.dtype) == (expected.shape, expected.dtype) and torch.allclose(
@@ -79,7 +81,7 @@ def ask(head: nn.Module, features: Tensor, layer: nn.Linear | None, target: Tens
     target = own if target is None else torch.where(target < 0, own, target)
     if layer is None:
         return Answers(target, logits, None, None)
-    others = logits.scatter(1, target[:, None], -torch.inf).topk(min(RIVALS, layer.out_features)).indices
+    others = _others(logits, target).topk(min(RIVALS, layer.out_features)).indices
     classes = torch.cat([target[:, None], others], dim=1)
     cells = torch.bmm(layer.weight[classes], features[:, : layer.in_features].flatten(2))
     offset = torch.zeros_like(cells[..., :1]) if layer.bias is None else layer.bias[classes][..., None]
@@ -97,7 +99,7 @@ def evidence(
     if said.cells is not None:
         assert layer is not None
         own, runner_up = said.cells[:, :1], said.cells[:, 1:2]
-        mean = said.logits.softmax(-1) @ layer.weight
+        mean = _others(said.logits, said.target).softmax(-1) @ layer.weight
         expected = torch.bmm(mean[:, None], features[:, : layer.in_features].flatten(2))
         contrast = own - expected if len(layer.weight) > 1 else own  # a value stands for itself
         found = torch.cat([contrast, own, own - runner_up], dim=1)
@@ -110,7 +112,7 @@ def evidence(
 
 
 def slopes_of(head: nn.Module) -> Slopes:
-    """Gradients, where the head reads, (B, 3, ...): of log p, the logit, and the logit less the runner-up's."""
+    """Gradients, where the head reads, (B, 3, ...): of the log odds, the logit, and the logit less the runner-up's."""
 
     def slopes(at: Tensor, target: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
@@ -118,8 +120,8 @@ def slopes_of(head: nn.Module) -> Slopes:
             logits = head(at)
             other = _runner_up(logits.detach(), target)
             own, second = (logits.gather(1, chosen[:, None])[:, 0] for chosen in (target, other))
-            total = logits.logsumexp(-1) if logits.shape[1] > 1 else 0
-            parts = (own - total, own, own - second)
+            rest = _others(logits, target).logsumexp(-1) if logits.shape[1] > 1 else 0
+            parts = (own - rest, own, own - second)
             found = [torch.autograd.grad(part.sum(), at, retain_graph=True)[0] for part in parts]
         return torch.stack([each.detach() for each in found], dim=1)
 
@@ -171,4 +173,9 @@ def _places(ranking: Tensor) -> Tensor:
 
 
 def _runner_up(logits: Tensor, target: Tensor) -> Tensor:
-    return logits.scatter(1, target[:, None], -torch.inf).argmax(dim=1)
+    return _others(logits, target).argmax(dim=1)
+
+
+def _others(logits: Tensor, target: Tensor) -> Tensor:
+    """The logits (B, K) of all classes but these (B,)."""
+    return logits.scatter(1, target[:, None], -torch.inf)

@@ -38,10 +38,10 @@ def cam(classifier: PooledClassifier) -> Method:
 
 
 def c_minus_e(classifier: PooledClassifier) -> Method:
-    r"""C - E: :math:`M_n = F_n \cdot N \partial \log p_c / \partial F_n`, c the class and N the number of cells.
+    r"""C - E: :math:`M_n = F_n \cdot N \partial \log \frac{p_c}{1 - p_c} / \partial F_n` for class c and N cells.
 
-    With a linear head that is :math:`W_c \cdot F_n - \sum_k p_k W_k \cdot F_n`: CAM of the class less the CAMs of all
-    classes, weighted by the probabilities predicted from all cells.
+    With a linear head CAM of the class less the CAMs of the other classes, weighted by the probabilities predicted from
+    all cells: :math:`\propto W_c \cdot F_n - \sum_k p_k W_k \cdot F_n`.
     """
     head = classifier.head
 
@@ -51,7 +51,7 @@ def c_minus_e(classifier: PooledClassifier) -> Method:
             layer = linear_layer(head, features.shape[1])
             return evidence(head, features, ask(head, features, layer, targets), layer)[:, 0].detach()
 
-    note = "the gradient of log p at each cell; with a linear head the class's logit less the expected one"
+    note = "the gradient of the log odds at each cell; with a linear head the class's logit less the expected one"
     return Method("c-e", "c - E", "baseline", True, maps, note)
 
 
