@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
+import subprocess
 import tarfile
 import tomllib
 import zipfile
@@ -67,6 +69,35 @@ def test_the_tested_versions_fit_the_requirements() -> None:
     shared = {Requirement(text).name: text for text in PROJECT["dependencies"] + extras["export"]}
     for text in extras["serve-onnx"]:
         assert shared.get(Requirement(text).name, text) == text, "one bound in all places"
+
+
+CONTAINERFILE = (ROOT / "Containerfile").read_text()
+
+
+def test_the_container_installs_what_serving_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The extra is the one list: the file names no package, and its own program prints the extra."""
+    installed = re.findall(r"pip install (?:--\S+ )*(--\S+ \S+)", CONTAINERFILE)
+    assert installed == ["--requirement /wheels/needed.txt", "--no-deps /wheels/*.whl"]
+    monkeypatch.chdir(ROOT)
+    (program,) = re.findall(r'python -c "(.*)" > /wheels/needed.txt', CONTAINERFILE)
+    exec(program)
+    assert capsys.readouterr().out.splitlines() == PROJECT["optional-dependencies"]["serve-onnx"]
+
+
+def test_the_container_is_built(tmp_path: Path) -> None:
+    engines = filter(shutil.which, ("docker", "podman", "buildah"))
+    runs = (name for name in engines if not subprocess.run([name, "info"], capture_output=True, check=False).returncode)
+    if (engine := next(runs, None)) is None:
+        pytest.skip("needs docker, podman or buildah")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Containerfile"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "explainer.onnx").touch()
+    (tmp_path / "Check").write_text("FROM bla-serve-test\nRUN bla serve --help && ! python -c 'import torch'\n")
+    for file, tag in (("Containerfile", "bla-serve-test"), ("Check", "bla-serve-check")):
+        subprocess.run([engine, "build", "--file", file, "--tag", tag, "."], cwd=tmp_path, check=True)
 
 
 def test_extras_are_named_by_the_packages_own_name() -> None:

@@ -487,10 +487,9 @@ def test_interrupted_at_any_write(
 def test_other_work_is_refused(photos: Path, graph: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     record = explain_all(photos, out, graph)
-    (photos / "later.png").write_bytes(photo(99))
     notes: list[str] = []
     assert explain_all(photos, out, graph, report=lambda title, *_: notes.append(title)) == record
-    assert "without photos added since" in notes[0]
+    assert "nothing was added since" in notes[0]
     with pytest.raises(BatchError, match="of a batch with source"):
         explain_all(photos / "folder0", out, graph)
     with pytest.raises(BatchError, match="of a batch with pictures False, not True"):
@@ -505,7 +504,32 @@ def test_other_work_is_refused(photos: Path, graph: Path, tmp_path: Path) -> Non
     with pytest.raises(BatchError, match="at least 1 row"):
         explain_all(photos, tmp_path / "new", graph, shard=0)
     with pytest.raises(BatchError, match="the file"):
-        explain_all(photos, photos / "later.png", graph)
+        explain_all(photos, photos / "folder0/0.png", graph)
+
+
+def test_photos_added_later_are_explained_alone(
+    photos: Path, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, listed = tmp_path / "out", tmp_path / "list.txt"
+    first = [os.fsencode(path) for path in sorted(photos.glob("*/*.png"))]
+    listed.write_bytes(b"\n".join([*first[:10], b"\xff.png"]))
+    explain_all(listed, out, graph, shard=4)
+    before, times = rows_of(out), {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    listed.write_bytes(b"\n".join([*first[5:], b"\xff.png", first[0]]))
+    monkeypatch.setattr("bla.deploy.batch._concluded", lambda *_: pytest.fail("killed"))  # before the record
+    with pytest.raises(pytest.fail.Exception):
+        explain_all(listed, out, graph, shard=4)
+    monkeypatch.undo()
+    notes: list[str] = []
+    record = explain_all(listed, out, graph, report=lambda title, done, total: notes.append(f"{title} {done} {total}"))
+    assert notes[0].startswith("13 of 13 photos are done already")
+    rows = rows_of(out)
+    assert (record["rows"], record["parts"], record["statuses"]) == (24, 7, {"ok": 23, "unreadable": 1})
+    assert rows[:11] == before
+    assert [row["row"] for row in rows] == list(range(24))
+    assert [os.fsencode(row["path"]) for row in rows[11:]] == first[10:]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert explain_all(listed, out, graph) == record
 
 
 def test_a_table_that_changes_on_the_way_is_refused(starter: Starter, many: Path, graph: Path, tmp_path: Path) -> None:

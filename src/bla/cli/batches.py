@@ -31,7 +31,7 @@ def batch(
     """Explain any number of photos into Parquet files.
 
     Each photo becomes a row; if it cannot be read, the row says why. docs/how-to/batch.md lists the columns. If
-    interrupted, rerun: it resumes.
+    interrupted, rerun: it resumes; if photos were added, rerun: it explains these.
 
     Example: `bla batch photos out --run run --workers 4`
 

@@ -23,11 +23,13 @@ from bla.data.prefetching import cores, prefetch
 from bla.deploy.batch.plan import (
     BATCH_FOLDER,
     GRAPH,
+    PLAN,
     SHARD,
     BatchError,
     Plan,
     Shard,
     Task,
+    added,
     is_url,
     make_plan,
     read_plan,
@@ -84,8 +86,8 @@ def explain_all(
     Parameters
     ----------
     source: a folder, a text file with a path or URL a line, a photo, a Parquet file or a folder of them; or the URL of
-        photos, such as s3://bucket/folder, which fsspec opens. The batch lists its photos when it begins; a photo that
-        is added later belongs to another batch.
+        photos, such as s3://bucket/folder, which fsspec opens. The batch lists its photos when it begins; a call after
+        its end explains those that have been added since, though not rows of Parquet files.
     graph: the exported graph, as ``bla export`` writes it.
     engine: this machine's threads, or Ray's cluster, where every node sees source and ``out`` under the same path.
     workers: threads, or actors of a core each; by default one for each core.
@@ -127,10 +129,14 @@ def explain_all(
     out.mkdir(parents=True, exist_ok=True)
     busy = BatchError(f"expected a folder that no other batch is writing, got {out}: wait for it")
     with sole_writer(out, busy):
-        if (record := _finished(task, out)) is not None:
-            report(f"{out} already holds this batch, begun {record['begun']}, without photos added since", 0, 0)
-            return record
-        plan = _begun(task, out) or make_plan(source, task, out / BATCH_FOLDER, shard=shard, column=column)
+        plan, record = _begun(task, out), _finished(task, out)
+        if plan is None and record is not None:
+            parts = [out / part_name(index) for index in range(record["parts"])]
+            if (plan := added(source, task, out / BATCH_FOLDER, parts, shard=shard)) is None:
+                report(f"{out} already holds this batch, begun {record['begun']}, and nothing was added since", 0, 0)
+                return record
+            report(f"{plan.rows:,} photos were added to the {record['rows']:,} of {record['begun']}", 0, 0)
+        plan = plan or make_plan(source, task, out / BATCH_FOLDER, shard=shard, column=column)
         for unfinished in out.glob(".part-*"):  # its writer was killed
             unfinished.unlink()
         done = {part.name for part in out.glob("part-*")}
@@ -179,7 +185,6 @@ def _finished(task: Task, out: Path) -> dict[str, Any] | None:
     with reading("the record of a batch", out / RECORD, BatchError):
         record = typed((out / RECORD).read_bytes(), Finished)
     _check_same(task, record, out)
-    shutil.rmtree(out / BATCH_FOLDER, ignore_errors=True)  # a kill may have left it
     return dataclasses.asdict(record)
 
 
@@ -188,7 +193,7 @@ def _begun(task: Task, out: Path) -> Plan | None:
     plan = read_plan(out / BATCH_FOLDER)
     if plan is not None:
         _check_same(task, plan, out)
-    elif any(out.glob("part-*")):
+    elif any(out.glob("part-*")) and not (out / RECORD).exists():
         raise BatchError(f"expected a new folder, or one of this batch, got {out} with parts of other work")
     return plan
 
@@ -204,11 +209,13 @@ def _check_same(task: Task, kept: Task, out: Path) -> None:
 
 def _concluded(plan: Plan, out: Path, last_call: LastCall) -> dict[str, Any]:
     """Add up the statuses that the footers of all parts hold, and write the record."""
-    parts = [pq.read_schema(out / part_name(shard.index)).metadata[b"bla"] for shard in plan.shards()]
-    counts = sum((Counter(json.loads(part)["counts"]) for part in parts), Counter[str]())
+    parts = [out / part_name(index) for index in range(plan.after[1] + sum(1 for _ in plan.shards()))]
+    footers = (json.loads(pq.read_schema(part).metadata[b"bla"]) for part in parts)
+    counts = sum((Counter(footer["counts"]) for footer in footers), Counter[str]())
     task: dict[str, Any] = {field.name: getattr(plan, field.name) for field in dataclasses.fields(Task)}
-    made: dict[str, Any] = {"rows": plan.rows, "statuses": dict(counts), "parts": len(parts), "begun": plan.begun}
-    record = dataclasses.asdict(Finished(**task, **made, last_call=last_call))
+    made: dict[str, Any] = {"rows": plan.after[0] + plan.rows, "statuses": dict(counts), "parts": len(parts)}
+    record = dataclasses.asdict(Finished(**task, **made, begun=plan.begun, last_call=last_call))
     write_json(out / RECORD, record, indent=1)
+    (out / BATCH_FOLDER / PLAN).unlink()  # without it the folder is none of a batch that has begun
     shutil.rmtree(out / BATCH_FOLDER)
     return record

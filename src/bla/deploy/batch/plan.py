@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Meta
@@ -64,6 +66,7 @@ class Plan(Task):
     name: str | None  # the column of names; a row without a name is called FILE#ROW
     shard: Annotated[int, Meta(ge=1)]  # the largest number of rows in a shard; a shard lies in one file
     begun: str
+    after: tuple[int, int] = (0, 0)  # the rows and parts of earlier calls, before photos were added
 
     @property
     def rows(self) -> int:
@@ -72,7 +75,7 @@ class Plan(Task):
 
     def shards(self) -> Iterator[Shard]:
         """All shards, in order."""
-        number, index = 0, itertools.count()
+        number, index = self.after[0], itertools.count(self.after[1])
         for file, (_, rows, _, _) in enumerate(self.files):
             for first in range(0, rows, self.shard):
                 count = min(self.shard, rows - first)
@@ -85,40 +88,75 @@ def is_url(source: str | Path) -> bool:
     return isinstance(source, str) and "://" in source
 
 
+def named(path: bytes) -> str:
+    """A path as a row of the results names it."""
+    return path.decode("utf-8", "backslashreplace")
+
+
 def make_plan(source: str | Path, task: Task, work: Path, *, shard: int = SHARD, column: str | None = None) -> Plan:
     """Find the photos of a source and write the plan of a task into ``work``; a resumed batch reads it from there."""
     if shard < 1:
         raise BatchError(f"expected shards of at least 1 row, got {shard}")
-    place = Path(source)
-    if not is_url(source) and not place.exists():
+    if not is_url(source) and not Path(source).exists():
         raise BatchError(f"expected a folder, a list of files or a Parquet file, got {source}, which does not exist")
     work.mkdir(parents=True, exist_ok=True)
-    paths = work / PATHS
-    tables: list[Path] = []
-    if is_url(source):
-        photos = _write_paths(paths, _found_at(str(source)), shard)
-    elif place.is_dir():
-        photos = _write_paths(paths, _found(place, tables), shard)
-    elif place.suffix.lower() == ".parquet":
-        tables, photos = [place], 0
-    elif place.suffix.lower() in LISTS:
-        with place.open("rb") as lines:  # relative paths are relative to where the command runs
-            photos = _write_paths(paths, filter(None, (line.strip(b"\r\n") for line in lines)), shard)
-    else:
-        photos = _write_paths(paths, iter([os.fsencode(place)]), shard)
+    paths, tables = work / PATHS, list[Path]()
+    photos = _write_paths(paths, _listed(source, tables), shard)
     if photos and tables:
         raise BatchError(f"{source}: expected photos or Parquet files, got both: name a folder of one kind")
     if not photos and not tables:
         raise BatchError(f"{source}: expected photos ({' '.join(sorted(SUFFIXES))}) or Parquet files, got none")
-    common: dict[str, Any] = {**dataclasses.asdict(task), "shard": shard, "begun": timestamp()}
     if photos:
         if column is not None:
             raise BatchError(f"expected --column with Parquet files, got it with {source}")
-        plan = Plan(**common, kind="paths", files=(_file(paths, photos),), content="path", name=None)
+        return _written(task, work, shard, kind="paths", files=(_file(paths, photos),), content="path", name=None)
+    paths.unlink()
+    files, (content, name) = _of_tables(sorted(tables), column)
+    return _written(task, work, shard, kind="content", files=files, content=content, name=name)
+
+
+def added(source: str | Path, task: Task, work: Path, parts: Sequence[Path], *, shard: int = SHARD) -> Plan | None:
+    """The plan of the photos in a source that no row of a finished batch's ``parts`` names; None if there are none.
+
+    Of Parquet files there are none: their rows have no places by which to tell them.
+    """
+    if not is_url(source) and not Path(source).exists():
+        return None
+    if missing := [part.name for part in parts if not part.exists()]:
+        raise BatchError(f"expected all {len(parts)} parts of the batch, got none at {missing[0]}: choose a new folder")
+    names = (name for part in parts for name in pq.read_table(part, columns=["path"])["path"].to_pylist())
+    known = np.sort(np.fromiter(map(hash, names), np.int64))  # 8 bytes a photo
+
+    def new(path: bytes) -> bool:
+        place = np.searchsorted(known, called := hash(named(path)))
+        return bool(place == len(known) or known[place] != called)
+
+    work.mkdir(parents=True, exist_ok=True)
+    if photos := _write_paths(work / PATHS, filter(new, _listed(source, [])), shard):
+        files, after = (_file(work / PATHS, photos),), (len(known), len(parts))
+        return _written(task, work, shard, kind="paths", files=files, content="path", name=None, after=after)
+    shutil.rmtree(work)
+    return None
+
+
+def _listed(source: str | Path, tables: list[Path]) -> Iterator[bytes]:
+    """The places of a source's photos; Parquet files go to ``tables``."""
+    place = Path(source)
+    if is_url(source):
+        yield from _found_at(str(source))
+    elif place.is_dir():
+        yield from _found(place, tables)
+    elif place.suffix.lower() == ".parquet":
+        tables.append(place)
+    elif place.suffix.lower() in LISTS:
+        with place.open("rb") as lines:  # relative paths are relative to where the command runs
+            yield from filter(None, (line.strip(b"\r\n") for line in lines))
     else:
-        paths.unlink(missing_ok=True)
-        files, (content, name) = _of_tables(sorted(tables), column)
-        plan = Plan(**common, kind="content", files=files, content=content, name=name)
+        yield os.fsencode(place)
+
+
+def _written(task: Task, work: Path, shard: int, **found: Any) -> Plan:
+    plan = Plan(**dataclasses.asdict(task), **found, shard=shard, begun=timestamp())
     write_json(work / PLAN, dataclasses.asdict(plan))
     return plan
 

@@ -19,7 +19,7 @@ from bla.deploy.batch.plan import Plan, Shard
 from bla.deploy.batch.sources import Row
 from bla.deploy.engine import Engine
 from bla.deploy.pictures import picture
-from bla.explanations.explanation import Unexplained
+from bla.explanations.explanation import Prediction, Unexplained
 from bla.files import write_atomically
 
 SCHEMA_VERSION = 4
@@ -53,6 +53,10 @@ SCHEMA = pa.schema(
 )
 
 
+def _fields(guess: Prediction, prefix: str = "") -> dict[str, Any]:
+    return {f"{prefix}{name}": getattr(guess, name) for name, _ in _KINDS}
+
+
 def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> list[dict[str, Any]]:
     """A result for each row, in order; a failed one holds the reason. Panels, if wanted, go to ``out/_pictures``."""
     rows = [row.fetched() for row in rows]
@@ -70,7 +74,7 @@ def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> l
             continue
         cells = {"size": found.size, "mask": np.packbits(found.selected).tobytes(), "grid": found.grid}
         tops = {"top": found.top, "classifier_top": found.classifier_top or ()}
-        cells |= {name: [dataclasses.asdict(guess) for guess in top] for name, top in tops.items()}
+        cells |= {name: [_fields(guess) for guess in top] for name, top in tops.items()}
         cells |= {"unbounded": found.unbounded.ravel()} if plan.scores else {}
         answers = {"": found.prediction, "classifier_": found.classifier}
         if (check := found.check) is not None:
@@ -80,7 +84,7 @@ def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> l
         result |= {} if found.sizes is None else dataclasses.asdict(found.sizes)
         for prefix, answer in answers.items():
             if answer is not None:
-                result |= {f"{prefix}{name}": value for name, value in dataclasses.asdict(answer).items()}
+                result |= _fields(answer, prefix)
         results.append(result)
         if plan.pictures and row.photo is not None:
             write_atomically(out / "_pictures" / f"{row.number:09}.png", picture(row.photo, found, width=480))

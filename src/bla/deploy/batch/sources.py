@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bla.deploy.batch.plan import BatchError, Plan, Shard, is_url, one_line
+from bla.deploy.batch.plan import BatchError, Plan, Shard, is_url, named, one_line
 
 READ = 64  # rows read from a Parquet file at once
 BATCH = 16  # photos in one run of the graph
@@ -107,7 +107,7 @@ class Reader:
 
 
 def _at_path(number: int, path: bytes) -> Row:
-    name = path.decode("utf-8", "backslashreplace")
+    name = named(path)
     if is_url(os.fsdecode(path)):
         return Row(number, name, os.fsdecode(path))
     try:
