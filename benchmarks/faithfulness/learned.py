@@ -6,7 +6,7 @@ Three papers' losses on the photos that `bla train FOLDER` learns from; PHOTOS m
 that keeps the class. NN-Explainer and COMET: a mask that keeps the class, and leaves nothing that tells it. FastSHAP:
 values regressed on the answers to masked copies, those that the explainer learnt from, in the cache. Pixels are filled
 as the judgement fills them, which favours the rivals. Starts and then settings are tried; the best, by photos that `bla
-train` holds out, is trained on all others, and `own_prediction` judges it on PHOTOS. What is done is kept in OUT.
+train` holds out, is trained for longer, and `own_prediction` judges it on PHOTOS. What is done is kept in OUT.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from benchmarks.faithfulness.own_prediction import (
 from benchmarks.faithfulness.passes import Network, fastest
 from benchmarks.results import kept
 from bla.comparison.methods import Batch, Method, PooledClassifier
-from bla.data.image_sets import ImageSet
+from bla.data.image_sets import ImageSet, Splits
 from bla.data.masking import FILLS, enlarged, filled
 from bla.data.published import read_images
 from bla.metrics import top_cells
@@ -64,7 +65,8 @@ class Lessons:
 
     Attributes
     ----------
-    photos: uint8 (N, h, w, 3).
+    network, asked: the classifier with gradients, and a faster one without.
+    photos, held: uint8 (N, h, w, 3), to learn from and to choose by.
     answers: of the classifier to masked copies of them.
     ends: (N, 2), the log-probability of the predicted class where every pixel is filled, and of the photo.
     out: where the trained weights are kept.
@@ -72,7 +74,9 @@ class Lessons:
 
     classifier: ExplainableClassifier
     network: PooledClassifier
+    asked: Network
     photos: np.ndarray
+    held: np.ndarray
     features: FeatureCache
     answers: MaskedAnswers
     ends: Tensor
@@ -170,7 +174,7 @@ def size_weights(answers: MaskedAnswers) -> Tensor:
     return found.float()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Rival:
     """A paper's loss, what is tried, and how long it is trained.
 
@@ -178,8 +182,8 @@ class Rival:
     ----------
     losses: by the name of a setting; the paper's comes first.
     scale: of the scores that it starts from, whose standard deviation is about 1 otherwise.
-    trial, epochs: photos that a setting is tried on for one epoch, and epochs of the best one; no trial is all photos
-        for as many epochs.
+    trial, epochs: photos that a setting is tried on for one epoch, and epochs of all photos for the best; without a
+        trial for every setting.
     """
 
     name: str
@@ -241,12 +245,31 @@ def started(lessons: Lessons, start: str) -> Ranks:
         return maps
 
 
-def trained(lessons: Lessons, rival: Rival, choice: tuple[str, str], rows: Rows, epochs: int) -> Ranks:
-    """The rival from a start and in a setting, after so many epochs on these rows; its weights are kept."""
-    start, setting, seed = *choice, lessons.seed
-    found, loss, random = started(lessons, start), rival.losses[setting], np.random.RandomState(seed)
-    data = [lessons.answers.folder.name, len(rows), epochs, seed, *choice]
-    path = lessons.out / f"{rival.name}-{hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]}.safetensors"
+class Attempt(NamedTuple):
+    """A rival from a start and in a setting, after so many epochs on so many photos."""
+
+    rival: Rival
+    start: str
+    setting: str
+    photos: int
+    epochs: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.rival.title}, {self.start}, {self.setting}, {self.photos} photos, {self.epochs} times"
+
+    def path(self, lessons: Lessons) -> Path:
+        """Of its weights."""
+        data = [lessons.answers.folder.name, self.photos, self.epochs, lessons.seed, self.start, self.setting]
+        digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]
+        return lessons.out / f"{self.rival.name}-{digest}.safetensors"
+
+
+def trained(lessons: Lessons, attempt: Attempt) -> Ranks:
+    """An attempt's ranks; its weights are kept."""
+    rival, start, setting, photos, epochs = attempt
+    rows = np.random.RandomState(lessons.seed).permutation(len(lessons.photos))[:photos]
+    found, path, random = started(lessons, start), attempt.path(lessons), np.random.RandomState(lessons.seed)
     if path.exists():
         found.score.load_state_dict(load_file(path))
         found.score.eval().requires_grad_(False)
@@ -254,12 +277,12 @@ def trained(lessons: Lessons, rival: Rival, choice: tuple[str, str], rows: Rows,
     steps, total = itertools.count(1), epochs * -(-len(rows) // BATCH)
 
     def step(some: Rows) -> Tensor:
-        show(f"{rival.title}, from {start}, {setting}", next(steps), total)
+        show(attempt.title, next(steps), total)
         scores = found.ranking(lessons.features.batch(some), lessons.targets(some))
-        return loss(lessons, some, rival.scale * scores)
+        return rival.losses[setting](lessons, some, rival.scale * scores)
 
     with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+        torch.manual_seed(lessons.seed)
         rate = 1e-4 if start == "head" else 1e-3
         orders = (random.permutation(rows) for _ in range(epochs))
         fit_minibatches(found.score, loss=step, orders=orders, batch_size=BATCH, learning_rate=rate)
@@ -269,58 +292,55 @@ def trained(lessons: Lessons, rival: Rival, choice: tuple[str, str], rows: Rows,
 
 
 @torch.no_grad()
-def confidence(
-    classifier: ExplainableClassifier, network: Network, photos: np.ndarray, learn: Callable[[], Ranks]
-) -> float:
+def confidence(lessons: Lessons, attempt: Attempt) -> float:
     """The mean of kept less removed, as probabilities of the predicted class, at the two smaller sizes.
 
     Probabilities, since they tell two settings apart on fewer photos than decisions do.
     """
-    found, apart = learn(), []
-    for _, pixels in batches(classifier, photos):
-        features, fills = classifier.trunk(pixels), filled(pixels)
-        said = network(pixels).softmax(dim=1)
+    with torch.enable_grad():
+        found = trained(lessons, attempt)
+    apart = []
+    for _, pixels in batches(lessons.classifier, lessons.held):
+        features, fills = lessons.classifier.trunk(pixels), filled(pixels)
+        said = lessons.asked(pixels).softmax(dim=1)
         targets = said.argmax(dim=1)
         ranking = found.ranking(features, targets)
         for share in SHARES[:2]:
             best = top_cells(ranking, max(1, round(share * ranking[0].numel())))
             only = fills + enlarged(best, pixels)[:, None] * (pixels - fills)
-            shown, hidden = (network(each).softmax(dim=1) for each in (only, pixels + fills - only))
+            shown, hidden = (lessons.asked(each).softmax(dim=1) for each in (only, pixels + fills - only))
             apart.append((shown - hidden).gather(1, targets[:, None]))
     return float(torch.cat(apart).mean())
 
 
-def best_of(
-    lessons: Lessons, rival: Rival, judge: Callable[[Callable[[], Ranks]], float]
-) -> tuple[Method, dict[str, float]]:
-    """The rival at its best setting, and what every setting reached."""
-    everything = np.random.RandomState(lessons.seed).permutation(len(lessons.photos))
-    fewer, rounds = everything[: rival.trial], 1 if rival.trial else rival.epochs
+def best_of(lessons: Lessons, rival: Rival) -> tuple[Method, dict[str, float]]:
+    """The rival's best attempt, and all: the starts with the paper's setting, other settings, the best for longer."""
+    everything = len(lessons.photos)
+    reached: dict[Attempt, float] = {}
+
+    def best() -> Attempt:
+        return max(reached, key=lambda each: reached[each])
+
+    def attempt(tried: Attempt) -> None:
+        path = tried.path(lessons).with_suffix(f".{len(lessons.held)}.json")
+        reached[tried] = kept(path, functools.partial(confidence, lessons, tried))
+
     linear = linear_layer(lessons.classifier.head, lessons.features.features.shape[-1]) is not None
-    starts = [start for start in STARTS if linear or start != "head"]
-    reached: dict[tuple[str, str], float] = {}
-
-    def attempt(start: str, setting: str) -> None:
-        name = "-".join([rival.name, lessons.answers.folder.name[:8], start, setting]).replace(" ", "")
-        learn = functools.partial(trained, lessons, rival, (start, setting), fewer, rounds)
-        reached[start, setting] = kept(lessons.out / f"validation-{name}.json", functools.partial(judge, learn))
-
     first, *others = rival.losses
-    for start in starts:
-        attempt(start, first)
-    best_start, _ = max(reached, key=lambda each: reached[each])
+    for start in STARTS:
+        if linear or start != "head":
+            attempt(Attempt(rival, start, first, *((rival.trial, 1) if rival.trial else (everything, rival.epochs))))
     for setting in others:
-        attempt(best_start, setting)
-    best = max(reached, key=lambda each: reached[each])
-    found = trained(lessons, rival, best, everything, rival.epochs)
+        attempt(best()._replace(setting=setting))
+    attempt(best()._replace(photos=everything, epochs=rival.epochs))
+    found = trained(lessons, best())
 
     def maps(batch: Batch) -> Tensor:
         with torch.no_grad():
             return found.ranking(batch.features, batch.targets)
 
-    title, note = f"{rival.title}, {', '.join(best)}", f"{rival.epochs} epochs, seed {lessons.seed}"
-    method = Method(rival.name, title, "baseline", True, maps, note)
-    return method, {", ".join(each): value for each, value in reached.items()}
+    method = Method(rival.name, best().title, "baseline", True, maps, f"seed {lessons.seed}")
+    return method, {each.title: value for each, value in reached.items()}
 
 
 def read(classifier: ExplainableClassifier, images: ImageSet) -> np.ndarray:
@@ -329,14 +349,15 @@ def read(classifier: ExplainableClassifier, images: ImageSet) -> np.ndarray:
 
 
 @torch.no_grad()
-def lessons_of(
-    classifier: ExplainableClassifier, network: Network, images: ImageSet, arguments: argparse.Namespace
-) -> Lessons:
+def lessons_of(classifier: ExplainableClassifier, splits: Splits, arguments: argparse.Namespace) -> Lessons:
     """The photos, their features and masked answers, from the cache where it has them."""
-    seed, out = arguments.seed, arguments.out
-    features = cached_features(classifier, images, root=arguments.cache, report=show)
-    answers = masked_answers(classifier, images, count=arguments.masks, seed=seed, root=arguments.cache, report=show)
-    photos = read(classifier, images)
+    seed, out, root = arguments.seed, arguments.out, arguments.cache
+    features = cached_features(classifier, splits.train, root=root, report=show)
+    answers = masked_answers(classifier, splits.train, count=arguments.masks, seed=seed, root=root, report=show)
+    chosen = np.random.RandomState(seed).permutation(len(splits.test))[: arguments.validation]
+    photos, held = read(classifier, splits.train), read(classifier, splits.test.subset(np.sort(chosen)))
+    pooled = PooledClassifier(classifier.trunk, classifier.head).eval().to(memory_format=torch.contiguous_format)
+    network = fastest(pooled, classifier.pixels(photos[:2]))
 
     def ends() -> list[list[float]]:
         found: list[list[float]] = []
@@ -348,8 +369,7 @@ def lessons_of(
         return found
 
     both = torch.tensor(kept(out / f"ends-{answers.folder.name[:8]}.json", ends))
-    pooled = PooledClassifier(classifier.trunk, classifier.head).eval().to(memory_format=torch.contiguous_format)
-    return Lessons(classifier, pooled, photos, features, answers, both, out, seed)
+    return Lessons(classifier, pooled, network, photos, held, features, answers, both, out, seed)
 
 
 def main() -> None:
@@ -361,20 +381,15 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="the folder of all caches")
     parser.set_defaults(costly=0, protocols=0, fill=FILLS[0])
     arguments = parser.parse_args()
-    classifier, seed = opened(arguments), arguments.seed
-    splits, _ = read_images(arguments.training, seed=seed)
-    held = np.random.RandomState(seed).permutation(len(splits.test))[: arguments.validation]
-    photos = read(classifier, splits.test.subset(np.sort(held)))
-    pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
-    network = fastest(pooled, classifier.pixels(photos[:2]))
-    lessons = lessons_of(classifier, network, splits.train, arguments)
-    judge = functools.partial(confidence, classifier, network, photos)
-    methods = [each for each in rivals(classifier, seed) if each.name in CONTROLS]
-    lines = row("tried", f"kept less removed, {len(photos)} photos", ruled=True)
+    classifier = opened(arguments)
+    splits, _ = read_images(arguments.training, seed=arguments.seed)
+    lessons = lessons_of(classifier, splits, arguments)
+    methods = [each for each in rivals(classifier, arguments.seed) if each.name in CONTROLS]
+    lines = row("tried", f"kept less removed, {len(lessons.held)} photos", ruled=True)
     for rival in RIVALS:
-        method, reached = best_of(lessons, rival, judge)
+        method, reached = best_of(lessons, rival)
         methods.append(method)
-        lines += [line for name, value in reached.items() for line in row(f"{rival.title}, {name}", f"{value:.3f}")]
+        lines += [line for name, value in reached.items() for line in row(name, f"{value:.3f}")]
     if not arguments.json:
         print("\n".join([*lines, ""]))
     compare(arguments, classifier, methods)

@@ -85,7 +85,7 @@ def test_rivals_are_tried_trained_and_judged_and_all_of_it_resumes(
     monkeypatch.setattr(learned, "fit_minibatches", lambda *_, **__: 1 / 0)  # nothing is trained again
     learned.main()
     assert "| tried | kept less removed, 1 photos |" in (text := capsys.readouterr().out)
-    assert "| FastSHAP, head, probability |" in text
+    assert "| FastSHAP, head, probability, 5 photos, 1 times |" in text
     features, rows = torch.rand(2, CHANNELS, *GRID), torch.arange(2)
     for method, again in zip(*compared, strict=True):
         assert torch.equal(*(each.maps(Batch(features, rows, rows)) for each in (method, again)))
