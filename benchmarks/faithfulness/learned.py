@@ -194,7 +194,7 @@ class Rival:
     epochs: int
 
 
-L_CAM = {f"area {area:g}": functools.partial(l_cam, area=area) for area in (2.0, 0.5)}
+L_CAM = {f"area {area:g}": functools.partial(l_cam, area=area) for area in (2.0, 0.5, 8.0)}
 REMAINDER = {left: functools.partial(remainder, left=left, weight=1.0) for left in ("entropy", "class")}
 FAST_SHAP = {name: functools.partial(fast_shap, probability=name != "log") for name in ("probability", "log")}
 RIVALS = (
