@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,9 @@ OF_PHOTOS: dict[str, Callable[[], Any]] = {
     "a generator": lambda: (photo for photo in PHOTOS),
     "names of classes": lambda: [(photo, "cat") for photo in PHOTOS],
     "lists of photos and names": lambda: (PHOTOS, ["cat"] * 6),
+    "bytes that change": lambda: [memoryview(bytearray(encoded(photo))) for photo in PHOTOS],
+    "an array of files' bytes": lambda: np.array([encoded(photo) for photo in PHOTOS], object),
+    "a table": lambda: importlib.import_module("pandas").DataFrame({"image": PHOTOS, "label": LABELS}),
     "no label": lambda: [(photo, None) for photo in PHOTOS],
     "boxes": lambda: [(photo, {"boxes": torch.zeros(2, 4)}) for photo in PHOTOS],
     "masks": lambda: [(array, np.zeros(array.shape[:2])) for array in ARRAYS],
@@ -212,3 +216,49 @@ def test_any_number_of_channels(
     assert bla.fit(found, arrays, epochs=1, masks=8, cache=tmp_path, report=silent)["images"] == 1
     with pytest.raises(ClassifierError, match=f"trained with, whose mean and std have {channels} numbers"):
         explainable(net, transform=bla.Transform((16, 24), (0.5,) * 3, (0.5,) * 3))
+
+
+HALF = (0.5, 0.5, 0.5)
+LEVELS = torch.from_numpy(np.stack(ARRAYS)).movedim(-1, 1).float()
+UNNORMALISED: dict[str, tuple[torch.Tensor, str]] = {
+    "levels": (LEVELS, "expected normalised pixels"),
+    "16 bits": (257 * LEVELS, "expected normalised pixels"),
+    "shares": (LEVELS / 255, "doubtful"),
+    "half precision": (LEVELS.half() / 255, "doubtful"),
+    "from -1 to 1": (LEVELS / 127.5 - 1, ""),
+    "flat": (torch.full_like(LEVELS, 0.5), "undecided"),
+}
+
+
+@pytest.mark.parametrize("name", UNNORMALISED)
+def test_tensors_that_are_not_normalised_are_refused_or_marked(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors, said = UNNORMALISED[name]
+    transform = bla.Transform(ARRAYS[0].shape[:2], HALF, HALF)
+    found = explainable(Tiny(), transform=transform)
+    if said.startswith("expected"):
+        for call in (found.explain, lambda images: as_photos(transform, images)):
+            with pytest.raises(DataError, match=f"image 0: {said}, got .* -1 to 1: .* uint8"):
+                call(tensors)  # type: ignore[operator]
+        return
+    assert all(str(why.note).startswith(said) if said else why.note is None for why in found.explain(tensors))
+    assert len(as_photos(transform, tensors)) == len(tensors)
+    assert ("6 of 6 images: image 0: doubtful" in capsys.readouterr().err) == (said == "doubtful")
+    bytes_inside = bla.Transform(transform.size, (0, 0, 0), (1 / 255,) * 3)
+    assert explainable(Tiny(), transform=bytes_inside).explain(LEVELS)[0].note is None
+
+
+@pytest.mark.parametrize("images", [None, 3, object(), torch.nn.Linear(2, 2)])
+def test_what_holds_no_images_is_refused(images: Any, wrapped: ExplainableClassifier) -> None:
+    with pytest.raises(DataError, match=r"^expected images: .* got "):
+        wrapped.explain(images)
+
+
+def test_masked_pixels_are_refused(wrapped: ExplainableClassifier) -> None:
+    with pytest.raises(DataError, match=r"without masked pixels, .* array.filled"):
+        wrapped.explain(np.ma.masked_array(ARRAYS[0], ARRAYS[0] > 9))
+
+
+def test_cells_that_say_the_same_are_not_passed_off_as_a_choice(wrapped: ExplainableClassifier) -> None:
+    flat, photo = wrapped.explain([Image.new("RGB", (60, 40)), PHOTOS[0]], size=2)
+    assert str(flat).endswith("undecided: all cells say the same, so that it means nothing which are selected")
+    assert photo.note is None

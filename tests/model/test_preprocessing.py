@@ -94,10 +94,10 @@ def test_another_mode_keeps_the_rest() -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        # resnet18 has one set of weights, resnet50's default ones are the second; 10 classes have none
+        # resnet18 has one set of weights, resnet50's default ones are the second
         ("resnet18", (256, "torchvision's ResNet18_Weights.IMAGENET1K_V1")),
         ("resnet50", (232, "torchvision's ResNet50_Weights.IMAGENET1K_V2")),
-        (10, (256, "torchvision")),
+        (10, (256, "torchvision's ResNet18_Weights.IMAGENET1K_V1")),
     ],
 )
 def test_torchvisions_models_have_the_preset_of_their_weights(model: str | int, said: tuple[int, str]) -> None:
@@ -360,6 +360,84 @@ def test_processors_of_no_classifier_are_refused_by_name(name: str, message: str
     transformers = pytest.importorskip("transformers")
     with pytest.raises(ClassifierError, match=f"from {name}ImageProcessor, {message}"):
         transform_of_code(getattr(transformers, f"{name}ImageProcessor")())
+
+
+class Behind(nn.Module):
+    """A classifier behind what somebody does to its input."""
+
+    def __init__(self, model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.model(self.change(pixels))
+        return found
+
+
+IMAGENETS = v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+BEHIND: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], float | None]] = {
+    "as it comes": (lambda x: x, None),
+    "normalised": (lambda x: (x - 0.5) / 0.5, 1),
+    "normalised as ImageNet's": (IMAGENETS, 1),
+    "of bytes": (lambda x: (x / 255 - 0.5) / 0.5, 255),
+    "of bytes, to 1": (lambda x: x / 127.5 - 1, 255),
+    "resized, too": (lambda x: (nn.functional.interpolate(x, (48, 48)) - 0.5) / 0.5, 1),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_what_a_classifier_does_to_its_input_itself_is_not_done_before(name: str) -> None:
+    change, white = BEHIND[name]
+    stated, plain = timms(input_size=(3, 64, 64)), nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.AdaptiveAvgPool2d(1))
+    photo = noise(90, 61)
+    found, own = (np.moveaxis(given(transform_of(of), photo), -1, 0) for of in (Behind(stated, change), stated))
+    if name != "resized, too":
+        torch.testing.assert_close(change(torch.from_numpy(found)), torch.from_numpy(own), atol=1e-4, rtol=0)
+    assumed, imagenets = transform_of(Behind(plain, change)), transform_of(plain)
+    assert assumed.mean == (imagenets.mean if white is None else (0, 0, 0))
+    assert assumed.std == (imagenets.std if white is None else pytest.approx((1 / white,) * 3, abs=1e-5))
+    assert assumed.is_assumed
+    assert not any(module._forward_pre_hooks for module in (*stated.modules(), *plain.modules()))
+
+
+def given(transform: Transform, photo: Image.Image) -> np.ndarray[Any, Any]:
+    return (transform.read(photo).pixels / 255 - transform.mean) / transform.std
+
+
+def test_what_is_assumed_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 32, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    bla.explainable(plain, transform=transform_of(plain))
+    assert capsys.readouterr().err == ""
+    bla.explainable(plain, name="mine")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("mine: preprocessing: whole photo squashed to 224 x 224 (bilinear), assumed")
+    assert said.endswith("if it was trained with another, pass that as transform=")
+
+
+def test_torchvisions_are_known_whatever_their_classes_and_in_another_module() -> None:
+    with torch.device("meta"):
+        b4 = torchvision.models.efficientnet_b4(num_classes=7)
+        inception = torchvision.models.inception_v3(num_classes=7, init_weights=False, aux_logits=False)
+        cut = nn.Sequential(*list(torchvision.models.resnet18().children())[:-1], nn.Flatten(), nn.Linear(512, 7))
+    assert [transform_of(of).size for of in (b4, Behind(b4, lambda x: x), inception)] == [
+        (380,) * 2,
+        (380,) * 2,
+        (299,) * 2,
+    ]
+    assert transform_of(cut).is_assumed
+
+
+def test_a_transformers_model_has_the_processor_that_is_saved_beside_it(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=32, patch_size=16, **sizes))
+    assert transform_of(model).is_assumed
+    model.save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    loaded = transformers.ViTForImageClassification.from_pretrained(tmp_path)
+    for of in (loaded, Behind(loaded, lambda x: x)):
+        found = transform_of(of)
+        assert (found.size, found.mean, found.source) == ((32, 32), HALF, "ViTImageProcessor")
 
 
 def test_what_is_used_is_said_in_one_line() -> None:

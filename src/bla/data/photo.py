@@ -393,6 +393,8 @@ class Transform:
         """
         if isinstance(source, Photo):
             return source
+        if np.ma.is_masked(source):
+            raise DataError("expected an array without masked pixels, got one with some; fill them: array.filled(0)")
         with contextlib.ExitStack() as held:
             return self._read(source, held, name, most_pixels)
 
@@ -496,8 +498,15 @@ class Transform:
             resized = squashed if self.mode == "squash-crop" else kept
             words = f"{resized} ({self.interpolation}), centre crop {width} x {height}"
         part = "mean and std from" if self.mode == "squash" else "from"
-        known = {"": "", "assumed": ", assumed: the classifier states none"}
-        return f"preprocessing: {words}{known.get(self.source, f', {part} {self.source}')}"
+        known = "" if not self.source else f", {part} {self.source}"
+        if self.is_assumed:
+            known = f", {self.source}: the classifier states none"
+        return f"preprocessing: {words}{known}"
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether the classifier did not say what it was trained with."""
+        return self.source.startswith("assumed")
 
     def _whole(self, photo_size: tuple[int, ...]) -> tuple[int, ...]:
         """The size, (width, height), to which the whole photo is resized, of which the input is the centre."""

@@ -75,7 +75,7 @@ class Explanation(Result):
     votes: what each selected cell contributes to a class named in the request; else None.
     present: where an image may have several labels, the votes for each with a probability above one half, the likeliest
         first, and perhaps none; ``top`` has their probabilities. None where every image has one class.
-    note: how the explanation is approximate; None where it is not.
+    note: how the explanation is approximate, or doubtful; None where it is neither.
     shown: what the picture shows where it is not the whole photo: some of its channels, or the classifier's input.
 
     Examples

@@ -32,6 +32,7 @@ _KEYS = (
 _OPTIONAL = (  # written where they are known
     "classifier", "classifier_top", "agrees", "sizes", "check", "votes", "present", "note", "shown",
 )  # fmt: skip
+_TIED = "undecided: all cells say the same, so that it means nothing which are selected"
 
 
 class ExplanationError(BlaError):
@@ -233,7 +234,7 @@ class Result:
         """An explanation from the probabilities (K,) of ``classes``, from the selected cells and ``from_all`` cells.
 
         ``masked`` are the probabilities of the whole classifier with only the selected pixels, and without them, under
-        a ``fill``. Of a ``regression`` each "probability" (1,) is its value.
+        a ``fill``. Of a ``regression`` each "probability" (1,) is its value. A ranking of one value is noted.
         """
         first = partial(likeliest, classes=classes, several_labels=several_labels, regression=regression)
         top, whole = first(probabilities), first(from_all)
@@ -249,7 +250,8 @@ class Result:
             kept, removed = (likeliest(of, classes, regression=regression)[0] for of in masked)
             alone, without = (1.0 if regression else float(of[about]) for of in masked)
             shown["check"] = Check(asked, kept, removed, alone, without, fill)
-        fields["note"] = fields.get("note") or None
+        tied = selected.size > 1 and not np.ptp(fields["unbounded"])
+        fields["note"] = "; ".join(filter(None, (fields.get("note"), _TIED * tied))) or None
         return cls(image=image, grid=selected.shape, selected=selected, **shown, **fields)
 
     def __eq__(self, other: object) -> bool:

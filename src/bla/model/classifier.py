@@ -337,7 +337,7 @@ class ExplainableClassifier(nn.Module):
             alone = [self.probabilities(from_all(self.head, self.trunk(each)).float()) for each in photos]
         unbounded, scores, soft, hard = (values.float().cpu().numpy() for values in selection[:4])
         found: list[Explanation | Unexplained] = []
-        for row, (name, _, region, photo, shown) in enumerate(inputs):
+        for row, (name, _, region, photo, shown, doubt) in enumerate(inputs):
             if not all(np.isfinite(values[row]).all() for values in (unbounded, probabilities, whole)):
                 reason = unfinite(self, pixels[row : row + 1], lambda one: from_all(self.head, self.trunk(one)))
                 found.append(Unexplained(name, f"{name}: expected finite features from {self.name}, got {reason}"))
@@ -364,7 +364,7 @@ class ExplainableClassifier(nn.Module):
                 sizes=Sizes(*counted[row]) if all(counted[row]) else None,
                 votes=found_votes.get(row),
                 present=present[row] if self.several_labels else None,
-                note=self.note,
+                note="; ".join(filter(None, (self.note, doubt))),
                 shown=shown or None,
             )
             found.append(explanation)
@@ -490,6 +490,8 @@ def explainable(
     reading = Reading(output, inputs, meaning, several_labels)
     if transform is None:
         transform = transform_of(model, None if head is None else "squash")
+        if transform.is_assumed:
+            show(f"{name}: {transform.in_words()}; if it was trained with another, pass that as transform=", 0, 0)
     elif not isinstance(transform, Transform):
         transform = transform_of_code(transform, model)
     if head is not None and parts is not None:

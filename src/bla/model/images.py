@@ -16,6 +16,7 @@ from bla.data.arrays import Levels, is_one, picture
 from bla.data.image_sets import list_images
 from bla.data.photo import Box, DataError, Photo, Transform
 from bla.explanations.explanation import Unexplained
+from bla.progress import show
 
 ImageLike = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[Any] | Tensor
 Images = ImageLike | Iterable[Any]
@@ -36,6 +37,8 @@ class Input(NamedTuple):
     """The upright photo, if it came as an image or a tensor, the bytes that it came as, or the levels of a volume."""
     shown: str = ""
     """What of the image the photo shows, if not all."""
+    doubt: str = ""
+    """Why the pixels may not be what the classifier takes."""
 
 
 def each(images: Images, shape: Sequence[int] = (3, 1, 1)) -> Iterator[ImageLike]:
@@ -48,16 +51,27 @@ def each(images: Images, shape: Sequence[int] = (3, 1, 1)) -> Iterator[ImageLike
     >>> len(list(each((np.zeros((4, 8, 8, 3)), [0, 1, 0, 1]))))
     4
     """
-    if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):  # noqa: PTH112  # of a name too long, False
+    if isinstance(images, (bytearray, memoryview)):
+        yield bytes(images)
+    elif isinstance(images, (str, os.PathLike)) and os.path.isdir(images):  # noqa: PTH112  # of a name too long, False
         yield from list_images([images])
     elif isinstance(images, (str, os.PathLike, Image.Image, bytes)) or hasattr(images, "read"):
         yield cast("ImageLike", images)
+    elif isinstance(images, np.ndarray) and images.dtype.kind in "OSU":  # names, or images of several sizes
+        yield from each(images.ravel().tolist(), shape)
     elif isinstance(images, (Tensor, np.ndarray)):
         yield from [images] if is_one(images.shape, len(shape) - 1, shape[0]) else images
     elif isinstance(images, Mapping):
         yield from each(_column(images), shape)
+    elif hasattr(images, "iterrows"):  # a table of pandas
+        yield from each(_column(dict(cast("Any", images).items())), shape)
     elif isinstance(images, tuple) and (first := _labelled(images)) is not None:
         yield from each(first, shape)
+    elif not any(hasattr(images, name) for name in ("__iter__", "__getitem__")):
+        raise DataError(
+            "expected images: paths, a folder, bytes, Pillow images, arrays, tensors, a data set or a loader, got "
+            f"{type(images).__name__}"
+        )
     else:
         several = cast("Any", images)
         for row in several if isinstance(several, Iterable) else (several[index] for index in range(len(several))):
@@ -65,7 +79,7 @@ def each(images: Images, shape: Sequence[int] = (3, 1, 1)) -> Iterator[ImageLike
                 first = _labelled(row)
                 yield from each(row if first is None else first, shape)
             else:
-                held = isinstance(row, (str, os.PathLike, Mapping, Tensor, np.ndarray))
+                held = isinstance(row, (str, os.PathLike, bytearray, memoryview, Mapping, Tensor, np.ndarray))
                 yield from each(row, shape) if held else [row]
 
 
@@ -78,14 +92,18 @@ def alike(inputs: Iterable[Input]) -> Iterator[list[Input]]:
 def as_photos(transform: Transform, images: Images) -> list[Any]:
     """Photos, as :meth:`bla.data.photo.Transform.read` takes them; of normalised pixels the levels that they are of."""
     found: list[Any] = []
+    doubts: list[str] = []
     for index, image in enumerate(each(images, transform.shape)):
         if isinstance(image, Tensor) and image.is_floating_point():
             read = read_image(transform, index, image)
             if isinstance(read, Unexplained):
                 raise DataError(read.error)
+            doubts += [f"image {index}: {read.doubt}"] if read.doubt else []
             found.append(Photo(_levels(transform, image), tuple(image.shape[:0:-1]), read.region))
         else:
             found.append(image.cpu().numpy() if isinstance(image, Tensor) else image)
+    if doubts:
+        show(f"{len(doubts)} of {len(found)} images: {doubts[0]}", 0, 0)
     return found
 
 
@@ -150,8 +168,13 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
     if isinstance(image, Tensor) and image.is_floating_point():
         if transform.admits(image.shape):
             whole = (0.0,) * len(transform.size) + tuple(image.shape[:0:-1])
+            try:
+                doubt = _doubt(transform, image)
+            except DataError as error:
+                return Unexplained(name, f"{name}: {error}")
             levels = _levels(transform, image)
-            return Input(name, image, whole, *((levels, "") if levels.ndim == 4 else picture(levels)))
+            seen, cut = (levels, "") if levels.ndim == 4 else picture(levels)
+            return Input(name, image, whole, seen, cut, doubt)
         expected, came = ", ".join(map(str, transform.shape)), tuple(image.shape)
         return Unexplained(name, f"{name}: expected normalised pixels ({expected}), got {came}")
     if isinstance(image, Tensor):
@@ -162,6 +185,21 @@ def read_image(transform: Transform, index: int, image: ImageLike) -> Input | Un
         return Unexplained(name, str(error) if path else f"{name}: {error}")
     shown = image if photo.upright is None and isinstance(image, bytes) else photo.upright
     return Input(name, photo.pixels, photo.region, shown, photo.shown)
+
+
+def _doubt(transform: Transform, pixels: Tensor) -> str:
+    """Why pixels do not seem to be normalised; a DataError where they cannot be."""
+    least, most = (float(value) for value in pixels.detach().aminmax())
+    black, white = ((level - np.array(transform.mean)) / transform.std for level in (0, 1))
+    came = f"from {least:.3g} to {most:.3g}, where normalised ones run from {black.min():.3g} to {white.max():.3g}"
+    if least >= 0 and 20 * white.max() < most <= 65535:
+        raise DataError(
+            f"expected normalised pixels, got a tensor of values {came}: pass a photo's levels as uint8 (.byte()), or "
+            "normalise them as in the classifier's training"
+        )
+    if least >= 0 and most - least > 0.3 and most <= 1 and black.max() < -0.5:
+        return f"doubtful: the tensor's values are {came}; pass a photo as uint8, or normalise it"
+    return ""
 
 
 def _levels(transform: Transform, pixels: Tensor) -> npt.NDArray[np.float32]:

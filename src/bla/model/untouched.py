@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
+"""Kinds of hooks that a module has."""
+
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
@@ -19,7 +22,8 @@ def untouched(network: nn.Module) -> Iterator[None]:
     Inside, no parameter requires a gradient, so that none is accumulated.
     """
     modes = {module: module.training for module in network.modules()}
-    hooks = [hooks for module in modes for hooks in (module._forward_hooks, module._backward_hooks)]
+    kinds = [f"_{kind}_hooks" for kind in HOOKS]
+    hooks = [getattr(module, kind) for module in modes for kind in kinds]
     before = [dict(registered) for registered in hooks]
     parameters = [(value, value.requires_grad, value.grad) for value in network.parameters()]
     try:
@@ -55,7 +59,7 @@ def copied(model: nn.Module) -> nn.Module:
         module._compiled_call_impl = None
         for name, child in module._modules.items():
             module._modules[name] = getattr(child, "_orig_mod", child)
-        for kind in ("forward", "forward_pre", "backward", "backward_pre"):
+        for kind in HOOKS:
             hooks = getattr(module, f"_{kind}_hooks")
             for key in [key for key, hook in hooks.items() if not type(hook).__module__.startswith("torch.")]:
                 del hooks[key]
