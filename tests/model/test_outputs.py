@@ -199,6 +199,8 @@ FOUND: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "dataclass": lambda logits, pooled: Answer(pooled, logits),
     "nested": lambda logits, pooled: [{"out": (logits, "a word")}, None],
     "an embedding beside": lambda logits, pooled: {"out": logits, "unit": nn.functional.normalize(pooled @ MIXING)},
+    "probabilities beside": lambda logits, pooled: (logits, logits.softmax(1)),
+    "probabilities before, and their logarithms": lambda logits, pooled: (logits.softmax(1), logits.log_softmax(1)),
     "map beside": lambda logits, pooled: (pooled[:, :, None, None].expand(-1, -1, 4, 6), logits),
 }
 
@@ -209,6 +211,34 @@ def test_the_tensor_that_is_meant_is_found(form: Callable[[Tensor, Tensor], Any]
     wrapped = explainable(model, transform=SMALL)
     with torch.no_grad():
         torch.testing.assert_close(own(wrapped), model.fc(model.stem(PIXELS).relu().mean((2, 3))).softmax(1))
+
+
+def test_of_logits_and_their_sigmoids_the_labels_are_meant() -> None:
+    model = Net(5, lambda _, logits, __: (logits / 4, (logits / 4).sigmoid()))
+    wrapped = explainable(model, transform=SMALL)
+    assert wrapped.several_labels
+    torch.testing.assert_close(own(wrapped), model(PIXELS)[1].detach())
+
+
+UNCLEAR: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "logarithms of labels": (nn.functional.logsigmoid, "never above 0 .* found.exp"),
+    "and of one": (lambda logits: nn.functional.logsigmoid(logits[:, :1]), "never above 0 .* found.exp"),
+    "ordered classes": (lambda logits: logits[:, :1] + torch.tensor([3.0, 1, 0, -2]), "rise and fall together"),
+    "one logit twice": (lambda logits: logits[:, [0, 0]], "rise and fall together"),
+}
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_outputs_of_which_a_softmax_says_nothing_are_refused(name: str) -> None:
+    form, message = UNCLEAR[name]
+    with pytest.raises(ClassifierError, match=f"Net: expected logits .*{message}"):
+        explainable(Net(5, lambda _, logits, __: form(logits)), transform=SMALL)
+
+
+@pytest.mark.parametrize("form", [lambda v: -v.square(), lambda v: -10 * (1 - nn.functional.normalize(v)) - 1])
+def test_distances_below_0_are_logits(form: Callable[[Tensor], Tensor]) -> None:
+    model = Net(5, lambda _, logits, __: form(logits))
+    torch.testing.assert_close(own(explainable(model, transform=SMALL)), model(PIXELS).softmax(1).detach())
 
 
 @pytest.mark.parametrize(

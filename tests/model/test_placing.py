@@ -43,11 +43,30 @@ def test_maps_in_another_order_than_the_photo_are_refused(net: Net) -> None:
         explainable(net.eval(), transform=Transform((64, 64), HALF, HALF))
 
 
+def sampled(x: Tensor) -> Tensor:
+    """A spatial transformer that leaves everything where it is."""
+    grid = functional.affine_grid(torch.eye(2, 3).expand(len(x), -1, -1), list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid, align_corners=False)
+
+
 MARKED: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, int], str]] = {
     "padded": (lambda x: functional.pad(x, (16, 16, 16, 16)), (12, 12), "80 cells read nothing of the photo"),
     "to a square": (lambda x: functional.pad(x, (0, 0, 0, 32)), (12, 8), "32 cells read nothing of the photo"),
     "its centre": (lambda x: x[:, :, 16:-16, 16:-16], (4, 4), "nothing is read of the photo's edge"),
     "a few cells of it": (lambda x: x[:, :, 24:-24, 24:-24], (2, 2), "nothing is read of the photo's edge"),
+    "its left": (lambda x: x[:, :, :, :40], (8, 5), "nothing is read of the photo's right edge"),
+    "beside copies of its edge": (
+        lambda x: functional.pad(x, (0, 64, 0, 0), mode="replicate"),
+        (8, 16),
+        "the photo takes one side of the map",
+    ),
+    "a corner": (lambda x: x[:, :, 16:, 16:], (6, 6), "nothing is read of the photo's upper and left edge"),
+    "a corner, enlarged": (
+        lambda x: functional.interpolate(x[:, :, :48, :], size=(64, 64)),
+        (8, 8),
+        "nothing is read of the photo's lower",
+    ),
+    "what a sampler gives": (sampled, (8, 8), "the classifier warps the photo itself"),
     "resized": (lambda x: functional.interpolate(x, size=(96, 96)), (12, 12), ""),
     "less a margin below a cell": (lambda x: x[:, :, 2:-2, 2:-2], (7, 7), ""),
 }

@@ -114,6 +114,11 @@ class Calling(nn.Module):
         """The one tensor that may be meant; called ``logits``, or made last of what the others are made of, too."""
         batch = len(pixels)
         found = {path: rows for path, value in _tensors(returned) if (rows := as_rows(value, batch)) is not None}
+        for path, rows in list(found.items()):  # what is only said again in other words
+            others = [other for name, other in found.items() if name != path and other.shape == rows.shape]
+            made = [part for other in others for part in (other.softmax(1), other.log_softmax(1), other.logit())]
+            if any(torch.allclose(rows, part, rtol=1e-3, atol=1e-5) for part in made):
+                del found[path]
         for alike in (list(found), [path for path in found if path and path[-1] == "logits"]):
             if len(alike) == 1:
                 return alike[0]
@@ -234,6 +239,11 @@ def meaning_of(model: nn.Module, answers: Outputs, reading: Reading) -> Meant:
     exclusive = columns > 1 and positive and bool(alike.all())  # also where they are percentages
     if meaning is None:
         most = 1.0 if exclusive else _bound(model, answers) if positive else math.inf
+        if not positive and _are_logarithms(model, answers):
+            raise OutputError(
+                "expected logits or probabilities, got numbers that are never above 0 and reach it, as logarithms of "
+                "labels' probabilities do: pass output=lambda found: found.exp()"
+            )
         if 1 + 1e-4 < most < math.inf:
             raise OutputError(
                 f"expected logits, or probabilities from 0 to 1, got numbers that stay from 0 to {most:.3g}: pass "
@@ -248,12 +258,44 @@ def meaning_of(model: nn.Module, answers: Outputs, reading: Reading) -> Meant:
     if several is None:
         alone = meaning == "probabilities" and not exclusive and columns > 1
         several = alone or problem == "multi_label_classification"
+    apart = answers.values - answers.values[:, :1]
+    if columns > 1 and meaning == "logits" and not several and _differ_less(apart, answers.values):
+        raise OutputError(
+            "expected logits that tell classes apart, got outputs that rise and fall together, whatever the photo, as "
+            "cumulative ones of ordered classes do: pass an output= that makes each class's probability of them, or "
+            "several_labels=True for each alone"
+        )
     return Meant(meaning, several)
+
+
+def _differ_less(some: Tensor, others: Tensor) -> bool:
+    """Whether some outputs are the same for all photos, and the others are not."""
+    one, other = ((values - values[:1]).abs().max() for values in (some, others))
+    return bool(one < 1e-4 * other)
+
+
+def _are_logarithms(model: nn.Module, answers: Outputs) -> bool:
+    """Whether answers stay below 0, and reach it, when their last linear layer says far more; not log softmax's."""
+    rows = answers.values
+    if (rows > 0).any() or rows.logsumexp(dim=1).abs().max() < 1e-3:
+        return False
+    loud = torch.cat(_loud(model, answers))
+    return bool(len(loud) and (loud <= 0).all() and loud.max() > -1e-3)
 
 
 def _bound(model: nn.Module, answers: Outputs) -> float:
     """What no answer exceeds, and none falls below 0, when their last linear layer says far more, and the contrary."""
-    counted, most = Affine(), float(answers.values.max())
+    loud, most = _loud(model, answers), float(answers.values.max())
+    for some, more in zip(loud[::2], loud[1::2], strict=True):
+        if min(some.min(), more.min()) < 0 or more.max() > 2 * some.max():
+            return math.inf
+        most = max(most, float(some.max()), float(more.max()))
+    return most if loud else math.inf
+
+
+def _loud(model: nn.Module, answers: Outputs) -> list[Tensor]:
+    """The answers when their last linear layer says far more, and ten times that; then the contrary."""
+    counted = Affine()
     with counted:
         plain = model(answers.pixels)
 
@@ -263,12 +305,7 @@ def _bound(model: nn.Module, answers: Outputs) -> float:
         return found
 
     last = next((each for each in range(counted.count, 0, -1) if not torch.equal(said(each, 2.0), plain)), 0)
-    for sign in (1, -1):
-        loud = [said(last, sign * factor) for factor in (_LOUD, 10 * _LOUD)]
-        if not last or min(each.min() for each in loud) < 0 or loud[1].max() > 2 * loud[0].max():
-            return math.inf
-        most = max(most, *(float(each.max()) for each in loud))
-    return most
+    return [said(last, sign * factor) for sign in (1, -1) for factor in (_LOUD, 10 * _LOUD)] if last else []
 
 
 class Affine(TorchDispatchMode):  # type: ignore[no-untyped-call]

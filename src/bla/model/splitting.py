@@ -378,6 +378,10 @@ def _prepared(
 def _probed(own: nn.Module, transform: Transform, name: str, reading: Reading) -> tuple[Tensor, Any, Calling]:
     """Noise of five pictures' size, the same at every call, and whatever the classifier returns for it."""
     like = next(own.parameters(), torch.empty(0))
+    if like.is_meta:
+        raise ClassifierError(
+            f"{name}: expected a classifier with weights, got one on the meta device: load them first"
+        )
     pixels = torch.randn(5, *transform.shape, generator=torch.Generator().manual_seed(0)).to(like)
     failed: list[Exception] = []
     for model in (own, ColoursLast(own)):
