@@ -5,8 +5,9 @@
 Three papers' losses on the photos that `bla train FOLDER` learns from; PHOTOS must be others. L-CAM and T-TAME: a mask
 that keeps the class. NN-Explainer and COMET: a mask that keeps the class, and leaves nothing that tells it. FastSHAP:
 values regressed on the answers to masked copies, those that the explainer learnt from, in the cache. Pixels are filled
-as the judgement fills them, which favours the rivals. Starts and then settings are tried; the best, by photos that `bla
-train` holds out, is trained for longer, and `own_prediction` judges it on PHOTOS. What is done is kept in OUT.
+as the judgement fills them, which favours the rivals. Starts and then settings are tried, and the best for longer;
+`own_prediction` judges on PHOTOS what is best by photos that `bla train` holds out, of the papers' kind, with a channel
+for every class, and with the explainer's own network. What is trained or judged is kept in OUT.
 """
 
 from __future__ import annotations
@@ -28,14 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.faithfulness.own_prediction import (
-    batches,
-    compare,
-    opened,
-    parser_of_explainers,
-    rivals,
-    row,
-)
+from benchmarks.faithfulness.own_prediction import batches, compare, opened, parser_of_explainers, rivals, row
 from benchmarks.faithfulness.passes import Network, fastest
 from benchmarks.results import kept
 from bla.comparison.methods import Batch, Method, PooledClassifier
@@ -313,8 +307,8 @@ def confidence(lessons: Lessons, attempt: Attempt) -> float:
     return float(torch.cat(apart).mean())
 
 
-def best_of(lessons: Lessons, rival: Rival) -> tuple[Method, dict[str, float]]:
-    """The rival's best attempt, and all: the starts with the paper's setting, other settings, the best for longer."""
+def attempts(lessons: Lessons, rival: Rival) -> dict[Attempt, float]:
+    """What each attempt reached: the starts with the paper's setting, other settings, the best for longer."""
     everything = len(lessons.photos)
     reached: dict[Attempt, float] = {}
 
@@ -333,14 +327,18 @@ def best_of(lessons: Lessons, rival: Rival) -> tuple[Method, dict[str, float]]:
     for setting in others:
         attempt(best()._replace(setting=setting))
     attempt(best()._replace(photos=everything, epochs=rival.epochs))
-    found = trained(lessons, best())
+    return reached
+
+
+def method_of(lessons: Lessons, attempt: Attempt) -> Method:
+    """An attempt as a method of `own_prediction`."""
+    found, kind = trained(lessons, attempt), "" if attempt.start == STARTS[-1] else "-classes"
 
     def maps(batch: Batch) -> Tensor:
         with torch.no_grad():
             return found.ranking(batch.features, batch.targets)
 
-    method = Method(rival.name, best().title, "baseline", True, maps, f"seed {lessons.seed}")
-    return method, {each.title: value for each, value in reached.items()}
+    return Method(f"{attempt.rival.name}{kind}", attempt.title, "baseline", True, maps, f"seed {lessons.seed}")
 
 
 def read(classifier: ExplainableClassifier, images: ImageSet) -> np.ndarray:
@@ -379,17 +377,19 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=100, help="photos that settings are chosen on")
     parser.add_argument("--masks", type=int, default=16, help="masked copies of each photo, as the explainer's")
     parser.add_argument("--cache", type=Path, help="the folder of all caches")
+    parser.add_argument("--rivals", nargs="+", choices=(names := [rival.name for rival in RIVALS]), default=names)
     parser.set_defaults(costly=0, protocols=0, fill=FILLS[0])
     arguments = parser.parse_args()
     classifier = opened(arguments)
-    splits, _ = read_images(arguments.training, seed=arguments.seed)
-    lessons = lessons_of(classifier, splits, arguments)
+    lessons = lessons_of(classifier, read_images(arguments.training, seed=arguments.seed)[0], arguments)
     methods = [each for each in rivals(classifier, arguments.seed) if each.name in CONTROLS]
     lines = row("tried", f"kept less removed, {len(lessons.held)} photos", ruled=True)
     for rival in RIVALS:
-        method, reached = best_of(lessons, rival)
-        methods.append(method)
-        lines += [line for name, value in reached.items() for line in row(name, f"{value:.3f}")]
+        if rival.name in arguments.rivals:
+            reached = attempts(lessons, rival)
+            lines += [line for each, value in reached.items() for line in row(each.title, f"{value:.3f}")]
+            kinds = ([each for each in reached if (each.start == STARTS[-1]) == shared] for shared in (False, True))
+            methods += [method_of(lessons, max(kind, key=lambda each: reached[each])) for kind in kinds]
     if not arguments.json:
         print("\n".join([*lines, ""]))
     compare(arguments, classifier, methods)

@@ -89,4 +89,5 @@ def test_rivals_are_tried_trained_and_judged_and_all_of_it_resumes(
     features, rows = torch.rand(2, CHANNELS, *GRID), torch.arange(2)
     for method, again in zip(*compared, strict=True):
         assert torch.equal(*(each.maps(Batch(features, rows, rows)) for each in (method, again)))
-    assert [method.name for method in compared[0]] == [*learned.CONTROLS, "l-cam", "nn-explainer", "fast-shap"]
+    kinds = [f"{rival.name}{kind}" for rival in few for kind in ("-classes", "")]
+    assert [method.name for method in compared[0]] == [*learned.CONTROLS, *kinds]
