@@ -54,13 +54,30 @@ def test_votes_of_a_linear_head_are_its_weights_on_each_cell(
     torch.testing.assert_close(found.logit, own if against is None else own - logits.gather(1, against[:, None])[:, 0])
 
 
-def test_votes_of_another_head_are_labelled_and_add_up_but_for_the_integral(selection: tuple[Tensor, Tensor]) -> None:
+class Cosine(nn.Linear):
+    """Angles to the classes, which do not change on the way to no cell at all."""
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        normal = nn.functional.normalize
+        return 20 * nn.functional.linear(normal(pooled), normal(self.weight))
+
+
+BENT = {
+    "deep": lambda: nn.Sequential(nn.Linear(C, 32), nn.GELU(), nn.Linear(32, K)),
+    "normalised": lambda: nn.Sequential(nn.LayerNorm(C), nn.Linear(C, K)),
+    "cosine": lambda: Cosine(C, K),
+    "capped": lambda: nn.Sequential(nn.Linear(C, K), nn.Hardtanh(-0.5, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_votes_of_another_head_are_labelled_and_add_up(name: str, selection: tuple[Tensor, Tensor]) -> None:
     features, weights = selection
     torch.manual_seed(1)
-    head = nn.Sequential(nn.Linear(C, 32), nn.GELU(), nn.Linear(32, K)).eval()
+    head = BENT[name]().eval()
     found = votes(head, 3 * features, weights, TARGET, AGAINST)
     assert found.method == "integrated gradients"
-    torch.testing.assert_close(found.cells.sum((1, 2)) + found.offset, found.logit, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.cells.sum((1, 2)) + found.offset, found.logit, rtol=1e-5, atol=1e-5)
     assert not found.cells[weights == 0].any()
     assert all(parameter.grad is None for parameter in head.parameters())
 

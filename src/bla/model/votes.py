@@ -5,9 +5,9 @@ With a linear head, g the weights of the selection, w and b the head's,
 .. math:: \text{logit}_c = b_c + \sum_n g_n \, w_c \cdot F_n, \qquad \text{vote}_n = g_n \, w_c \cdot F_n,
 
 exactly; for c rather than d it is the difference of the two. With a nonlinear head on one pooled vector
-p = sum_n g_n F_n, votes are integrated gradients from no cell at all (p = 0) to p, which add up likewise, up to the
-error of the integral. With a head that reads maps a vote is what the logit loses when that cell is left out, too; such
-votes do not add up.
+p = sum_n g_n F_n, votes are integrated gradients from no cell at all (p = 0) to p, which add up likewise: what the
+steps of the integral miss, as where a normalisation jumps at 0, is shared out by F_n p. With a head that reads maps a
+vote is what the logit loses when that cell is left out, too; such votes do not add up.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ def votes(
         if (offset + (slope * pooled).sum(1) - logit).abs().max() > EXACT * scale or not same:
             method = "integrated gradients"
             slope = torch.stack([gradient((step + 0.5) / STEPS) for step in range(STEPS)]).mean(0)
+            missed, least = logit - offset - (slope * pooled).sum(1), torch.finfo(pooled.dtype).tiny
+            slope = slope + pooled * (missed / pooled.square().sum(1).clamp(min=least))[:, None]
         cells = (features * slope.reshape(*slope.shape, *[1] * (features.ndim - 2))).sum(1) * weights
         return CellVotes(cells, offset, logit, method)
 
