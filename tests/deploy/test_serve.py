@@ -272,14 +272,15 @@ class Slow:
     """An engine that counts, and takes its time."""
 
     def __init__(self, engine: Engine, seconds: float) -> None:
-        self.engine, self.seconds, self.sizes = engine, seconds, list[int]()
+        self.engine, self.sizes = engine, list[int]()
+        self.before: Callable[[], object] = lambda: time.sleep(seconds)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
     def run(self, photos: Any, **question: Any) -> Outputs:
         self.sizes.append(len(photos))
-        time.sleep(self.seconds)
+        self.before()
         return self.engine.run(photos, **question)
 
 
@@ -288,19 +289,17 @@ def test_requests_are_run_together(engine: Engine) -> None:
     batcher = Batcher(slow, most=8)  # type: ignore[arg-type]
     seen = Photo(np.zeros((64, 80, 3), np.uint8), (80, 64), (0, 0, 80, 64))
 
-    async def many() -> list[Outputs]:
-        answers = await asyncio.gather(*(batcher.run(lambda: seen, size=1 + index % 3) for index in range(20)))
+    async def many(photos: int = 20) -> list[Outputs]:
+        answers = await asyncio.gather(*(batcher.run(lambda: seen, size=1 + index % 3) for index in range(photos)))
         return [outputs for _, outputs in answers]
 
     rows = asyncio.run(many())
     assert [int(row.selected.sum()) for row in rows] == [1 + index % 3 for index in range(20)]
     assert slow.sizes == [8, 8, 4]
-    batcher = Batcher(slow, most=8, workers=2)  # type: ignore[arg-type]
-    under_way = []
-    batcher.ran = lambda photos, seconds: under_way.append(len(batcher._began))
-    assert len(asyncio.run(many())) == 20
-    assert 1 in under_way, "two batches at once"
-    slow.sizes.clear()
+    both = threading.Barrier(2, timeout=60)  # two batches at once: neither ends before the other has begun
+    slow.before, batcher = both.wait, Batcher(slow, most=8, workers=2)  # type: ignore[arg-type]
+    assert len(asyncio.run(many(16))) == 16
+    slow = Slow(engine, 0.05)
     batcher = Batcher(slow, most=8, latency=0.61)  # type: ignore[arg-type]
     assert len(asyncio.run(many())) == 20
     assert slow.sizes[0] == 3, "at .05 s a photo, its first guess, three take a quarter of the target"

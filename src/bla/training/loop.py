@@ -177,7 +177,8 @@ class _Loop:
         # Dropout and draws depend on the seed and the position alone: nothing to save, nothing to restore.
         rank, world = distributed.rank(), distributed.world()
         key = (self.settings.seed, 3, position.stage, position.epoch, position.step, *([rank] if rank else []))
-        torch.manual_seed(int(np.random.RandomState(key).randint(2**31)))
+        on_cpu = self.networks.device.type == "cpu"  # where torch.manual_seed also prepares to seed absent devices
+        (torch.default_generator if on_cpu else torch).manual_seed(int(np.random.RandomState(key).randint(2**31)))
         mine = chosen[rank::world]
         batch = self.train.subset(mine if len(mine) else chosen[:1])  # without a row it takes part, at no weight
         summed, alive, unbounded = forward(batch, position, self.steps)

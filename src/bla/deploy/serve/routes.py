@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -134,7 +135,8 @@ async def explain(
                 raise HTTPException(422, "; ".join(getattr(result, "error", "") for result in results))
             if drawn:
                 return Response(await server.drawn(photos[0][1], explained[0]), media_type="image/png")
-    return JSONResponse({"explanations": [result.to_dict() for result in results]})
+    answer = msgspec.json.encode({"explanations": [result.to_dict() for result in results]})
+    return Response(answer, media_type="application/json")
 
 
 @router.post("/v1/answers", **documents.ANSWERS)
