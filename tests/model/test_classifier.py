@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -884,6 +885,9 @@ def test_wrappers_are_unwrapped_and_others_refused() -> None:
     for wrong in ("resnet50", None, explainable(model, transform=inputs(64))):
         with pytest.raises(ClassifierError, match=r"expected a classifier, a torch\.nn\.Module not wrapped yet"):
             explainable(wrong)  # type: ignore[arg-type]
+    learner = SimpleNamespace(criterion_=nn.CrossEntropyLoss(), module_=model, lr=0.1)
+    with pytest.raises(ClassifierError, match=r"not wrapped yet, got SimpleNamespace: pass its \.module_$"):
+        explainable(learner)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

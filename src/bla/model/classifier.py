@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import operator
 from collections import Counter
@@ -482,7 +483,7 @@ def explainable(
     (torch.Size([4, 2]), torch.Size([4, 14, 14]))
     """
     if not isinstance(model, nn.Module) or isinstance(model, ExplainableClassifier):
-        raise ClassifierError(f"expected a classifier, a torch.nn.Module not wrapped yet, got {type(model).__name__}")
+        raise _no_classifier(model)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
@@ -541,6 +542,16 @@ def explainable(
         several_labels=several_labels,
         regression=regression,
         note=found.note,
+    )
+
+
+def _no_classifier(given: object) -> ClassifierError:
+    """What to say of what is no module; of a learner, as fastai has them, which attribute is the network."""
+    values = {} if isinstance(given, nn.Module) else dict(inspect.getmembers_static(given))
+    held = {name: len([*value.parameters()]) for name, value in values.items() if isinstance(value, nn.Module)}
+    return ClassifierError(
+        f"expected a classifier, a torch.nn.Module not wrapped yet, got {type(given).__name__}"
+        + (f": pass its .{max(held, key=held.__getitem__)}" if held else "")
     )
 
 
