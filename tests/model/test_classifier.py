@@ -522,7 +522,7 @@ def test_a_new_head_needs_no_other_of_the_classifier(
 def test_heads_without_gradients_are_refused() -> None:
     class Rounded(nn.Module):
         def forward(self, pooled: Tensor) -> Tensor:
-            return torch.from_numpy(pooled.detach().numpy() @ np.ones((8, 3), np.float32))
+            return torch.from_numpy(pooled.detach().numpy() @ np.eye(8, 3, dtype=np.float32))
 
     net = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Rounded())
     with pytest.raises(ClassifierError, match=r"a head with gradients, .*: pass attention=BoundedLogitAttention"):
