@@ -114,12 +114,13 @@ class Calling(nn.Module):
         """The one tensor that may be meant; called ``logits``, or made last of what the others are made of, too."""
         batch = len(pixels)
         found = {path: rows for path, value in _tensors(returned) if (rows := as_rows(value, batch)) is not None}
-        for path, rows in list(found.items()):  # what is only said again in other words
-            others = [other for name, other in found.items() if name != path and other.shape == rows.shape]
+        new = dict(found)
+        for path, rows in found.items():  # what is only said again in other words
+            others = [other for name, other in new.items() if name != path and other.shape == rows.shape]
             made = [part for other in others for part in (other.softmax(1), other.log_softmax(1), other.logit())]
             if any(torch.allclose(rows, part, rtol=1e-3, atol=1e-5) for part in made):
-                del found[path]
-        for alike in (list(found), [path for path in found if path and path[-1] == "logits"]):
+                del new[path]
+        for alike in (list(found), [path for path in found if path and path[-1] == "logits"], list(new)):
             if len(alike) == 1:
                 return alike[0]
         if not found:
