@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d
 
 import bla
 from bla.model.attention import AttentionError
+from bla.model.classifier import ExplainableClassifier
 from bla.model.evidence import ask, evidence, from_all, linear_layer, sufficiency
 from bla.model.heads import MapHead, read
 from bla.model.own_prediction import UNTRAINED, OwnPredictionAttention
@@ -231,12 +232,17 @@ class Deep(nn.Module):
         return logits
 
 
-def test_an_earlier_map_is_given_behind_the_trunks_own_and_the_head_does_not_read_it() -> None:
+def wrapped_wide(kind: type[Deep]) -> tuple[Deep, ExplainableClassifier, Tensor]:
+    """A model of a kind, wrapped for photos that are not square, and two of these."""
     torch.manual_seed(0)
-    model = Deep().eval().requires_grad_(False)
+    model = kind().eval().requires_grad_(False)
     half = (0.5, 0.5, 0.5)
     wrapped = bla.explainable(model, transform=bla.Transform((48, 64), half, half))
-    pixels = torch.randn(2, 3, 48, 64)
+    return model, wrapped, torch.randn(2, 3, 48, 64)
+
+
+def test_an_earlier_map_is_given_behind_the_trunks_own_and_the_head_does_not_read_it() -> None:
+    model, wrapped, pixels = wrapped_wide(Deep)
     features = wrapped.trunk(pixels)
     assert (features.shape, wrapped.attention.earlier) == ((2, 11, 3, 4), 5)
     early = model.early(pixels)
@@ -267,11 +273,7 @@ class Shared(Deep):
 
 
 def test_a_module_that_gives_several_maps_is_taken_for_its_last() -> None:
-    torch.manual_seed(0)
-    model = Shared().eval().requires_grad_(False)
-    half = (0.5, 0.5, 0.5)
-    wrapped = bla.explainable(model, transform=bla.Transform((48, 64), half, half))
-    pixels = torch.randn(2, 3, 48, 64)
+    model, wrapped, pixels = wrapped_wide(Shared)
     assert torch.equal(wrapped.trunk(pixels)[:, 7:], nn.functional.avg_pool2d(model.early(pixels), 2))
     torch.testing.assert_close(wrapped(pixels).argmax(dim=1), model(pixels).argmax(dim=1))
 

@@ -433,10 +433,20 @@ def _assembled(
         )
     else:
         networks = TunedNetworks(attention, head, wrapped.trunk, settings=settings, pixels=wrapped.pixels)
-    as_wrapped = partial(ExplainableClassifier, transform=wrapped.transform, name=wrapped.name, setup=settings.name)
-    as_read = partial(as_wrapped, regression=wrapped.regression, note=wrapped.note)
-    as_set = partial(as_read, frozen_head=settings.frozen_head, several_labels=settings.several_labels)
-    return as_set(wrapped.trunk, attention, networks.head, classes=classes).to(like.device), networks
+    classifier = ExplainableClassifier(
+        wrapped.trunk,
+        attention,
+        networks.head,
+        transform=wrapped.transform,
+        classes=classes,
+        name=wrapped.name,
+        setup=settings.name,
+        frozen_head=settings.frozen_head,
+        several_labels=settings.several_labels,
+        regression=wrapped.regression,
+        note=wrapped.note,
+    )
+    return classifier.to(like.device), networks
 
 
 def _trained(
