@@ -378,7 +378,7 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=16, help="masked copies of each photo, as the explainer's")
     parser.add_argument("--cache", type=Path, help="the folder of all caches")
     parser.add_argument("--rivals", nargs="+", choices=(names := [rival.name for rival in RIVALS]), default=names)
-    parser.set_defaults(costly=0, protocols=0, fill=FILLS[0])
+    parser.set_defaults(costly=0, which=None, protocols=0, road=0, fill=FILLS[0])
     arguments = parser.parse_args()
     classifier = opened(arguments)
     lessons = lessons_of(classifier, read_images(arguments.training, seed=arguments.seed)[0], arguments)

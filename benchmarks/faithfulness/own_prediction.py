@@ -1,15 +1,16 @@
 """Does the whole classifier still name its class from the pixels of the best cells alone, and without them?
 
     python -m benchmarks.faithfulness.own_prediction EXPLAINER PHOTOS --out OUT [--untrained] [--limit 40]
-        [--costly 500] [--protocols 20]
+        [--costly 500 [--which rise]] [--protocols 20] [--road 20]
 
 EXPLAINER is a run folder, a shipped explainer, or with --untrained a classifier to wrap as it is. PHOTOS is a folder of
 images, with an optional boxes.csv (image, class, left, top, right, bottom), or with folders `images` and `masks`. Every
 ranking is cut to the same sizes. The class is the classifier's own, so that no labels are needed. Results are kept by
 method and ranking in OUT: those of the rivals serve every explainer of the same classifier, and an interrupted run
 resumes. --costly adds the methods that run the network many times. --protocols adds the figures of other papers, on so
-many of the photos: average drop, increase and gain, deletion and insertion, single deletion on a 4 x 4 grid. The passes
-run in ONNX Runtime where it is installed, else in torch.
+many of the photos: average drop, increase and gain, deletion and insertion, single deletion on a 4 x 4 grid; --road
+adds ROAD, which takes two seconds for a photo and method. The passes run in ONNX Runtime where it is installed, else
+in torch.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ from bla.data.image_sets import ImageSet, list_images
 from bla.data.masking import FILLS, enlarged, filled
 from bla.files import write_json
 from bla.metrics import localise, places, top_cells
-from bla.metrics.pixels import SHARES, confidence_over_shares, deletion_insertion, single_deletion
+from bla.metrics.pixels import SHARES, confidence_over_shares, deletion_insertion, road, single_deletion
 from bla.metrics.statistics import bootstrap, images_to_decide
 from bla.model.backbones import load_backbone, weights_digest
 from bla.model.classifier import ExplainableClassifier, explainable
@@ -225,7 +226,15 @@ def measure(setting: Setting, ranking: Tensor, title: str) -> Values:
     return found
 
 
-def protocols(setting: Setting, ranking: Tensor, count: int, title: str) -> Values:
+def other_papers(*given: Any) -> dict[str, Tensor]:
+    """Average drop, increase and gain, deletion and insertion, single deletion."""
+    return {**confidence_over_shares(*given), **deletion_insertion(*given), "idsds": single_deletion(*given)}
+
+
+PROTOCOLS = {"protocols": other_papers, "road": road}
+
+
+def other_figures(setting: Setting, ranking: Tensor, name: str, count: int, title: str) -> Values:
     """The figures of other papers, of the first photos; the logits are the classifier's, the mean colour fills."""
     found: dict[str, list[float]] = {}
     for rows, pixels in setting.batches():
@@ -233,10 +242,9 @@ def protocols(setting: Setting, ranking: Tensor, count: int, title: str) -> Valu
         if few.start >= count:
             break
         given = (setting.network, pixels[: few.stop - few.start], ranking[few], setting.predicted[few])
-        values = {**confidence_over_shares(*given), **deletion_insertion(*given), "idsds": single_deletion(*given)}
-        for name, each in values.items():
-            found.setdefault(name, []).extend(each.double().tolist())
-        show(f"other protocols, {title}", few.stop, count)
+        for metric, values in PROTOCOLS[name](*given).items():
+            found.setdefault(metric, []).extend(values.double().tolist())
+        show(f"{name}, {title}", few.stop, count)
     return found
 
 
@@ -363,7 +371,9 @@ def main() -> None:
     """Rank, mask, judge; print the table."""
     parser = parser_of_explainers(__doc__)
     parser.add_argument("--costly", type=int, default=0, metavar="PASSES", help="the methods of many passes, too")
+    parser.add_argument("--which", nargs="+", metavar="METHOD", help="of those of many passes, these only: rise")
     parser.add_argument("--protocols", type=int, default=0, metavar="PHOTOS", help="the figures of other papers")
+    parser.add_argument("--road", type=int, default=0, metavar="PHOTOS", help="most and least relevant pixels imputed")
     parser.add_argument("--fill", choices=FILLS, default=FILLS[0])
     arguments = parser.parse_args()
     compare(arguments, (classifier := opened(arguments)), rivals(classifier, arguments.seed))
@@ -376,7 +386,8 @@ def compare(arguments: argparse.Namespace, classifier: ExplainableClassifier, me
     weights = weights_digest(PooledClassifier(classifier.trunk, classifier.head))
     seen = [images.digest(), classifier.transform.to_dict(), weights, setting.fill]
     titles = {method.name: method.title for method in methods}
-    for method in costly_rivals(setting, arguments.costly, seed) if arguments.costly else ():
+    costly = costly_rivals(setting, arguments.costly, seed) if arguments.costly else []
+    for method in [each for each in costly if each.name in (arguments.which or [each.name])]:
         digest = hashlib.sha256(json.dumps([seen, seed, method.note, len(images)]).encode()).hexdigest()[:12]
         made = kept(arguments.out / f"maps-{method.name}-{digest}.json", functools.partial(ranked, setting, method))
         setting.rankings[method.name], setting.cost[method.name] = torch.tensor(made["maps"]), made["cost"]
@@ -388,9 +399,10 @@ def compare(arguments: argparse.Namespace, classifier: ExplainableClassifier, me
         digest = hashlib.sha256(json.dumps([seen, places(ranking).tolist()]).encode()).hexdigest()[:12]
         measured = functools.partial(measure, setting, ranking, title)
         values[name] = kept(arguments.out / f"{name}-{digest}.json", measured)
-        if arguments.protocols:
-            others = functools.partial(protocols, setting, ranking, arguments.protocols, title)
-            values[name] |= kept(arguments.out / f"protocols-{arguments.protocols}-{name}-{digest}.json", others)
+        for protocol in PROTOCOLS:
+            if count := getattr(arguments, protocol):
+                measured = functools.partial(other_figures, setting, ranking, protocol, count, title)
+                values[name] |= kept(arguments.out / f"{protocol}-{count}-{name}-{digest}.json", measured)
     found = results(setting, values) | {"classifier": classifier.name, "titles": titles, "images": images.digest()}
     write_json(arguments.out / RESULTS, found)
     print(json.dumps(found) if arguments.json else table(found, titles))

@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
 def test_it_measures_every_ranking_and_resumes(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [photos, "--out", tmp_path / "out", "--costly", "4", "--protocols", "3"]
+    arguments = [photos, "--out", tmp_path / "out", "--costly", "4", "--protocols", "3", "--road", "2"]
     found = json.loads(run(monkeypatch, capsys, *arguments, "--json"))
     assert found["photos"] == 5
     assert found["sizes"] == [2, 4, 6], "12%, 25% and 40% of 15 cells"
