@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from bla.comparison.methods import PooledClassifier
+from bla.model.compiled import compiled
 
 Network = Callable[[Tensor], Tensor]
 """Normalised pixels (B, 3, h, w) to logits (B, K)."""
@@ -23,25 +21,9 @@ def fastest(pooled: PooledClassifier, example: Tensor) -> Network:
         logits: Tensor = pooled(pixels.contiguous(memory_format=torch.channels_last))
         return logits
 
-    if example.is_cuda or not all(map(importlib.util.find_spec, ("onnxruntime", "onnxscript"))):
+    if example.is_cuda:
         return in_torch
-    import onnxruntime
-
-    graph = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            nn.Sequential(pooled.trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), pooled.head).eval(),
-            (example.contiguous(),), input_names=["pixels"], dynamic_shapes=({0: "batch"},), dynamo=True, verbose=False,
-        )  # fmt: skip
-        assert program is not None
-        program.save(graph)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(graph.getvalue(), options, providers=["CPUExecutionProvider"])
-
-    def in_runtime(pixels: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"pixels": pixels.contiguous().numpy()})[0])
-
-    same = torch.allclose(in_runtime(example), in_torch(example), atol=1e-3, rtol=1e-3)
-    return in_runtime if same else in_torch
+    return (
+        compiled(nn.Sequential(pooled.trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), pooled.head).eval(), example)
+        or in_torch
+    )

@@ -179,6 +179,24 @@ def test_a_row_is_what_the_trunk_gives_for_the_photo(
                 assert torch.equal(cache.pooled_batch(batched), features.mean(dim=(2, 3)))
 
 
+def test_a_build_runs_what_is_quickest(
+    images: ImageSet, classifier: ExplainableClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, seen = [], []
+
+    def quickest(network: nn.Module, pixels: Tensor, photos: int) -> tuple[Callable[[Tensor], Tensor], float]:
+        asked.append((network, pixels.shape[1:], photos))
+        return lambda pixels: [network(pixels), seen.append(len(pixels))][0], 0.0
+
+    monkeypatch.setattr(bla.training.cache, "quickest", quickest)
+    monkeypatch.setattr(bla.training.cache, "_MANY", COUNT)
+    cached_features(classifier, images, root=tmp_path / "many")
+    assert (asked, sum(seen)) == ([(classifier.trunk, (3, *TRANSFORM.size), COUNT)], COUNT)
+    monkeypatch.setattr(bla.training.cache, "_MANY", COUNT + 1)
+    cached_features(classifier, images, root=tmp_path / "few")
+    assert (len(asked), sum(seen)) == (1, COUNT), "a few photos are not worth the timing"
+
+
 @pytest.mark.parametrize("broken", [[5], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6, 7], [18, 19, 20, 21], [0, 9, 21]])
 def test_broken_photos_are_listed_and_move_no_row(
     broken: list[int], images: ImageSet, classifier: ExplainableClassifier, tmp_path: Path

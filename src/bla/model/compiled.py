@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _AGREES = 1e-3
-"""How far a graph's logits may lie from the network's, of the largest."""
+"""How far what a graph gives may lie from what the network gives, of the largest."""
+_LONG = 30.0
+"""Seconds of passes for which it pays to make a graph, which takes some ten."""
 
 
 def session(model: Path | bytes, *, threads: int | None = None) -> onnxruntime.InferenceSession:
@@ -29,16 +32,18 @@ def session(model: Path | bytes, *, threads: int | None = None) -> onnxruntime.I
 
 
 def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """The network (pixels to logits) by ONNX Runtime; None if that is not installed, takes no such network, or differs.
+    """The network, pixels to a tensor, by ONNX Runtime; None if that is not installed, cannot take it, or differs.
 
     ``example``: two photos' pixels or more, on the CPU; the graph takes any number.
     """
     import torch
+    from torch import nn
 
+    within = nn.Sequential(network)  # a part that is called `graph` would stand in the exporter's way
     try:
         batch = {0: torch.export.Dim("batch")}
         with quiet(), torch.inference_mode(False), torch.no_grad():
-            program = torch.onnx.export(network, (example,), dynamic_shapes=(batch,), dynamo=True, verbose=False)
+            program = torch.onnx.export(within, (example,), dynamic_shapes=(batch,), dynamo=True, verbose=False)
         assert program is not None
         graph = session(program.model_proto.SerializeToString(), threads=torch.get_num_threads())
         name = graph.get_inputs()[0].name
@@ -46,8 +51,32 @@ def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor] 
         def run(pixels: Tensor) -> Tensor:
             return torch.from_numpy(graph.run(None, {name: pixels.contiguous().numpy()})[0])
 
-        own, noise = network(example), torch.randn_like(example)
-        pairs = [(run(example), own), (run(noise), network(noise))]
+        noise = torch.randn(len(example) + 1, *example.shape[1:])  # of another number: some networks are traced for one
+        pairs = [(run(photos), network(photos)) for photos in (example, noise)]
     except Exception:  # whatever the exporter or the runtime cannot do: torch can
         return None
     return run if all((a - b).abs().max() <= _AGREES * b.abs().max() for a, b in pairs) else None
+
+
+def quickest(network: nn.Module, pixels: Tensor, photos: int) -> tuple[Callable[[Tensor], Tensor], float]:
+    """What runs so many photos soonest, a batch like ``pixels`` at a time, and its seconds for one.
+
+    That is the network itself or, on a CPU and where all take long, its graph if that is quicker.
+    """
+    seconds = _seconds(network, pixels)
+    if photos * seconds > _LONG and pixels.device.type == "cpu":
+        graph = compiled(network, pixels[:2].contiguous())
+        if graph is not None and (by_graph := _seconds(graph, pixels)) < seconds:
+            return graph, by_graph
+    return network, seconds
+
+
+def _seconds(network: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
+    """For a photo, by one pass after another that warms up."""
+    import torch
+
+    with torch.inference_mode():
+        for _ in range(2):
+            begun = time.perf_counter()
+            network(pixels).cpu()
+    return (time.perf_counter() - begun) / len(pixels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -31,6 +30,7 @@ from bla.data.prefetching import cores, prefetch
 from bla.files import cache_root, timestamp, typed, write_json
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
+from bla.model.compiled import quickest
 from bla.model.finite import unfinite
 from bla.model.heads import grid_of
 from bla.progress import Progress, silent
@@ -41,6 +41,8 @@ FORMAT = 1
 BATCH = 16
 CHUNK = 128
 """Rows of features between two checkpoints of a build, and under one checksum; rows that take longer are fewer."""
+_MANY = 200
+"""Images for which it pays to time the trunk first."""
 MOST = "BLA_CACHE_GB"
 """The environment's bound on all caches together."""
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -215,7 +217,8 @@ def cached_features(
     """
     digest = digest or weights_digest(classifier.trunk)
     key = [kind, classifier.name, digest, classifier.transform.identity()]
-    rows = Rows("features", kind, classifier, images, key, functools.partial(_features, classifier, kind), BATCH)
+    computing = _Features(classifier, kind)
+    rows = Rows("features", kind, classifier, images, key, computing.compute, BATCH, computing.begin)
     try:
         stored = cached(rows, root, report)
     except _UnfitError as error:
@@ -443,9 +446,7 @@ def _computed(rows: Rows, batch: Sequence[int], photos: Sequence[Photo | str]) -
     refused = {place: photo for place, photo in enumerate(photos) if isinstance(photo, str)}
     pixels = {place: photo.pixels for place, photo in enumerate(photos) if not isinstance(photo, str)}
     if not pixels:  # a grey photo tells the shape
-        transform = rows.classifier.transform
-        grey = np.full((1, *transform.size, transform.channels), 127, np.uint8)
-        shape, arrays, _ = rows.compute(batch[:1], grey)
+        shape, arrays, _ = rows.compute(batch[:1], _grey(rows.classifier, 1))
     else:
         shape, arrays, found = rows.compute([batch[place] for place in pixels], np.stack(list(pixels.values())))
         refused |= {place: found[index] for index, place in enumerate(pixels) if index in found}
@@ -474,28 +475,47 @@ def _resumed(folder: Path, record: _Record, rows: int) -> _Record:
     return record
 
 
-def _features(
-    classifier: ExplainableClassifier, kind: CacheType, rows: Sequence[int], photos: npt.NDArray[np.uint8]
-) -> Computed:
-    with torch.inference_mode():
-        pixels = classifier.pixels(photos)
-        features = classifier.trunk(pixels).float()
-        finite = torch.isfinite(features).flatten(1).all(dim=1)
-        pooled = features.mean(dim=grid_of(features))
-        maps = features.movedim(1, -1).to(getattr(torch, kind))
-        values, held = features[finite].flatten(2).abs(), maps.movedim(-1, 1)[finite].flatten(2).float().abs()
-        # rounding alone costs an image at most 2^-11 of its largest feature; a channel or so may vanish in an image
-        lost = (held - values).flatten(1).amax(dim=1) > values.flatten(1).amax(dim=1) / 1024
-        vanished = (held.amax(dim=2) == 0) & (values.amax(dim=2) > 0)
-        if kind == "float16" and len(values) and (lost.any() or vanished.float().mean() > 0.05):
-            raise _UnfitError(
-                f"features are cached in float32: float16 does not hold {values.min():.1g} to {values.max():.1g}"
-            )
-        refused = {
-            place: f"expected finite features, got {unfinite(classifier, pixels[place])}"
-            for place in (~finite).nonzero()[:, 0].tolist()
-        }
-    return Computed(maps.shape[1:], {"features": maps.cpu().numpy(), "pooled": pooled.cpu().numpy()}, refused)
+def _grey(classifier: ExplainableClassifier, count: int) -> npt.NDArray[np.uint8]:
+    """Photos (count, h, w, 3) without anything to see."""
+    return np.full((count, *classifier.transform.size, classifier.transform.channels), 127, np.uint8)
+
+
+def grey(classifier: ExplainableClassifier, count: int) -> Tensor:
+    """Normalised pixels (count, 3, h, w) of photos without anything to see."""
+    return classifier.pixels(_grey(classifier, count))
+
+
+class _Features:
+    """The trunk's maps of photos and their averages."""
+
+    def __init__(self, classifier: ExplainableClassifier, kind: CacheType) -> None:
+        self.classifier, self.kind = classifier, kind
+        self.trunk: Callable[[Tensor], Tensor] = classifier.trunk
+
+    def begin(self, photos: int) -> None:
+        if photos >= _MANY:
+            self.trunk, _ = quickest(self.classifier.trunk, grey(self.classifier, 2), photos)
+
+    def compute(self, rows: Sequence[int], photos: npt.NDArray[np.uint8]) -> Computed:
+        with torch.inference_mode():
+            pixels = self.classifier.pixels(photos)
+            features = self.trunk(pixels).float()
+            finite = torch.isfinite(features).flatten(1).all(dim=1)
+            pooled = features.mean(dim=grid_of(features))
+            maps = features.movedim(1, -1).to(getattr(torch, self.kind))
+            values, held = features[finite].flatten(2).abs(), maps.movedim(-1, 1)[finite].flatten(2).float().abs()
+            # rounding alone costs an image at most 2^-11 of its largest feature; a channel or so may vanish in an image
+            lost = (held - values).flatten(1).amax(dim=1) > values.flatten(1).amax(dim=1) / 1024
+            vanished = (held.amax(dim=2) == 0) & (values.amax(dim=2) > 0)
+            if self.kind == "float16" and len(values) and (lost.any() or vanished.float().mean() > 0.05):
+                raise _UnfitError(
+                    f"features are cached in float32: float16 does not hold {values.min():.1g} to {values.max():.1g}"
+                )
+            refused = {
+                place: f"expected finite features, got {unfinite(self.classifier, pixels[place])}"
+                for place in (~finite).nonzero()[:, 0].tolist()
+            }
+        return Computed(maps.shape[1:], {"features": maps.cpu().numpy(), "pooled": pooled.cpu().numpy()}, refused)
 
 
 def _opened(folder: Path) -> Stored:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,13 @@ from bla.data.image_sets import ImageSet, Task
 from bla.data.masking import blurring, enlarged, filled, filling
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier
-from bla.model.compiled import compiled
+from bla.model.compiled import quickest
 from bla.model.evidence import Answers, ask, evidence, linear_layer
 from bla.model.finite import unfinite
 from bla.model.splitting import CHANNELS_LAST
 from bla.model.whole import Whole
 from bla.progress import Progress, silent
-from bla.training.cache import Computed, Rows, cached, check_code, readable
+from bla.training.cache import Computed, Rows, cached, check_code, grey, readable
 
 SIZES = ((3, 9), (8, 17), (14, 24))
 """Kept cells of 49, from and to, of a third of the masks each; of other grids as many in proportion."""
@@ -45,8 +44,6 @@ ORDERS = (0.0, 0.0, 0.4, 0.7, 1.0)
 _WIDTHS = sorted({*BLOBS, *NOISES, *ORDERS})
 _PASS = {"cpu": 16}
 """Masked photos in one pass of the network, where more are slower; elsewhere 256."""
-_LONG = 60.0
-"""Seconds of masked photos for which it pays to make a faster graph of the network."""
 LEAST_ANSWER = -6.0
 """Log-probabilities below this are alike to whoever learns from them."""
 
@@ -128,7 +125,7 @@ def masked_answers(
     network = Masking(classifier, count, fill, seed)
 
     def begin(photos: int) -> None:
-        report(f"masked answers of {photos:,} photos, {count} each: about {network.prepared(photos)}", 0, 0)
+        report(f"masked answers of {photos:,} photos, {count} each: about {network.begin(photos)}", 0, 0)
 
     rows = Rows("masked answers", "answers", classifier, images, key, network.compute, network.photos, begin)
     stored = cached(rows, root, report)
@@ -208,10 +205,10 @@ class Masking:
         self.classifier, self.count, self.fill, self.seed = classifier, count, fill, seed
         device = next(classifier.attention.parameters()).device
         self.layout = CHANNELS_LAST[1 + len(classifier.transform.shape)]
-        self.on_cpu = device.type == "cpu"
         self.at_once = _PASS.get(device.type, 256)
         self.photos = max(1, 8 * self.at_once // count)
-        self.logits: Callable[[Tensor], Tensor] = Whole(classifier.trunk, classifier.head).eval()
+        self.whole = Whole(classifier.trunk, classifier.head).eval()
+        self.logits: Callable[[Tensor], Tensor] = self.whole
         made: dict[Task, Callable[[Tensor], Tensor]]
         made = {"class": nn.LogSoftmax(-1), "labels": functional.logsigmoid, "value": nn.Identity()}
         self.answer = made[classifier.task]
@@ -243,26 +240,13 @@ class Masking:
             ]
             return torch.cat(found).reshape(masks.shape[:2]).cpu()
 
-    def prepared(self, photos: int) -> str:
-        """How long so many photos take, in words; where that is long, on a CPU, a faster graph is made first."""
+    def begin(self, photos: int) -> str:
+        """Take what runs the masked copies of so many photos soonest; how long that takes, in words."""
         passes = photos * (self.count + 1)
-        seconds = passes * self.seconds()
-        if seconds > _LONG and isinstance(self.logits, nn.Module) and self.on_cpu:
-            graph = compiled(self.logits, torch.zeros(2, *self.classifier.transform.shape))
-            if graph is not None:
-                self.logits, self.layout = graph, torch.contiguous_format
-                seconds = passes * self.seconds()
-        return _duration(seconds)
-
-    def seconds(self) -> float:
-        """How long the classifier takes for a photo, by one pass after another that warms up."""
-        transform = self.classifier.transform
-        pixels = self.classifier.pixels(np.full((self.at_once, *transform.size, transform.channels), 99, np.uint8))
-        with torch.inference_mode():
-            for _ in range(2):
-                begun = time.perf_counter()
-                self.logits(pixels).cpu()
-        return (time.perf_counter() - begun) / self.at_once
+        self.logits, seconds = quickest(self.whole, grey(self.classifier, self.at_once), passes)
+        if self.logits is not self.whole:
+            self.layout = torch.contiguous_format
+        return _duration(passes * seconds)
 
     def _orders(self, features: Tensor, said: Answers) -> Tensor:
         """Plausible orders of the cells (B, 5, H, W): c - E (twice), logit, feature norm, nearness to the centre."""
