@@ -23,6 +23,7 @@ import numpy as np
 
 from bla import BlaError
 from bla.data.photo import Transform
+from bla.deploy.batch.location import Location
 from bla.deploy.batch.plan import Task, make_plan, read_plan
 from bla.deploy.engine import Card
 from bla.explanations.explanation import Explanation, Prediction
@@ -156,12 +157,14 @@ def _planned(folder: Path) -> Path:
     (folder / "photos").mkdir(parents=True)
     for name in "abc":
         (folder / "photos" / f"{name}.jpg").touch()
-    make_plan(folder / "photos", Task(source=str(folder / "photos"), graph="0" * 64), folder / "work", shard=2)
+    make_plan(
+        folder / "photos", Task(source=str(folder / "photos"), graph="0" * 64), Location.of(folder / "work"), shard=2
+    )
     return folder / "work" / "plan.json"
 
 
 def _read_plan(folder: Path) -> object:
-    plan = read_plan(folder / "work")
+    plan = read_plan(Location.of(folder / "work"))
     return plan and [*plan.shards()]
 
 

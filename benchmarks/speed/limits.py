@@ -37,6 +37,7 @@ from benchmarks.speed.serving import cpu, send, served
 from bla.data.image_sets import ImageSet, list_images
 from bla.deploy.batch import explain_all
 from bla.deploy.batch.cluster import Worker
+from bla.deploy.batch.location import Location
 from bla.deploy.batch.plan import BATCH_FOLDER, Task, make_plan
 from bla.deploy.engine import Engine, open_engine
 from bla.model.backbones import LITE0, load_backbone
@@ -163,8 +164,8 @@ def paths(only: list[str], classifier: ExplainableClassifier, images: ImageSet, 
                 with tempfile.TemporaryDirectory() as out:
                     explain_all(listed, out, engine.path, workers=1, report=report)
 
-            task, out = Task(source=place, graph=""), folder / "out"
-            worker = Worker(make_plan(listed, task, out / BATCH_FOLDER), engine.path, out)
+            task, out = Task(source=place, graph=""), Location.of(folder / "out")
+            worker = Worker(make_plan(listed, task, out / BATCH_FOLDER), Location.of(engine.path), out)
             shard = dataclasses.asdict(next(worker.reader.plan.shards()))
             begun = len(files) - BATCH  # all but a new graph's first run, which takes longer
             loops = passes(engine.run, BATCH), between(batch, BATCH)

@@ -121,7 +121,7 @@ def _unknown(record: Any, found: Any) -> Iterator[str]:
 
 
 @contextmanager
-def reading(what: str, path: Path, error: type[Exception], *, remedy: str = "") -> Iterator[None]:
+def reading(what: str, path: object, error: type[Exception], *, remedy: str = "") -> Iterator[None]:
     """Raise ``error`` if the block fails to read ``what`` from the file, since the file holds something else.
 
     >>> with reading("the plan of a batch", Path("plan.json"), ValueError, remedy=": remove it"):

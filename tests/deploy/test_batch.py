@@ -23,11 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from bla.cli import run_command
 from bla.deploy.batch import SCHEMA, BatchError, explain_all, sources, unpacked
 from bla.deploy.batch import plan as planning
+from bla.deploy.batch.location import Location
 from bla.deploy.batch.plan import Plan, Task, make_plan
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine, EngineError
@@ -58,16 +60,26 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def rows_of(out: Path) -> list[dict[str, Any]]:
+def rows_of(out: Path | str) -> list[dict[str, Any]]:
     """As any reader of Parquet folders sees it."""
-    return pq.read_table(sorted(out.glob("part-*.parquet")), schema=SCHEMA).to_pylist()
+    place = Location.of(out)
+    parts = [(place / name).path for name in sorted(place.names()) if name.startswith("part-")]
+    return pq.read_table(parts, schema=SCHEMA, filesystem=place.files).to_pylist()
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """The URL of an object store that is emptied at the end."""
+    fsspec.filesystem("memory").touch("/bucket/photos.txt")
+    yield "memory://bucket"
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
 # --- the plan
 
 
 def planned(source: Path, work: Path, **options: Any) -> Plan:
-    return make_plan(source, Task(source=str(source), graph="g"), work, **options)
+    return make_plan(source, Task(source=str(source), graph="g"), Location.of(work), **options)
 
 
 def tables(folder: Path, groups: Sequence[Sequence[int]]) -> Path:
@@ -89,7 +101,7 @@ def test_every_row_is_read_once_in_any_order(shard: int, tmp_path: Path, monkeyp
     monkeypatch.setattr(sources, "READ", 4)
     source = tables(tmp_path / "tables", [(5, 1, 13), (), (0, 2), (9,)])
     plan = planned(source, tmp_path / "work", shard=shard)
-    assert planning.read_plan(tmp_path / "work") == plan
+    assert planning.read_plan(Location.of(tmp_path / "work")) == plan
     assert plan.rows == 30
     shards = list(plan.shards())
     assert sum(one.count for one in shards) == 30
@@ -245,39 +257,44 @@ def test_rows_say_what_the_graph_says(photos: Path, graph: Path, tmp_path: Path)
         assert (row["status"], row["error"]) == ("ok", None)
 
 
-def test_a_folder_a_list_and_a_table_give_the_same_rows(photos: Path, graph: Path, tmp_path: Path) -> None:
+def test_a_folder_a_list_and_a_table_give_the_same_rows(photos: Path, graph: Path, tmp_path: Path, bucket: str) -> None:
     explain_all(photos, tmp_path / "folder", graph)
     expected = rows_of(tmp_path / "folder")
     paths = [row["path"] for row in expected]
     (tmp_path / "list.txt").write_text("\n".join(paths))
     pq.write_table(pa.table({"path": paths, "x": [Path(path).read_bytes() for path in paths]}), tmp_path / "t.parquet")
     for name in ("list.txt", "t.parquet"):
-        explain_all(tmp_path / name, tmp_path / "out" / name, graph, shard=4, workers=3)
-        assert rows_of(tmp_path / "out" / name) == expected
+        explain_all(tmp_path / name, f"{bucket}/{name}", graph, shard=4, workers=3)
+        assert rows_of(f"{bucket}/{name}") == expected
 
 
-def test_photos_in_an_object_store(photos: Path, graph: Path, tmp_path: Path) -> None:
+def test_photos_and_results_in_an_object_store(photos: Path, graph: Path, tmp_path: Path, bucket: str) -> None:
     store = fsspec.filesystem("memory")
     store.put(str(photos), "/bucket/", recursive=True)
     store.pipe("/bucket/notes.txt", b"")
-    try:
-        explain_all(photos, tmp_path / "folder", graph)
-        expected = [row | {"path": Path(row["path"]).relative_to(photos)} for row in rows_of(tmp_path / "folder")]
-        for source, out in (("memory://bucket/photos", "memory"), (photos.as_uri(), "local")):
-            explain_all(source, tmp_path / out, graph, shard=5, workers=2)
-            found = rows_of(tmp_path / out)
-            assert found[0]["path"].startswith(source.partition("://")[0])
-            assert [row | {"path": Path(row["path"].rpartition("photos/")[2])} for row in found] == expected
-        (tmp_path / "list.txt").write_text(
-            "memory://bucket/photos/folder0/0.png\nmemory://bucket/missing.png\nunknown://y.png"
-        )
-        explain_all(tmp_path / "list.txt", tmp_path / "listed", graph)
-        assert [row["status"] for row in rows_of(tmp_path / "listed")] == ["ok", "unreadable", "unreadable"]
-        for source, came in (("memory://nowhere", "FileNotFoundError"), ("unknown://bucket", "Protocol not known")):
-            with pytest.raises(BatchError, match=came):
-                explain_all(source, tmp_path / "none", graph)
-    finally:
-        store.rm("/bucket", recursive=True)
+    explain_all(photos, tmp_path / "folder", graph)
+    expected = [row | {"path": Path(row["path"]).relative_to(photos)} for row in rows_of(tmp_path / "folder")]
+    for source, out in ((f"{bucket}/photos", f"{bucket}/out"), (photos.as_uri(), (tmp_path / "out").as_uri())):
+        record = explain_all(source, out, graph, shard=5, workers=2)
+        found = rows_of(out)
+        assert found[0]["path"].startswith(source.partition("://")[0])
+        assert [row | {"path": Path(row["path"].rpartition("photos/")[2])} for row in found] == expected
+        assert Location.of(out).names() - {".lock"} == {
+            "_batch.json",
+            *(f"part-00000{index}.parquet" for index in range(5)),
+        }
+        assert explain_all(source, out, graph) == record
+        with pytest.raises(BatchError, match="of a batch with scores False, not True"):
+            explain_all(source, out, graph, scores=True)
+    (tmp_path / "list.txt").write_text(f"{bucket}/photos/folder0/0.png\n{bucket}/missing.png\nunknown://y.png")
+    explain_all(tmp_path / "list.txt", f"{bucket}/listed", graph, pictures=True)
+    assert [row["status"] for row in rows_of(f"{bucket}/listed")] == ["ok", "unreadable", "unreadable"]
+    assert store.cat("/bucket/listed/_pictures/000000000.png").startswith(b"\x89PNG")
+    for source, came in (("memory://nowhere", "FileNotFoundError"), ("unknown://bucket", "Protocol not known")):
+        with pytest.raises(BatchError, match=came):
+            explain_all(source, tmp_path / "none", graph)
+    with pytest.raises(BatchError, match="unknown://out: expected a URL that fsspec can open"):
+        explain_all(photos, "unknown://out", graph)
 
 
 def test_a_check_on_request_is_the_engines(photos: Path, graph: Path, tmp_path: Path) -> None:
@@ -463,23 +480,25 @@ def test_killed_again_and_again_nothing_is_doubled_or_lost(
 
 
 @pytest.mark.parametrize("call", range(4))
+@pytest.mark.parametrize(("kind", "write"), [(Path, "replace"), (MemoryFileSystem, "pipe_file")])
 def test_interrupted_at_any_write(
-    call: int, photos: Path, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The plan, a part, the record: whichever rename does not come about, the next call makes it good."""
-    out = tmp_path / "out"
-    replace, count = Path.replace, itertools.count()
+    call: int, kind: Any, write: str, *, photos: Path, graph: Path, tmp_path: Path, bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The plan, a part, the record: whichever rename or put does not come about, the next call makes it good."""
+    out = str(tmp_path / "out") if kind is Path else f"{bucket}/out"
+    writes, count = getattr(kind, write), itertools.count()
 
-    def interrupted(self: Path, target: Path) -> Path:
+    def interrupted(*values: Any, **options: Any) -> object:
         if next(count) == call:
             raise KeyboardInterrupt
-        return replace(self, target)
+        return writes(*values, **options)
 
-    monkeypatch.setattr(Path, "replace", interrupted)
+    monkeypatch.setattr(kind, write, interrupted)
     with pytest.raises(KeyboardInterrupt):
         explain_all(photos, out, graph, shard=12)
-    monkeypatch.setattr(Path, "replace", replace)
-    assert not (out / "_batch.json").exists()
+    monkeypatch.setattr(kind, write, writes)
+    assert not (Location.of(out) / "_batch.json").exists()
     explain_all(photos, out, graph, shard=12)
     assert [row["row"] for row in rows_of(out)] == list(range(23))
 
@@ -508,13 +527,14 @@ def test_other_work_is_refused(photos: Path, graph: Path, tmp_path: Path) -> Non
 
 
 def test_photos_added_later_are_explained_alone(
-    photos: Path, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, graph: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, listed = tmp_path / "out", tmp_path / "list.txt"
+    out, listed = f"{bucket}/out", tmp_path / "list.txt"
     first = [os.fsencode(path) for path in sorted(photos.glob("*/*.png"))]
     listed.write_bytes(b"\n".join([*first[:10], b"\xff.png"]))
     explain_all(listed, out, graph, shard=4)
-    before, times = rows_of(out), {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    before, files = rows_of(out), fsspec.filesystem("memory")
+    times = {name: files.modified(name) for name in files.glob("/bucket/out/part-*")}
     listed.write_bytes(b"\n".join([*first[5:], b"\xff.png", first[0]]))
     monkeypatch.setattr("bla.deploy.batch._concluded", lambda *_: pytest.fail("killed"))  # before the record
     with pytest.raises(pytest.fail.Exception):
@@ -528,7 +548,7 @@ def test_photos_added_later_are_explained_alone(
     assert rows[:11] == before
     assert [row["row"] for row in rows] == list(range(24))
     assert [os.fsencode(row["path"]) for row in rows[11:]] == first[10:]
-    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert {name: files.modified(name) for name in times} == times
     assert explain_all(listed, out, graph) == record
 
 
@@ -552,15 +572,16 @@ def test_ray_gives_the_same_rows_after_a_kill_too(
     parts = starter.killed(many, out, graph, "ray")
     assert 0 < parts < 24
     progress: list[tuple[str, int, int]] = []
-    record = explain_all(many, out, graph, engine="ray", workers=2, report=lambda *call: progress.append(call))
+    record = explain_all(many, out.as_uri(), graph, engine="ray", workers=2, report=lambda *call: progress.append(call))
     assert rows_of(out) == uninterrupted
     assert record["statuses"] == {"ok": 210, "unreadable": 30}
     assert progress[-1][1:] == (240, 240)
 
 
 def test_the_command(
-    photos: Path, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    photos: Path, graph: Path, tmp_path: Path, bucket: str, *, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     command = ["batch", "photos", "out", "--run", str(graph)]
     assert run_command(command) == 0
@@ -569,7 +590,7 @@ def test_the_command(
     assert run_command([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["statuses"] == {"ok": 23}
     (photos / "broken.png").write_bytes(b"broken")
-    assert run_command(["batch", "photos", "again", "--run", str(graph), "--json"]) == 3
+    assert run_command(["batch", "photos", bucket, "--run", str(graph), "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["statuses"] == {"ok": 23, "unreadable": 1}
     assert run_command(["batch", "nowhere", "out2", "--run", str(graph)]) == 2
     assert run_command(["batch", "photos", "out2", "--run", "nowhere"]) == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Literal
 
 from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json, RunOrGraph, TrustCode, require, say, within
@@ -12,7 +11,7 @@ from bla.cli.sharing import DONE, DONE_BUT, Check, Fill, Flag, Json, RunOrGraph,
 
 def batch(
     source: str,
-    out: Path,
+    out: str,
     /,
     *,
     run: RunOrGraph = "tf_efficientnet_lite0",
@@ -36,7 +35,7 @@ def batch(
     Example: `bla batch photos out --run run --workers 4`
 
     :param source: A folder of photos or its URL (s3://...), a text file of paths, or Parquet with encoded photos.
-    :param out: The folder for part-*.parquet and, at the end, _batch.json. `pandas.read_parquet(OUT)` reads it.
+    :param out: The folder or URL for part-*.parquet and, at the end, _batch.json. `pandas.read_parquet(OUT)` reads it.
     :param engine: local: this machine's cores; ray: the cluster at RAY_ADDRESS, else this machine.
     :param workers: Threads, or actors. By default one per core.
     :param shard: Photos per Parquet file; at most this many are repeated after an interruption.

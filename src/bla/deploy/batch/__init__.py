@@ -1,7 +1,7 @@
 """Any number of photos to one table of explanations; an interrupted batch resumes.
 
-Rows are numbered once and cut into shards, and each shard's results appear as one file by one rename: whenever a
-process is killed, no row is doubled or lost. One machine or a cluster runs the same function on the same shards.
+Rows are numbered once and cut into shards, and each shard's results appear as one file by one rename or put: whenever
+a process is killed, no row is doubled or lost. One machine or a cluster runs the same function on the same shards.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,24 +19,23 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from bla.data.prefetching import cores, prefetch
+from bla.deploy.batch.location import BatchError, Location, is_url
 from bla.deploy.batch.plan import (
     BATCH_FOLDER,
     GRAPH,
     PLAN,
     SHARD,
-    BatchError,
     Plan,
     Shard,
     Task,
     added,
-    is_url,
     make_plan,
     read_plan,
 )
 from bla.deploy.batch.rows import SCHEMA, explain_rows, part_name, unpacked, write_part
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine
-from bla.files import reading, real, sole_writer, timestamp, typed, write_atomically, write_json
+from bla.files import reading, real, timestamp, typed
 from bla.progress import Progress, silent
 
 __all__ = ["SCHEMA", "BatchError", "explain_all", "unpacked"]
@@ -88,6 +86,7 @@ def explain_all(
     source: a folder, a text file with a path or URL a line, a photo, a Parquet file or a folder of them; or the URL of
         photos, such as s3://bucket/folder, which fsspec opens. The batch lists its photos when it begins; a call after
         its end explains those that have been added since, though not rows of Parquet files.
+    out: a folder, or the URL of one in an object store, which has no locks: run one batch at a time into it.
     graph: the exported graph, as ``bla export`` writes it.
     engine: this machine's threads, or Ray's cluster, where every node sees source and ``out`` under the same path.
     workers: threads, or actors of a core each; by default one for each core.
@@ -109,8 +108,8 @@ def explain_all(
     EngineError
         If the explainer cannot select ``size`` cells.
     """
-    out, graph = Path(out), Path(graph)
-    if out.is_file():
+    results, graph = Location.of(out), Path(graph)
+    if results.files.isfile(results.path):
         raise BatchError(f"expected a folder for the results, got the file {out}: choose another name")
     if workers is not None and workers < 1:
         raise BatchError(f"expected at least 1 worker, got {workers}")
@@ -126,20 +125,20 @@ def explain_all(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     place = str(source if is_url(source) else real(source))
     task = Task(source=place, graph=digest, pictures=pictures, scores=scores, size=size, fill=fill)
-    out.mkdir(parents=True, exist_ok=True)
+    work = results / BATCH_FOLDER
     busy = BatchError(f"expected a folder that no other batch is writing, got {out}: wait for it")
-    with sole_writer(out, busy):
-        plan, record = _begun(task, out), _finished(task, out)
+    with results.sole_writer(busy):
+        plan, record = _begun(task, results), _finished(task, results)
         if plan is None and record is not None:
-            parts = [out / part_name(index) for index in range(record["parts"])]
-            if (plan := added(source, task, out / BATCH_FOLDER, parts, shard=shard)) is None:
+            parts = [results / part_name(index) for index in range(record["parts"])]
+            if (plan := added(source, task, work, parts, shard=shard)) is None:
                 report(f"{out} already holds this batch, begun {record['begun']}, and nothing was added since", 0, 0)
                 return record
             report(f"{plan.rows:,} photos were added to the {record['rows']:,} of {record['begun']}", 0, 0)
-        plan = plan or make_plan(source, task, out / BATCH_FOLDER, shard=shard, column=column)
-        for unfinished in out.glob(".part-*"):  # its writer was killed
-            unfinished.unlink()
-        done = {part.name for part in out.glob("part-*")}
+        plan = plan or make_plan(source, task, work, shard=shard, column=column)
+        done = results.names()
+        for unfinished in (name for name in done if name.startswith(".part-")):  # its writer was killed
+            (results / unfinished).remove()
         todo = [one for one in plan.shards() if part_name(one.index) not in done]
         left = sum(one.count for one in todo)
         ready = plan.rows - left
@@ -148,19 +147,19 @@ def explain_all(
         title, start = f"explaining {plan.rows:,} photos", time.monotonic()
         report(title, ready, plan.rows)
         if engine == "local" or not todo:
-            explained = run_locally(plan, todo, opened, out=out, workers=workers or cores())
+            explained = run_locally(plan, todo, opened, out=results, workers=workers or cores())
         else:
             from bla.deploy.batch.cluster import run_on_ray
 
-            shared = write_atomically(out / BATCH_FOLDER / GRAPH, graph.read_bytes())
-            explained = run_on_ray(plan, todo, shared, out=out, workers=workers)
+            (work / GRAPH).write(graph.read_bytes())
+            explained = run_on_ray(plan, todo, work / GRAPH, out=results, workers=workers)
         for rows in explained:
             ready += rows
             report(title, ready, plan.rows)
-        return _concluded(plan, out, LastCall(left, round(time.monotonic() - start, 2)))
+        return _concluded(plan, results, LastCall(left, round(time.monotonic() - start, 2)))
 
 
-def run_locally(plan: Plan, shards: Sequence[Shard], graph: Engine, *, out: Path, workers: int) -> Iterator[int]:
+def run_locally(plan: Plan, shards: Sequence[Shard], graph: Engine, *, out: Location, workers: int) -> Iterator[int]:
     """Explain shards in order; every thread decodes and runs the graph, on its own core. Yields the rows done."""
     reader = Reader(plan)
     batches = ((shard, rows) for shard in shards for rows in reader.batches(shard))
@@ -178,27 +177,27 @@ def run_locally(plan: Plan, shards: Sequence[Shard], graph: Engine, *, out: Path
             yield len(some)
 
 
-def _finished(task: Task, out: Path) -> dict[str, Any] | None:
+def _finished(task: Task, out: Location) -> dict[str, Any] | None:
     """The record of this batch, if it is done."""
     if not (out / RECORD).exists():
         return None
     with reading("the record of a batch", out / RECORD, BatchError):
-        record = typed((out / RECORD).read_bytes(), Finished)
+        record = typed((out / RECORD).read(), Finished)
     _check_same(task, record, out)
     return dataclasses.asdict(record)
 
 
-def _begun(task: Task, out: Path) -> Plan | None:
+def _begun(task: Task, out: Location) -> Plan | None:
     """The plan of this batch, if it has begun."""
     plan = read_plan(out / BATCH_FOLDER)
     if plan is not None:
         _check_same(task, plan, out)
-    elif any(out.glob("part-*")) and not (out / RECORD).exists():
+    elif RECORD not in (names := out.names()) and any(name.startswith("part-") for name in names):
         raise BatchError(f"expected a new folder, or one of this batch, got {out} with parts of other work")
     return plan
 
 
-def _check_same(task: Task, kept: Task, out: Path) -> None:
+def _check_same(task: Task, kept: Task, out: Location) -> None:
     for name, ours in dataclasses.asdict(task).items():
         if ours != (theirs := getattr(kept, name)):
             raise BatchError(
@@ -207,15 +206,16 @@ def _check_same(task: Task, kept: Task, out: Path) -> None:
             )
 
 
-def _concluded(plan: Plan, out: Path, last_call: LastCall) -> dict[str, Any]:
+def _concluded(plan: Plan, out: Location, last_call: LastCall) -> dict[str, Any]:
     """Add up the statuses that the footers of all parts hold, and write the record."""
     parts = [out / part_name(index) for index in range(plan.after[1] + sum(1 for _ in plan.shards()))]
-    footers = (json.loads(pq.read_schema(part).metadata[b"bla"]) for part in parts)
-    counts = sum((Counter(footer["counts"]) for footer in footers), Counter[str]())
+    with ThreadPoolExecutor(cores()) as pool:
+        schemas = pool.map(lambda part: pq.read_schema(part.path, filesystem=part.files), parts)
+        counts = sum((Counter(json.loads(one.metadata[b"bla"])["counts"]) for one in schemas), Counter[str]())
     task: dict[str, Any] = {field.name: getattr(plan, field.name) for field in dataclasses.fields(Task)}
     made: dict[str, Any] = {"rows": plan.after[0] + plan.rows, "statuses": dict(counts), "parts": len(parts)}
     record = dataclasses.asdict(Finished(**task, **made, begun=plan.begun, last_call=last_call))
-    write_json(out / RECORD, record, indent=1)
-    (out / BATCH_FOLDER / PLAN).unlink()  # without it the folder is none of a batch that has begun
-    shutil.rmtree(out / BATCH_FOLDER)
+    (out / RECORD).write(json.dumps(record, indent=1).encode())
+    (out / BATCH_FOLDER / PLAN).remove()  # without it the folder is none of a batch that has begun
+    (out / BATCH_FOLDER).clear()
     return record

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from bla import needs_extra
-from bla.deploy.batch.plan import BATCH_FOLDER, PLAN, BatchError, Plan, Shard
+from bla.deploy.batch.location import BatchError, Location
+from bla.deploy.batch.plan import BATCH_FOLDER, PLAN, Plan, Shard
 from bla.deploy.batch.rows import explain_rows, write_part
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine
-from bla.files import real
 
 
 class Worker:
     """Keeps one graph for all the shards that it gets. Ray starts as many workers as there is work and room for."""
 
-    def __init__(self, plan: Plan, graph: Path, out: Path) -> None:
+    def __init__(self, plan: Plan, graph: Location, out: Location) -> None:
         if not (out / BATCH_FOLDER / PLAN).exists():
             raise BatchError(f"expected {out} on every node of the cluster under this path, got a node without it")
         self.out = out
-        self.graph = Engine(graph, threads=1)
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+            file.write(graph.read())
+            file.flush()
+            self.graph = Engine(file.name, threads=1)
         self.reader = Reader(plan)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +37,9 @@ class Worker:
         return {"count": shard.count}
 
 
-def run_on_ray(plan: Plan, shards: Sequence[Shard], graph: Path, *, out: Path, workers: int | None) -> Iterator[int]:
+def run_on_ray(
+    plan: Plan, shards: Sequence[Shard], graph: Location, *, out: Location, workers: int | None
+) -> Iterator[int]:
     """Explain shards on the cluster of ``RAY_ADDRESS`` or of this process, or on this machine. Yields the rows done."""
     with needs_extra("ray", BatchError):
         import ray
@@ -51,7 +56,7 @@ def run_on_ray(plan: Plan, shards: Sequence[Shard], graph: Path, *, out: Path, w
         done = work.map(
             Worker,  # an actor's class, as fn_constructor_args says
             compute=ActorPoolStrategy(min_size=1, max_size=workers or cores),
-            fn_constructor_args=(plan, real(graph), real(out)),
+            fn_constructor_args=(plan, graph, out),
             num_cpus=1,
         )
         for row in done.iter_rows():

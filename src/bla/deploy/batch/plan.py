@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Meta
 
-from bla import BlaError
 from bla.data.image_sets import SUFFIXES, files_below
-from bla.files import reading, real, timestamp, typed, write_json
+from bla.deploy.batch.location import BatchError, Location, is_url, one_line
+from bla.files import reading, timestamp, typed
 
 SHARD = 4096
 LISTS = frozenset({".txt", ".lst", ".list"})
@@ -26,11 +25,7 @@ LISTS = frozenset({".txt", ".lst", ".list"})
 NAMES = ("path", "file_name", "filename", "name", "id", "key", "url", "__key__")
 BATCH_FOLDER, PLAN, PATHS, GRAPH = ".batch", "plan.json", "paths.parquet", "graph.onnx"
 
-File = tuple[str, int, int, int]  # path, rows, bytes, and the time of the last change
-
-
-class BatchError(BlaError):
-    """Photos that cannot be found, or a folder of results that belongs to other work."""
+File = tuple[str, int, int, float]  # path or URL, rows, bytes, and the time of the last change
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,25 +78,19 @@ class Plan(Task):
                 number += count
 
 
-def is_url(source: str | Path) -> bool:
-    """Whether photos are in an object store or at another place that fsspec opens, such as s3://bucket/folder."""
-    return isinstance(source, str) and "://" in source
-
-
 def named(path: bytes) -> str:
     """A path as a row of the results names it."""
     return path.decode("utf-8", "backslashreplace")
 
 
-def make_plan(source: str | Path, task: Task, work: Path, *, shard: int = SHARD, column: str | None = None) -> Plan:
+def make_plan(source: str | Path, task: Task, work: Location, *, shard: int = SHARD, column: str | None = None) -> Plan:
     """Find the photos of a source and write the plan of a task into ``work``; a resumed batch reads it from there."""
     if shard < 1:
         raise BatchError(f"expected shards of at least 1 row, got {shard}")
     if not is_url(source) and not Path(source).exists():
         raise BatchError(f"expected a folder, a list of files or a Parquet file, got {source}, which does not exist")
-    work.mkdir(parents=True, exist_ok=True)
     paths, tables = work / PATHS, list[Path]()
-    photos = _write_paths(paths, _listed(source, tables), shard)
+    photos = _write_paths(work, _listed(source, tables), shard)
     if photos and tables:
         raise BatchError(f"{source}: expected photos or Parquet files, got both: name a folder of one kind")
     if not photos and not tables:
@@ -110,32 +99,34 @@ def make_plan(source: str | Path, task: Task, work: Path, *, shard: int = SHARD,
         if column is not None:
             raise BatchError(f"expected --column with Parquet files, got it with {source}")
         return _written(task, work, shard, kind="paths", files=(_file(paths, photos),), content="path", name=None)
-    paths.unlink()
+    paths.remove()
     files, (content, name) = _of_tables(sorted(tables), column)
     return _written(task, work, shard, kind="content", files=files, content=content, name=name)
 
 
-def added(source: str | Path, task: Task, work: Path, parts: Sequence[Path], *, shard: int = SHARD) -> Plan | None:
+def added(
+    source: str | Path, task: Task, work: Location, parts: Sequence[Location], *, shard: int = SHARD
+) -> Plan | None:
     """The plan of the photos in a source that no row of a finished batch's ``parts`` names; None if there are none.
 
     Of Parquet files there are none: their rows have no places by which to tell them.
     """
     if not is_url(source) and not Path(source).exists():
         return None
-    if missing := [part.name for part in parts if not part.exists()]:
+    if missing := [part for part in parts if not part.exists()]:
         raise BatchError(f"expected all {len(parts)} parts of the batch, got none at {missing[0]}: choose a new folder")
-    names = (name for part in parts for name in pq.read_table(part, columns=["path"])["path"].to_pylist())
+    columns = (pq.read_table(part.path, columns=["path"], filesystem=part.files)["path"] for part in parts)
+    names = (name for column in columns for name in column.to_pylist())
     known = np.sort(np.fromiter(map(hash, names), np.int64))  # 8 bytes a photo
 
     def new(path: bytes) -> bool:
         place = np.searchsorted(known, called := hash(named(path)))
         return bool(place == len(known) or known[place] != called)
 
-    work.mkdir(parents=True, exist_ok=True)
-    if photos := _write_paths(work / PATHS, filter(new, _listed(source, [])), shard):
+    if photos := _write_paths(work, filter(new, _listed(source, [])), shard):
         files, after = (_file(work / PATHS, photos),), (len(known), len(parts))
         return _written(task, work, shard, kind="paths", files=files, content="path", name=None, after=after)
-    shutil.rmtree(work)
+    work.clear()
     return None
 
 
@@ -155,40 +146,35 @@ def _listed(source: str | Path, tables: list[Path]) -> Iterator[bytes]:
         yield os.fsencode(place)
 
 
-def _written(task: Task, work: Path, shard: int, **found: Any) -> Plan:
+def _written(task: Task, work: Location, shard: int, **found: Any) -> Plan:
     plan = Plan(**dataclasses.asdict(task), **found, shard=shard, begun=timestamp())
-    write_json(work / PLAN, dataclasses.asdict(plan))
+    (work / PLAN).write(json.dumps(dataclasses.asdict(plan)).encode())
     return plan
 
 
-def read_plan(work: Path) -> Plan | None:
+def read_plan(work: Location) -> Plan | None:
     """The plan of a batch that has begun, or None; refused if one of its Parquet files has changed since."""
     if not (work / PLAN).exists():
         return None
     with reading("the plan of a batch", work / PLAN, BatchError):
-        plan = typed((work / PLAN).read_bytes(), Plan)
+        plan = typed((work / PLAN).read(), Plan)
         for file in plan.files:
-            path = Path(file[0])
-            if not path.exists() or _file(path, file[1]) != file:
+            place = Location.of(file[0])
+            if not place.exists() or _file(place, file[1]) != file:
                 raise BatchError(
-                    f"expected {path} as it was when the batch began, got a changed or missing file: put it back, or "
+                    f"expected {place} as it was when the batch began, got a changed or missing file: put it back, or "
                     "begin anew in another folder"
                 )
-            table = pq.read_metadata(path)
+            table = pq.read_metadata(place.path, filesystem=place.files)
             names = table.schema.to_arrow_schema().empty_table().flatten().schema.names
             if table.num_rows != file[1] or not {plan.content, plan.name or plan.content} <= {*names}:
                 raise ValueError(f"{file[1]} rows with {plan.content}, {plan.name}, not {table.num_rows} with {names}")
     return plan
 
 
-def one_line(error: Exception) -> str:
-    """An error's message on one line, at most 300 characters."""
-    return " ".join(str(error).split())[:300]
-
-
-def _file(path: Path, rows: int) -> File:
-    state = path.stat()
-    return str(real(path)), rows, state.st_size, state.st_mtime_ns
+def _file(place: Location, rows: int) -> File:
+    state = place.files.info(place.path)
+    return str(place), rows, state["size"], state["mtime"] if place.local else 0.0
 
 
 def _found(folder: Path, tables: list[Path]) -> Iterator[bytes]:
@@ -203,26 +189,27 @@ def _found(folder: Path, tables: list[Path]) -> Iterator[bytes]:
 
 def _found_at(url: str) -> Iterator[bytes]:
     """Photos below a URL, or the one at it, as URLs."""
+    place = Location.of(url)
     try:
-        files, root = fsspec.url_to_fs(url)
-        if files.isfile(root):
+        if place.files.isfile(place.path):
             yield os.fsencode(url)
             return
-        for folder, folders, names in files.walk(root, on_error="raise"):
+        for folder, folders, names in place.files.walk(place.path, on_error="raise"):
             folders.sort()
             for name in sorted(names):
                 if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 - as above
-                    yield os.fsencode(files.unstrip_protocol(f"{folder}/{name}"))
-    except (ImportError, OSError, ValueError) as error:  # a package that it names, a place, a scheme
+                    yield os.fsencode(place.files.unstrip_protocol(f"{folder}/{name}"))
+    except OSError as error:
         came = f"{type(error).__name__}: {one_line(error)}"
         raise BatchError(f"{url}: expected a place that fsspec can list, got {came}") from error
 
 
-def _write_paths(file: Path, paths: Iterator[bytes], shard: int) -> int:
-    """Write paths as they come, a row group a shard; returns how many."""
+def _write_paths(work: Location, paths: Iterator[bytes], shard: int) -> int:
+    """Write paths into ``work`` as they come, a row group a shard; returns how many."""
+    work.mkdir()
     schema = pa.schema([("path", pa.binary())])
     count = 0
-    with pq.ParquetWriter(file, schema) as writer:
+    with pq.ParquetWriter((work / PATHS).path, schema, filesystem=work.files) as writer:
         while some := list(itertools.islice(paths, shard)):
             writer.write_table(pa.table({"path": some}, schema=schema), row_group_size=shard)
             count += len(some)
@@ -239,7 +226,7 @@ def _of_tables(tables: Sequence[Path], column: str | None) -> tuple[tuple[File, 
         except (pa.ArrowException, OSError) as error:
             raise BatchError(f"{table}: expected a Parquet file, got {one_line(error)}; write it again") from error
         columns.append(_columns(parquet.schema_arrow, table, column))
-        files.append(_file(table, parquet.metadata.num_rows))
+        files.append(_file(Location.of(table), parquet.metadata.num_rows))
         if columns[-1] != columns[0]:
             raise BatchError(f"{table}: expected the columns of {tables[0]}, {columns[0]}, got {columns[-1]}")
     if not sum(file[1] for file in files):

@@ -7,7 +7,6 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bla.deploy.batch.location import Location
 from bla.deploy.batch.plan import Plan, Shard
 from bla.deploy.batch.sources import Row
 from bla.deploy.engine import Engine
 from bla.deploy.pictures import picture
 from bla.explanations.explanation import Prediction, Unexplained
-from bla.files import write_atomically
 
 SCHEMA_VERSION = 4
 _KINDS = (("index", pa.int32()), ("label", pa.string()), ("probability", pa.float32()))
@@ -57,7 +56,7 @@ def _fields(guess: Prediction, prefix: str = "") -> dict[str, Any]:
     return {f"{prefix}{name}": getattr(guess, name) for name, _ in _KINDS}
 
 
-def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> list[dict[str, Any]]:
+def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Location) -> list[dict[str, Any]]:
     """A result for each row, in order; a failed one holds the reason. Panels, if wanted, go to ``out/_pictures``."""
     rows = [row.fetched() for row in rows]
     names = [row.name for row in rows]
@@ -87,7 +86,7 @@ def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Path) -> l
                 result |= _fields(answer, prefix)
         results.append(result)
         if plan.pictures and row.photo is not None:
-            write_atomically(out / "_pictures" / f"{row.number:09}.png", picture(row.photo, found, width=480))
+            (out / f"_pictures/{row.number:09}.png").write(picture(row.photo, found, width=480))
     return results
 
 
@@ -106,7 +105,7 @@ def part_name(index: int) -> str:
     return f"part-{index:06}.parquet"
 
 
-def write_part(folder: Path, shard: Shard, results: Sequence[Mapping[str, Any]]) -> None:
+def write_part(folder: Location, shard: Shard, results: Sequence[Mapping[str, Any]]) -> None:
     """Write a shard's results, all or nothing."""
     if [result["row"] for result in results] != list(range(shard.number, shard.number + shard.count)):
         raise RuntimeError(f"a fault of ours: shard {shard.index} has other rows than its own")
@@ -115,4 +114,4 @@ def write_part(folder: Path, shard: Shard, results: Sequence[Mapping[str, Any]])
     table = pa.Table.from_pylist(list(results), schema=SCHEMA.with_metadata(notes))
     content = io.BytesIO()
     pq.write_table(table, content, compression="zstd")
-    write_atomically(folder / part_name(shard.index), content.getvalue())
+    (folder / part_name(shard.index)).write(content.getvalue())

@@ -13,7 +13,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bla.deploy.batch.plan import BatchError, Plan, Shard, is_url, named, one_line
+from bla.deploy.batch.location import BatchError, Location, is_url, one_line
+from bla.deploy.batch.plan import Plan, Shard, named
 
 READ = 64  # rows read from a Parquet file at once
 BATCH = 16  # photos in one run of the graph
@@ -63,7 +64,7 @@ class Reader:
                 raise ValueError("fewer rows than its footer says")
             self._place = (shard.file, shard.first + shard.count)
         except (pa.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno:  # the disk's fault rather than the file's
+            if self.plan.kind == "paths" or (isinstance(error, OSError) and error.errno):  # ours, or the disk's fault
                 raise
             reason = f"expected rows in {self.plan.files[shard.file][0]}, got a damaged file: {one_line(error)}"
             for missing in range(number, shard.number + shard.count):
@@ -77,8 +78,13 @@ class Reader:
 
     def _values_from(self, file: int, first: int) -> Iterator[tuple[Any, Any]]:
         """Contents and names from a row of a file on."""
+        place = Location.of(self.plan.files[file][0])
         parquet = pq.ParquetFile(
-            self.plan.files[file][0], buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+            place.path,
+            filesystem=place.files,
+            buffer_size=1 << 20,
+            pre_buffer=False,
+            page_checksum_verification=True,
         )
         columns = [column for column in (self.plan.content, self.plan.name) if column]
         for group in range(parquet.num_row_groups):  # no batch spans two groups, one of which may be damaged
