@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.faithfulness import bounds, classifiers, mosaics, own_prediction
+from benchmarks.faithfulness import bounds, classifiers, mosaics, own_prediction, sizes
 from bla.comparison.methods import PooledClassifier
 from bla.metrics import top_cells
 from bla.metrics.pixels import kept_and_removed
@@ -124,3 +124,23 @@ def test_a_bound_set_on_other_photos_by_hand(
     assert (tmp_path / "bounds.md").read_text() in text
     assert "| agreement, all (5) |" in text
     assert "Set on 4 photos; 95% intervals." in text
+
+
+def test_sizes_by_hand(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rising = torch.tensor([[0.1, 0.7, 0.85, 0.7], [0.99, 0.5, 0.9, 1.0], [0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
+    kept = (rising > 0.6).double()
+    unbounded = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 3).double()
+    curves = {"kept": kept, "removed": 1 - kept, "head": rising, "classifier": rising, "unbounded": unbounded}
+    found = {(rule, level): found.tolist() for rule, level, found in sizes.chosen(curves, 1)}
+    assert found["bound", "25%"] == [1, 1, 1]
+    assert (found["head", "0.8"], found["classifier", "0.9"]) == ([3, 1, 4], [4, 1, 4]), "all where no size is enough"
+    # 8/3 cells: between 2 and 3 for all, which keeps (1 + 2/3 + 0) / 3
+    assert "| head | 0.8 | 2.7 | 1, 4 | 0.667 | +0.111 " in sizes.table(curves, 1)
+    monkeypatch.setattr(sizes, "fastest", lambda pooled, _: pooled)
+    monkeypatch.setattr("sys.argv", ["sizes", "small:Tiny", str(photos), "--out", str(tmp_path), "--untrained"])
+    sizes.main()
+    assert "5 photos; 95% intervals, paired." in capsys.readouterr().out
+    (kept_,) = [json.loads(path.read_text()) for path in tmp_path.glob("curves-*.json")]
+    assert [each[-1] for each in kept_["kept"]] == [1.0] * 5, "the whole photo is its own class"
