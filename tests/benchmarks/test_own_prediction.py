@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.faithfulness import bounds, classifiers, mosaics, own_prediction, sizes
+from benchmarks.faithfulness import bounds, classifiers, evaluators, mosaics, own_prediction, sizes
 from bla.comparison.methods import PooledClassifier
 from bla.metrics import top_cells
 from bla.metrics.pixels import kept_and_removed
@@ -144,3 +144,23 @@ def test_sizes_by_hand(
     assert "5 photos; 95% intervals, paired." in capsys.readouterr().out
     (kept_,) = [json.loads(path.read_text()) for path in tmp_path.glob("curves-*.json")]
     assert [each[-1] for each in kept_["kept"]] == [1.0] * 5, "the whole photo is its own class"
+
+
+def test_evaluators_judge_every_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, count in (("train", 6), ("test", 4)):
+        for kind in range(3):
+            (tmp_path / "data" / split / str(kind)).mkdir(parents=True)
+            for index in range(count):
+                photo(index, kind).save(tmp_path / "data" / split / str(kind) / f"{index}.png")
+    monkeypatch.setattr(evaluators, "compiled", lambda *_: None)
+    monkeypatch.setattr("bla.metrics.leakage.STEPS", 20)
+    data, out = str(tmp_path / "data"), str(tmp_path / "out")
+    monkeypatch.setattr("sys.argv", ["evaluators", "small:Tiny", data, "--out", out, "--untrained", "--limit", "5"])
+    evaluators.main()
+    text = capsys.readouterr().out
+    assert [f"| {name} {size} |" in text for name in (*evaluators.COMPARED, "bla") for size in (2, 4)] == [True] * 12
+    assert "Photos: 12, for pixels 5, for probe and encoding 6; 95% intervals, paired." in text
+    (found,) = [json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()]
+    assert set(found["cam 4"]["cells kept"]) <= {0.0, 1.0}
