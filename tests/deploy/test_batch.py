@@ -28,6 +28,7 @@ from PIL import Image
 
 from bla.cli import run_command
 from bla.deploy.batch import SCHEMA, BatchError, explain_all, sources, unpacked
+from bla.deploy.batch import cluster as cluster_of_batch
 from bla.deploy.batch import plan as planning
 from bla.deploy.batch.location import Location
 from bla.deploy.batch.plan import Plan, Task, make_plan
@@ -438,12 +439,14 @@ def starter(cluster: str) -> Iterator[Starter]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """Ray with four logical cores, for the module: with two, Ray Data may wait for an actor for ever."""
+    """Ray with four logical cores and a GPU, for the module: with two, Ray Data may wait for an actor for ever."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, of files and sockets that its start leaves open
-        context = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+        context = ray.init(
+            num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000
+        )
         patch.setenv("RAY_ADDRESS", context.address_info["address"])
         yield
     ray.shutdown()
@@ -566,13 +569,25 @@ def test_a_table_that_changes_on_the_way_is_refused(starter: Starter, many: Path
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_ray_gives_the_same_rows_after_a_kill_too(
-    starter: Starter, many: Path, graph: Path, uninterrupted: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
+    starter: Starter, many: Path, graph: Path, uninterrupted: list[dict[str, Any]], tmp_path: Path, *,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """And its actors share the GPUs of a cluster whose ONNX Runtime can use them."""
+    import ray
+
+    out, held = tmp_path / "out", list[float]()
     parts = starter.killed(many, out, graph, "ray")
     assert 0 < parts < 24
+    monkeypatch.setattr(cluster_of_batch, "has_cuda", lambda: True)
     progress: list[tuple[str, int, int]] = []
-    record = explain_all(many, out.as_uri(), graph, engine="ray", workers=2, report=lambda *call: progress.append(call))
+
+    def report(*call: Any) -> None:
+        progress.append(call)
+        held.append(1 - ray.available_resources().get("GPU", 0))
+
+    record = explain_all(many, out.as_uri(), graph, engine="ray", workers=2, report=report)
+    assert max(held) in (0.5, 1)
+    assert ("actors with 0.5 of a GPU compute on the CPU", 0, 0) in progress
     assert rows_of(out) == uninterrupted
     assert record["statuses"] == {"ok": 210, "unreadable": 30}
     assert progress[-1][1:] == (240, 240)

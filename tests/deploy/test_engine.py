@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -149,6 +150,26 @@ def test_photos_that_cannot_be_read_and_numbers_that_are_none(plain: Pair) -> No
     (result,) = Engine(path).explain_each([photos(1)[0]])
     assert isinstance(result, Unexplained)
     assert "NaN" in result.error
+
+
+def test_a_gpu_is_used_where_the_runtime_can(plain: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def opened(model: Path, options: Any, providers: list[Any]) -> onnxruntime.InferenceSession:
+        asked.append(providers[0])
+        return session(model, options, providers=providers)  # of a build that knows no GPU
+
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    assert Engine(plain[1].path).device == "CPU"
+    assert Engine(plain[1].path, gpu=False).device == "CPU"
+    said: list[str] = []
+    photo = Path(__file__).parents[2] / "docs" / "cat.png"
+    list(explain_files([photo], run=plain[1].path, device="cpu", report=lambda text, *_: said.append(text)))
+    assert [provider[0] if isinstance(provider, tuple) else provider for provider in asked] == [*both, both[1]]
+    assert said[0].endswith("; computed on the CPU")
 
 
 def test_a_run_is_exported_once_and_kept(plain: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def serve(
     with listening(host, port) as listener:
         with shown_progress() as report:
             engine = open_engine(explainer, model=trust_code, threads=threads, report=report)
-        say(engine.card.transform.in_words(), file=sys.stderr)
+        say(f"{engine.card.transform.in_words()}; computed on the {engine.device}", file=sys.stderr)
         limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), seconds=timeout)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
         say(f"{engine.card.setup} on {engine.card.model}: {address}", file=sys.stderr, flush=True)

@@ -151,10 +151,12 @@ class Engine:
     ----------
     path: a file that ``bla export --to onnx`` wrote.
     threads: of the computation; by default all cores.
+    gpu: compute on a GPU if there is one and onnxruntime-gpu is installed instead of onnxruntime.
 
     Attributes
     ----------
     card, classes, transform, grid: what the file says about itself.
+    device: ``CPU`` or ``GPU``: where it computes.
 
     Raises
     ------
@@ -162,18 +164,19 @@ class Engine:
         If there is no such file, or bla did not export it.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, threads: int | None = None, gpu: bool = True) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise EngineError(f"expected a file that `bla export` wrote, got {self.path}, which is no file")
         try:
-            self._session = session(self.path, threads=threads)
+            self._session = session(self.path, threads=threads, gpu=gpu)
         except Exception as error:  # ONNX Runtime's errors share no class
             reason = str(error).partition("\n")[0][:200]
             raise EngineError(f"expected an ONNX file that `bla export` wrote, got {self.path}: {reason}") from error
         text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
         if text is None:
             raise EngineError(f"expected a file that `bla export` wrote, got {self.path}, an ONNX file of another's")
+        self.device = "GPU" if "CUDAExecutionProvider" in self._session.get_providers() else "CPU"
         self.card = Card.from_json(text)
         self.classes, self.transform, self.grid = self.card.classes, self.card.transform, self.card.grid
 

@@ -102,8 +102,9 @@ def explain_files(
     votes = target is not None or against is not None  # which a graph does not have
     if graph is None and not votes and model is None and _on_cpu(device, len(photos)):
         graph = _graph(run, report)
-    explainer, *made = _of_run(run, model, device) if graph is None else _of_graph(graph)
-    report(explainer.transform.in_words(), 0, 0)
+    explainer, *made = _of_run(run, model, device) if graph is None else _of_graph(graph, device)
+    computed = "" if graph is None else f"; computed on the {explainer.device}"
+    report(f"{explainer.transform.in_words()}{computed}", 0, 0)
     kept: dict[Path, Explanation] = {}
     names: dict[Path, str] = {}
     signature, sheets = "", 0
@@ -157,8 +158,8 @@ def _graph(run: str | Path, report: Progress) -> Path | None:
 # What explains, a run's classifier or an exported file's engine, and all that its explanations depend on.
 
 
-def _of_graph(graph: Path) -> tuple[Any, ...]:
-    return Engine(graph), hashlib.sha256(graph.read_bytes()).hexdigest()
+def _of_graph(graph: Path, device: str) -> tuple[Any, ...]:
+    return Engine(graph, gpu=device != "cpu"), hashlib.sha256(graph.read_bytes()).hexdigest()
 
 
 def _of_run(run: str | Path, model: str | None, device: str) -> tuple[Any, ...]:

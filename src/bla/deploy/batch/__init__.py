@@ -89,7 +89,7 @@ def explain_all(
     out: a folder, or the URL of one in an object store, which has no locks: run one batch at a time into it.
     graph: the exported graph, as ``bla export`` writes it.
     engine: this machine's threads, or Ray's cluster, where every node sees source and ``out`` under the same path.
-    workers: threads, or actors of a core each; by default one for each core.
+    workers: threads, or actors of a core each, which share the cluster's GPUs; by default one for each core.
     shard: the number of photos in one file of results; after a kill, an unfinished shard is explained again.
     column: the Parquet column with the photos' bytes.
     pictures: write ``out/_pictures/ROW.png`` for each photo.
@@ -152,7 +152,7 @@ def explain_all(
             from bla.deploy.batch.cluster import run_on_ray
 
             (work / GRAPH).write(graph.read_bytes())
-            explained = run_on_ray(plan, todo, work / GRAPH, out=results, workers=workers)
+            explained = run_on_ray(plan, todo, work / GRAPH, out=results, workers=workers, report=report)
         for rows in explained:
             ready += rows
             report(title, ready, plan.rows)

@@ -14,6 +14,8 @@ from bla.deploy.batch.plan import BATCH_FOLDER, PLAN, Plan, Shard
 from bla.deploy.batch.rows import explain_rows, write_part
 from bla.deploy.batch.sources import Reader
 from bla.deploy.engine import Engine
+from bla.model.compiled import has_cuda
+from bla.progress import Progress
 
 
 class Worker:
@@ -34,13 +36,16 @@ class Worker:
         shard = Shard(**item)
         explained = (explain_rows(self.graph, rows, self.reader.plan, self.out) for rows in self.reader.batches(shard))
         write_part(self.out, shard, [*itertools.chain.from_iterable(explained)])
-        return {"count": shard.count}
+        return {"count": shard.count, "device": self.graph.device}
 
 
 def run_on_ray(
-    plan: Plan, shards: Sequence[Shard], graph: Location, *, out: Location, workers: int | None
+    plan: Plan, shards: Sequence[Shard], graph: Location, *, out: Location, workers: int | None, report: Progress
 ) -> Iterator[int]:
-    """Explain shards on the cluster of ``RAY_ADDRESS`` or of this process, or on this machine. Yields the rows done."""
+    """Explain shards on the cluster of ``RAY_ADDRESS`` or of this process, or on this machine. Yields the rows done.
+
+    Where the cluster has GPUs and ONNX Runtime can use them, each actor asks for an equal share of them.
+    """
     with needs_extra("ray", BatchError):
         import ray
         from ray.data import ActorPoolStrategy, DataContext
@@ -48,18 +53,27 @@ def run_on_ray(
     if ours:
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
-        cores = int(ray.cluster_resources().get("CPU", 1))
+        cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+        actors = min(workers or cores, cores) or 1
+        share = min(1, int(1e4 * gpus / actors) / 1e4) if has_cuda() else 0  # as Ray rounds, but downwards
+        if gpus and not share:
+            report(f"{gpus} GPUs stay idle: onnxruntime cannot use them; install onnxruntime-gpu instead", 0, 0)
         DataContext.get_current().enable_progress_bars = False
         work = ray.data.from_items(
-            [dataclasses.asdict(shard) for shard in shards], override_num_blocks=min(len(shards), 16 * cores)
+            [dataclasses.asdict(shard) for shard in shards], override_num_blocks=min(len(shards), 16 * actors)
         )
         done = work.map(
             Worker,  # an actor's class, as fn_constructor_args says
-            compute=ActorPoolStrategy(min_size=1, max_size=workers or cores),
+            compute=ActorPoolStrategy(min_size=1, max_size=actors),
             fn_constructor_args=(plan, graph, out),
             num_cpus=1,
+            num_gpus=share or None,
         )
+        devices = set[str]()
         for row in done.iter_rows():
+            if row["device"] not in devices:
+                devices.add(row["device"])
+                report(f"actors with {share:g} of a GPU compute on the {row['device']}", 0, 0)
             yield int(row["count"])
     finally:
         if ours:

@@ -42,7 +42,7 @@ def quantised(graph: bytes, photos: Sequence[Path]) -> tuple[bytes, Card, dict[s
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("float32.onnx", "int8.onnx")]
         files[0].write_bytes(graph)
-        engine = Engine(files[0])
+        engine = Engine(files[0], gpu=False)
         paths = list_images(photos)
         read = (engine.read(str(path), path) for path in paths)
         pixels = [photo.pixels for photo in read if isinstance(photo, Photo)]
@@ -62,7 +62,7 @@ def quantised(graph: bytes, photos: Sequence[Path]) -> tuple[bytes, Card, dict[s
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
         with _silent():  # signed activations would run at half the speed
             quantize_static(*files, Reader(), nodes_to_exclude=others, **kinds)
-        misses = disagreement(engine, Engine(files[1]), pixels[1::2])
+        misses = disagreement(engine, Engine(files[1], gpu=False), pixels[1::2])
         note = "int8: the classifier's class differs from float32's on {:.1%} of {} photos, {:.1%} of the cells".format(
             misses["classifier"], len(pixels[1::2]), misses["selected"]
         )
