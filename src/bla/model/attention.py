@@ -431,10 +431,6 @@ class L2XAttention(Attention):
         hard = operators.top_hard(logits, size)
         return Selection(unbounded, unbounded, soft.reshape_as(unbounded), hard.reshape_as(unbounded))
 
-    def least_about(self, size: float) -> int:
-        """``least`` where the bound is set for this mean size."""
-        return int(self.least)
-
     def freeze(self, features: Tensor) -> None:
         """Make the draws of evaluation mode a constant for such maps."""
         cells = features[0, 0].numel()

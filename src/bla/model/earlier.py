@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.nn import functional
 
 from bla.model.heads import reads_maps
 from bla.model.splitting import Split
+from bla.model.untouched import seeing
 
 MOST = 1024
 """A map of more channels is no earlier one."""
@@ -32,15 +32,12 @@ class EarlierTrunk(nn.Module):
         seen: list[Tensor] = []
         here = threading.get_ident()
 
-        def see(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def see(_: str, output: Tensor) -> None:
             if threading.get_ident() == here:  # another thread may run the same trunk
                 seen.append(output)
 
-        hook = self.trunk.get_submodule(self.place).register_forward_hook(see)
-        try:
+        with seeing([(self.place, self.trunk.get_submodule(self.place))], see):
             features: Tensor = self.trunk(pixels)
-        finally:
-            hook.remove()
         earlier = seen[-1].permute(0, 3, 1, 2) if self.channels_last else seen[-1]
         size = (features.shape[2], features.shape[3])
         return torch.cat([features, functional.adaptive_avg_pool2d(earlier, size).to(features.dtype)], dim=1)
@@ -73,17 +70,9 @@ def with_earlier(found: Split, pixels: Tensor) -> tuple[Split, int]:
         seen.pop(name, None)
         seen[name] = output
 
-    hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: see(name, output))
-        for name, module in found.trunk.named_modules()
-        if name
-    ]
-    try:
-        with torch.inference_mode():
-            own = found.trunk(pixels).shape[2:]
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _, *inner = found.trunk.named_modules()
+    with seeing(inner, see), torch.inference_mode():
+        own = found.trunk(pixels).shape[2:]
     candidates: list[tuple[str, bool, int]] = []
     for name, output in seen.items():
         if isinstance(output, Tensor) and output.ndim == 4 == 2 + len(own):

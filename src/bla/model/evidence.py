@@ -118,7 +118,7 @@ def slopes_of(head: nn.Module) -> Slopes:
         with torch.inference_mode(False), torch.enable_grad():
             at, target = at.detach().clone().requires_grad_(), target.clone()
             logits = head(at)
-            other = _runner_up(logits.detach(), target)
+            other = _others(logits.detach(), target).argmax(dim=1)
             own, second = (logits.gather(1, chosen[:, None])[:, 0] for chosen in (target, other))
             rest = _others(logits, target).logsumexp(-1) if logits.shape[1] > 1 else 0
             parts = (own - rest, own, own - second)
@@ -170,10 +170,6 @@ def _places(ranking: Tensor) -> Tensor:
     other, own = ranking[:, None], ranking[..., None]
     cell = torch.arange(ranking.shape[1], device=ranking.device)
     return ((other > own) | ((other == own) & (cell < cell[:, None]))).sum(dim=-1)
-
-
-def _runner_up(logits: Tensor, target: Tensor) -> Tensor:
-    return _others(logits, target).argmax(dim=1)
 
 
 def _others(logits: Tensor, target: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bla.model.untouched import seeing
+
 
 def unfinite(network: nn.Module, pixels: Tensor, run: Callable[[Tensor], Any] | None = None) -> str:
     """Where the NaN or infinity of a network's answer comes from: its pixels (B, 3, h, w), a weight, or a layer.
@@ -30,19 +32,13 @@ def unfinite(network: nn.Module, pixels: Tensor, run: Callable[[Tensor], Any] | 
     remedy = "pass the transform it was trained with, or compute in float32"
     if run is None:
         return f"NaN or infinity made of finite weights and pixels: {remedy}"
+    modules = {name: each for name, each in network.named_modules() if not isinstance(each, torch.jit.ScriptModule)}
     found: list[str] = []
-    hooks = []
-    for name, module in network.named_modules():
 
-        def see(module: nn.Module, _: Any, output: Any, name: str = name) -> None:
-            if isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(f"{name or 'its last layer'} ({type(module).__name__}, in {output.dtype})")
+    def see(name: str, output: Any) -> None:
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            found.append(f"{name or 'its last layer'} ({type(modules[name]).__name__}, in {output.dtype})")
 
-        if not isinstance(module, torch.jit.ScriptModule):
-            hooks.append(module.register_forward_hook(see))
-    try:
+    with seeing(modules.items(), see):
         run(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return f"NaN or infinity{' from '.join(['', *found[:1]])}: {remedy}"

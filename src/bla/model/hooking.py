@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from bla.model.heads import MapHead
 from bla.model.joining import Around, Keeping
 from bla.model.tracing import Layout, TracingError, as_map, is_over, joined_maps, token_grid
+from bla.model.untouched import seeing
 
 _TRIED = 6
 """How many of the last maps are tried."""
@@ -65,7 +66,7 @@ class Place:
     def map_in(self, returned: Any, size: Sequence[int]) -> Tensor:
         """The map (B, C, H, W) in what the module returned."""
         values: Tensor = pytree.tree_leaves(returned)[self.leaf]
-        return as_map(values[:, self.prefix :] if self.prefix else values, self.layout, size)
+        return as_map(values, self.layout, size, self.prefix)
 
     def returning(self, blank: Any, values: Tensor) -> Any:
         """What the module would return with this map (B, C, H, W); all else blank."""
@@ -227,27 +228,16 @@ def hooked(own: nn.Module, pixels: Tensor) -> Iterator[tuple[nn.Module, nn.Modul
 def _recorded(own: nn.Module, pixels: Tensor) -> list[tuple[str, Any]]:
     """Each module by name as it ends, and the shapes of what it returns."""
     events: list[tuple[str, Any]] = []
-    hooks = []
 
     def shape_of(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return _Blank(tuple(value.shape), (False,) * value.ndim, None if value.dtype == pixels.dtype else value.dtype)
 
-    for name, module in own.named_modules():
-        if isinstance(module.__dict__.get("forward"), _Watched):
-            module.forward = module.__dict__["forward"].forward
-
-        def see(_module: nn.Module, _inputs: Any, returned: Any, name: str = name) -> None:
-            events.append((name, pytree.tree_map(shape_of, returned)))
-
-        if name:
-            hooks.append(module.register_forward_hook(see))
-    try:
+    _unwatch(own)
+    _, *inner = own.named_modules()
+    with seeing(inner, lambda name, returned: events.append((name, pytree.tree_map(shape_of, returned)))):
         own(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return events
 
 
@@ -304,9 +294,7 @@ def _with_siblings(place: Place, others: Sequence[Place]) -> Iterator[list[Place
 
 def _watch(own: nn.Module, places: Sequence[Place], runs: Sequence[str], blanks: Mapping[str, Any]) -> None:
     """Let the modules at these places, and those that are done before, do as a run says."""
-    for module in own.modules():
-        if isinstance(module.__dict__.get("forward"), _Watched):
-            module.forward = module.__dict__["forward"].forward
+    _unwatch(own)
     names = {place.module for place in places}
     watched = set(names)
     for place in places:
@@ -322,6 +310,12 @@ def _watch(own: nn.Module, places: Sequence[Place], runs: Sequence[str], blanks:
     for name in watched:
         module = own.get_submodule(name)
         module.forward = _Watched(name, module.forward, blanks[name])
+
+
+def _unwatch(own: nn.Module) -> None:
+    for module in own.modules():
+        if isinstance(watched := vars(module).get("forward"), _Watched):
+            module.forward = watched.forward
 
 
 def _is_in(name: str, outer: str) -> bool:

@@ -93,7 +93,10 @@ class Calling(nn.Module):
         """Choose the part that ``output`` names, by default the one that may be meant."""
         assert self._probe is not None
         (pixels, affine), self._probe = self._probe, None
-        self.chosen = self._plain_choice(returned, pixels, affine.count) if output is None else _as_choice(output)
+        if output is None:
+            self.chosen = self._plain_choice(returned, pixels, affine.count)
+        else:
+            self.chosen = (output,) if isinstance(output, (int, str)) else output
         try:
             values = _at(returned, self.chosen)
         except Exception as error:
@@ -259,20 +262,14 @@ def meaning_of(model: nn.Module, answers: Outputs, reading: Reading) -> Meant:
     if several is None:
         alone = meaning == "probabilities" and not exclusive and columns > 1
         several = alone or problem == "multi_label_classification"
-    apart = answers.values - answers.values[:, :1]
-    if columns > 1 and meaning == "logits" and not several and _differ_less(apart, answers.values):
+    apart, moved = ((rows - rows[:1]).abs().max() for rows in (answers.values - answers.values[:, :1], answers.values))
+    if columns > 1 and meaning == "logits" and not several and apart < 1e-4 * moved:
         raise OutputError(
             "expected logits that tell classes apart, got outputs that rise and fall together, whatever the photo, as "
             "cumulative ones of ordered classes do: pass an output= that makes each class's probability of them, or "
             "several_labels=True for each alone"
         )
     return Meant(meaning, several)
-
-
-def _differ_less(some: Tensor, others: Tensor) -> bool:
-    """Whether some outputs are the same for all photos, and the others are not."""
-    one, other = ((values - values[:1]).abs().max() for values in (some, others))
-    return bool(one < 1e-4 * other)
 
 
 def _are_logarithms(model: nn.Module, answers: Outputs) -> bool:
@@ -336,10 +333,6 @@ def _at(returned: Any, chosen: Path | Callable[[Any], Any]) -> Any:
     for key in chosen:
         returned = getattr(returned, key) if isinstance(key, str) and hasattr(returned, key) else returned[key]
     return returned
-
-
-def _as_choice(output: Output) -> Path | Callable[[Any], Any]:
-    return (output,) if isinstance(output, (int, str)) else output
 
 
 def _for_each(value: Any, pixels: Tensor) -> Any:

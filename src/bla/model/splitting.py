@@ -13,7 +13,7 @@ from bla import BlaError
 from bla.data.photo import Transform
 from bla.model.finite import unfinite
 from bla.model.heads import MapHead, TimmHead, TimmMapHead, read, reads_maps
-from bla.model.hooking import HookedHead, HookedMapHead, hooked
+from bla.model.hooking import hooked
 from bla.model.joining import split_at_join
 from bla.model.outputs import Affine, Calling, Meant, MeantHead, OutputError, Outputs, Reading, meaning_of, rows_of
 from bla.model.parts import Part, named_parts
@@ -293,8 +293,8 @@ def _checked(
 
 def _placed(trunk: nn.Module, head: nn.Module, pixels: Tensor) -> str:
     """In words, how the cells lie elsewhere than shown; an error if they are in another order than the pixels."""
-    run = head if isinstance(head, (HookedHead, HookedMapHead)) else None  # by the classifier's own code
-    found = places(trunk, pixels, guessed=run is not None, of_tokens=run is not None and run.of_tokens)
+    of_tokens = getattr(head, "of_tokens", None)  # of a hooked head, whose maps were guessed
+    found = places(trunk, pixels, guessed=of_tokens is not None, of_tokens=bool(of_tokens))
     if not found.in_order:
         raise _UncutError(
             "expected a feature map whose cells lie where the photo's pixels do, got one turned, mirrored or in "
@@ -465,17 +465,18 @@ def _ways(model: nn.Module, pixels: Tensor, *, hooks_first: bool = False) -> Ite
 
 def _once(make: Callable[[], Graph]) -> Callable[[], Graph]:
     """What is made at the first call, or the error of that."""
-    made: list[Graph | TracingError] = []
+
+    @functools.cache
+    def made() -> Graph | TracingError:
+        try:
+            return make()
+        except TracingError as error:
+            return error
 
     def again() -> Graph:
-        if not made:
-            try:
-                made.append(make())
-            except TracingError as error:
-                made.append(error)
-        if isinstance(made[0], TracingError):
-            raise made[0]
-        return made[0]
+        if isinstance(found := made(), TracingError):
+            raise found
+        return found
 
     return again
 

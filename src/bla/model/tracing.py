@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from bla import BlaError
 from bla.model.heads import TracedHead, TracedMapHead, grid_of
@@ -32,13 +33,13 @@ Layout = Literal["channels first", "channels last", "tokens", "channels, tokens"
 """Of a map (B, C, H, W) or (B, H, W, C), and of patch tokens (B, N, C) or (B, C, N)."""
 
 
-def as_map(values: Tensor, layout: Layout, size: Sequence[int]) -> Tensor:
-    """A map (B, C, H, W) of a picture of this ``size`` from one of such a layout."""
+def as_map(values: Tensor, layout: Layout, size: Sequence[int], prefix: int = 0) -> Tensor:
+    """A map (B, C, H, W) of a picture of this ``size`` from one of such a layout; the first tokens may be no cells."""
     if layout == "channels first":
         return values
     if layout == "channels last":
         return values.movedim(-1, 1)
-    tokens = values if layout == "tokens" else values.mT
+    tokens = values.mT if layout == "channels, tokens" else values[:, prefix:] if prefix else values
     grid = token_grid(tokens.shape[1], size)
     if grid is None:
         raise TracingError(f"expected patch tokens in a grid over a picture of {size}, got {tokens.shape[1]}")
@@ -67,23 +68,22 @@ class TokenTrunk(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, h, w) to features (B, C, H, W)."""
-        tokens: Tensor = self.tokens(pixels)
-        return as_map(tokens[:, self.prefix :], "tokens", tuple(pixels.shape[2:]))
+        return as_map(self.tokens(pixels), "tokens", tuple(pixels.shape[2:]), self.prefix)
 
 
 class TracedTrunk(nn.Module):
     """The part of a traced classifier up to the maps that its head reads, as one (B, C, H, W)."""
 
-    def __init__(self, graph: fx.GraphModule, layouts: Sequence[Layout]) -> None:
+    def __init__(self, graph: fx.GraphModule, layouts: Sequence[Layout], prefix: int = 0) -> None:
         super().__init__()
         self.graph = graph
         self.layouts = tuple(layouts)
+        self.prefix = prefix
 
     def forward(self, pixels: Tensor) -> Tensor:
         size = tuple(pixels.shape[2:])
-        return joined_maps([
-            as_map(values, layout, size) for values, layout in zip(self.graph(pixels), self.layouts, strict=True)
-        ])  # fmt: skip
+        pairs = zip(self.graph(pixels), self.layouts, strict=True)
+        return joined_maps([as_map(values, layout, size, self.prefix) for values, layout in pairs])
 
 
 def token_grid(tokens: int, size: Sequence[int]) -> tuple[int, ...] | None:
@@ -133,7 +133,7 @@ def traced(own: nn.Module, pixels: Tensor) -> Graph:
         try:
             return Graph(fx.symbolic_trace(own), pixels)
         except fx.proxy.TraceError:  # of optional and further arguments, too
-            return Graph(fx.symbolic_trace(_OfPixels(own)), pixels)
+            return Graph(fx.symbolic_trace(nn.Sequential(own)), pixels)
     except Exception as error:
         raise TracingError(
             "expected a timm or torchvision classifier or a module that torch.fx or torch.export can trace, got "
@@ -158,7 +158,9 @@ def _of_script(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
         try:
             graph = make_fx(own, tracing_mode="symbolic", _allow_non_fake_inputs=True)(pixels.clone())
         except RuntimeError:  # convolutions, with older versions of torch; what branches has no one graph
-            if not isinstance(own, torch.jit.ScriptModule) or {"prim::If", "prim::Loop"} & _kinds(own):
+            if not isinstance(own, torch.jit.ScriptModule):
+                raise
+            if {"prim::If", "prim::Loop"} & {node.kind() for node in own.inlined_graph.nodes()}:
                 raise
             graph = make_fx(own, tracing_mode="real", _allow_non_fake_inputs=True)(pixels.clone())
     for node in graph.graph.nodes:  # it may have written out the number of images
@@ -166,11 +168,6 @@ def _of_script(own: nn.Module, pixels: Tensor) -> fx.GraphModule:
             node.args = (node.args[0], [-1, *node.args[1][1:]])
     graph.recompile()
     return graph
-
-
-def _kinds(script: torch.jit.ScriptModule) -> set[str]:
-    """The kinds of operations that a scripted module has."""
-    return {node.kind() for node in script.inlined_graph.nodes()}
 
 
 class _Cut(NamedTuple):
@@ -264,7 +261,7 @@ class Graph:
                 return TracedTrunk(self._until([node]), ["channels first"])
             if len(shape) == 3 and shape[1] > 1:
                 prefix = shape[1] - int(shape[1] ** 0.5) ** 2 if self.size[0] == self.size[-1] else 1
-                return TokenTrunk(_First(self._until([node])), prefix)
+                return TracedTrunk(self._until([node]), ["tokens"], prefix)
         raise TracingError("expected a feature map of several cells, found none before the head")
 
     def _averages(self) -> dict[fx.Node, _Cut]:
@@ -358,8 +355,8 @@ class Graph:
 
     def _is_tensor(self, node: fx.Node) -> bool:
         """Whether a node gives tensors: a tensor, several, or a module's parameter."""
-        value = self.numbers.get(node, (None,))[0]
-        return node not in self.numbers or _has_tensors(value)
+        found, _ = self.numbers.get(node, (torch.empty(0), None))
+        return any(isinstance(each, Tensor) for each in pytree.tree_leaves(found))
 
     def _place(self, node: fx.Node) -> int:
         return list(self.module.graph.nodes).index(node)
@@ -390,7 +387,7 @@ class Graph:
             if node in needed and not self._is_tensor(node):
                 values[node] = _rebuilt(*self.numbers[node], batch)
             elif node in needed:
-                values[node] = _copied(copied, node, values)
+                values[node] = copied.node_copy(node, values.__getitem__)
         copied.output(values[self.answer])
         return self._compiled(copied)
 
@@ -399,35 +396,6 @@ class Graph:
         found.graph.eliminate_dead_code()  # what served the other part alone
         found.recompile()
         return found
-
-
-class _OfPixels(nn.Module):
-    """A classifier called with pixels and nothing else."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> Any:
-        return self.model(pixels)
-
-
-class _First(nn.Module):
-    """The first of what a graph gives."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        found: Tensor = self.graph(pixels)[0]
-        return found
-
-
-def _copied(graph: fx.Graph, node: fx.Node, values: dict[fx.Node, Any]) -> fx.Node:
-    """A node with its sources replaced by nodes, or by numbers."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    return graph.create_node(node.op, node.target, args, kwargs, node.name)
 
 
 def _rebuilt(two: Any, three: Any, batch: fx.Node) -> Any:
@@ -440,12 +408,6 @@ def _rebuilt(two: Any, three: Any, batch: fx.Node) -> Any:
     if isinstance(two, int) and isinstance(three, int) and two % 2 == 0 and three == two // 2 * 3:
         return batch if two == 2 else batch.graph.call_function(operator.mul, (batch, two // 2))
     raise TracingError(f"expected sizes that are the batch's or constant, got {two} of two images and {three} of three")
-
-
-def _has_tensors(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(_has_tensors(each) for each in value)
-    return isinstance(value, Tensor)
 
 
 def _is_vector(shape: Sequence[int]) -> bool:

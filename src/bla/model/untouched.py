@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -39,6 +39,20 @@ def untouched(network: nn.Module) -> Iterator[None]:
         for registered, known in zip(hooks, before, strict=True):
             for key in [key for key in registered if key not in known]:
                 del registered[key]
+
+
+@contextmanager
+def seeing(modules: Iterable[tuple[str, nn.Module]], see: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call ``see`` with the name and the output of each of these modules that runs in the block."""
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: see(name, output))
+        for name, module in modules
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bla import needs_extra
 from bla.comparison.methods.method import Batch, ComparisonError, Method, PooledClassifier
-from bla.model.untouched import untouched
+from bla.model.untouched import seeing, untouched
 
 SCORE_CAM_CHANNELS = 32
 GRADIENT_STEPS = 16
@@ -123,21 +123,17 @@ def refine_cam(classifier: PooledClassifier, layers: int = REFINED_LAYERS) -> Me
 
 def last_layers(network: PooledClassifier, pixels: Tensor, count: int) -> list[nn.Module]:
     """The modules whose maps are the last of their size, the ``count`` coarsest sizes, the finest first."""
-    found: dict[int, nn.Module] = {}
+    found: dict[int, str] = {}
 
-    def seen(module: nn.Module, _: Any, out: Any) -> None:
+    def see(name: str, out: Any) -> None:
         if isinstance(out, Tensor) and out.ndim == 4 and out[0, 0].numel() > 1:
-            found[out[0, 0].numel()] = module
+            found[out[0, 0].numel()] = name
 
-    hooks = [module.register_forward_hook(seen) for module in network.trunk.modules() if module is not network.trunk]
-    try:
-        with torch.no_grad():
-            network(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _, *inner = network.trunk.named_modules()
+    with seeing(inner, see), torch.no_grad():
+        network(pixels)
     finest_first = sorted(found.items(), reverse=True)[-count:]
-    return [module for _, module in finest_first[:-1]] + [network.cells]
+    return [network.trunk.get_submodule(name) for _, name in finest_first[:-1]] + [network.cells]
 
 
 def integrated_gradients(classifier: PooledClassifier, steps: int = GRADIENT_STEPS) -> Method:
