@@ -25,7 +25,6 @@ router = APIRouter()
 
 @router.get("/favicon.ico")
 def icon() -> Response:
-    """No picture."""
     return Response(status_code=204, headers={"cache-control": "public, max-age=86400"})
 
 

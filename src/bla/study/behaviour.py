@@ -35,7 +35,6 @@ class Behaviour:
     """Median response time."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no behaviour."""
         for name in ("noise", "drop_out", "careless", "attention"):
             if not 0 <= getattr(self, name) <= 1:
                 raise AnalysisError(f"expected {name} from 0 to 1, got {getattr(self, name)}")

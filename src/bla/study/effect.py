@@ -23,7 +23,6 @@ class Trials:
     """Share of the main trials that a person must have answered to be analysed."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be laid out."""
         if not 1 <= self.each <= self.photos:
             raise AnalysisError(f"expected 1 to {self.photos} trials a person, a photo each, got {self.each}")
         if not 0 <= self.passes <= self.catches or not 0 <= self.complete <= 1:
@@ -70,7 +69,6 @@ class Effect:
         return 0.5 if self.against is None else self.against
 
     def __post_init__(self) -> None:
-        """Refuse what has no power."""
         for share in (self.share, self.null):
             if not 0 < share < 1:
                 raise AnalysisError(f"expected a share between 0 and 1, got {share}")

@@ -110,7 +110,6 @@ class Guard:
         self.people, self.addresses = Rate(a_second, int(10 * a_second)), Rate(5 * a_second, int(50 * a_second))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 
 from bla.files import reading
@@ -17,17 +15,11 @@ FILE = "secrets.json"
 _ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"  # nothing that is read as another
 
 
-class _File(Record):
-    key: Sha256
-    researcher_sha256: Sha256
-
-
-@dataclass(frozen=True)
-class Keys:
+class Keys(Record):
     """The key that signs, and the hash of the researcher's secret."""
 
-    key: bytes
-    researcher: str
+    key: Sha256
+    researcher_sha256: Sha256
 
     @classmethod
     def made(cls, study: Path, key: str = "") -> str:
@@ -35,33 +27,30 @@ class Keys:
         secret = secrets.token_urlsafe(18)
         temporary = study / f".{FILE}.{secrets.token_hex(4)}"
         temporary.touch(mode=0o600, exist_ok=False)
-        temporary.write_text(json.dumps({"key": key or secrets.token_hex(32), "researcher_sha256": hashed(secret)}))
+        keys = cls(key=key or secrets.token_hex(32), researcher_sha256=hashed(secret))
+        temporary.write_text(keys.model_dump_json())
         temporary.replace(study / FILE)
         return secret
 
     @classmethod
     def renewed(cls, study: Path) -> str:
         """Replace the researcher's secret by a new one. What the key signed stays valid."""
-        return cls.made(study, cls.load(study).key.hex())
+        return cls.made(study, cls.load(study).key)
 
     @classmethod
     def load(cls, study: Path) -> Keys:
-        """Read a study's keys."""
         with reading("the keys of a study", study / FILE, StudyError):
-            record = _File.model_validate_json((study / FILE).read_bytes())
-            return cls(bytes.fromhex(record.key), record.researcher_sha256)
+            return cls.model_validate_json((study / FILE).read_bytes())
 
     def signed(self, purpose: str, text: str) -> str:
         """A signature that nobody without the key can make."""
-        return hmac.new(self.key, f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()[:32]
+        return hmac.new(bytes.fromhex(self.key), f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()[:32]
 
     def verifies(self, purpose: str, text: str, signature: str) -> bool:
-        """Whether `signed` gave the signature."""
         return hmac.compare_digest(self.signed(purpose, text).encode(), signature.encode())
 
     def opens(self, secret: str) -> bool:
-        """Whether it is the researcher's secret."""
-        return hmac.compare_digest(hashed(secret.strip()), self.researcher)
+        return hmac.compare_digest(hashed(secret.strip()), self.researcher_sha256)
 
     def completion_code(self, participant: str) -> str:
         """What a person shows to be paid: nobody finds the answers by it without the key."""

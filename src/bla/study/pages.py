@@ -41,7 +41,6 @@ class Pages:
         }
 
     def render(self, template: str, **values: Any) -> str:
-        """A page."""
         return self._environment.get_template(f"{template}.html").render(values)
 
     def trial(self, trial: Trial, position: int, person_trials: int, feedback: str | None, **hidden: object) -> str:

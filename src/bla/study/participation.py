@@ -14,6 +14,7 @@ from fastapi import APIRouter, Cookie, Form, Request
 from fastapi.responses import HTMLResponse, Response
 
 from bla.study.errors import StudyError
+from bla.study.guard import origin
 from bla.study.site import TOKEN, Field, OfSite, Sender, Site, Token, Visitor, go, remember
 from bla.study.store import Person, now_ms
 
@@ -49,7 +50,7 @@ def begin(
     # The token follows from the page's nonce: the same form sent twice is the same person.
     token = nonce + site.keys.signed("token", nonce)
     if site.store.person(token) is None:
-        site.limit(site.joins, request)
+        site.limit(site.joins, origin(request))
         if site.join(request, token) is None:
             heading, text = site.texts["consent.title"], site.texts["consent.full"]
             return site.page("message", 403, heading=heading, text=text, home=False)

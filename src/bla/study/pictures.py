@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from bla.explanations import render
 from bla.explanations.explanation import Explanation
-from bla.explanations.render import cutout, overlay
 from bla.study.errors import StudyError
 from bla.study.plan import Plan
 
@@ -56,7 +55,7 @@ def drawn(photo: Image.Image, explanation: Explanation | None, size: tuple[int, 
         across, down = shown.width / photo.width, shown.height / photo.height
         left, top, right, bottom = explanation.region
         region = (left * across, top * down, right * across, bottom * down)
-        picture = (cutout if alone else overlay)(shown, dataclasses.replace(explanation, region=region))
+        picture = (render.cutout if alone else render.overlay)(shown, dataclasses.replace(explanation, region=region))
     return ImageOps.pad(picture, size, _LANCZOS, color=GREY)
 
 
@@ -64,9 +63,7 @@ def encoded(picture: Image.Image) -> bytes:
     """As JPEG of the one setting, colours in full, nothing else in it."""
     clean = Image.new("RGB", picture.size)
     clean.paste(picture)
-    file = io.BytesIO()
-    clean.save(file, "JPEG", quality=90, subsampling=0, optimize=False, progressive=False)
-    return file.getvalue()
+    return render.encoded(clean, "JPEG", quality=90, subsampling=0, optimize=False, progressive=False)
 
 
 def common_length(files: Sequence[bytes]) -> int:

@@ -167,7 +167,6 @@ class Plan(Record):
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """Every two arms, in the plan's order."""
         return tuple(combinations(self.arm_names, 2))
 
     @property
@@ -200,7 +199,6 @@ class Plan(Record):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
-        """The inverse of `to_json`."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -209,7 +207,6 @@ class Plan(Record):
             raise StudyError(f"expected a study's plan, got one that says: {said.strip()}") from error
 
     def save(self, path: Path) -> Path:
-        """Write it, all or nothing."""
         return write_atomically(path, self.to_json().encode())
 
     @classmethod

@@ -89,7 +89,6 @@ class Wishes:
 
     @property
     def photo_count(self) -> int:
-        """Photos of the main trials."""
         return self.photos or self.trials
 
     def of(self, record: type[BaseModel]) -> dict[str, Any]:
@@ -108,12 +107,10 @@ class Candidate:
 
     @property
     def prediction(self) -> str:
-        """What the program says."""
         return self.explanations[0].prediction.label
 
     @property
     def right(self) -> bool | None:
-        """Whether that is the truth."""
         return None if self.truth is None else self.truth == self.prediction
 
 

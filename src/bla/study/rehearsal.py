@@ -125,7 +125,6 @@ class Walker:
         self._page = ""
 
     def begin(self) -> None:
-        """Consent."""
         self._page = self._load("/").decode()
         self._send("/begin", agree="yes")
 

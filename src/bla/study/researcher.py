@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Cookie, Depends, Request
 from fastapi.responses import Response
 
+from bla.study.guard import origin
 from bla.study.site import Field, Instead, OfSite, Site, go, remember
 
 SESSION = "bla_researcher"  # the cookie of the researcher's session
@@ -18,11 +19,10 @@ _HOURS = 8
 
 
 def signed_in(site: OfSite, session: Annotated[str, Cookie(alias=SESSION)] = "") -> bool:
-    """Whether the researcher asks."""
     until, _, signature = session.partition(".")
     if not (until.isascii() and until.isdigit() and len(until) < 20 and int(until) > time.time()):
         return False
-    return site.keys.verifies("researcher", f"{until}:{site.secrets.researcher}", signature)
+    return site.keys.verifies("researcher", f"{until}:{site.secrets.researcher_sha256}", signature)
 
 
 SignedIn = Annotated[bool, Depends(signed_in)]
@@ -57,15 +57,13 @@ def _known(site: Site, visit: str) -> bool:
 def sign_in(request: Request, site: OfSite, secret: Field = "", visit: Visit = "") -> Response:
     """Exchange the secret for a session."""
     site.refuse_forgery(request)
-    if _known(site, visit):  # one who fails locks out this visit, and not everyone behind the same proxy
-        site.limit_key(site.logins, visit)
-    else:
-        site.limit(site.logins, request)
+    # one who fails locks out this visit, and not everyone behind the same proxy
+    site.limit(site.logins, visit if _known(site, visit) else origin(request))
     keys = site.secrets
     if not keys.opens(secret):
         return site.page("researcher", 403, counts=None, problem="This is not the study's secret.")
     until = str(int(time.time()) + 3600 * _HOURS)
-    signature = site.keys.signed("researcher", f"{until}:{keys.researcher}")
+    signature = site.keys.signed("researcher", f"{until}:{keys.researcher_sha256}")
     response = go("/researcher")
     remember(response, request, SESSION, f"{until}.{signature}", _HOURS)
     return response
@@ -87,7 +85,6 @@ def codes(site: OfSite) -> Response:
 
 @files.get("/plan.json")
 def plan(site: OfSite) -> Response:
-    """The registered plan."""
     return _file(site, "plan.json", site.plan.to_json().encode(), "application/json")
 
 

@@ -80,7 +80,6 @@ class Response(Record):
 
     @property
     def seconds(self) -> float:
-        """The response time."""
         return self.milliseconds / 1000
 
 
@@ -101,12 +100,10 @@ class Participant(Record):
 
     @property
     def finished(self) -> bool:
-        """Whether every trial was answered."""
         return self.finished_at is not None
 
     @property
     def withdrawn(self) -> bool:
-        """Whether the person withdrew."""
         return self.withdrawn_at is not None
 
 

@@ -73,7 +73,6 @@ class Person:
         return self._reply(trial, b.strengths[arm] + self._leanings[arm] * 2**0.5 + shift[arm])
 
     def catch(self, trial: int) -> Reply:
-        """Answer an attention check."""
         return self._drawn(self._rng(trial), self.behaviour.attention if self.careful else 0.5)
 
     def _reply(self, trial: int, logit: float) -> Reply:

@@ -88,11 +88,9 @@ class Site:
         return len(token) > _SIGNATURE and self.keys.verifies("token", token[:-_SIGNATURE], token[-_SIGNATURE:])
 
     def person(self, token: str) -> Person | None:
-        """The participant who has this token."""
         return self.store.person(token) if self.knows(token) else None
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        """A page from its template."""
         return HTMLResponse(self.pages.render(template, **values), status)
 
     def message(self, status: int, text: str, **values: object) -> HTMLResponse:
@@ -107,12 +105,8 @@ class Site:
             response.headers["retry-after"] = str(seconds)
         return response
 
-    def limit(self, rate: Rate, request: Request) -> None:
-        """Turn the request away if its address has made too many."""
-        self.limit_key(rate, origin(request))
-
-    def limit_key(self, rate: Rate, key: str) -> None:
-        """Turn the request away if there were too many of this key."""
+    def limit(self, rate: Rate, key: str) -> None:
+        """Turn the request away if there were too many of this key, an address say."""
         if wait := rate.wait(key):
             raise Instead(self.refusal(429, int(wait) + 1))
 
@@ -124,7 +118,6 @@ class Site:
 
 
 async def site_of(request: Request) -> Site:
-    """The site that the application serves."""
     site: Site = request.app.state.site
     return site
 
@@ -154,7 +147,6 @@ Sender = Annotated[Person, Depends(sender_of)]
 
 
 def go(address: str) -> RedirectResponse:
-    """Send the browser to another page."""
     return RedirectResponse(address, 303)
 
 

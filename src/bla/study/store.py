@@ -30,7 +30,6 @@ from bla.study.responses import Collected, Participant, Response
 from bla.study.schedule import Trial, trials_of
 
 metadata = sa.MetaData()
-Lock = type(threading.Lock())
 
 studies = sa.Table(
     "study",
@@ -96,7 +95,6 @@ class Person:
 
     @property
     def finished(self) -> bool:
-        """Whether every trial has an answer."""
         return self.done >= self.trials
 
 
@@ -105,7 +103,7 @@ class Store:
 
     def __init__(self, url: str | sa.URL) -> None:
         self.url = _parsed(url)
-        self._writing: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self._writing: threading.Lock | None = None
         try:
             self._engine = engine_of(self.url)
             if self._engine.dialect.name == "sqlite":
@@ -206,12 +204,10 @@ class Store:
             return list(connection.scalars(held.where(participants.c.id.in_(people))))
 
     def person(self, token: str) -> Person | None:
-        """Who has this token."""
         with self._read() as connection:
             return self._person(connection, token)
 
     def trial(self, person: Person, position: int) -> Trial | None:
-        """A trial of a person's."""
         if position == person.done + 1:
             return person.next
         of_person = sa.select(trials.c.trial).where(trials.c.participant == person.id, trials.c.position == position)
@@ -243,7 +239,6 @@ class Store:
             return "stored"
 
     def answered(self, person: Person, position: int) -> str | None:
-        """The answer that was given to a trial."""
         given = sa.select(answers.c.choice).where(answers.c.participant == person.id, answers.c.position == position)
         return self._asked(given)
 
@@ -289,11 +284,10 @@ class Store:
 
     def check(self, seconds: float = 2.0) -> None:
         """A StudyError if no answer can be stored now: the lock is held for so long, or the database cannot write."""
-        lock = self._writing
-        if isinstance(lock, Lock):
-            if not lock.acquire(timeout=seconds):
+        if self._writing is not None:
+            if not self._writing.acquire(timeout=seconds):
                 raise StudyError(f"expected a store that can be written within {seconds:g} s, got one that is locked")
-            lock.release()
+            self._writing.release()
         if self.file is not None and (free := shutil.disk_usage(self.file.parent).free) < SPARE_BYTES:
             raise StudyError(f"expected {SPARE_BYTES // 2**20} MiB of free disk, got {free // 2**20}")
         try:
@@ -311,12 +305,12 @@ class Store:
             raise StudyError(f"expected a store that can be written, got {type(error).__name__}") from error
 
     def close(self) -> None:
-        """Close all connections."""
         self._engine.dispose()
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[Connection]:
-        with self._writing, self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+        alone = self._writing or contextlib.nullcontext()
+        with alone, self._engine.connect().execution_options(writes=True) as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
@@ -347,7 +341,6 @@ class Store:
 
 
 def now_ms() -> int:
-    """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 

@@ -75,7 +75,6 @@ class Patience:
         self.app, self.seconds = app, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
         ended = False
 
         async def received() -> Message:

@@ -26,7 +26,6 @@ class Envelope:
         self.app, self.token, self.public = app, token, public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -20,7 +20,6 @@ begin select raise(abort, 'an answer is never changed'); end;
 
 
 def upgrade() -> None:
-    """Make the tables."""
     op.create_table(
         "study",
         sa.Column("id", sa.Integer, primary_key=True),
