@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import os
 import time
@@ -25,7 +24,7 @@ from bla.data.masking import FILLS
 from bla.data.photo import DataError
 from bla.explanations.explanation import Explanation, Unexplained, picture_format
 from bla.explanations.picture import heading, tiled
-from bla.explanations.render import embedded
+from bla.explanations.render import embedded, encoded
 from bla.files import write_atomically, write_json
 from bla.model.attention import Selection
 from bla.model.classifier import ExplainableClassifier
@@ -102,15 +101,14 @@ class SideBySide:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a report in one file (``.html``), figures and explanations (``.json``), or the picture (``.png``)."""
-        path, content = Path(path), io.BytesIO()
+        path = Path(path)
         if path.suffix == ".json":
             return write_json(path, self.to_dict(), indent=1)
         if path.suffix in (".html", ".htm"):
             head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Methods compared</title>'
             return write_atomically(path, f"{head}{_STYLE}{self._html(None)}".encode())
         kind = picture_format(path, ".html, .json")
-        self.picture(photos=None).save(content, kind)
-        return write_atomically(path, content.getvalue())
+        return write_atomically(path, encoded(self.picture(photos=None), kind))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as a JSON object."""

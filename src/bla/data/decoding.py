@@ -55,7 +55,6 @@ class Bounded:
         self._file, self._name, self._reads, self._bytes = file, name, 0, 0
 
     def read(self, count: int = -1) -> bytes:
-        """Read on, as of a file."""
         content = self._file.read(count)
         self._reads, self._bytes = self._reads + 1, self._bytes + len(content)
         if self._reads > 5_000 + self._bytes / 512:

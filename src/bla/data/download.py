@@ -32,7 +32,6 @@ class Archive(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The file's name."""
         return self.url.rpartition("/")[2]
 
 

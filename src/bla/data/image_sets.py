@@ -30,30 +30,10 @@ _DIGESTS: dict[bytes, str] = {}
 PER_IMAGE = ("names", "labels", "ids", "boxes", "masks", "parts")
 """The fields of an :class:`ImageSet` with an entry for each image."""
 
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".npy",
-        ".npz",
-    ]
-)
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".avif", ".heic", ".heif", ".npy", ".npz",
+})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -190,9 +170,8 @@ class ImageSet:
             state.update(os.fsencode(name) + b"\0")
             with contextlib.suppress(OSError):
                 file = self.path(index).stat()
-                state.update(
-                    repr((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)).encode()
-                )
+                said = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+                state.update(repr(said).encode())
         if (known := _DIGESTS.get(state.digest())) is not None:
             return known
         for index, name in enumerate(self.names):

@@ -35,12 +35,8 @@ MAX_SIDE = 65_535
 STRIP = 2**20
 MAX_INPUT = 8192
 """The longest side of a classifier's input."""
-
-
 DEEP = ("F", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of grey with more than 8 bits."""
-
-
 DECODING = Room(2**31)
 """The memory in which a process decodes photos, however many at once."""
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]  # larger than what malloc keeps for itself when an image is freed
@@ -71,7 +67,7 @@ def open_photo(source: PhotoSource) -> Image.Image:
     ('RGB', (3, 2), (7, 7, 7))
     """
     with contextlib.ExitStack() as held:
-        return _open_upright(source, held).photo
+        return open_upright(source, held).photo
 
 
 class _Upright(NamedTuple):
@@ -81,14 +77,14 @@ class _Upright(NamedTuple):
     origin: tuple[float, float] = (0.0, 0.0)
 
 
-def _open_upright(
+def open_upright(
     source: PhotoSource,
     held: contextlib.ExitStack,
     goal: Transform | None = None,
     name: str | None = None,
     most_pixels: int | None = None,
 ) -> _Upright:
-    """Open a photo; its share of :data:`DECODING` is taken until ``held`` is closed."""
+    """Open a photo in RGB, or as a goal takes it; its share of :data:`DECODING` is taken until ``held`` is closed."""
     name = name or _name(source)
     try:
         with PILLOW_QUIET, contextlib.ExitStack() as files:
@@ -408,7 +404,7 @@ class Transform:
                 return stored
             source = stored
         if not isinstance(source, np.ndarray) or self._is_photo(source):
-            upright = _open_upright(source, held, self, name, most_pixels)
+            upright = open_upright(source, held, self, name, most_pixels)
             if upright.photo.mode in ("RGB", "L"):
                 kept = upright.photo if isinstance(source, Image.Image | np.ndarray) else None
                 return Photo(self._resized(upright), upright.size, self.region(upright.size), kept)
@@ -423,17 +419,6 @@ class Transform:
                 return found if isinstance(found, np.ndarray) else _kept(found["pixels"])
         except Exception as error:  # a broken file makes NumPy raise nearly anything
             raise DataError(f"{os.fspath(path)}: expected an array that NumPy saved, got {_got(error)}") from error
-
-    def _opened(
-        self,
-        source: PhotoSource,
-        held: contextlib.ExitStack,
-        name: str | None,
-        most_pixels: int | None,
-        goal: Transform | None,
-    ) -> _Upright:
-        """The whole photo upright, in RGB or as a goal takes it."""
-        return _open_upright(source, held, goal, name, most_pixels)
 
     def _is_photo(self, array: npt.NDArray[Any]) -> bool:
         """Whether an array is what Pillow holds: 8 bits, grey or colours last."""

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bla.data.arrays import DataError, Levels, picture
-from bla.data.photo import MAX_INPUT, Box, Interpolation, Mode, Photo, PhotoSource, Transform, open_photo
+from bla.data.photo import MAX_INPUT, Box, Interpolation, Mode, Photo, PhotoSource, Transform, open_photo, open_upright
 
 Code = Callable[..., Any]
 Given = npt.NDArray[np.float32]
@@ -125,11 +125,11 @@ class Pipeline(Transform):
             if isinstance(photo, Photo):
                 return photo
         if not isinstance(photo, np.ndarray):
-            photo = self._opened(photo, held, name, most_pixels, self.kind.goal).photo
+            photo = open_upright(photo, held, self.kind.goal, name, most_pixels).photo
         elif self.kind.goal is not None or self.kind.colours:
             with contextlib.suppress(DataError, TypeError):  # what is no picture stays an array
                 grey = Image.fromarray(photo) if self.kind.goal is not None and photo.ndim == 2 else photo
-                photo = self._opened(grey, held, name, most_pixels, self.kind.goal).photo
+                photo = open_upright(grey, held, self.kind.goal, name, most_pixels).photo
         try:
             given = self.give(photo)
         except DataError as error:
@@ -291,11 +291,7 @@ def _candidates(pipeline: Pipeline) -> Iterator[Transform]:
         if min(height, width) <= side <= 100 * min(height, width):
             kinds.append((mode, fraction(min(height, width), side)))
     for (mode, share), kind in itertools.product(kinds, get_args(Interpolation)):
-        yield dataclasses.replace(_plain(pipeline), mode=mode, crop_fraction=share, interpolation=kind)
-
-
-def _plain(pipeline: Pipeline) -> Transform:
-    return Transform(pipeline.size, pipeline.mean, pipeline.std, source=pipeline.source)
+        yield Transform(pipeline.size, pipeline.mean, pipeline.std, kind, mode, share, pipeline.source)
 
 
 def fraction(side: int, whole: int) -> float:
@@ -412,5 +408,4 @@ def _as_input(returned: Any, code: Code, rank: int, *, batched: bool) -> Given:
 
 
 def _name_of(code: Any) -> str:
-    """A class's or a function's name."""
     return str(getattr(code, "__name__", type(code).__name__))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import io
 import itertools
 import json
 import os
@@ -23,13 +22,13 @@ from bla.data.photo import PhotoSource, open_photo
 from bla.deploy.engine import Engine, kept_graph
 from bla.explanations.explanation import SCHEMA_VERSION, Explanation, ExplanationError, Panel, Unexplained
 from bla.explanations.picture import columns_of, tiled
+from bla.explanations.render import encoded
 from bla.files import real, write_atomically
 from bla.progress import Progress, silent
 from bla.runs.record import read_record, run_folder
 
 SIGNED = "bla"
 """The text field of a panel's PNG that holds its signature; we do not overwrite a picture without one."""
-
 
 SHEET = "contact-sheet"
 _SHEETS = re.compile(rf"{SHEET}(-\d+)?", re.IGNORECASE)
@@ -60,11 +59,10 @@ def picture(
 
 
 def _png(picture: Image.Image, signature: str | None) -> bytes:
-    text, content = PngInfo(), io.BytesIO()
+    text = PngInfo()
     if signature is not None:
         text.add_text(SIGNED, signature)
-    picture.save(content, "PNG", compress_level=3, pnginfo=text)
-    return content.getvalue()
+    return encoded(picture, "PNG", compress_level=3, pnginfo=text)
 
 
 def explain_files(

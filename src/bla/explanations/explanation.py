@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import os
 import sys
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from bla.data.photo import DataError, open_photo
 from bla.explanations.cells import Box, Cells
 from bla.explanations.panel import panel
 from bla.explanations.picture import columns_of, figure, picture, tiled
-from bla.explanations.render import Heat, overlay
+from bla.explanations.render import Heat, encoded, overlay
 from bla.explanations.result import (
     SCHEMA_VERSION,
     BoolMap,
@@ -186,16 +185,12 @@ class Explanation(Result):
         if path.suffix.lower() == ".json":
             return Result.save(self, path)
         kind = picture_format(path)
-        content = io.BytesIO()
-        self.picture(panel=panel, heat=heat).save(content, kind)
-        write_atomically(path, content.getvalue())
-        return path
+        return write_atomically(path, encoded(self.picture(panel=panel, heat=heat), kind))
 
     def _repr_png_(self) -> bytes | None:
-        content = io.BytesIO()
         with contextlib.suppress(DataError):  # of a photo that is no longer there, a notebook shows the line of text
-            self.picture(width=_SMALL).save(content, "PNG")
-        return content.getvalue() or None
+            return encoded(self.picture(width=_SMALL), "PNG")
+        return None
 
     def _repr_html_(self) -> str | None:
         with contextlib.suppress(DataError):

@@ -7,7 +7,6 @@ import functools
 import math
 import unicodedata
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import ImageFont
@@ -41,22 +40,15 @@ def _face(letters: frozenset[str]) -> Path | None:
 
 
 def _writable(text: str) -> bool:
-    letters = frozenset(text)
-    path = _face(letters)
-    return path is not None or all(_has_glyph(None, letter) for letter in letters)
+    return _face(frozenset(text)) is not None or all(_has_glyph(None, letter) for letter in text)
 
 
 @functools.cache
 def _files() -> tuple[Path, ...]:
     """The system's fonts, upright ones of ordinary weight first."""
-
-    def found() -> Iterator[Path]:
-        for folder in FONT_FOLDERS:
-            yield from (
-                path for path in Path(folder).expanduser().rglob("*") if path.suffix in (".ttf", ".otf", ".ttc")
-            )
-
-    return tuple(sorted(found(), key=lambda path: (any(style in path.stem.lower() for style in _STYLES), path.stem)))
+    files = (path for folder in FONT_FOLDERS for path in Path(folder).expanduser().rglob("*"))
+    fonts = (path for path in files if path.suffix in (".ttf", ".otf", ".ttc"))
+    return tuple(sorted(fonts, key=lambda path: (any(style in path.stem.lower() for style in _STYLES), path.stem)))
 
 
 @functools.lru_cache(maxsize=16384)

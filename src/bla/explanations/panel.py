@@ -164,9 +164,8 @@ def layout(photo: tuple[int, int], explanation: Result, height: int) -> Layout:
         keys.append((Image.fromarray(np.tile(bar, (swatch - 1, 1, 1))), (start, y + drop + 1 - swatch)))
         note(x, y + drop, ends[0])
         note(stop + space, y + drop, ends[1])
-    swatched = Image.new(
-        "RGB", (swatch, swatch), tuple(cividis(np.ones(())).tolist())
-    )  # on its cells' colour, as in the map
+    colour = tuple(cividis(np.ones(())).tolist())  # its cells', as in the map
+    swatched = Image.new("RGB", (swatch, swatch), colour)
     dot(swatched, slice(0, swatch), slice(0, swatch), swatch / 2)
     corner = (x, y + drop) if low == high else (right - length(mark, small) - bound * indent, y - lift)
     note(*corner, mark, np.asarray(swatched) if bound else None)

@@ -168,8 +168,13 @@ def cividis(share: npt.NDArray[np.float64]) -> Pixels:
     return between
 
 
-def embedded(picture: Image.Image, kind: str, **options: Any) -> str:
-    """A picture as the address that an HTML page holds it by; ``kind`` and ``options`` are of Pillow's ``save``."""
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as a file; ``kind`` and ``options`` are of Pillow's ``save``."""
     content = io.BytesIO()
     picture.save(content, kind, **options)
-    return f"data:image/{kind};base64," + base64.b64encode(content.getvalue()).decode("ascii")
+    return content.getvalue()
+
+
+def embedded(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as the address that an HTML page holds it by, :func:`encoded`."""
+    return f"data:image/{kind};base64," + base64.b64encode(encoded(picture, kind, **options)).decode("ascii")

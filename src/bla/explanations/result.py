@@ -21,7 +21,6 @@ SCHEMA_VERSION = 2
 READ_VERSIONS = (1, 2)
 """Of version 1 are explanations without the classifier's own answer: ``classifier``, ``sizes`` and ``check``."""
 
-
 FloatMap = npt.NDArray[np.float32]
 BoolMap = npt.NDArray[np.bool_]
 

@@ -19,7 +19,8 @@ alone; the same added to the evaluator's answer, which measures what the mask te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from torch.nn import functional
 
 from bla.metrics.cells import Features, batches, read_cells, rows_of
 from bla.metrics.fitting import Rows, fit_minibatches
+
+Network = TypeVar("Network", bound=nn.Module)
 
 STEPS, EPOCHS = 1500, 3
 MASKS_AN_IMAGE = 4
@@ -104,7 +107,7 @@ def train_evaluator(
     classes = int(labels.max()) + 1 if classes is None else classes
     generator = torch.Generator().manual_seed(seed)
 
-    def loss(rows: Rows) -> Tensor:
+    def loss(evaluator: nn.Module, rows: Rows) -> Tensor:
         maps = rows_of(features, rows).float()
         sets = random_masks(len(rows) * MASKS_AN_IMAGE, (maps.shape[2], maps.shape[3]), generator)
         weights = sets.reshape(len(rows), MASKS_AN_IMAGE, -1).to(maps)
@@ -112,11 +115,8 @@ def train_evaluator(
         targets = labels[rows].to(maps.device).repeat_interleave(MASKS_AN_IMAGE)
         return functional.cross_entropy(evaluator(pooled.flatten(0, 1)), targets)
 
-    with torch.random.fork_rng([]), torch.inference_mode(False):
-        torch.manual_seed(seed)
-        evaluator = Evaluator(first.shape[1], classes).to(first.device)
-        fit_minibatches(evaluator, loss=loss, orders=orders(len(labels), generator, steps), batch_size=BATCH)
-    return evaluator
+    shuffled = orders(len(labels), generator, steps)
+    return fitted(lambda: Evaluator(first.shape[1], classes).to(first.device), loss, shuffled, seed)
 
 
 def encoding(
@@ -141,18 +141,14 @@ def encoding(
     check_labels(train_labels)
     inputs, known = train_masks.flatten(1).float(), train_logits.float().log_softmax(dim=1)
     generator = torch.Generator().manual_seed(seed)
-    fitted, held_out = (part.numpy() for part in _fifth(len(train_labels), generator))
-    with torch.random.fork_rng([]), torch.inference_mode(False):
-        torch.manual_seed(seed)
-        more = nn.Sequential(
-            nn.Linear(inputs.shape[1], _PROBE_WIDTH), nn.ReLU(), nn.Linear(_PROBE_WIDTH, known.shape[1])
-        )
+    order = torch.randperm(len(train_labels), generator=generator).numpy()
+    kept, held_out = order[len(order) // 5 :], order[: max(1, len(order) // 5)]
 
-        def loss(rows: Rows) -> Tensor:
-            those = fitted[rows]
-            return functional.cross_entropy(known[those] + more(inputs[those]), train_labels[those])
+    def loss(network: nn.Module, rows: Rows) -> Tensor:
+        those = kept[rows]
+        return functional.cross_entropy(known[those] + network(inputs[those]), train_labels[those])
 
-        fit_minibatches(more, loss=loss, orders=orders(len(fitted), generator), batch_size=BATCH)
+    more = fitted(lambda: _probe(train_masks, known.shape[1]), loss, orders(len(kept), generator), seed)
 
     def error(before: Tensor, added: Tensor, wanted: Tensor, share: Tensor) -> Tensor:
         return functional.cross_entropy(before + share * added, wanted, reduction="none")
@@ -165,21 +161,17 @@ def encoding(
         return error(*given, shares[0]) - error(*given, share)
 
 
-def _fifth(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Four fifths of the rows, and the others."""
-    order = torch.randperm(count, generator=generator)
-    return order[count // 5 :], order[: max(1, count // 5)]
+def _probe(masks: Tensor, classes: int) -> nn.Module:
+    """Masks (N, H, W), flat, to logits (N, K)."""
+    return nn.Sequential(nn.Linear(masks[0].numel(), _PROBE_WIDTH), nn.ReLU(), nn.Linear(_PROBE_WIDTH, classes))
 
 
 def mask_probe(
     train_masks: Tensor, train_labels: Tensor, masks: Tensor, labels: Tensor, *, classes: int, seed: int = 0
 ) -> Tensor:
     """Whether a probe that sees only the masks (N, H, W) predicts each class (N,) from their shape."""
-
-    def build() -> nn.Module:
-        return nn.Sequential(nn.Linear(masks[0].numel(), _PROBE_WIDTH), nn.ReLU(), nn.Linear(_PROBE_WIDTH, classes))
-
-    return _learnt(build, train_masks.flatten(1).float(), train_labels, masks.flatten(1).float(), labels, seed=seed)
+    inputs, others = train_masks.flatten(1).float(), masks.flatten(1).float()
+    return _learnt(lambda: _probe(masks, classes), inputs, train_labels, others, labels, seed=seed)
 
 
 def retrained(
@@ -198,15 +190,11 @@ def _learnt(
 ) -> Tensor:
     """Whether a network trained on inputs and labels predicts the wanted label (N,) of each other input."""
     check_labels(labels)
-    with torch.random.fork_rng([]), torch.inference_mode(False):
-        torch.manual_seed(seed)
-        network = build()
-        fit_minibatches(
-            network,
-            loss=lambda rows: functional.cross_entropy(network(inputs[rows].clone()), labels[rows]),
-            orders=orders(len(labels), torch.Generator().manual_seed(seed)),
-            batch_size=BATCH,
-        )
+
+    def loss(network: nn.Module, rows: Rows) -> Tensor:
+        return functional.cross_entropy(network(inputs[rows].clone()), labels[rows])
+
+    network = fitted(build, loss, orders(len(labels), torch.Generator().manual_seed(seed)), seed)
     with torch.no_grad():
         predicted: Tensor = network(others).argmax(dim=1) == wanted
     return predicted
@@ -220,6 +208,17 @@ def mean_of_selected(features: Features, masks: Tensor) -> Tensor:
     for rows, maps in batches(features, len(masks), READING):
         found.append(read_cells(lambda pooled: pooled, maps, sets[rows].to(maps.device)).cpu())
     return torch.cat(found).reshape(*masks.shape[:-2], -1)
+
+
+def fitted(
+    build: Callable[[], Network], loss: Callable[[Network, Rows], Tensor], orders: Iterable[Rows], seed: int
+) -> Network:
+    """A network, built and fitted to its loss of a batch of rows by the seed alone."""
+    with torch.random.fork_rng([]), torch.inference_mode(False):
+        torch.manual_seed(seed)
+        network = build()
+        fit_minibatches(network, loss=lambda rows: loss(network, rows), orders=orders, batch_size=BATCH)
+    return network
 
 
 def orders(count: int, generator: torch.Generator, steps: int | None = None) -> Iterator[Rows]:

@@ -16,9 +16,10 @@ from torch.nn import functional
 from bla import needs_extra
 from bla.data.masking import FILLS, enlarged, filled, masked
 from bla.metrics.cells import Features, batches, probability
-from bla.metrics.fitting import Rows, fit_minibatches
-from bla.metrics.leakage import BATCH, MASKS_AN_IMAGE, READING, Evaluator, check_labels, orders, random_masks
+from bla.metrics.fitting import Rows
+from bla.metrics.leakage import MASKS_AN_IMAGE, READING, Evaluator, check_labels, fitted, orders, random_masks
 from bla.metrics.ranking import places, top_cells
+from bla.metrics.sanity import spearman
 
 Network = Callable[[Tensor], Tensor]
 
@@ -106,21 +107,7 @@ def single_deletion(
         gone = spread(part[None], pixels)[:, None] > 0.5
         falls.append(whole - network(torch.where(gone, fills, pixels)).gather(1, own))
     sums = functional.adaptive_avg_pool2d(spread(maps, pixels), patches).flatten(1)
-    return _correlation(*(_ranks(values.double().cpu()) for values in (sums, torch.cat(falls, dim=1))))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """The rank of each of N values in its row, (B, N); equal ones share the mean of theirs."""
-    other, own = values[:, None], values[..., None]
-    return (other < own).sum(dim=-1) + (other == own).sum(dim=-1) / 2
-
-
-def _correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's, by row."""
-    one, other = (values - values.mean(dim=1, keepdim=True) for values in (one, other))
-    lengths = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
-    found: Tensor = (one * other).sum(dim=1) / lengths
-    return found
+    return spearman(sums.double().cpu(), torch.cat(falls, dim=1).double().cpu())
 
 
 def _drop_and_gain(network: Network, pixels: Tensor, mask: Tensor, classes: Tensor) -> dict[str, Tensor]:
@@ -273,12 +260,12 @@ def train_pixel_evaluator(
             found.append(torch.stack([embed(part) for part in parts], dim=1).float())
     features = torch.cat(found)
 
-    def loss(rows: Rows) -> Tensor:
+    def loss(evaluator: Evaluator, rows: Rows) -> Tensor:
         targets = labels[rows].to(features.device).repeat_interleave(masks)
         return functional.cross_entropy(evaluator(features[rows].flatten(0, 1)), targets)
 
-    with torch.random.fork_rng([]), torch.inference_mode(False):
-        torch.manual_seed(seed)
-        evaluator = Evaluator(features.shape[2], classes).to(features.device)
-        fit_minibatches(evaluator, loss=loss, orders=orders(len(labels), generator), batch_size=BATCH)
+    def build() -> Evaluator:
+        return Evaluator(features.shape[2], classes).to(features.device)
+
+    evaluator = fitted(build, loss, orders(len(labels), generator), seed)
     return lambda pixels: evaluator(embed(pixels))

@@ -24,9 +24,13 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     >>> rank_correlation(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[0.1, 0.2, 0.3]]])).tolist()
     [1.0]
     """
-    one, other = (_centred_ranks(maps.flatten(1)) for maps in (first, second))
-    scale = (one.square().sum(1) * other.square().sum(1)).sqrt()
-    return torch.where(scale > 0, (one * other).sum(1) / scale.clamp(min=1e-30), 0.0)
+    return spearman(first.flatten(1), second.flatten(1)).nan_to_num(0.0)
+
+
+def spearman(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman's correlation of rows (B, N), (B,); ties share their mean rank, and a constant row gives NaN."""
+    one, other = _centred_ranks(first), _centred_ranks(second)
+    return (one * other).sum(1) / (one.square().sum(1) * other.square().sum(1)).sqrt()
 
 
 def _centred_ranks(values: Tensor) -> Tensor:
