@@ -43,16 +43,10 @@ def calibrate(
     from bla.progress import shown_progress
     from bla.runs import calibration
 
-    options = {
-        "quantity": for_,
-        "share": share,
-        "confidence": confidence,
-        "fill": fill,
-        "out": out,
-        "model": trust_code,
-    }
+    asked = {"quantity": for_, "share": share, "confidence": confidence, "fill": fill}
+    where = {"out": out, "model": trust_code} | asdict(places or Places())
     with shown_progress() as report:
-        found, failures = calibration.calibrate(run, photos, **options, **asdict(places or Places()), report=report)  # type: ignore[arg-type]
+        found, failures = calibration.calibrate(run, photos, **asked, **where, report=report)  # type: ignore[arg-type]
     if json_:
         print(json.dumps(asdict(found)))
     else:

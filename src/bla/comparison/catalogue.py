@@ -66,12 +66,10 @@ class Setting:
 
     @property
     def classifier(self) -> ExplainableClassifier:
-        """The run's."""
         return self.run.classifier
 
     @property
     def device(self) -> torch.device:
-        """Where the run's weights are."""
         return self.run.networks.device
 
     @functools.cached_property

@@ -49,7 +49,6 @@ class Photos:
         return len(self.rows)
 
     def path(self, index: int) -> Path:
-        """The file of a photo."""
         return self.images.path(int(self.rows[index]))
 
     def features(self, indices: Rows) -> Tensor:

@@ -190,7 +190,6 @@ class Pipeline(Transform):
         raise DataError(f"expected a bla.Transform, got {_name_of(self.code)}, which is code")
 
     def in_words(self) -> str:
-        """One line for people."""
         shown = "" if self.linear else f"; pictures show {SHOWN}"
         size = "a size that depends on the photo" if self.others else " x ".join(map(str, self.size[::-1]))
         return f"preprocessing: {_name_of(self.code)}, as it is, to {size}{shown}"

@@ -201,12 +201,8 @@ class Engine:
         EngineError
             If the file does not take one of these, or a value is out of its range.
         """
-        channels = self.transform.channels
-        if (
-            photos.dtype not in (np.uint8, np.float32)
-            or photos.ndim != 2 + len(self.transform.size)
-            or photos.shape[-1] != channels
-        ):
+        channels, rank = self.transform.channels, 2 + len(self.transform.size)
+        if photos.dtype not in (np.uint8, np.float32) or photos.ndim != rank or photos.shape[-1] != channels:
             raise EngineError(
                 f"expected photos of shape (B, h, w, {channels}), uint8, got {photos.shape}, {photos.dtype}"
             )

@@ -44,7 +44,6 @@ class Cells:
 
     @property
     def region(self) -> tuple[slice, slice]:
-        """Where all cells lie."""
         return slice(self.rows[0], self.rows[-1]), slice(self.columns[0], self.columns[-1])
 
     @property
@@ -57,7 +56,6 @@ class Cells:
         return self.region == (slice(0, size[1]), slice(0, size[0]))
 
     def box(self, row: int, column: int) -> tuple[slice, slice]:
-        """Where a cell lies."""
         return slice(*self.rows[row : row + 2]), slice(*self.columns[column : column + 2])
 
     def mask(self, selected: BoolMap, size: tuple[int, int]) -> BoolMap:

@@ -79,10 +79,6 @@ def _stated(model: nn.Module, mode: Mode | None) -> Transform | None:
     return None
 
 
-class _ReachedError(Exception):
-    """What was looked for has been seen."""
-
-
 class _Before(NamedTuple):
     """What a part of a classifier is given: x times ``scale`` plus ``shift``, (3,), of each channel of the pixels."""
 
@@ -111,7 +107,7 @@ def _before(model: nn.Module, part: nn.Module, transform: Transform) -> _Before 
 
     def see(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         seen.extend(value for value in (*given, *named.values()) if isinstance(value, Tensor))
-        raise _ReachedError
+        raise StopIteration
 
     with untouched(model), torch.no_grad(), contextlib.suppress(Exception):  # of what takes other inputs
         part.register_forward_pre_hook(see, with_kwargs=True)

@@ -38,14 +38,12 @@ def measure(networks: Networks, examples: Examples, report: Progress = silent) -
         for batch in examples.batches():
             features = networks.features(batch)
             selection = networks.attention(features)
-            renormalised = selection.soft / selection.soft.sum(dim=grid_of(selection.soft, 1), keepdim=True).clamp(
-                min=1e-12
-            )
+            total = selection.soft.sum(dim=grid_of(selection.soft, 1), keepdim=True).clamp(min=1e-12)
             logits = {
                 "baseline": networks.baseline(networks.pooled(batch, "head")),
                 "baseline_continued": networks.continued(networks.pooled(batch, "continued")),
                 "soft": read(networks.head, features, selection.soft),
-                "soft_renormalised": read(networks.head, features, renormalised),
+                "soft_renormalised": read(networks.head, features, selection.soft / total),
                 "hard": read(networks.head, features, selection.hard),
             }
             predicted = decided(logits["baseline"], task)

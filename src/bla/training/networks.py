@@ -42,7 +42,6 @@ class Examples:
         return len(self.rows)
 
     def subset(self, indices: npt.NDArray[np.int64]) -> Examples:
-        """Some of them."""
         labels = None if self.labels is None else self.labels[indices]
         return Examples(self.cache, self.rows[indices], labels, self.answers)
 
@@ -82,7 +81,6 @@ class Networks(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
         return next(self.attention.parameters()).device
 
     def features(self, examples: Examples) -> Tensor:

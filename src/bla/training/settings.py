@@ -370,12 +370,8 @@ class Settings:
         """What explanations are labelled with: the setup, and the threshold if it is not the setup's."""
         from bla.model.attention import signed
 
-        return signed(
-            SETUPS[self.setup],
-            self.threshold,
-            self._own_threshold,
-            class_aware=self.selection.class_aware and self.setup != "bla-px",
-        )
+        aware = self.selection.class_aware and self.setup != "bla-px"
+        return signed(SETUPS[self.setup], self.threshold, self._own_threshold, class_aware=aware)
 
     @property
     def seed(self) -> int:

@@ -22,7 +22,6 @@ Outputs = tuple[Tensor, Tensor, Tensor | None]
 """The loss, summed over the images; the number of images with a cell off the bound, which passes gradients, or all if
 nothing is bounded; and the module's scores (B, H, W)."""
 
-
 REMOVED = 0.5
 """The weight of masks that remove few cells beside those that keep few; on held-out photos .3 and .5 beat 1."""
 ALIKE = 0.05

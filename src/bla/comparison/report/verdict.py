@@ -29,8 +29,6 @@ _QUESTIONS: tuple[tuple[str, str, str, Literal[1, -1]], ...] = (
     ("on_object", "norm", f"{_LIE_ON_IT} as many cells with the longest feature vectors?", 1),
 )
 """Metric, rival, question, and whether more or less of the metric is wanted."""
-
-
 _MOST = 20_000
 """A difference that needs more photos than this is taken for none."""
 _COMPARED = {1: "more", -1: "less"}

@@ -54,6 +54,7 @@ def application(
         )
     if framed_by is not None and not re.fullmatch(r"https?://[\w.:*-]+", framed_by, re.ASCII):
         raise BlaError(f"expected a site such as https://huggingface.co, without a path, got {framed_by!r}")
+    refusals = (HTTPException, RequestValidationError, TimeoutError, BlaError)
     app = FastAPI(
         title="bla: what a classifier looked at",
         version=engine.card.version,
@@ -61,9 +62,7 @@ def application(
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
-        exception_handlers=dict.fromkeys(
-            (HTTPException, RequestValidationError, TimeoutError, BlaError), routes.refused
-        ),
+        exception_handlers=dict.fromkeys(refusals, routes.refused),
     )
     limits = limits or Limits()
     batcher = Batcher(engine, most=most, room=room, latency=min(latency, limits.seconds), workers=workers)

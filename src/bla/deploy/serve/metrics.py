@@ -42,7 +42,6 @@ class Timed:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
         began, status = time.monotonic(), 0  # 0: the client went away
 
         async def sent(message: Message) -> None:
