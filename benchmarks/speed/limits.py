@@ -162,7 +162,7 @@ def paths(only: list[str], classifier: ExplainableClassifier, images: ImageSet, 
 
             def batch(report: Any) -> None:
                 with tempfile.TemporaryDirectory() as out:
-                    explain_all(listed, out, engine.path, workers=1, report=report)
+                    explain_all(listed, out, engine, workers=1, report=report)
 
             task, out = Task(source=place, graph=""), Location.of(folder / "out")
             worker = Worker(make_plan(listed, task, out / BATCH_FOLDER), Location.of(engine.path), out)

@@ -259,7 +259,7 @@ def test_rows_say_what_the_graph_says(photos: Path, graph: Path, tmp_path: Path)
 
 
 def test_a_folder_a_list_and_a_table_give_the_same_rows(photos: Path, graph: Path, tmp_path: Path, bucket: str) -> None:
-    explain_all(photos, tmp_path / "folder", graph)
+    explain_all(photos, tmp_path / "folder", Engine(graph, threads=1))
     expected = rows_of(tmp_path / "folder")
     paths = [row["path"] for row in expected]
     (tmp_path / "list.txt").write_text("\n".join(paths))

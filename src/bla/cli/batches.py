@@ -51,13 +51,11 @@ def batch(
 
     with shown_progress() as report:
         explained = partial(explain_all, engine=engine, workers=workers, shard=shard, column=column)
-        opened = open_engine(run, model=trust_code, report=report)
+        opened = open_engine(run, model=trust_code, threads=1, report=report)
         computed = f"; computed on the {opened.device}" if engine == "local" else ""
         report(f"{opened.card.transform.in_words()}{computed}", 0, 0)
         asked = fill if check else None
-        record = explained(
-            source, out, opened.path, pictures=pictures, scores=scores, size=size, fill=asked, report=report
-        )
+        record = explained(source, out, opened, pictures=pictures, scores=scores, size=size, fill=asked, report=report)
     failed = record["rows"] - record["statuses"].get("ok", 0)
     if json_:
         print(json.dumps(record))

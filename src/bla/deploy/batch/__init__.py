@@ -67,7 +67,7 @@ class Finished(Task):
 def explain_all(
     source: str | Path,
     out: str | Path,
-    graph: str | Path,
+    graph: str | Path | Engine,
     *,
     engine: Literal["local", "ray"] = "local",
     workers: int | None = None,
@@ -87,7 +87,7 @@ def explain_all(
         photos, such as s3://bucket/folder, which fsspec opens. The batch lists its photos when it begins; a call after
         its end explains those that have been added since, though not rows of Parquet files.
     out: a folder, or the URL of one in an object store, which has no locks: run one batch at a time into it.
-    graph: the exported graph, as ``bla export`` writes it.
+    graph: the exported graph, as ``bla export`` writes it, or an engine of one thread that holds it.
     engine: this machine's threads, or Ray's cluster, where every node sees source and ``out`` under the same path.
     workers: threads, or actors of a core each, which share the cluster's GPUs; by default one for each core.
     shard: the number of photos in one file of results; after a kill, an unfinished shard is explained again.
@@ -108,12 +108,12 @@ def explain_all(
     EngineError
         If the explainer cannot select ``size`` cells.
     """
-    results, graph = Location.of(out), Path(graph)
+    results = Location.of(out)
     if results.files.isfile(results.path):
         raise BatchError(f"expected a folder for the results, got the file {out}: choose another name")
     if workers is not None and workers < 1:
         raise BatchError(f"expected at least 1 worker, got {workers}")
-    opened = Engine(graph, threads=1)
+    opened = graph if isinstance(graph, Engine) else Engine(graph, threads=1)
     if opened.card.several_labels:
         raise BatchError(
             "expected an explainer of one class a photo, as a row of the results has, got one of several labels a "
@@ -121,7 +121,7 @@ def explain_all(
         )
     if size is not None:
         opened.card.checked_size(size)
-    with graph.open("rb") as file:
+    with opened.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     place = str(source if is_url(source) else real(source))
     task = Task(source=place, graph=digest, pictures=pictures, scores=scores, size=size, fill=fill)
@@ -151,7 +151,7 @@ def explain_all(
         else:
             from bla.deploy.batch.cluster import run_on_ray
 
-            (work / GRAPH).write(graph.read_bytes())
+            (work / GRAPH).write(opened.path.read_bytes())
             explained = run_on_ray(plan, todo, work / GRAPH, out=results, workers=workers, report=report)
         for rows in explained:
             ready += rows
