@@ -27,8 +27,7 @@ studies = Command(name="study", help_format="plaintext")
 
 Folder = Annotated[Path, Parameter(help="The study's folder.")]
 Url = Annotated[
-    str | None,
-    Parameter(name="--db", help="A URL, sqlite:/// or postgresql://. By default a file in the folder."),
+    str | None, Parameter(name="--db", help="A URL, sqlite:/// or postgresql://. By default a file in the folder.")
 ]
 Rehearsal = Annotated[Flag, Parameter(help="Read the rehearsal's simulated answers.")]
 

@@ -75,10 +75,7 @@ def compare(
     limit: how many photos, drawn by ``seed``, to compare on; by default all.
     model: as :func:`bla.load` takes it.
 
-    Raises
-    ------
-    ComparisonError, RunError, DataError
-        If a method is unknown or does not fit, or there is no such run or no photo.
+    A ComparisonError if a method is unknown or does not fit; a RunError or DataError if there is no such run or photo.
     """
     started, out, names = time.monotonic(), Path(out), method_names(methods or CHEAP)
     if out.is_file():

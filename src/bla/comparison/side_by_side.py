@@ -161,8 +161,6 @@ def compare(
 
     A ComparisonError says which method is not known or gives no map; a DataError that no photo could be read.
 
-    Examples
-    --------
     >>> import numpy as np, bla
     >>> stem = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 9, stride=16), torch.nn.ReLU())
     >>> net = torch.nn.Sequential(stem, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 3))

@@ -53,8 +53,6 @@ class ImageSet:
     masks: for each image the file of its object's mask, relative to ``root``: as large as the photo, 0 off the object.
     parts: float64 ``(N, P, 3)``: x, y in pixels and whether visible (1) or not (0), of the P parts in ``part_names``.
 
-    Examples
-    --------
     >>> pets = ImageSet(Path("pets"), ("cat/1.jpg", "dog/1.jpg", "dog/2.jpg"), [0, 1, 1], ("cat", "dog"))
     >>> pets.subset([2, 1]).names, pets.subset([2, 1]).labels.tolist()
     (('dog/1.jpg', 'dog/2.jpg'), [1, 1])

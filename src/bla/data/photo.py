@@ -55,13 +55,9 @@ def open_photo(source: PhotoSource) -> Image.Image:
     source: a path, a file's content, an open binary file (read from its start, left open), a Pillow image (left
         as it is), or a uint8 array of shape ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``.
 
-    Raises
-    ------
-    DataError: if there is no whole photo in one of :data:`FORMATS`, or one of more than :data:`MAX_PIXELS` pixels or
-        :data:`MAX_SIDE` a side.
+    A DataError if there is no whole photo in one of :data:`FORMATS`, or one of more than :data:`MAX_PIXELS` pixels or
+    :data:`MAX_SIDE` a side.
 
-    Examples
-    --------
     >>> photo = open_photo(np.full((2, 3), 7, np.uint8))
     >>> photo.mode, photo.size, photo.getpixel((2, 1))
     ('RGB', (3, 2), (7, 7, 7))
@@ -300,8 +296,6 @@ class Transform:
     source: where the fields came from, such as "timm" or "assumed".
     value_range: the values of arrays, other than uint8, that count as 0 and 1; (0, 65535) of uint16 by default.
 
-    Examples
-    --------
     >>> half = (0.5, 0.5, 0.5)
     >>> crop = Transform((224, 224), half, half, mode="crop")
     >>> crop.region((512, 256))

@@ -148,9 +148,7 @@ def read_images(
     data_root: by default :func:`default_data_root`.
     cache: where what is made here is kept, by default :func:`bla.files.cache_root`.
 
-    Raises
-    ------
-    DataError: if there is no such data; if a download fails, with the address and the layout expected.
+    A DataError if there is no such data; if a download fails, with the address and the layout expected.
     """
     if isinstance(data, Splits):
         return data, ""

@@ -158,10 +158,7 @@ class Engine:
     card, classes, transform, grid: what the file says about itself.
     device: ``CPU`` or ``GPU``: where it computes.
 
-    Raises
-    ------
-    EngineError
-        If there is no such file, or bla did not export it.
+    An EngineError if there is no such file, or bla did not export it.
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None, gpu: bool = True) -> None:
@@ -196,10 +193,7 @@ class Engine:
         targets: classes to explain, one index for all photos or one each; -1 is the predicted class.
         masks: (B, M, H, W) or (M, H, W): subsets of cells from which the head is to predict.
 
-        Raises
-        ------
-        EngineError
-            If the file does not take one of these, or a value is out of its range.
+        An EngineError if the file does not take one of these, or a value is out of its range.
         """
         channels, rank = self.transform.channels, 2 + len(self.transform.size)
         if photos.dtype not in (np.uint8, np.float32) or photos.ndim != rank or photos.shape[-1] != channels:
@@ -383,12 +377,7 @@ def open_engine(
 
     Another process does the export, so that this one loads no torch. ``model`` is as :func:`bla.load` takes it.
 
-    Raises
-    ------
-    RunError
-        If there is neither a file nor a complete run.
-    EngineError
-        If the run cannot be exported.
+    A RunError if there is neither a file nor a complete run; an EngineError if the run cannot be exported.
     """
     if Path(explainer).is_file():
         return Engine(explainer, threads=threads)

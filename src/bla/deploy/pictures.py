@@ -91,10 +91,7 @@ def explain_files(
     An explanation in ``out`` is read back if the same explainer made it with the same options, and the photo has
     not changed since. A photo that cannot be read yields an :class:`Unexplained`, and the others are explained.
 
-    Raises
-    ------
-    ExplanationError
-        If we would overwrite a file in ``out`` that is not an explanation of ours; nothing is written then.
+    An ExplanationError, before anything is written, if a file in ``out`` would be overwritten that is none of ours.
     """
     graph = Path(run) if Path(run).is_file() else None
     votes = target is not None or against is not None  # which a graph does not have

@@ -77,8 +77,6 @@ class Explanation(Result):
     note: how the explanation is approximate, or doubtful; None where it is neither.
     shown: what the picture shows where it is not the whole photo: some of its channels, or the classifier's input.
 
-    Examples
-    --------
     >>> cat = Prediction(281, "tabby", 0.9)
     >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
     >>> photo = Image.new("RGB", (64, 48), "tan")
@@ -223,8 +221,6 @@ def gallery(
 
     A notebook displays it; ``.save("sheet.png")`` writes it.
 
-    Examples
-    --------
     >>> cat, photo = Prediction(281, "tabby", 0.9), Image.new("RGB", (64, 48), "tan")
     >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])
     >>> why = Explanation("a cat", cat, (cat,), "BLA", region=(0, 0, 64, 48), photo=photo, **maps)

@@ -36,8 +36,6 @@ def panel(photo: Image.Image, explanation: Result, *, height: int = 320) -> Imag
     those of very narrow ones higher, so that cells stay large enough to be seen. Raises ValueError if ``height`` is too
     small, or the photo cannot be the one that was explained.
 
-    Examples
-    --------
     >>> from bla.explanations.result import Prediction, Result
     >>> cat = Prediction(281, "tabby", 0.9)
     >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])

@@ -86,8 +86,6 @@ def picture(
     pixels, at least 120; by default it follows from the photo's own size. Text is as large as can be read when the
     picture is shown 200 pixels wide. ``heat`` as in :func:`bla.explanations.render.overlay`.
 
-    Examples
-    --------
     >>> from bla.explanations.result import Prediction, Result
     >>> cat = Prediction(281, "tabby", 0.9)
     >>> maps = dict(grid=(1, 2), unbounded=[[0.5, -1]], scores=[[0, -1]], soft=None, selected=[[1, 0]])

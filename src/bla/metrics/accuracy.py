@@ -19,8 +19,6 @@ class Accuracy:
     Every image counts once, whatever the batches. With fewer than five classes top-5 counts all of them. A logit
     that ties with the class's own and comes first counts as better.
 
-    Examples
-    --------
     >>> accuracy = Accuracy()
     >>> accuracy.update(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
     >>> accuracy.result()["top1"], round(accuracy.result()["loss"], 4)
@@ -57,8 +55,6 @@ class Values:
 
     .. math:: R^2 = 1 - \sum_i (v_i - t_i)^2 / \sum_i (t_i - \bar t)^2
 
-    Examples
-    --------
     >>> counted = Values()
     >>> counted.update(torch.tensor([[1.0], [2.0], [5.0]]), torch.tensor([[1.0], [2.0], [3.0]]))
     >>> counted.result()

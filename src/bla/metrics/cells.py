@@ -59,8 +59,6 @@ def read_cells(head: Head, features: Tensor, masks: Tensor, *, affine: bool = Fa
     masks: booleans (B, M, H, W).
     affine: the head is affine (:func:`is_affine`), so that it can read every cell once instead of every set.
 
-    Examples
-    --------
     >>> masks = torch.tensor([[[[True, False]], [[True, True]]]])
     >>> read_cells(lambda pooled: pooled, torch.tensor([[[[2.0, 4.0]]]]), masks).tolist()
     [[[2.0], [3.0]]]

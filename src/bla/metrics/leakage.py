@@ -92,8 +92,6 @@ def train_evaluator(
     classes: K; by default one more than the largest label.
     steps: the least number of batches, by default :data:`STEPS`; three epochs at least.
 
-    Examples
-    --------
     >>> labels = torch.arange(64) % 2
     >>> features = torch.randn(64, 8, 3, 3) + 3 * labels[:, None, None, None]
     >>> evaluator = train_evaluator(features, labels, steps=400)

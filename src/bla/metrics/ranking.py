@@ -16,8 +16,6 @@ def top_cells(ranking: Tensor, sizes: Tensor | int) -> Tensor:
     ranking: (B, H, W), finite, larger is more relevant.
     sizes: (B,) or one for all, each in 1..H*W.
 
-    Examples
-    --------
     >>> top_cells(torch.tensor([[[3.0, 1.0, 3.0]], [[0.0, 5.0, 1.0]]]), torch.tensor([1, 2])).int().tolist()
     [[[1, 0, 0]], [[0, 1, 1]]]
     """

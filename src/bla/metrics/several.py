@@ -27,8 +27,6 @@ class SeveralLabels:
     Counts batch by batch, as :class:`bla.metrics.Accuracy` does. A label that all images have, or none, has neither
     average precision nor area; the mean over the other labels is the macro average.
 
-    Examples
-    --------
     >>> counted = SeveralLabels()
     >>> counted.update(torch.tensor([[2.0, -1.0], [1.0, 3.0], [-1.0, 2.0]]), torch.tensor([[1, 0], [0, 0], [0, 1]]))
     >>> found = counted.result()

@@ -49,11 +49,8 @@ class Interval:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SignFlipMean:
-    """A mean over people, its interval at ``level``, its two-sided p-value against ``null``, and how both were found.
-
-    ``subsets`` is the number of assignments of signs; ``exact`` says that they are all there are.
-    """
+class Estimate:
+    """A mean, its interval at ``level``, and its two-sided p-value against ``null``."""
 
     mean: float
     low: float
@@ -61,6 +58,12 @@ class SignFlipMean:
     p: float
     null: float
     level: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SignFlipMean(Estimate):
+    """A mean over people; ``subsets`` counts the assignments of signs, and ``exact`` says that these are all."""
+
     people: int
     subsets: int
     exact: bool
@@ -146,8 +149,6 @@ def mean_by_sign_flips(
     bounds: the smallest and largest possible mean: the interval where there are too few people to exclude any.
     draws: random subsets, where there are more than :data:`ENUMERATED` people.
 
-    Examples
-    --------
     >>> found = mean_by_sign_flips([0.6, 0.7, 0.6, 0.8, 0.9, 0.7], null=0.5, bounds=(0, 1), seed=0)
     >>> found.p, found.low, found.high
     (0.03125, 0.6, 0.9)

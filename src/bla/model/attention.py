@@ -205,8 +205,6 @@ class BoundedLogitAttention(Attention):
     context: add a vector made from the pooled map to every cell before scoring.
     gate: the sigmoid gate in place of the softmax.
 
-    Examples
-    --------
     >>> attention = BoundedLogitAttention(1280)
     >>> selection = attention(torch.rand(2, 1280, 7, 5))
     >>> selection.soft.shape, bool((selection.scores <= 0).all())
@@ -312,8 +310,6 @@ class ClassAwareAttention(JudgedAttention):
     judge: pooled features (B, C) to logits (B, K); None for the classifier's head, or that of training's first stage.
     temperature, threshold, hidden, gate: as of :class:`BoundedLogitAttention`.
 
-    Examples
-    --------
     >>> attention = ClassAwareAttention(16, nn.Linear(16, 5))
     >>> features = torch.rand(2, 16, 7, 7)
     >>> attention(features, size=3).hard.count_nonzero(dim=(1, 2))

@@ -474,8 +474,6 @@ def explainable(
 
     A classifier that cannot be split, or an output that may be meant in several ways, is a ClassifierError.
 
-    Examples
-    --------
     >>> stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=16), nn.ReLU())
     >>> net = nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     >>> wrapped = explainable(net, classes=["cat", "dog"])

@@ -216,7 +216,8 @@ def _checked(
 
     Uniform weights give the classifier's answers, other weights others, and of a cell left out nothing is read.
     """
-    strict, apart = _strict(answers), _apart(answers)
+    strict = 2e-2 if answers.half else SELF_CHECK_TOLERANCE.get(answers.values.dtype, 2e-2)  # to miss by it is unmarked
+    apart = _apart(answers)
     tolerance = max(strict, 3 * apart)  # its own sums may differ as much with the batch
     scale = answers.values.abs().max().clamp(min=1e-12)
 
@@ -319,11 +320,6 @@ def _apart(answers: Outputs) -> float:
     """How far the answers to one image and to two are from those to five, of the largest."""
     largest = answers.values.abs().max().clamp(min=1e-12)
     return float((answers.alone - answers.values[:3]).abs().max() / largest)
-
-
-def _strict(answers: Outputs) -> float:
-    """How far a split may miss unmarked."""
-    return 2e-2 if answers.half else SELF_CHECK_TOLERANCE.get(answers.values.dtype, 2e-2)
 
 
 def _prepared(

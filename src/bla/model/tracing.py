@@ -329,16 +329,16 @@ class Graph:
     def _cuts(self, cut_at: Callable[[fx.Node], _Cut | None]) -> list[_Cut]:
         """The cuts nearest to the answer by which it reads the pixels; none where it also reads them another way."""
         found: dict[fx.Node, _Cut] = {}
-        for node in self._between(lambda node: node in found or self._noted(node, cut_at, found)):
-            if node.op == "placeholder":
-                return []
-        return sorted(found.values(), key=lambda cut: self._place(cut.source))
 
-    def _noted(self, node: fx.Node, cut_at: Callable[[fx.Node], _Cut | None], found: dict[fx.Node, _Cut]) -> bool:
-        cut = cut_at(node)
-        if cut is not None:
-            found[node] = cut
-        return cut is not None
+        def is_cut(node: fx.Node) -> bool:
+            if (cut := cut_at(node)) is not None:
+                found[node] = cut
+            return cut is not None
+
+        if any(node.op == "placeholder" for node in self._between(is_cut)):
+            return []
+        order = list(self.module.graph.nodes)
+        return sorted(found.values(), key=lambda cut: order.index(cut.source))
 
     def _between(self, is_cut: Callable[[fx.Node], bool]) -> set[fx.Node]:
         """The operations that the answer needs from the cuts on; numbers are known without any."""
@@ -357,9 +357,6 @@ class Graph:
         """Whether a node gives tensors: a tensor, several, or a module's parameter."""
         found, _ = self.numbers.get(node, (torch.empty(0), None))
         return any(isinstance(each, Tensor) for each in pytree.tree_leaves(found))
-
-    def _place(self, node: fx.Node) -> int:
-        return list(self.module.graph.nodes).index(node)
 
     def _trunk(self, cuts: Sequence[_Cut]) -> nn.Module:
         return TracedTrunk(self._until([cut.source for cut in cuts]), [cut.layout for cut in cuts])

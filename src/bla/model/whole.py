@@ -12,8 +12,6 @@ class Whole(nn.Module):
 
     What follows ``cells``, an identity on that map and a layer to hook, can run on features alone.
 
-    Examples
-    --------
     >>> import torch
     >>> net = Whole(nn.Conv2d(3, 4, 8, stride=8), nn.Linear(4, 2))
     >>> net(torch.rand(5, 3, 32, 16)).shape, net.on_features(torch.rand(5, 4, 4, 2)).shape

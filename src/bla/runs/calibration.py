@@ -70,15 +70,8 @@ def calibrate(
     ----------
     out: the file to write, by default ``certificate.json`` in the run folder.
 
-    Returns
-    -------
-    The certificate, and (image, reason) for each photo that could not be read.
-
-    Raises
-    ------
-    RunError
-        If no size reaches the share, there are too few photos for it, or the run was trained on them; nothing is
-        written then.
+    Returns the certificate, and (image, reason) for each photo that could not be read. A RunError, and nothing written,
+    if no size reaches the share, there are too few photos for it, or the run was trained on them.
     """
     for name, value in (("share", share), ("confidence", confidence)):
         if not 0 < value < 1:

@@ -71,10 +71,7 @@ def save_pretrained(
     metrics: what :func:`bla.fit` returned for a classifier passed as an object; the card shows them.
     with_classifier: add the classifier's own weights as ``classifier.safetensors``, each tensor once.
 
-    Raises
-    ------
-    HubError, RunError
-        If there is no such run, the classifier was never fitted, or the folder holds other files.
+    A HubError or RunError if there is no such run, the classifier was never fitted, or the folder holds other files.
     """
     target = Path(folder)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / RECORD).exists()):
@@ -129,10 +126,8 @@ def from_pretrained(
     model: the classifier, if the explainer names none; it is copied, and takes the classifier's weights from the
         folder if they are there.
 
-    Raises
-    ------
-    HubError, RunError, ClassifierError
-        If there is no such explainer, another version's schema wrote it, or the classifier does not match.
+    A HubError, RunError or ClassifierError if there is no such explainer, another version's schema wrote it, or the
+    classifier does not match.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -179,9 +174,7 @@ def push_to_hub(
     ----------
     options: of :func:`save_pretrained`: ``model``, ``metrics``, ``with_classifier``.
 
-    Returns
-    -------
-    The commit's address.
+    Returns the commit's address.
     """
     api = huggingface_hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:

@@ -91,10 +91,8 @@ def train(
         none.
     callback: called with each :class:`bla.training.loggers.Update`; ready ones are beside it.
 
-    Raises
-    ------
-    DataError, ClassifierError, CacheError, TrainingError
-        If data, classifier, cache or settings do not fit; each says what was expected.
+    A DataError, ClassifierError, CacheError or TrainingError says which of data, classifier, cache and settings do not
+    fit, and what was expected.
     """
     first = distributed.rank() == 0
     report = progress_of(report) if first else silent
@@ -184,12 +182,8 @@ def fit(
     stream: cache no features, as in :func:`train`.
     report, callback: as in :func:`train`.
 
-    Returns
-    -------
-    The metrics on the held-out images, as in ``bla evaluate --json``.
+    Returns the metrics on the held-out images, as in ``bla evaluate --json``.
 
-    Examples
-    --------
     >>> import numpy as np, tempfile, bla
     >>> stem = nn.Sequential(nn.Conv2d(3, 8, 9, stride=16), nn.ReLU())
     >>> wrapped = bla.explainable(nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)))
@@ -258,10 +252,7 @@ def load(run: str | Path, *, model: nn.Module | str | None = None, device: str =
         it, if that was told more than the classifier. Where the run names code, as ``package.module:callable``, that
         name: you trust the code, and it is imported and called. No other code is.
 
-    Raises
-    ------
-    RunError
-        If the folder holds no complete run of this schema, or the classifier is not the one it was trained on.
+    A RunError if the folder holds no complete run of this schema, or the classifier is not the one it was trained on.
     """
     return open_run(run, model=model, device=device).classifier
 

@@ -55,12 +55,7 @@ async def failed(request: Request, error: Any) -> Response:
 
 
 def create_app(
-    study: Path,
-    store: Store,
-    *,
-    simulated: bool = False,
-    limits: Limits | None = None,
-    address: str = "",
+    study: Path, store: Store, *, simulated: bool = False, limits: Limits | None = None, address: str = ""
 ) -> FastAPI:
     """The application of a study's folder; StudyError unless the store is empty or holds answers to the same study."""
     limits = limits or Limits()

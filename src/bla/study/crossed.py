@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr, stdtrit
 
+from bla.metrics.statistics import Estimate
 from bla.study.errors import AnalysisError
 
 Floats = npt.NDArray[np.float64]
@@ -34,16 +35,10 @@ _CHUNK = 250  # resamples at a time
 _NOTHING = 1e-12  # of rounding
 
 
-@dataclass(frozen=True)
-class CrossedMean:
-    """A mean over people and photos: its interval at `level` and p-value against `null`; the bootstrap's interval."""
+@dataclass(frozen=True, slots=True)
+class CrossedMean(Estimate):
+    """A mean over people and photos, with the bootstrap's interval."""
 
-    mean: float
-    low: float
-    high: float
-    p: float
-    null: float
-    level: float
     freedom: float
     people: int
     photos: int

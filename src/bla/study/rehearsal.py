@@ -49,13 +49,7 @@ def behaviour_for(plan: Plan, share: float, against: float | None, behaviour: Be
 
 
 def rehearse(
-    study: Path,
-    behaviour: Behaviour,
-    people: int,
-    *,
-    store: Store,
-    seed: int = 0,
-    report: Progress = silent,
+    study: Path, behaviour: Behaviour, people: int, *, store: Store, seed: int = 0, report: Progress = silent
 ) -> Collected:
     """Let so many simulated people take part in a study, on an empty store; raises StudyError if it holds answers."""
     plan, texts = Plan.load(study), Texts.load(study / "texts.toml")

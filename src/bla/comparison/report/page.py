@@ -67,10 +67,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, photos: i
     out: the file to write; by default ``report.html`` beside the comparison.
     photos: how many to show: half drawn by ``seed``, a quarter each the best and the worst.
 
-    Raises
-    ------
-    ReportError
-        If there is no comparison of this schema, or its photos have moved.
+    A ReportError if there is no comparison of this schema, or its photos have moved.
     """
     if photos < 1:
         raise ReportError(f"expected at least one photo to show, got {photos}")

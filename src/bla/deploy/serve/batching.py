@@ -122,12 +122,7 @@ class Batcher:
             self.inside -= photos
 
     async def run(
-        self,
-        read: Callable[[], Photo],
-        *,
-        size: int = 0,
-        target: int = -1,
-        masks: npt.NDArray[np.bool_] | None = None,
+        self, read: Callable[[], Photo], *, size: int = 0, target: int = -1, masks: npt.NDArray[np.bool_] | None = None
     ) -> Answer:
         """A photo and its row of each output; raises what ``read`` raises.
 
