@@ -85,12 +85,8 @@ def resized(levels: Levels, size: Sequence[int], kind: Image.Resampling) -> Leve
     """Levels (*sides, C) resized to these sides with antialiasing, each channel and slice alone, then the depth."""
     *depth, height, width = size
     if levels.shape[-3:-1] != (height, width):
-
-        def fitted(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            return np.asarray(Image.fromarray(plane).resize((width, height), kind))
-
         planes = np.moveaxis(levels, -1, 0).reshape(-1, *levels.shape[-3:-1])
-        each = np.array([fitted(plane) for plane in planes])
+        each = np.array([np.asarray(Image.fromarray(plane).resize((width, height), kind)) for plane in planes])
         levels = np.moveaxis(each.reshape(levels.shape[-1], *levels.shape[:-3], height, width), 0, -1)
     if depth and levels.shape[0] != depth[0]:
         rows = Image.fromarray(levels.reshape(levels.shape[0], -1))
