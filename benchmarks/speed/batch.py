@@ -1,8 +1,9 @@
-"""Batches: throughput against a loop in one process, memory on a million tiny images, ten kills. Prints JSON.
+"""Batches: throughput against a loop in one process, memory on a million tiny images, kills, a billion photos. JSON.
 
     python -m benchmarks.speed.batch throughput PHOTOS [--run RUN] [--images 256] [--rounds 5]
     python -m benchmarks.speed.batch memory [--rows 1000000]
     python -m benchmarks.speed.batch kills PHOTOS [--run RUN]
+    python -m benchmarks.speed.batch billion PHOTOS [--run RUN] [--images 256] [--rounds 5]
 
 The memory test runs a tiny exported network at 32 x 32: it is about the rows, not about the network.
 """
@@ -31,6 +32,8 @@ from benchmarks.results import parser_of
 from bla.data.image_sets import list_images
 from bla.data.prefetching import cores, prefetch
 from bla.deploy.batch import explain_all
+from bla.deploy.batch.location import Location
+from bla.deploy.batch.plan import SHARD, Task, make_plan
 from bla.deploy.engine import Engine, open_engine
 
 
@@ -149,6 +152,49 @@ def kills(photos: Path, run: str, times: int = 10) -> dict[str, Any]:
     }
 
 
+def billion(photos: Path, run: str, images: int, rounds: int) -> dict[str, Any]:
+    """What a billion such photos take on a cluster, from pieces measured here in processor seconds of one core.
+
+    The driver lists the photos and, at the end, adds up the parts; between the two, all cores explain.
+    """
+    rows, cluster, dollars_an_hour, dollars_a_get = 10**9, 1000, 0.04, 0.4e-6
+    start = time.process_time()
+    graph = open_engine(run, threads=1)
+    opening = time.process_time() - start
+    every = list_images([photos])
+    paths = [str(every[index % len(every)]) for index in range(images)]
+    pieces: dict[str, list[float]] = {"list a photo": [], "explain a photo": [], "add up a part": []}
+    with tempfile.TemporaryDirectory() as place:
+        folder, many = Path(place), 100_000
+        (folder / "many.txt").write_text("\n".join(f"s3://bucket/photos/{number:012}.jpg" for number in range(many)))
+        (folder / "list.txt").write_text("\n".join(paths))
+        for turn in range(rounds):
+            times, out = [time.process_time()], folder / f"out{turn}"
+            make_plan(folder / "many.txt", Task(source="", graph=""), Location.of(folder / "work"))
+            times.append(time.process_time())
+            explain_all(folder / "list.txt", out, graph, workers=1)
+            times.append(time.process_time())
+            for _ in range(100):
+                pq.read_schema(out / "part-000000.parquet")
+            times.append(time.process_time())
+            for found, taken, count in zip(pieces.values(), np.diff(times), (many, images, 100), strict=True):
+                found.append(taken / count)
+        size = (out / "part-000000.parquet").stat().st_size / images
+    one = {name: statistics.median(found) for name, found in pieces.items()}
+    alone = one["list a photo"] * rows + one["add up a part"] * rows / SHARD
+    hours = (alone + opening + one["explain a photo"] * rows / cluster) / 3600
+    return {
+        "claim": f"hours for {rows:,} photos on {cluster:,} cores",
+        "value": hours,
+        "hours_of_the_driver_alone": alone / 3600,
+        "dollars": {"cores": hours * cluster * dollars_an_hour, "requests to an object store": rows * dollars_a_get},
+        "gigabytes_of_results": size * rows / 1e9,
+        "seconds": one | {"open a graph": opening},
+        "least_and_most": {name: [min(found), max(found)] for name, found in pieces.items()},
+        "priced_at": {"dollars_a_core_hour": dollars_an_hour, "dollars_a_million_requests": dollars_a_get * 1e6},
+    }
+
+
 def _tiny(path: Path) -> Path:
     import torch
     from torch import nn
@@ -175,7 +221,7 @@ def _jpeg(seed: int) -> bytes:
 def main() -> None:
     """Parse, measure, print."""
     parser = parser_of(__doc__)
-    parser.add_argument("what", choices=["throughput", "memory", "kills"])
+    parser.add_argument("what", choices=["throughput", "memory", "kills", "billion"])
     parser.add_argument("photos", type=Path, nargs="?")
     parser.add_argument("--run", default="tf_efficientnet_lite0")
     parser.add_argument("--images", type=int, default=256)
@@ -188,6 +234,8 @@ def main() -> None:
         result = memory(options.rows)
     elif options.what == "kills":
         result = kills(options.photos, options.run)
+    elif options.what == "billion":
+        result = billion(options.photos, options.run, options.images, options.rounds)
     else:
         result = throughput(options.photos, options.run, options.images, options.rounds)
     print(json.dumps(result, indent=1))

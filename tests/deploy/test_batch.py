@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ from bla.deploy.batch import cluster as cluster_of_batch
 from bla.deploy.batch import plan as planning
 from bla.deploy.batch.location import Location
 from bla.deploy.batch.plan import Plan, Task, make_plan
-from bla.deploy.batch.sources import Reader
+from bla.deploy.batch.sources import Reader, Row
 from bla.deploy.engine import Engine, EngineError
 from bla.explanations.explanation import Explanation
 from small_exports import Pair
@@ -269,7 +270,9 @@ def test_a_folder_a_list_and_a_table_give_the_same_rows(photos: Path, graph: Pat
         assert rows_of(f"{bucket}/{name}") == expected
 
 
-def test_photos_and_results_in_an_object_store(photos: Path, graph: Path, tmp_path: Path, bucket: str) -> None:
+def test_photos_and_results_in_an_object_store(
+    photos: Path, graph: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = fsspec.filesystem("memory")
     store.put(str(photos), "/bucket/", recursive=True)
     store.pipe("/bucket/notes.txt", b"")
@@ -294,6 +297,10 @@ def test_photos_and_results_in_an_object_store(photos: Path, graph: Path, tmp_pa
     for source, came in (("memory://nowhere", "FileNotFoundError"), ("unknown://bucket", "Protocol not known")):
         with pytest.raises(BatchError, match=came):
             explain_all(source, tmp_path / "none", graph)
+    together = threading.Barrier(8, timeout=60)  # passes only if eight photos are fetched at once
+    fetch = Row.fetched
+    monkeypatch.setattr(Row, "fetched", lambda row: (together.wait(), fetch(row))[1])
+    explain_all(f"{bucket}/photos/folder0", f"{bucket}/eight", graph, workers=1)
     with pytest.raises(BatchError, match="unknown://out: expected a URL that fsspec can open"):
         explain_all(photos, "unknown://out", graph)
 

@@ -61,6 +61,9 @@ def likeliest(
     """The five likeliest classes, among equal ones the first; with several labels also any other above one half.
 
     Of a ``regression`` the one "probability" is the value.
+
+    >>> [guess.label for guess in likeliest(np.array([0.1, 0.3, 0.1, 0.1, 0.1, 0.1, 0.2]), "abcdefg")]
+    ['b', 'g', 'a', 'c', 'd']
     """
     if regression:
         return (Prediction(0, classes[0], 1.0, float(probabilities[0])),)

@@ -58,7 +58,6 @@ def _fields(guess: Prediction, prefix: str = "") -> dict[str, Any]:
 
 def explain_rows(graph: Engine, rows: Sequence[Row], plan: Plan, out: Location) -> list[dict[str, Any]]:
     """A result for each row, in order; a failed one holds the reason. Panels, if wanted, go to ``out/_pictures``."""
-    rows = [row.fetched() for row in rows]
     names = [row.name for row in rows]
     photos = [
         Unexplained(row.name, row.error) if row.photo is None else graph.read(row.name, row.photo) for row in rows

@@ -6,6 +6,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bla.data.prefetching import prefetch
 from bla.deploy.batch.location import BatchError, Location, is_url, one_line
 from bla.deploy.batch.plan import Plan, Shard, named
 
 READ = 64  # rows read from a Parquet file at once
 BATCH = 16  # photos in one run of the graph
+AHEAD = 2  # such batches are fetched from an object store at once
 
 
 class Row(NamedTuple):
@@ -71,10 +74,15 @@ class Reader:
                 yield Row(missing, self._called(shard, missing), None, reason)
 
     def batches(self, shard: Shard) -> Iterator[list[Row]]:
-        """The same, as many rows at once as the graph explains in one run."""
+        """The same, as many rows at once as the graph explains in one run; their URLs are fetched at once, ahead."""
         rows = self.rows(shard)
-        while batch := list(itertools.islice(rows, BATCH)):
-            yield batch
+        batches = iter(lambda: list(itertools.islice(rows, BATCH)), [])
+        with ThreadPoolExecutor(AHEAD) as pool, ThreadPoolExecutor(AHEAD * BATCH) as each:
+
+            def fetched(batch: list[Row]) -> list[Row]:
+                return [*each.map(Row.fetched, batch)] if any(isinstance(row.photo, str) for row in batch) else batch
+
+            yield from prefetch(pool, fetched, batches, ahead=AHEAD)
 
     def _values_from(self, file: int, first: int) -> Iterator[tuple[Any, Any]]:
         """Contents and names from a row of a file on."""
