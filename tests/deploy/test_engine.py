@@ -153,7 +153,9 @@ def test_photos_that_cannot_be_read_and_numbers_that_are_none(plain: Pair) -> No
 
 
 def test_a_gpu_is_used_where_the_runtime_can(plain: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    batch, asked = photos(4), []
+    either, cpu = (Engine(plain[1].path, gpu=gpu).run(batch) for gpu in (True, False))
+    np.testing.assert_allclose(either.unbounded, cpu.unbounded, rtol=1e-4, atol=1e-4)  # compares where there is a GPU
 
     def opened(model: Path, options: Any, providers: list[Any]) -> onnxruntime.InferenceSession:
         asked.append(providers[0])

@@ -41,8 +41,9 @@ class Location:
         if not is_url(place):
             path = str(real(place))
             return cls(path, LocalFileSystem(), path)
+        scheme, _, rest = str(place).partition("://")
         try:  # without a cache of listings: other workers write, too
-            return cls(str(place).rstrip("/"), *fsspec.url_to_fs(place, use_listings_cache=False))
+            return cls(f"{scheme}://{rest.rstrip('/')}", *fsspec.url_to_fs(place, use_listings_cache=False))
         except (ImportError, ValueError) as error:  # a package that it names, a scheme
             came = f"{type(error).__name__}: {one_line(error)}"
             raise BatchError(f"{place}: expected a URL that fsspec can open, got {came}") from error
