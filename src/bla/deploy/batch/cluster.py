@@ -57,7 +57,7 @@ def run_on_ray(
         actors = min(workers or cores, cores) or 1
         share = min(1, int(1e4 * gpus / actors) / 1e4) if has_cuda() else 0  # as Ray rounds, but downwards
         if gpus and not share:
-            report(f"{gpus} GPUs stay idle: onnxruntime cannot use them; install onnxruntime-gpu instead", 0, 0)
+            report(f"expected onnxruntime-gpu for the cluster's GPUs ({gpus}), got onnxruntime: they stay idle", 0, 0)
         DataContext.get_current().enable_progress_bars = False
         work = ray.data.from_items(
             [dataclasses.asdict(shard) for shard in shards], override_num_blocks=min(len(shards), 16 * actors)
@@ -73,7 +73,7 @@ def run_on_ray(
         for row in done.iter_rows():
             if row["device"] not in devices:
                 devices.add(row["device"])
-                report(f"actors with {share:g} of a GPU compute on the {row['device']}", 0, 0)
+                report(f"actors{f' with {share:g} of a GPU' * bool(share)} compute on the {row['device']}", 0, 0)
             yield int(row["count"])
     finally:
         if ours:
