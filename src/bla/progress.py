@@ -64,7 +64,6 @@ class Display:
             self._print(done, total)
 
     def close(self) -> None:
-        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
         self.bar, self.title = None, ""

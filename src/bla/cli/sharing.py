@@ -112,9 +112,7 @@ EXTRAS = {
 
 
 def require(*extras: str) -> None:
-    """Raise an error with the command to run if packages of these extras are missing: before any work, and without
-    importing them.
-    """
+    """Raise an error with the command to run, before any work, if packages of these extras are missing; import none."""
     missing = {
         extra: absent
         for extra in extras

@@ -150,9 +150,8 @@ class ImageSet:
         order = np.concatenate(_shuffled(self.labels, len(self), seed))
         fold_of = np.empty(len(self), np.int64)
         fold_of[order] = np.arange(len(self)) % count  # each class continues where the last one stopped
-        return tuple(
-            Splits(self.subset(fold_of != fold), self.subset(fold_of == fold), seeded=True) for fold in range(count)
-        )
+        folds = [fold_of == fold for fold in range(count)]
+        return tuple(Splits(self.subset(~held_out), self.subset(held_out), seeded=True) for held_out in folds)
 
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of names and contents: a copy of the folder elsewhere has the same.

@@ -303,10 +303,7 @@ class Engine:
             yield from self.explanations(names, photos, fill=fill if check else None, sizes=size, targets=about)
 
     def probabilities(self, logits: Pixels) -> Pixels:
-        """The classes' probabilities for logits (K,): their softmax, or for several labels the sigmoid of each.
-
-        Of a regression the value.
-        """
+        """Probabilities by logits (K,): the softmax, of several labels their sigmoids; of a regression the value."""
         if self.card.regression:
             return logits
         if self.card.several_labels:

@@ -52,9 +52,7 @@ def picture(
     if explanation.present and explanation.votes is None:
         likely = {guess.index: guess for guess in explanation.top}
         alone = dataclasses.replace(explanation, present=None, classifier=None)
-        parts = [
-            dataclasses.replace(alone, prediction=likely[votes.target], votes=votes) for votes in explanation.present
-        ]
+        parts = [dataclasses.replace(alone, prediction=likely[own.target], votes=own) for own in explanation.present]
     return _png(tiled([part.picture(panel=panel, width=width) for part in parts], columns=1, gap=0), signature)
 
 

@@ -197,11 +197,9 @@ def _header(
     parts = dict.fromkeys((explanation.view, explanation.method, explanation.setup, explanation.model))
     origin = shorten("  ·  ".join(legible(part, "?") for part in parts if part), small, right - left)
     texts.append(Text(right - length(origin, small), second, origin, small, QUIET))
-    if explanation.check is not None:
-        about, kept, removed = map(
-            _written, (explanation.check.about, explanation.check.kept, explanation.check.removed)
-        )
-        checked = dataclasses.replace(explanation.check, about=about, kept=kept, removed=removed).lines
+    if (check := explanation.check) is not None:
+        about, kept, removed = map(_written, (check.about, check.kept, check.removed))
+        checked = dataclasses.replace(check, about=about, kept=kept, removed=removed).lines
         texts += [Text(x, y, shorten(line, medium, room), medium, INK) for y, line in zip(last, checked, strict=True)]
     return texts
 

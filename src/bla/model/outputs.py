@@ -255,9 +255,7 @@ def meaning_of(model: nn.Module, answers: Outputs, reading: Reading) -> Meant:
             )
         meaning = "logits" if most == math.inf else "probabilities"
     if meaning == "value" and columns != 1:
-        raise OutputError(
-            f"expected one value an image, got {columns}: choose one by output=lambda found: found[:, :1]"
-        )
+        raise OutputError(f"expected one value an image, got {columns}: choose by output=lambda found: found[:, :1]")
     several = reading.several_labels
     if several is None:
         alone = meaning == "probabilities" and not exclusive and columns > 1

@@ -407,7 +407,6 @@ def _unfinite(own: nn.Module, answers: Outputs, called: Calling) -> str:
 
 
 def first_convolution(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
-    """The convolution that a model holds first."""
     return next((module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))), None)
 
 

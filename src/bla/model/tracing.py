@@ -234,11 +234,8 @@ class Graph:
 
     def split_at_maps(self) -> tuple[nn.Module, nn.Module]:
         """Cut at the last maps (B, C, H, W), which are flattened, or reduced to one vector in another way."""
-        found = {
-            node: _Cut(node, node, "channels first")
-            for node, shape in self.shapes.items()
-            if is_over(shape[2:], self.size)
-        }
+        maps = [node for node, shape in self.shapes.items() if is_over(shape[2:], self.size)]
+        found = {node: _Cut(node, node, "channels first") for node in maps}
         cuts = self._cuts(found.get)
         if not cuts:
             raise TracingError("expected a head that reads feature maps alone, found no such maps")

@@ -51,7 +51,5 @@ def _flat(raw: Any, name: str) -> Tensor:
         values = values.sum(dim=0)
     if values.ndim != 2 or not values.isfinite().all():
         shape = tuple(torch.as_tensor(raw).shape)
-        raise ComparisonError(
-            f"{name}: expected a finite map (h, w) of one photo, got {shape}, or NaN or infinity in it"
-        )
+        raise ComparisonError(f"{name}: expected a finite map (h, w) of one photo, got {shape}, or NaN or infinity")
     return values

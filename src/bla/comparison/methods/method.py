@@ -56,9 +56,7 @@ class Batch:
     def __post_init__(self) -> None:
         parts = (self.features, self.targets, self.rows, *([] if self.pixels is None else [self.pixels]))
         if len(lengths := {len(part) for part in parts}) != 1:
-            raise ComparisonError(
-                f"expected a target, a row and features for each image, got {sorted(lengths)} of them"
-            )
+            raise ComparisonError(f"expected a target, a row and features for each image, got {sorted(lengths)}")
 
     def seen(self) -> Tensor:
         """The pixels, for a method that needs them."""

@@ -124,10 +124,7 @@ class Batcher:
     async def run(
         self, read: Callable[[], Photo], *, size: int = 0, target: int = -1, masks: npt.NDArray[np.bool_] | None = None
     ) -> Answer:
-        """A photo and its row of each output; raises what ``read`` raises.
-
-        A photo that is cancelled while it waits is not read.
-        """
+        """A photo and its row of each output; raises what ``read`` raises, which is not called if cancelled before."""
         self._jobs.append(job := _Job(read, size, target, masks, asyncio.get_running_loop().create_future()))
         if len(self._working) < self._workers:
             self._working.add(worker := asyncio.create_task(self._work()))

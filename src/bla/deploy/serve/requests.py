@@ -27,9 +27,7 @@ Photos = list[tuple[str, bytes]]  # names and encoded photos
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """The bytes of a request's body, its photos, the pixels of each, its masks, the seconds to its answer and between
-    two parts of its body.
-    """
+    """Of a request: bytes of its body, photos, pixels of each, masks, seconds to its answer, and between body parts."""
 
     bytes: int = 32 * 1024 * 1024
     photos: int = 16
