@@ -13,19 +13,8 @@ import torch
 from torch import Tensor
 
 from bla import meant
-from bla.comparison.methods import (
-    RUN,
-    Batch,
-    Cells,
-    ComparisonError,
-    Method,
-    PooledClassifier,
-    controls,
-    libraries,
-    logits,
-    sampled,
-    trained,
-)
+from bla.comparison.methods import controls, libraries, logits, sampled, trained
+from bla.comparison.methods.method import RUN, Batch, Cells, ComparisonError, Method, PooledClassifier
 from bla.comparison.photos import Photos
 from bla.model.backbones import weights_digest
 from bla.model.classifier import ExplainableClassifier

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -74,16 +75,15 @@ class TokenTrunk(nn.Module):
 class TracedTrunk(nn.Module):
     """The part of a traced classifier up to the maps that its head reads, as one (B, C, H, W)."""
 
-    def __init__(self, graph: fx.GraphModule, layouts: Sequence[Layout], prefix: int = 0) -> None:
+    def __init__(self, graph: fx.GraphModule, layouts: Sequence[Layout]) -> None:
         super().__init__()
         self.graph = graph
         self.layouts = tuple(layouts)
-        self.prefix = prefix
 
     def forward(self, pixels: Tensor) -> Tensor:
         size = tuple(pixels.shape[2:])
         pairs = zip(self.graph(pixels), self.layouts, strict=True)
-        return joined_maps([as_map(values, layout, size, self.prefix) for values, layout in pairs])
+        return joined_maps([as_map(values, layout, size) for values, layout in pairs])
 
 
 def token_grid(tokens: int, size: Sequence[int]) -> tuple[int, ...] | None:
@@ -133,7 +133,7 @@ def traced(own: nn.Module, pixels: Tensor) -> Graph:
         try:
             return Graph(fx.symbolic_trace(own), pixels)
         except fx.proxy.TraceError:  # of optional and further arguments, too
-            return Graph(fx.symbolic_trace(nn.Sequential(own)), pixels)
+            return Graph(fx.symbolic_trace(nn.Sequential(OrderedDict(model=own))), pixels)
     except Exception as error:
         raise TracingError(
             "expected a timm or torchvision classifier or a module that torch.fx or torch.export can trace, got "
@@ -258,7 +258,7 @@ class Graph:
                 return TracedTrunk(self._until([node]), ["channels first"])
             if len(shape) == 3 and shape[1] > 1:
                 prefix = shape[1] - int(shape[1] ** 0.5) ** 2 if self.size[0] == self.size[-1] else 1
-                return TracedTrunk(self._until([node]), ["tokens"], prefix)
+                return TokenTrunk(TracedTrunk(self._until([node]), ["channels first"]), prefix)  # as they come
         raise TracingError("expected a feature map of several cells, found none before the head")
 
     def _averages(self) -> dict[fx.Node, _Cut]:
