@@ -51,11 +51,11 @@ class FirstChannels(nn.Module):
     def __init__(self, head: nn.Module, channels: int) -> None:
         super().__init__()
         self.head = head
-        self.channels = channels
+        self.in_features = channels
         self.reads_maps = reads_maps(head)
 
     def forward(self, values: Tensor, *keep: Tensor | None) -> Tensor:
-        logits: Tensor = self.head(values[:, : self.channels], *keep)
+        logits: Tensor = self.head(values[:, : self.in_features], *keep)
         return logits
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bla.model.heads import grid_of, read, read_each, reads_maps
 
@@ -76,14 +77,14 @@ def ask(head: nn.Module, features: Tensor, layer: nn.Linear | None, target: Tens
 
     ``layer`` is what :func:`linear_layer` found.
     """
-    logits = from_all(head, features)
+    logits = from_all(layer or head, features)
     own = logits.argmax(-1)
     target = own if target is None else torch.where(target < 0, own, target)
     if layer is None:
         return Answers(target, logits, None, None)
     others = _others(logits, target).topk(min(RIVALS, layer.out_features)).indices
     classes = torch.cat([target[:, None], others], dim=1)
-    cells = torch.bmm(layer.weight[classes], features[:, : layer.in_features].flatten(2))
+    cells = torch.bmm(functional.embedding(classes, layer.weight), features[:, : layer.in_features].flatten(2))
     offset = torch.zeros_like(cells[..., :1]) if layer.bias is None else layer.bias[classes][..., None]
     return Answers(target, logits, cells, offset)
 
@@ -139,15 +140,16 @@ def sufficiency(head: nn.Module, features: Tensor, ranking: Tensor, said: Answer
     cells = ranking[0].numel()
     own = said.logits.argmax(-1)
     counts = torch.arange(1, cells + 1, device=features.device)
-    kept = (_places(ranking.flatten(1))[:, None] < counts[:, None]).to(features.dtype)  # (B, size, N)
+    order = ranking.flatten(1).sort(dim=1, descending=True, stable=True).indices
     if said.cells is None:
+        kept = (order.argsort(dim=1)[:, None] < counts[:, None]).to(features.dtype)  # (B, size, N)
         subsets = torch.cat([kept, (1 - kept)[:, :-1]], dim=1)
         weights = (subsets / subsets.sum(dim=-1, keepdim=True)).reshape(*subsets.shape[:2], *ranking.shape[1:])
         same = read_each(head, features, weights).argmax(-1) == own[:, None]
         names, without = same[:, :cells], same[:, cells:]
     else:
         assert said.offset is not None
-        total = torch.bmm(said.cells, kept.mT)  # (B, M, size)
+        total = said.cells.gather(2, order[:, None].expand_as(said.cells)).cumsum(dim=2)  # (B, M, size)
         from_kept = total / counts + said.offset
         from_rest = (total[..., -1:] - total)[..., :-1] / counts[:-1].flip(0) + said.offset
         asked = (own == said.target)[:, None]  # otherwise the predicted class is the likeliest of the others
@@ -163,13 +165,6 @@ def from_all(head: nn.Module, features: Tensor) -> Tensor:
     """The classifier's own logits (B, K): the head on all cells alike."""
     cells = math.prod(features.shape[2:])
     return read(head, features, features.new_full((features.shape[0], *features.shape[2:]), 1 / cells))
-
-
-def _places(ranking: Tensor) -> Tensor:
-    """The place of each of N cells in its ranking, 0 for the best; (B, N). Without a stable sort, which ONNX lacks."""
-    other, own = ranking[:, None], ranking[..., None]
-    cell = torch.arange(ranking.shape[1], device=ranking.device)
-    return ((other > own) | ((other == own) & (cell < cell[:, None]))).sum(dim=-1)
 
 
 def _others(logits: Tensor, target: Tensor) -> Tensor:

@@ -59,7 +59,10 @@ def reads_maps(head: nn.Module) -> bool:
 
 def read(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
     """Logits (B, K) that a head gives for features (B, C, H, W) under weights (B, H, W)."""
-    logits: Tensor = head(features, kept(weights)) if reads_maps(head) else head(weighted_sum(features, weights))
+    if reads_maps(head):
+        logits: Tensor = head(features, kept(weights))
+    else:
+        logits = head(weighted_sum(_read_by(head, features), weights))
     return logits
 
 
@@ -70,13 +73,19 @@ def read_each(head: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
         each = features[:, None] + torch.zeros_like(weights[one]).to(features.dtype)
         logits: Tensor = head(each.flatten(0, 1), kept(weights.flatten(0, 1)))
     else:
+        features = _read_by(head, features)
         logits = head(torch.bmm(weights.flatten(2).to(features.dtype), features.flatten(2).mT).flatten(0, 1))
     return logits.reshape(weights.shape[0], weights.shape[1], logits.shape[-1])
 
 
+def _read_by(head: nn.Module, features: Tensor) -> Tensor:
+    """The channels that a head reads: the first ones, if it says how many."""
+    return features[:, : getattr(head, "in_features", None)]
+
+
 def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
     """What a pooled head reads: sum_n g_n F_n; features (B, C, H, W) and weights (B, H, W) to (B, C)."""
-    return torch.bmm(features.flatten(2), weights.flatten(1).unsqueeze(-1).to(features.dtype)).squeeze(-1)
+    return torch.bmm(weights.flatten(1)[:, None].to(features.dtype), features.flatten(2).mT)[:, 0]
 
 
 def kept(weights: Tensor) -> Tensor:

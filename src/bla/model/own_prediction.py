@@ -290,7 +290,7 @@ class OwnPredictionAttention(JudgedAttention):
         selection = self._reaching(unbounded, least)
         if size is not None:
             selection, free = self.sized(selection, size), free & (size == 0)
-        selected = read(self._judge(), features, selection.hard)
+        selected = read(self._linear[0] or self._judge(), features, selection.hard)
         # a rival beyond those that were held against the class, or a head that was not asked: all cells, then
         lost = ((selected.argmax(-1) != own) & free)[:, None]
         each, every = lost.reshape(-1, *[1] * (unbounded.ndim - 1)), 1 / cells

@@ -21,7 +21,7 @@ from bla.deploy import page
 from bla.deploy.engine import KEY, STEP, Card
 from bla.deploy.export.checking import ExportError, check_onnx, check_torch
 from bla.deploy.export.entries import hide, optional_inputs, photos_entry
-from bla.deploy.export.graph import EXPLAINED, FEATURES, OUTPUTS, ExplainedGraph, NamedGraph
+from bla.deploy.export.graph import EXPLAINED, FEATURES, OUTPUTS, ExplainedGraph, NamedGraph, stable_sort
 from bla.files import write_atomically
 from bla.model.classifier import ExplainableClassifier
 from bla.model.tracing import said
@@ -172,6 +172,7 @@ def _onnx(wrapped: ExplainableClassifier, card: Card, report: Progress) -> tuple
             dynamic_shapes={name: shape for name, (_, shape) in examples.items()},
             dynamo=True,
             opset_version=OPSET,
+            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
             verbose=False,
         )
     assert program is not None

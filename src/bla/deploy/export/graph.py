@@ -75,6 +75,14 @@ class NamedGraph(nn.Module):
         return dict(zip(OUTPUTS[:-1], self.whole(pixels), strict=False))
 
 
+def stable_sort(values: Any, *, stable: bool, dim: int, descending: bool = False) -> Any:
+    """ONNX's TopK of all values, which sorts stably: torch's exporter takes no stable sort."""
+    from onnxscript import opset20
+
+    length = opset20.Shape(values, start=dim, end=dim + 1)
+    return opset20.TopK(values, length, axis=dim, largest=descending)
+
+
 def _prepared(photos: Tensor, transform: Transform) -> Tensor:
     values = photos.permute(0, 3, 1, 2).float()
     mode = transform.interpolation.replace("nearest", "nearest-exact")
