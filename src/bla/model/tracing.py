@@ -267,9 +267,10 @@ class Graph:
         pending, seen = [self.answer], {self.answer}
         while pending:
             node = pending.pop()
-            if _is_vector(self.shapes.get(node, ())):
+            shape = self.shapes.get(node, ())
+            if len(shape) > 1 and sum(length != 1 for length in shape[1:]) == 1:  # (B, C), (B, C, 1, 1) or (B, 1, C)
                 near[node] = self._maps_before(node)
-            if not self._is_grid(self.shapes.get(node, ())[2:]):
+            if len(shape) != 2 + len(self.size) or math.prod(shape[2:]) == 1:  # no map of several cells
                 fresh = [source for source in node.all_input_nodes if source not in seen]
                 pending += fresh
                 seen.update(fresh)
@@ -318,10 +319,6 @@ class Graph:
             if scale and (scale * mean - flat).abs().max() <= tolerance * flat.abs().max():
                 return _Cut(node, source, layout, scale)
         return None
-
-    def _is_grid(self, grid: tuple[int, ...]) -> bool:
-        """Whether so many cells are several, and lie over the picture."""
-        return len(grid) == len(self.size) and math.prod(grid) > 1
 
     def _cuts(self, cut_at: Callable[[fx.Node], _Cut | None]) -> list[_Cut]:
         """The cuts nearest to the answer by which it reads the pixels; none where it also reads them another way."""
@@ -402,8 +399,3 @@ def _rebuilt(two: Any, three: Any, batch: fx.Node) -> Any:
     if isinstance(two, int) and isinstance(three, int) and two % 2 == 0 and three == two // 2 * 3:
         return batch if two == 2 else batch.graph.call_function(operator.mul, (batch, two // 2))
     raise TracingError(f"expected sizes that are the batch's or constant, got {two} of two images and {three} of three")
-
-
-def _is_vector(shape: Sequence[int]) -> bool:
-    """Whether there is one vector an image, as (B, C), (B, C, 1, 1) or (B, 1, C)."""
-    return len(shape) > 1 and sum(length != 1 for length in shape[1:]) == 1

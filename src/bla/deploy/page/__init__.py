@@ -54,11 +54,8 @@ def alone(graph: bytes, card: str, runtime: tuple[bytes, bytes]) -> bytes:
     card = json.dumps(json.loads(card)).replace("<", "\\u003c")
     inline = f"<script>\n{RESIZING}</script>\n<script>\n{ANSWERING.replace('CARD', card, 1)}</script>\n"
     files = zip(("runtime", "engine", "graph"), (*runtime, model.SerializeToString()), strict=True)
-    embedded = "".join(f'<script type="application/gzip" id="{name}">{_text(file)}</script>\n' for name, file in files)
+    packed = ((name, base64.b64encode(gzip.compress(file, mtime=0)).decode()) for name, file in files)
+    embedded = "".join(f'<script type="application/gzip" id="{name}">{text}</script>\n' for name, text in packed)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     page = PAGE.replace('<meta charset="utf-8">', f'<meta charset="utf-8">\n{policy}', 1)
     return page.replace("<script>", f"{inline}<script>", 1).replace("</body>", f"{embedded}</body>", 1).encode()
-
-
-def _text(content: bytes) -> str:
-    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
