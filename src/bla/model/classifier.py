@@ -516,16 +516,7 @@ def explainable(
         attention = OwnPredictionAttention(found.channels, earlier=earlier).to(like)
     elif not isinstance(attention, Attention):
         attention = attention(found.channels).to(like)
-    try:
-        _check_attention(attention, found, blank, name)
-    except RuntimeError as error:
-        _refuse_quantised(own, name, error)
-        if "memory" in str(error):
-            raise
-        raise ClassifierError(
-            f"{name}: expected a head with gradients, by which cells are ordered, got {raised(error)}: pass "
-            "attention=BoundedLogitAttention, which needs none, and fit it"
-        ) from error
+    _check_attention(attention, found, own, blank, name)
     if found.note:
         show(f"{name}: {found.note}", 0, 0)
     return ExplainableClassifier(
@@ -566,7 +557,7 @@ def _class_names(classes: Sequence[str] | None, model: nn.Module, found: Split, 
     return classes
 
 
-def _check_attention(attention: Attention, found: Split, blank: Tensor, name: str) -> None:
+def _check_attention(attention: Attention, found: Split, own: nn.Module, blank: Tensor, name: str) -> None:
     """Refuse an attention that does not fit; one that needs a judge and has none gets the classifier's head."""
     if attention.in_channels != found.channels:
         raise ClassifierError(
@@ -577,9 +568,19 @@ def _check_attention(attention: Attention, found: Split, blank: Tensor, name: st
             f"{name}: expected a class-agnostic attention with several_labels, got a class-aware one, which explains "
             "one class: an image has one selection for all; explanation.present has each label's votes"
         )
-    if getattr(attention, "judge", found.head) is None:
+    if getattr(attention, "judge", found.head) is not None:
+        return
+    try:
         attention.judged_by(found.head)
         attention.eval()(found.trunk(blank[:1]))
+    except RuntimeError as error:
+        _refuse_quantised(own, name, error)
+        if "memory" in str(error):
+            raise
+        raise ClassifierError(
+            f"{name}: expected a head with gradients, by which cells are ordered, got {raised(error)}: pass "
+            "attention=BoundedLogitAttention, which needs none, and fit it"
+        ) from error
 
 
 def _refuse_quantised(own: nn.Module, name: str, error: Exception) -> None:
