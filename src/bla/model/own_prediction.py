@@ -236,9 +236,9 @@ class OwnPredictionAttention(JudgedAttention):
         """The standardised clues, and the channels of the earlier map."""
         own, earlier = features.detach().tensor_split([self.in_channels - self.earlier], dim=1)
         found = evidence(self._judge(), features, said, self._linear[0], self._traced).detach()
-        exact = own.to(torch.promote_types(own.dtype, torch.float32))  # half precision would overflow
+        exact = own.flatten(2).to(torch.promote_types(own.dtype, torch.float32))  # half precision would overflow
         norm = (exact * exact).sum(dim=1, keepdim=True).sqrt()  # which ONNX Runtime computes faster than a norm
-        clues = torch.cat([found, norm.to(found.dtype)], dim=1)
+        clues = torch.cat([found, norm.reshape_as(found[:, :1]).to(found.dtype)], dim=1)
         cells = grid_of(clues)
         clues = clues - clues.mean(dim=cells, keepdim=True)
         clues = clues / (clues.square().mean(dim=cells, keepdim=True).sqrt() + 1e-6)

@@ -21,7 +21,7 @@ from bla.deploy import page
 from bla.deploy.engine import KEY, STEP, Card
 from bla.deploy.export.checking import ExportError, check_onnx, check_torch
 from bla.deploy.export.entries import hide, optional_inputs, photos_entry
-from bla.deploy.export.graph import EXPLAINED, FEATURES, OUTPUTS, ExplainedGraph, NamedGraph, stable_sort
+from bla.deploy.export.graph import EXPLAINED, MAPS, OUTPUTS, ExplainedGraph, NamedGraph, read_apart, stable_sort
 from bla.files import write_atomically
 from bla.model.classifier import ExplainableClassifier
 from bla.model.tracing import said
@@ -163,12 +163,13 @@ def _onnx(wrapped: ExplainableClassifier, card: Card, report: Progress) -> tuple
     examples["masks"] = (torch.ones(2, 3, *card.grid), {0: "batch", 1: "subsets"})
     if card.targets:
         examples["target"] = (torch.tensor([-1, 0]), {0: "batch"})
+    maps = MAPS[: 1 + bool(wrapped.attention.earlier)]
     with _making(wrapped, "torch.onnx.export"):
         program = torch.onnx.export(
             ExplainedGraph(wrapped).eval(),
             kwargs={name: tensor for name, (tensor, _) in examples.items()},
             input_names=[*examples],
-            output_names=[*OUTPUTS, FEATURES, *([EXPLAINED] if card.targets else [])],
+            output_names=[*OUTPUTS, *maps, *([EXPLAINED] if card.targets else [])],
             dynamic_shapes={name: shape for name, (_, shape) in examples.items()},
             dynamo=True,
             opset_version=OPSET,
@@ -177,8 +178,10 @@ def _onnx(wrapped: ExplainableClassifier, card: Card, report: Progress) -> tuple
         )
     assert program is not None
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # it names paths of this machine
+    read_apart(program.model)
     model = program.model_proto
-    hide(model, model.graph.output, FEATURES)
+    for name in maps:
+        hide(model, model.graph.output, name)
     model.producer_name, model.producer_version, model.graph.name = "bla", card.version, "bla"
     model.doc_string = f"{card.setup} on {card.model}: a prediction, and the cells that alone made it"
     optional_inputs(model, card)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bla import BlaError
 from bla.deploy.engine import Card
-from bla.deploy.export.graph import FEATURES, OUTPUTS
+from bla.deploy.export.graph import MAPS, OUTPUTS, parted
 from bla.model.attention import Attention, Selection
 from bla.model.classifier import ExplainableClassifier
 from bla.model.compiled import session
@@ -51,11 +51,13 @@ def check_onnx(wrapped: ExplainableClassifier, model: onnx.ModelProto, card: Car
             pixels = torch.from_numpy(prepared)
         inputs = [value.name for value in model.graph.input]
         found.compare(wrapped.trunk(pixels), _part(model, inputs, OUTPUTS)(**{card.entry: images}))
-        tail = _part(model, [*inputs, FEATURES], OUTPUTS)
+        names = MAPS[: 1 + bool(wrapped.attention.earlier)]
+        tail = _part(model, [*inputs, *names], OUTPUTS)
         for features in maps_to_check(wrapped, pixels):
             repeated = images[:1].repeat(len(features), axis=0)
             for question in _questions(card, len(features)):
-                feeds = {card.entry: repeated, FEATURES: features.numpy()}
+                maps = parted(features, wrapped.attention.earlier)
+                feeds = {card.entry: repeated} | {n: each.numpy() for n, each in zip(names, maps, strict=True)}
                 feeds |= {name: value.numpy() for name, value in question.items()}
                 found.compare(features, tail(**feeds), question)
     return found.within_tolerance()

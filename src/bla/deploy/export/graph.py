@@ -16,7 +16,7 @@ from bla.model.heads import grid_of, read_each
 
 OUTPUTS = ("logits", "classifier_logits", "scores", "soft", "selected", "unbounded", "sizes", "answers")
 EXPLAINED = "explained"  # a further output of class-aware explainers: the class (B,) that each explanation is about
-FEATURES = "features"  # the trunk's map, inside of the graph
+MAPS = ("features", "earlier")  # inside of the graph: the trunk's map and, if there is one, the earlier one
 
 
 class ExplainedGraph(nn.Module):
@@ -38,9 +38,9 @@ class ExplainedGraph(nn.Module):
     def forward(
         self, pixels: Tensor, size: Tensor | None = None, masks: Tensor | None = None, target: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """The outputs, in the order of :data:`OUTPUTS`, then the features and, with a target, the class explained."""
+        """The outputs, in the order of :data:`OUTPUTS`, then the maps and, with a target, the class explained."""
         features = self.trunk(pixels)
-        last: tuple[Tensor, ...] = (features,)
+        last = parted(features, self.attention.earlier)
         selection = self.attention(features, size=size, target=target)
         if target is not None and selection.target is not None:
             last += (selection.target,)
@@ -73,6 +73,25 @@ class NamedGraph(nn.Module):
         """The outputs by name, without answers."""
         pixels = images if self.transform is None else _prepared(images, self.transform)
         return dict(zip(OUTPUTS[:-1], self.whole(pixels), strict=False))
+
+
+def parted(features: Tensor, earlier: int) -> tuple[Tensor, ...]:
+    """The maps that the trunk has joined: the head's and, if it has channels, the earlier one."""
+    return features.tensor_split([features.shape[1] - earlier], dim=1) if earlier else (features,)
+
+
+def read_apart(model: Any) -> None:
+    """Let what reads either of the joined maps, outputs of this graph, read that itself, so that no copy is made."""
+    from onnx_ir.convenience import replace_all_uses_with
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    cuts = [value for value in model.graph.outputs if value.name in MAPS]
+    if len(cuts) == len(MAPS):
+        joined = cuts[0].producer().inputs[0].producer()
+        for cut, part in zip(cuts, joined.inputs, strict=True):
+            part.name = cut.name
+            replace_all_uses_with(cut, part, replace_graph_outputs=True)
+        RemoveUnusedNodesPass()(model)
 
 
 def stable_sort(values: Any, *, stable: bool, dim: int, descending: bool = False) -> Any:

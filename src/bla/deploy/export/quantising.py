@@ -19,7 +19,7 @@ from bla.data.image_sets import list_images
 from bla.data.photo import Photo
 from bla.deploy.engine import KEY, Card, Engine
 from bla.deploy.export.checking import ExportError
-from bla.deploy.export.graph import FEATURES
+from bla.deploy.export.graph import MAPS
 
 if TYPE_CHECKING:
     import onnx
@@ -57,11 +57,12 @@ def quantised(graph: bytes, photos: Sequence[Path]) -> tuple[bytes, Card, dict[s
                 return None if row is None else {"pixels": engine.normalised(row[None])}
 
         model = onnx.load(files[0])
-        trunk = _needed_for(model, FEATURES)
+        trunk = _needed_for(model, MAPS[0])
+        _copied(model, MAPS[0])
         others = [node.name for node in model.graph.node if node.name not in trunk]
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
         with _silent():  # signed activations would run at half the speed
-            quantize_static(*files, Reader(), nodes_to_exclude=others, **kinds)
+            quantize_static(model, files[1], Reader(), nodes_to_exclude=others, **kinds)
         misses = disagreement(engine, Engine(files[1], gpu=False), pixels[1::2])
         note = "int8: the classifier's class differs from float32's on {:.1%} of {} photos, {:.1%} of the cells".format(
             misses["classifier"], len(pixels[1::2]), misses["selected"]
@@ -70,6 +71,17 @@ def quantised(graph: bytes, photos: Sequence[Path]) -> tuple[bytes, Card, dict[s
         result = onnx.load(files[1])
         onnx.helper.set_model_props(result, {KEY: json.dumps(dataclasses.asdict(card))})
         return result.SerializeToString(), card, misses
+
+
+def _copied(model: onnx.ModelProto, tensor: str) -> None:
+    """Let all that read a tensor read one copy of it: ONNX Runtime would make floats of int8 for each of them."""
+    import onnx
+
+    nodes = model.graph.node
+    place = next(place for place, node in enumerate(nodes) if tensor in node.output)
+    for node in nodes:
+        node.input[:] = [f"{tensor}_copy" if name == tensor else name for name in node.input]
+    nodes.insert(place + 1, onnx.helper.make_node("Max", [tensor], [f"{tensor}_copy"], name="copy"))
 
 
 def _needed_for(model: onnx.ModelProto, tensor: str) -> set[str]:
