@@ -1,6 +1,6 @@
 """The exported graph and the server against what a user would take instead. Prints a Markdown table, or JSON.
 
-    python -m benchmarks.speed.serving PHOTOS [--only graph int8 gradcam overload knee] [--json]
+    python -m benchmarks.speed.serving PHOTOS [--only graph nodes int8 gradcam overload knee] [--json]
 
 PHOTOS is a folder of photos. Ratios are of pairs measured in turn in one run. What serving costs beside a bare loop is
 one of :mod:`benchmarks.speed.limits`.
@@ -112,6 +112,45 @@ def graph(wrapped: ExplainableClassifier, file: Path, rounds: int) -> list[Any]:
     return [
         (f"exported explained prediction over exported {title}, time", wanted, ratio(seconds, "explained", name), each)
         for name, title, wanted in claims
+    ]
+
+
+def nodes(wrapped: ExplainableClassifier, file: Path, rounds: int) -> list[dict[str, Any]]:
+    """What the explained graph computes beyond the classifier's, by ONNX Runtime's profiler; a batch of 16.
+
+    Least of the rounds; the profiler makes small nodes dearer. A node is an operation with the shape that it gives.
+    """
+    plain = file.with_name("plain.onnx")
+    written(Plain(wrapped.name, None), plain, wrapped.transform.size)
+    feeds = {"pixels": np.random.default_rng(0).standard_normal((BATCH, 3, *wrapped.transform.size), np.float32)}
+    spent: list[dict[tuple[str, str], list[float]]] = []
+    for graph in (plain, file):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.enable_profiling, options.log_severity_level = 1, True, 3
+        options.profile_file_prefix = str(file.with_name("profile"))
+        profiled = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        for _ in range(rounds):
+            profiled.run(None, feeds)
+        each: dict[tuple[str, str, str], list[float]] = {}
+        for event in json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8")):
+            if event["name"].endswith("_kernel_time"):
+                given = next(shape for of in event["args"]["output_type_shape"] for shape in of.values())
+                node = event["name"], event["args"]["op_name"], " x ".join(map(str, given))
+                each.setdefault(node, []).append(event["dur"] / BATCH)
+        spent.append({})
+        for (_, *kind), durations in each.items():
+            spent[-1].setdefault((kind[0], kind[1]), []).append(min(durations))
+    alone, ours = spent
+    kinds = {kind for kind in {**ours, **alone} if len(ours.get(kind, ())) != len(alone.get(kind, ()))}
+    more = {kind: sum(ours.get(kind, ())) - sum(alone.get(kind, ())) for kind in kinds}
+    large = sorted((kind for kind in kinds if abs(more[kind]) >= 3), key=lambda kind: -more[kind])
+    rows = [(*kind, more[kind]) for kind in large]
+    rows.append(("all others", "", sum(more[kind] for kind in kinds.difference(large))))
+    rows.append(("together", "", sum(more.values())))
+    whole = sum(map(sum, alone.values()))
+    return [
+        {"node": name, "gives": shape, "us a photo": round(time, 1), "of the classifier": f"{time / whole:.2%}"}
+        for name, shape, time in rows
     ]
 
 
@@ -287,7 +326,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--target", type=float, default=200, help="of the knee, in milliseconds")
-    parser.add_argument("--csv", type=Path, help="where the knee's table goes")
+    parser.add_argument("--csv", type=Path, help="where the table of knee or nodes goes")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     paths = list_images([arguments.photos])[: arguments.images]
@@ -302,13 +341,18 @@ def main() -> None:
             "gradcam": lambda: gradcam(wrapped, file, max(3, arguments.rounds // 3)),
             "overload": lambda: overload(photos, file),
         }
-        if "knee" in arguments.only:
-            loads = knee(photos, file, arguments.target)
+        tables: dict[str, Callable[[], list[dict[str, Any]]]] = {
+            "knee": lambda: knee(photos, file, arguments.target),
+            "nodes": lambda: nodes(wrapped, file, arguments.rounds),
+        }
+        for name in filter(tables.get, arguments.only):
+            table = tables[name]()
+            print(json.dumps(table, indent=1))
             if arguments.csv:
-                with arguments.csv.open("w", newline="", encoding="utf-8") as table:
-                    writer = csv.DictWriter(table, loads[0], lineterminator="\n")
+                with arguments.csv.open("w", newline="", encoding="utf-8") as out:
+                    writer = csv.DictWriter(out, table[0], lineterminator="\n")
                     writer.writeheader()
-                    writer.writerows(loads)
+                    writer.writerows(table)
         for name in filter(benchmarks.get, arguments.only):
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             rows += benchmarks[name]()
