@@ -231,8 +231,8 @@ def table(trainings: list[dict[str, Any]]) -> str:
              f" {means['own']:.1f} cells.", ""]  # fmt: skip
     for measure, title in MEASURES.items():
         keys = [f"{measure} {size}" for size in sizes]
-        lines += row(title, *sizes, *(f"fitted less it, {size}" for size in sizes),
-                     *(f"untrained less it, {size}" for size in sizes), ruled=True)  # fmt: skip
+        lines += row(title, *sizes, *(f"fitted minus it, {size}" for size in sizes),
+                     *(f"untrained minus it, {size}" for size in sizes), ruled=True)  # fmt: skip
         for name, found in values.items():
             shares = [bootstrap(found[key]) for key in keys]
             apart = [

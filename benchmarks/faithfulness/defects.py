@@ -269,7 +269,7 @@ def table(by_side: dict[int, dict[str, Any]]) -> str:
                   f" {found['own']:.1%} of the tile.", ""]  # fmt: skip
         for measure, title in MEASURES.items():
             defaults = [ours for ours in (UNTRAINED, FITTED) if ours in found["values"]]
-            apart = [f"{ours} less it, {area}" for ours in defaults for area in areas]
+            apart = [f"{ours} minus it, {area}" for ours in defaults for area in areas]
             lines += row(f"{title}, {side}", *areas, *["best"] * (measure == "hit"), *apart, ruled=True)
             for name, values in found["values"].items():
                 keys = [f"{measure} {area}" for area in areas]

@@ -108,7 +108,7 @@ def judge(training: Photos, test: Photos, embed: Callable[[Tensor], Tensor], lim
 
 def table(found: Values) -> str:
     """Markdown: every measure by method and size, and the explainer's paired differences."""
-    lines = row("cells", *(part for name in MEASURES for part in (name, "ours less it")), ruled=True)
+    lines = row("cells", *(part for name in MEASURES for part in (name, "ours minus it")), ruled=True)
     for key, values in found.items():
         own = found[f"{RUN} {key.rsplit(' ')[-1]}"]
         parts = []

@@ -84,7 +84,7 @@ def table(found: dict[str, Any], title: str) -> str:
     """Markdown: the share in the right quarter by size, and the explainer's difference from each rival."""
     titles, shares = found["titles"] | {RUN: title}, found["shares"]
     lines = row("ranked by", *(f"in the quarter, {size} of the cells" for size in shares[RUN]),
-                *(f"ours less it, {size}" for size in shares[RUN]), ruled=True)  # fmt: skip
+                *(f"ours minus it, {size}" for size in shares[RUN]), ruled=True)  # fmt: skip
     for name, by_size in shares.items():
         means = [f"{np.mean(values):.3f}" for values in by_size.values()]
         apart = ["" if name == RUN else span(difference(shares[RUN][size], by_size[size])) for size in by_size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -69,16 +70,18 @@ def test_it_measures_every_ranking_and_resumes(
     with pytest.raises(ZeroDivisionError):
         run(monkeypatch, capsys, *arguments, "--fill", "grey")
 
-    monkeypatch.setattr("sys.argv", ["classifiers", *[str(tmp_path / "out")] * 2])
+    out = [str(tmp_path / "out")] * 2
+    monkeypatch.setattr("sys.argv", ["classifiers", *out, "--names", "one", "two", "--csv", str(tmp_path)])
     classifiers.main()
-    text = capsys.readouterr().out
-    row = found["differences"]["kept 4"]["c-e"]
-    half = (row["high"] - row["low"]) / 2 / 2**0.5
-    assert f"| {row['mean']:+.3f} ± {half:.3f} |" in text
-    assert "Classifiers and photos: tiny, 5; tiny, 5." in text
-    _, others = text.split("| ranked by | average_drop_100 | ours less it |")
-    random = found["methods"]["random"]["average_drop_100"], found["differences"]["average_drop_100"]["random"]["mean"]
-    assert "| random cells | {:.3f} | {:+.3f} ±".format(*random) in others
+    apart = found["differences"]["kept 4"]["c-e"]
+    half = (apart["high"] - apart["low"]) / 2 / 2**0.5
+    assert f"| {apart['mean']:+.3f} ± {half:.3f} |" in capsys.readouterr().out
+    with (tmp_path / "protocols.csv").open(encoding="utf-8") as file:
+        random, *_, ours = csv.DictReader(file)
+    drops = [found["methods"][name]["average_drop_100"] for name in found["methods"]]
+    assert (random["ranked by"], ours["ranked by"]) == ("random cells", "ours")
+    assert random["AD 100%"].strip("*") == f"{drops[0]:.3f}"
+    assert random["AD 100%"].startswith("*") == (f"{drops[0]:.3f}" == f"{min(drops):.3f}"), "the least is the best"
 
 
 def test_masks_and_boxes_are_read(photos: Path, tmp_path: Path) -> None:
