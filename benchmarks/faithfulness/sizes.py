@@ -97,7 +97,16 @@ def at(curve: Tensor, sizes: Tensor) -> Tensor:
 
 def table(curves: Curves, least: int) -> str:
     """Markdown: each rule's sizes, kept and removed, and its paired differences from one size for all."""
-    columns = ("size by", "at", "cells", "from, to", "kept", "minus one size's", "removed", "minus one size's")
+    columns = (
+        "size by",
+        "at",
+        "cells",
+        "from, to",
+        "kept",
+        "kept, minus one size's",
+        "removed",
+        "removed, minus one size's",
+    )
     lines = row(*columns, ruled=True)
     for rule, level, sizes in chosen(curves, least):
         one = sizes.double().mean().expand(len(sizes))
