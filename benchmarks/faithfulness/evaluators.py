@@ -82,7 +82,8 @@ def judge(training: Photos, test: Photos, embed: Callable[[Tensor], Tensor], lim
         of_cells = train_evaluator(training.maps, training.labels, seed=seed).eval()
         show("the evaluator of pixels", 0, 0)
         of_pixels = train_pixel_evaluator(embed, training.pixels, training.labels, (height, width), seed=seed)
-    first, second = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels))).chunk(2)
+    drawn = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
+    (first, second), some = drawn.chunk(2), drawn[:limit].sort().values
     found: Values = {}
     for name, ranking in test.rankings.items():
         for share in SHARES[:2]:
@@ -90,12 +91,11 @@ def judge(training: Photos, test: Photos, embed: Callable[[Tensor], Tensor], lim
             logits, others = (of_cells(mean_of_selected(test.maps, each)) for each in (masks, ~masks))
             parts = [logits.argmax(dim=1) == labels, others.argmax(dim=1) == labels]
             shown: dict[str, list[Tensor]] = {"kept": [], "removed": []}
-            for start in range(0, min(limit, len(labels)), 32):
-                rows = slice(start, min(start + 32, limit))
-                pixels = test.pixels(np.arange(len(labels))[rows])
+            for rows in some.split(32):
+                pixels = test.pixels(rows.numpy())
                 for kind, values in kept_and_removed(of_pixels, pixels, masks[rows], labels[rows]).items():
                     shown[kind].append(values)
-                show(f"pixels of {size} cells by {name}", min(rows.stop, len(labels)), min(limit, len(labels)))
+            show(f"pixels of the best cells: {name}, {size}", 0, 0)
             parts += [torch.cat(values) for values in shown.values()]
             half = masks[first], labels[first]
             parts.append(mask_probe(*half, masks[second], labels[second], classes=classes, seed=seed))
