@@ -35,8 +35,9 @@ from bla.model.classifier import ExplainableClassifier
 from bla.model.compiled import compiled
 from bla.progress import show
 
-COMPARED = ("random", "centre", "norm", "cam", "c-e-3x3")
-"""What the explainer is compared with; the trivial first."""
+TITLES = {"random": "random cells", "centre": "centre disc", "norm": "feature norm", "cam": "CAM",
+          "c-e-3x3": "c - E, 3x3", RUN: "ours"}  # fmt: skip
+"""What is compared; the trivial first."""
 MEASURES = ("cells kept", "cells removed", "pixels kept", "pixels removed", "probe", "encoding")
 Values = dict[str, dict[str, list[float]]]
 """By method and size, by measure, a value for each photo."""
@@ -108,14 +109,16 @@ def judge(training: Photos, test: Photos, embed: Callable[[Tensor], Tensor], lim
 
 def table(found: Values) -> str:
     """Markdown: every measure by method and size, and the explainer's paired differences."""
-    lines = row("cells", *(part for name in MEASURES for part in (name, "ours minus it")), ruled=True)
+    heading = (part for name in MEASURES for part in (name, f"{name}, ours minus it"))
+    lines = row("ranked by", "cells", *heading, ruled=True)
     for key, values in found.items():
-        own = found[f"{RUN} {key.rsplit(' ')[-1]}"]
+        method, size = key.rsplit(" ", 1)
+        own = found[f"{RUN} {size}"]
         parts = []
         for name in MEASURES:
             apart = bootstrap(np.array(own[name]) - np.array(values[name])).to_dict()
             parts += [f"{np.mean(values[name]):.3f}", "" if values is own else span(apart)]
-        lines += row(key, *parts)
+        lines += row(TITLES[method], size, *parts)
     cells, pixels, masks = (len(next(iter(found.values()))[name]) for name in MEASURES[::2])
     told = f"Photos: {cells}, for pixels {pixels}, for probe and encoding {masks}; 95% intervals, paired."
     return "\n".join([*lines, "", told])
@@ -127,7 +130,7 @@ def main() -> None:
     parser.set_defaults(limit=600)
     arguments = parser.parse_args()
     classifier, splits = opened(arguments), read_images(arguments.photos)[0]
-    methods = [each for each in rivals(classifier, arguments.seed) if each.name in COMPARED]
+    methods = [each for each in rivals(classifier, arguments.seed) if each.name in TITLES]
 
     def measure() -> Values:
         training, test = Photos(classifier, splits.train, []), Photos(classifier, splits.test, methods)

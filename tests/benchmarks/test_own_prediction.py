@@ -163,7 +163,7 @@ def test_evaluators_judge_every_method(
     monkeypatch.setattr("sys.argv", ["evaluators", "small:Tiny", data, "--out", out, "--untrained", "--limit", "5"])
     evaluators.main()
     text = capsys.readouterr().out
-    assert [f"| {name} {size} |" in text for name in (*evaluators.COMPARED, "bla") for size in (2, 4)] == [True] * 12
+    assert [f"| {title} | {size} |" in text for title in evaluators.TITLES.values() for size in (2, 4)] == [True] * 12
     assert "Photos: 12, for pixels 5, for probe and encoding 6; 95% intervals, paired." in text
     (found,) = [json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()]
     assert set(found["cam 4"]["cells kept"]) <= {0.0, 1.0}
