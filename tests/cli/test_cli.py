@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -27,9 +28,11 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import bla
+from bla import BlaError
 from bla.cli import app, run_command
 from bla.cli.sharing import listening
 from bla.explanations.explanation import Explanation
+from bla.training.settings import Settings
 from forked import Starter
 
 NET = """
@@ -141,6 +144,22 @@ def test_a_class_can_be_asked_about(place: Path, capsys: pytest.CaptureFixture[s
         assert json.loads(capsys.readouterr().out)["target"] == 0
     assert run_command(["explain", photo, "--run", "run", "--target", "green", "--json"]) == 2
     assert "expected a class of tinynet:build by name, or by index from 0 to 1, got 'green'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [("recommended --head own", 10), ("bla-px --head own --epochs 3", 3), ("bla-px --batch-size 8", 10)],
+)
+def test_what_a_setup_leaves_out_is_its_own(options: str, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Settings] = []
+
+    def train(data: str, out: Path, settings: Settings, **_: Any) -> None:
+        seen.append(settings)
+        raise BlaError("enough")
+
+    monkeypatch.setattr("bla.runs.run.train", train)
+    assert run_command(["train", "data", "--out", "run", "--setup", *options.split()]) == 2
+    assert [(each.setup, each.head.targets, each.stages.epochs) for each in seen] == [("bla-px", "predictions", epochs)]
 
 
 def test_without_json_it_prints_for_people(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -458,6 +477,11 @@ def test_errors_of_others_become_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bla: expected ")
     assert line.isprintable()
+
+
+def test_a_batch_needs_a_place_that_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["batch", "photos", "memory://out"]) == 2
+    assert "expected a place that outlives the command, got memory://out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", ["--host 0.0.0.0", "--proxy 10.0.0.2", "--url study.example.org", "--host ::"])

@@ -303,6 +303,23 @@ def test_photos_and_results_in_an_object_store(
     explain_all(f"{bucket}/photos/folder0", f"{bucket}/eight", graph, workers=1)
     with pytest.raises(BatchError, match="unknown://out: expected a URL that fsspec can open"):
         explain_all(photos, "unknown://out", graph)
+    store.pipe("/bucket/list.txt", b"a.jpg")
+    with pytest.raises(BatchError, match=r"a folder or a photo at a URL, got .*list.txt: lists"):
+        explain_all(f"{bucket}/list.txt", tmp_path / "none", graph)
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("", "a folder or a URL such as"),
+        ("s3:/bucket", "a URL such as"),
+        ("file/x", "can be written, .*: Not a directory"),
+    ],
+)
+def test_results_need_a_place(out: str, reason: str, photos: Path, graph: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BatchError, match=reason):
+        explain_all(photos, f"{tmp_path}/{out}" if "file" in out else out, graph)
 
 
 def test_a_check_on_request_is_the_engines(photos: Path, graph: Path, tmp_path: Path) -> None:
@@ -601,9 +618,8 @@ def test_ray_gives_the_same_rows_after_a_kill_too(
 
 
 def test_the_command(
-    photos: Path, graph: Path, tmp_path: Path, bucket: str, *, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    photos: Path, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["batch", "photos", "out", "--run", str(graph)]
     assert run_command(command) == 0
@@ -612,7 +628,7 @@ def test_the_command(
     assert run_command([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["statuses"] == {"ok": 23}
     (photos / "broken.png").write_bytes(b"broken")
-    assert run_command(["batch", "photos", bucket, "--run", str(graph), "--json"]) == 3
+    assert run_command(["batch", "photos", (tmp_path / "url").as_uri(), "--run", str(graph), "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["statuses"] == {"ok": 23, "unreadable": 1}
     assert run_command(["batch", "nowhere", "out2", "--run", str(graph)]) == 2
     assert run_command(["batch", "photos", "out2", "--run", "nowhere"]) == 2

@@ -45,10 +45,12 @@ def batch(
     :param scores: Add a column of all cells' scores: unbounded.
     """
     require("batch", "export", *(["ray"] if engine == "ray" else []))
-    from bla.deploy.batch import explain_all
+    from bla.deploy.batch import BatchError, explain_all
     from bla.deploy.engine import open_engine
     from bla.progress import shown_progress
 
+    if out.startswith("memory:"):
+        raise BatchError(f"expected a place that outlives the command, got {out}: choose a folder or an object store")
     with shown_progress() as report:
         explained = partial(explain_all, engine=engine, workers=workers, shard=shard, column=column)
         opened = open_engine(run, model=trust_code, threads=1, report=report)

@@ -13,6 +13,7 @@ from cyclopts.config import Dict
 from bla.cli.sharing import DONE, CacheFolder, DataRoot, Device, Json, RunName, Stream, TrustCode, flat, say, skipped
 from bla.progress import printable
 from bla.training.settings import (
+    OF_MASKED,
     RECOMMENDED,
     Bounded,
     FixedSize,
@@ -126,12 +127,16 @@ def train(
 
 
 def recommended(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill in the recommended options that a command line with a recommended setup leaves out."""
-    tokens = arguments["--setup"].tokens
-    own = arguments["--head"].tokens
-    if tokens and tokens[-1].value.startswith("recommended") and not (own and own[-1].value == "own"):
-        options = {name.replace("_", "-"): value for name, value in RECOMMENDED.items()}
-        Dict(options, source="--setup recommended", use_commands_as_keys=False)(app, commands, arguments)
+    """Fill in the options that a command line with a recommended setup or bla-px leaves out."""
+    setup, head = (given[-1].value if (given := arguments[name].tokens) else "" for name in ("--setup", "--head"))
+    if setup == "bla-px" or (setup == "recommended" and head == "own"):
+        options = OF_MASKED
+    elif setup.startswith("recommended") and head != "own":
+        options = RECOMMENDED
+    else:
+        return
+    named = {name.replace("_", "-"): value for name, value in options.items()}
+    Dict(named, source=f"--setup {setup}", use_commands_as_keys=False)(app, commands, arguments)
 
 
 def evaluate(

@@ -384,7 +384,7 @@ def pick_device(name: str) -> torch.device:
 def _check_float32(wrapped: ExplainableClassifier) -> None:
     dtype = next(wrapped.attention.parameters()).dtype
     if dtype != torch.float32:
-        raise ClassifierError(f"expected a classifier in float32 to train on, got {dtype}: convert it afterwards")
+        raise ClassifierError(f"expected a classifier in float32 to train on, got {dtype}: wrap model.float()")
 
 
 def _wrapped(

@@ -213,7 +213,7 @@ class HeldOut(Part):
 _SELECTIONS: dict[Setup, type[Bounded | FixedSize | Masked]] = {"l2x-f": FixedSize, "bla-px": Masked}
 """The selections of the setups that have one of their own."""
 
-_OF_MASKED: dict[str, Any] = {"head": "own", "targets": "predictions", "epochs": 10}
+OF_MASKED: dict[str, Any] = {"head": "own", "targets": "predictions", "epochs": 10}
 """What bla-px has by default: it explains the classifier as it is."""
 
 _WITHOUT: dict[type[Part], str] = {
@@ -270,7 +270,7 @@ class Settings:
         if own is not FixedSize:
             parts["selection"] = own
         if own is Masked:
-            options = _OF_MASKED | {name: value for name, value in options.items() if value is not None}
+            options = OF_MASKED | {name: value for name, value in options.items() if value is not None}
         if options.get("trunk_rate") is not None:
             parts["trunk"] = Trunk
         if options.get("validation"):
@@ -300,10 +300,9 @@ class Settings:
             "no context with class_aware, whose score reads no features: leave one out": aware and self.score.context,
             "no class_aware with several labels an image: its score is about one class, and an image has one selection "
             "for all labels; each label's votes tell its cells. Set class_aware=False": aware and self.several_labels,
-            "head='own' and targets='predictions' for bla-px, which explains the classifier as it is": isinstance(
-                self.selection, Masked
-            )
-            and not (own and self.head.targets == "predictions"),
+            "head='own' and targets='predictions' for bla-px, which explains the classifier as it is: leave both out": (
+                isinstance(self.selection, Masked) and not (own and self.head.targets == "predictions")
+            ),
             "head='own' for targets='predictions': a new head has no predictions yet": not own
             and self.head.targets == "predictions",
             f"setup bla-ph or l2x-f with head='own', got {self.setup!r}, which trains the head; for no threshold pass "

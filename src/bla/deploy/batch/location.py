@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
@@ -39,6 +40,8 @@ class Location:
     def of(cls, place: str | Path) -> Location:
         """The location at a path or URL."""
         if not is_url(place):
+            if not str(place) or re.match(r"\w{2,}:/", str(place)):
+                raise BatchError(f"expected a folder or a URL such as s3://bucket/folder, got {str(place)!r}")
             path = str(real(place))
             return cls(path, LocalFileSystem(), path)
         scheme, _, rest = str(place).partition("://")
@@ -96,7 +99,12 @@ class Location:
     def mkdir(self) -> None:
         """Make the folder; an object store needs none."""
         if self.local:
-            Path(self.path).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(self.path).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise BatchError(
+                    f"expected a folder that can be written, got {self}: {error.strerror}; choose another"
+                ) from error
 
     def sole_writer(self, busy: Exception) -> AbstractContextManager[None]:
         """Raise ``busy`` if another process writes to this folder. An object store has no locks to tell by."""

@@ -192,6 +192,8 @@ def _found_at(url: str) -> Iterator[bytes]:
     place = Location.of(url)
     try:
         if place.files.isfile(place.path):
+            if url.lower().endswith((".txt", ".csv", ".parquet")):
+                raise BatchError(f"expected a folder or a photo at a URL, got {url}: lists and Parquet files are local")
             yield os.fsencode(url)
             return
         for folder, folders, names in place.files.walk(place.path, on_error="raise"):
