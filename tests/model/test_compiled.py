@@ -11,7 +11,7 @@ from bla.model.compiled import quickest
 
 
 class Doubled(nn.Module):
-    """Its part `graph` must not hide what the exporter calls so; with a size, it takes that many photos."""
+    """Its part `graph` must not hide what the exporter calls so; with a size, it takes other numbers in another way."""
 
     def __init__(self, size: int | None = None) -> None:
         super().__init__()
