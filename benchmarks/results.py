@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,11 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
     if not path.exists():
         write_json(path, measure())
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digest(*seen: object) -> str:
+    """What tells results apart in the names of their files: twelve hex digits of all that a result depends on."""
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.faithfulness.own_prediction import batches, opened, parser_of_explainers, read_set, row
+from benchmarks.faithfulness.own_prediction import batches, opened, parser_of_explainers, read_photos, read_set, row
 from bla.comparison.methods import PooledClassifier
 from bla.data.image_sets import ImageSet
 from bla.metrics.statistics import bootstrap
@@ -39,7 +39,7 @@ class Read:
 @torch.no_grad()
 def read(classifier: ExplainableClassifier, images: ImageSet, rows: np.ndarray) -> Read:
     pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
-    photos = np.stack([classifier.transform.read(images.path(int(each))).pixels for each in rows])
+    photos = read_photos(classifier, images.subset(rows))
     parts = []
     for _, pixels in batches(classifier, photos):
         features = classifier.trunk(pixels)

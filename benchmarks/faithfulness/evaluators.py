@@ -12,16 +12,14 @@ reported. Explained are the classifier's own predictions, whatever its classes a
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.faithfulness.own_prediction import batches, opened, parser_of_explainers, rivals, row, span
-from benchmarks.results import kept
+from benchmarks.faithfulness.own_prediction import batches, opened, parser_of_explainers, read_photos, rivals, row, span
+from benchmarks.results import digest, kept
 from bla.comparison.methods import RUN, Batch, Method, PooledClassifier
 from bla.data.image_sets import ImageSet
 from bla.data.published import read_images
@@ -49,7 +47,7 @@ class Photos:
     @torch.no_grad()
     def __init__(self, classifier: ExplainableClassifier, images: ImageSet, methods: list[Method]) -> None:
         self.classifier, self.labels = classifier, torch.tensor(images.labels)
-        self.photos = np.stack([classifier.transform.read(images.path(index)).pixels for index in range(len(images))])
+        self.photos = read_photos(classifier, images)
         pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
         features, rankings = [], dict[str, list[Tensor]]()
         for rows, pixels in batches(classifier, self.photos):
@@ -140,8 +138,7 @@ def main() -> None:
         return judge(training, test, lambda pixels: quick(pixels)[:, :channels], arguments.limit, arguments.seed)
 
     seen = [splits.train.digest(), splits.test.digest(), weights_digest(classifier), arguments.limit, arguments.seed]
-    digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
-    print(table(kept(arguments.out / f"evaluators-{digest}.json", measure)))
+    print(table(kept(arguments.out / f"evaluators-{digest(*seen)}.json", measure)))
 
 
 if __name__ == "__main__":

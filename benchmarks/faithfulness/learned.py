@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,11 +27,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.faithfulness.own_prediction import batches, compare, opened, parser_of_explainers, rivals, row
+from benchmarks.faithfulness.own_prediction import (
+    batches,
+    compare,
+    opened,
+    parser_of_explainers,
+    read_photos,
+    rivals,
+    row,
+)
 from benchmarks.faithfulness.passes import Network, fastest
-from benchmarks.results import kept
+from benchmarks.results import digest, kept
 from bla.comparison.methods import Batch, Method, PooledClassifier
-from bla.data.image_sets import ImageSet, Splits
+from bla.data.image_sets import Splits
 from bla.data.masking import FILLS, enlarged, filled
 from bla.data.published import read_images
 from bla.metrics import top_cells
@@ -255,8 +261,7 @@ class Attempt(NamedTuple):
     def path(self, lessons: Lessons) -> Path:
         """Of its weights."""
         data = [lessons.answers.folder.name, self.photos, self.epochs, lessons.seed, self.start, self.setting]
-        digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:12]
-        return lessons.out / f"{self.rival.name}-{digest}.safetensors"
+        return lessons.out / f"{self.rival.name}-{digest(*data)}.safetensors"
 
 
 def trained(lessons: Lessons, attempt: Attempt) -> Ranks:
@@ -341,11 +346,6 @@ def method_of(lessons: Lessons, attempt: Attempt) -> Method:
     return Method(f"{attempt.rival.name}{kind}", attempt.title, "baseline", True, maps, f"seed {lessons.seed}")
 
 
-def read(classifier: ExplainableClassifier, images: ImageSet) -> np.ndarray:
-    """All photos of a set, uint8 (N, h, w, 3)."""
-    return np.stack([classifier.transform.read(images.path(index)).pixels for index in range(len(images))])
-
-
 @torch.no_grad()
 def lessons_of(classifier: ExplainableClassifier, splits: Splits, arguments: argparse.Namespace) -> Lessons:
     """The photos, their features and masked answers, from the cache where it has them."""
@@ -353,7 +353,7 @@ def lessons_of(classifier: ExplainableClassifier, splits: Splits, arguments: arg
     features = cached_features(classifier, splits.train, root=root, report=show)
     answers = masked_answers(classifier, splits.train, count=arguments.masks, seed=seed, root=root, report=show)
     chosen = np.random.RandomState(seed).permutation(len(splits.test))[: arguments.validation]
-    photos, held = read(classifier, splits.train), read(classifier, splits.test.subset(np.sort(chosen)))
+    photos, held = read_photos(classifier, splits.train), read_photos(classifier, splits.test.subset(np.sort(chosen)))
     pooled = PooledClassifier(classifier.trunk, classifier.head).eval().to(memory_format=torch.contiguous_format)
     network = fastest(pooled, classifier.pixels(photos[:2]))
 

@@ -23,6 +23,7 @@ from benchmarks.faithfulness.own_prediction import (
     difference,
     opened,
     parser_of_explainers,
+    read_photos,
     read_set,
     rivals,
     row,
@@ -99,7 +100,7 @@ def main() -> None:
     arguments = parser.parse_args()
     classifier = opened(arguments)
     images = read_set(arguments.photos, arguments.limit)
-    photos = np.stack([classifier.transform.read(images.path(each)).pixels for each in range(len(images))])
+    photos = read_photos(classifier, images)
 
     def measured() -> dict[str, Any]:
         return measure(classifier, photos, arguments.mosaics, arguments.seed)

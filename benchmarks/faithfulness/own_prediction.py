@@ -19,7 +19,6 @@ import argparse
 import csv
 import dataclasses
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.faithfulness.passes import Network, fastest
-from benchmarks.results import kept, parser_of
+from benchmarks.results import digest, kept, parser_of
 from bla.comparison.methods import (
     RUN,
     Batch,
@@ -126,6 +125,11 @@ def read_set(folder: Path, limit: int | None) -> ImageSet:
     return ImageSet(root, tuple(names), boxes=boxes, masks=masks)
 
 
+def read_photos(classifier: ExplainableClassifier, images: ImageSet) -> np.ndarray:
+    """All photos of a set as the classifier sees them, uint8 (N, h, w, 3)."""
+    return np.stack([classifier.transform.read(images.path(row)).pixels for row in range(len(images))])
+
+
 def rivals(classifier: ExplainableClassifier, seed: int) -> list[Method]:
     """What is compared, in the order of the table: trivial rankings first. CAM is Grad-CAM where no head is linear."""
     pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
@@ -151,7 +155,7 @@ def costly_rivals(setting: Setting, passes: int, seed: int) -> list[Method]:
 def prepare(classifier: ExplainableClassifier, images: ImageSet, methods: list[Method], fill: str) -> Setting:
     """Every method's ranking of every photo, and what the head says from the explainer's own cells."""
     pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
-    photos = np.stack([classifier.transform.read(images.path(row)).pixels for row in range(len(images))])
+    photos = read_photos(classifier, images)
     parts: dict[str, list[Tensor]] = {method.name: [] for method in methods} | {RUN: [], "predicted": []}
     agreed: dict[str, list[Tensor]] = {}
     sizes: tuple[int, ...] = ()
@@ -388,21 +392,21 @@ def compare(arguments: argparse.Namespace, classifier: ExplainableClassifier, me
     titles = {method.name: method.title for method in methods}
     costly = costly_rivals(setting, arguments.costly, seed) if arguments.costly else []
     for method in [each for each in costly if each.name in (arguments.which or [each.name])]:
-        digest = hashlib.sha256(json.dumps([seen, seed, method.note, len(images)]).encode()).hexdigest()[:12]
-        made = kept(arguments.out / f"maps-{method.name}-{digest}.json", functools.partial(ranked, setting, method))
+        key = digest(seen, seed, method.note, len(images))
+        made = kept(arguments.out / f"maps-{method.name}-{key}.json", functools.partial(ranked, setting, method))
         setting.rankings[method.name], setting.cost[method.name] = torch.tensor(made["maps"]), made["cost"]
         titles[method.name] = method.title
     titles[RUN] = f"{classifier.setup}, {'untrained' if arguments.untrained else 'trained'}"
     values = {}
     for name, title in titles.items():
         ranking = setting.rankings[name]
-        digest = hashlib.sha256(json.dumps([seen, places(ranking).tolist()]).encode()).hexdigest()[:12]
+        key = digest(seen, places(ranking).tolist())
         measured = functools.partial(measure, setting, ranking, title)
-        values[name] = kept(arguments.out / f"{name}-{digest}.json", measured)
+        values[name] = kept(arguments.out / f"{name}-{key}.json", measured)
         for protocol in PROTOCOLS:
             if count := getattr(arguments, protocol):
                 measured = functools.partial(other_figures, setting, ranking, protocol, count, title)
-                values[name] |= kept(arguments.out / f"{protocol}-{count}-{name}-{digest}.json", measured)
+                values[name] |= kept(arguments.out / f"{protocol}-{count}-{name}-{key}.json", measured)
     found = results(setting, values) | {"classifier": classifier.name, "titles": titles, "images": images.digest()}
     write_json(arguments.out / RESULTS, found)
     print(json.dumps(found) if arguments.json else table(found, titles))

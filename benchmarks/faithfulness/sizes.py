@@ -13,17 +13,14 @@ are as in `own_prediction`.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.faithfulness.own_prediction import batches, opened, parser_of_explainers, read_set, row
+from benchmarks.faithfulness.own_prediction import batches, opened, parser_of_explainers, read_photos, read_set, row
 from benchmarks.faithfulness.passes import fastest
-from benchmarks.results import kept
+from benchmarks.results import digest, kept
 from bla.comparison.methods import PooledClassifier
 from bla.data.image_sets import ImageSet
 from bla.data.masking import enlarged, filled
@@ -47,7 +44,7 @@ the scores of all cells (unbounded), in any order."""
 def measure(classifier: ExplainableClassifier, images: ImageSet) -> dict[str, list[list[float]]]:
     """The :data:`Curves` of all photos."""
     pooled = PooledClassifier(classifier.trunk, classifier.head).eval()
-    photos = np.stack([classifier.transform.read(images.path(index)).pixels for index in range(len(images))])
+    photos = read_photos(classifier, images)
     network = fastest(pooled, classifier.pixels(photos[:2]))
     found: dict[str, list[list[float]]] = {}
     for rows, pixels in batches(classifier, photos):
@@ -124,8 +121,7 @@ def main() -> None:
     arguments = parser_of_explainers(__doc__).parse_args()
     classifier, images = opened(arguments), read_set(arguments.photos, arguments.limit)
     seen = [images.digest(), weights_digest(classifier), classifier.transform.to_dict()]
-    digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
-    found = kept(arguments.out / f"curves-{digest}.json", functools.partial(measure, classifier, images))
+    found = kept(arguments.out / f"curves-{digest(*seen)}.json", functools.partial(measure, classifier, images))
     curves = {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
     cells = curves["unbounded"].shape[1]
     print(table(curves, classifier.attention.least_about(SHARES[1] * cells)))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bla import BlaError
 from bla.data.image_sets import ImageSet
-from bla.data.photo import Photo
+from bla.data.photo import Photo, Transform
 from bla.data.prefetching import cores, prefetch
 from bla.files import cache_root, timestamp, typed, write_json
 from bla.model.backbones import weights_digest
@@ -446,7 +446,7 @@ def _computed(rows: Rows, batch: Sequence[int], photos: Sequence[Photo | str]) -
     refused = {place: photo for place, photo in enumerate(photos) if isinstance(photo, str)}
     pixels = {place: photo.pixels for place, photo in enumerate(photos) if not isinstance(photo, str)}
     if not pixels:  # a grey photo tells the shape
-        shape, arrays, _ = rows.compute(batch[:1], _grey(rows.classifier, 1))
+        shape, arrays, _ = rows.compute(batch[:1], grey(rows.classifier.transform, 1))
     else:
         shape, arrays, found = rows.compute([batch[place] for place in pixels], np.stack(list(pixels.values())))
         refused |= {place: found[index] for index, place in enumerate(pixels) if index in found}
@@ -475,14 +475,9 @@ def _resumed(folder: Path, record: _Record, rows: int) -> _Record:
     return record
 
 
-def _grey(classifier: ExplainableClassifier, count: int) -> npt.NDArray[np.uint8]:
+def grey(transform: Transform, count: int) -> npt.NDArray[np.uint8]:
     """Photos (count, h, w, 3) without anything to see."""
-    return np.full((count, *classifier.transform.size, classifier.transform.channels), 127, np.uint8)
-
-
-def grey(classifier: ExplainableClassifier, count: int) -> Tensor:
-    """Normalised pixels (count, 3, h, w) of photos without anything to see."""
-    return classifier.pixels(_grey(classifier, count))
+    return np.full((count, *transform.size, transform.channels), 127, np.uint8)
 
 
 class _Features:
@@ -494,7 +489,8 @@ class _Features:
 
     def begin(self, photos: int) -> None:
         if photos >= _MANY:
-            self.trunk, _ = quickest(self.classifier.trunk, grey(self.classifier, 2), photos)
+            pixels = self.classifier.pixels(grey(self.classifier.transform, 2))
+            self.trunk, _ = quickest(self.classifier.trunk, pixels, photos)
 
     def compute(self, rows: Sequence[int], photos: npt.NDArray[np.uint8]) -> Computed:
         with torch.inference_mode():

@@ -243,7 +243,8 @@ class Masking:
     def begin(self, photos: int) -> str:
         """Take what runs the masked copies of so many photos soonest; how long that takes, in words."""
         passes = photos * (self.count + 1)
-        self.logits, seconds = quickest(self.whole, grey(self.classifier, self.at_once), passes)
+        pixels = self.classifier.pixels(grey(self.classifier.transform, self.at_once))
+        self.logits, seconds = quickest(self.whole, pixels, passes)
         if self.logits is not self.whole:
             self.layout = torch.contiguous_format
         return _duration(passes * seconds)
